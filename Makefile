@@ -1,0 +1,52 @@
+# `make quickstart` and `make test` start from nothing but Python 3.11+ and the package index.
+#
+#   make quickstart            install into .venv, then train a small search agent offline
+#   make test                  tests with coverage; lint, types, test-slow, docs, clean
+#   make venv CPU=1            with the CPU-only build of torch (a tenth of the download)
+#   make venv PYTHON=python3.12
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+PIP_OPTIONS := $(if $(CPU),--extra-index-url $(TORCH_CPU))
+QUICKSTART_OPTIONS ?=
+PYTEST_OPTIONS ?=
+
+.PHONY: venv quickstart test test-slow lint types docs clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "error: Python 3.11 or later with its venv module is needed (on Debian: apt install python3-venv)," \
+			"or name one: make venv PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: venv
+	$(BIN)/dgpo quickstart $(QUICKSTART_OPTIONS)
+
+test: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term --cov-fail-under=85 $(PYTEST_OPTIONS)
+
+test-slow: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_OPTIONS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: venv
+	$(BIN)/mypy
+
+docs: venv
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
