@@ -1,0 +1,63 @@
+"""Stop strings found token by token, against `in` on the whole text."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import bpe_tokenizer
+
+from dgpo_cli.core.protocol import CLOSING_TAGS, DEFAULT
+from dgpo_cli.engine.stops import StopMatcher
+from dgpo_cli.models.codec import Codec
+
+CHUNKS = [b"<", b"/", b"</", b"a", b">", b"</a>", b">\n\n", b"a>b", "é".encode()[:1], "é".encode()[1:], b"", b"aa"]
+
+
+def first_stop(pieces, stop):
+    """Number of pieces after which the text contains a stop string, by looking at the whole text each time."""
+    for count in range(1, len(pieces) + 1):
+        if any(text.encode() in b"".join(pieces[:count]) for text in stop):
+            return count
+    return None
+
+
+@given(
+    tokens=st.lists(st.integers(0, len(CHUNKS) - 1), max_size=30),
+    stop=st.lists(st.sampled_from(["</a>", "a", "aa", "é", "a>b", ">\n", "</a></a>"]), max_size=3),
+)
+def test_the_first_match_is_where_the_whole_text_first_contains_a_stop_string(tokens, stop):
+    matcher = StopMatcher(stop, CHUNKS.__getitem__)
+    found = [matcher.feed(token) for token in tokens]
+    expected = first_stop([CHUNKS[token] for token in tokens], stop)
+    assert found == [expected is not None and place + 1 >= expected for place in range(len(tokens))]
+
+
+@given(before=st.text(max_size=12), after=st.text(max_size=12), tag=st.sampled_from(CLOSING_TAGS))
+def test_a_real_vocabulary_stops_in_the_token_that_completes_the_tag(codec, before, after, tag):
+    text = f"{before}{tag}{after}"
+    ids = codec.tokenizer(text, add_special_tokens=False).input_ids
+    matcher = StopMatcher(CLOSING_TAGS, codec.token_bytes)
+    count = next(place + 1 for place, token in enumerate(ids) if matcher.feed(token))
+    assert any(end in codec.decode(ids[:count]) for end in CLOSING_TAGS)
+    assert not any(end in codec.decode(ids[: count - 1]) for end in CLOSING_TAGS)
+
+
+def test_a_tag_merged_with_what_follows_still_stops(codec):
+    ids = codec.tokenizer("x</search>\n\n", add_special_tokens=False).input_ids
+    assert codec.token_bytes(ids[-1]) not in (b">", b"\n")  # otherwise this vocabulary has no such merge
+    matcher = StopMatcher(CLOSING_TAGS, codec.token_bytes)
+    assert [matcher.feed(token) for token in ids] == [False] * (len(ids) - 1) + [True]
+
+
+def test_without_stop_strings_nothing_stops():
+    matcher = StopMatcher((), CHUNKS.__getitem__)
+    assert not any(matcher.feed(token) for token in range(len(CHUNKS)))
+
+
+def test_an_empty_stop_string_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        StopMatcher(("</a>", ""), CHUNKS.__getitem__)
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return Codec(bpe_tokenizer(), DEFAULT)
