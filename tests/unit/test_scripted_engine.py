@@ -1,7 +1,6 @@
 """The scripted engine, alone and in the search loop, through a byte-level vocabulary."""
 
 import pytest
-from tiny import bpe_tokenizer
 
 from dgpo_cli.core.protocol import CLOSING_TAGS, DEFAULT
 from dgpo_cli.core.types import Hit, Passage, Question, StopReason
@@ -10,6 +9,7 @@ from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.rollout.loop import run_episodes
 from dgpo_cli.rollout.settings import RolloutSettings
+from tiny import bpe_tokenizer
 
 STOP = Sampling(stop=CLOSING_TAGS)
 

@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import bpe_tokenizer
 
 from dgpo_cli.core.protocol import CLOSING_TAGS, DEFAULT
 from dgpo_cli.engine.stops import StopMatcher
 from dgpo_cli.models.codec import Codec
+from tiny import bpe_tokenizer
 
 CHUNKS = [b"<", b"/", b"</", b"a", b">", b"</a>", b">\n\n", b"a>b", "é".encode()[:1], "é".encode()[1:], b"", b"aa"]
 

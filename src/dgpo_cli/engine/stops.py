@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 
 class StopMatcher:
-    """Fed one token of a turn after the other; a matcher serves one turn. Raises ValueError for an empty stop string."""
+    """Fed one token of a turn after the other; serves one turn. Raises ValueError for an empty stop string."""
 
     def __init__(self, stop: Sequence[str], token_bytes: Callable[[int], bytes]) -> None:
         self._stop = tuple(text.encode() for text in stop)

@@ -1,0 +1,116 @@
+"""`dgpo kd`: cold start of a student on a teacher's trajectories."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dgpo_cli.commands.shared import (
+    ConfigOption,
+    DeviceOption,
+    DryRunFlag,
+    FreshFlag,
+    JsonFlag,
+    OutOption,
+    QuietFlag,
+    ResumeOption,
+    SeedOption,
+    SetOption,
+    absolute,
+    choose,
+    settings_from,
+    show_settings,
+)
+from dgpo_cli.commands.training_options import KeepOption, ListFlag, describe_methods, follow
+from dgpo_cli.console import Console
+
+if TYPE_CHECKING:
+    from dgpo_cli.core.run_dir import RunDir
+    from dgpo_cli.pipelines.settings import KDSettings
+
+
+def kd(
+    student: Annotated[str | None, typer.Option(help="Alias, hub id, folder or run; qwen-0.5b by default.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="The model that wrote the trajectories; qwen-3b by default.")] = None,
+    data: Annotated[str | None, typer.Option(help="Trajectory file or distill-data run.")] = None,
+    method: Annotated[str | None, typer.Option(help="kd or seqkd; --list shows all.")] = None,
+    index: Annotated[str | None, typer.Option(help="Index for EM on validation questions (with --eval-data).")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Question file: pick the best weights by EM instead of likelihood.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; 1e-4 by default.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the trajectories; 5 by default.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Trajectories per step; 64 by default.")] = None,
+    teacher_8bit: Annotated[bool | None, typer.Option("--teacher-8bit", help="Load the teacher in 8 bit.")] = None,
+    keep: KeepOption = 1,
+    out: OutOption = None,
+    resume: ResumeOption = None,
+    fresh: FreshFlag = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    list_: ListFlag = False,
+    describe: Annotated[str | None, typer.Option(help="Show the settings of a method, then stop.")] = None,
+    dry_run: DryRunFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Cold-start a student: learn from the trajectories that `dgpo distill-data` kept.
+
+    Example: `dgpo kd --student qwen-0.5b --teacher qwen-3b --epochs 5`
+    """
+    from dgpo_cli.core.run_dir import RunDir
+    from dgpo_cli.pipelines.settings import KDSettings
+
+    console = Console(json_output=json, quiet=quiet)
+    if list_ or describe:
+        console.result(describe_methods(console, describe, rewards=False))
+        return
+    values: dict[str, Any] = {
+        "student": absolute(choose(console, "student", student, "qwen-0.5b", hint="give --student")),
+        "teacher": absolute(choose(console, "teacher", teacher, "qwen-3b", hint="give --teacher")),
+        "trajectories": absolute(choose(console, "trajectories", data, hint="make some with `dgpo distill-data`, or give --data")),
+        "method": method,
+        "eval_index": None if index is None else absolute(index),
+        "eval_questions": None if eval_data is None else absolute(eval_data),
+        "lr": lr,
+        "epochs": epochs,
+        "steps": steps,
+        "batch_size": batch_size,
+        "teacher_8bit": teacher_8bit,
+        "seed": seed,
+        "device": device,
+    }
+    settings: KDSettings = settings_from(KDSettings, "kd", config=config, options=set_, values=values)
+    _check(settings)
+    if dry_run:
+        console.result(show_settings(console, settings))
+        return
+    with RunDir.open("kd", asdict(settings), out=out, resume=resume, fresh=fresh) as run:
+        console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
+        result = _train(console, settings, run, keep)
+    follow(console, "kd", run, result, after="dgpo rl", student=True)
+
+
+def _check(settings: KDSettings) -> None:
+    """What can be found wrong before a model is loaded."""
+    from pathlib import Path
+
+    from dgpo_cli.models.load import load_tokenizer, require_same_tokenizer, resolve
+    from dgpo_cli.pipelines.distill_data import trajectory_file
+    from dgpo_cli.pipelines.kd import make_objective
+
+    objective = make_objective(settings)
+    trajectory_file(Path(settings.trajectories))
+    student = resolve(settings.student)
+    if objective.needs:
+        require_same_tokenizer(load_tokenizer(student), load_tokenizer(resolve(settings.teacher)))
+
+
+def _train(console: Console, settings: KDSettings, run: RunDir, keep: int) -> dict[str, Any]:
+    from dgpo_cli.pipelines.kd import run_kd
+
+    with console.progress(f"kd ({settings.method})", "step") as progress:
+        return run_kd(settings, run, keep=keep, progress=progress)

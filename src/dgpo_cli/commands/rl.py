@@ -1,0 +1,104 @@
+"""`dgpo rl`: reinforcement learning of a search agent, guided by a teacher where it fails."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dgpo_cli.commands.shared import (
+    BenchDirOption,
+    ConfigOption,
+    DeviceOption,
+    DryRunFlag,
+    FreshFlag,
+    JsonFlag,
+    OutOption,
+    QuietFlag,
+    ResumeOption,
+    SeedOption,
+    SetOption,
+    absolute,
+    choose,
+    choose_index,
+    settings_from,
+    show_settings,
+)
+from dgpo_cli.commands.training_options import KeepOption, ListFlag, describe_methods, follow
+from dgpo_cli.console import Console
+
+if TYPE_CHECKING:
+    from dgpo_cli.pipelines.settings import RLSettings
+
+
+def rl(
+    student: Annotated[str | None, typer.Option(help="Where training starts: alias, hub id, folder or run.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Alias, hub id, folder or run; qwen-3b by default.")] = None,
+    method: Annotated[str | None, typer.Option(help="dgpo or ppo; --list shows all.")] = None,
+    data: Annotated[str | None, typer.Option(help="QA sets or question files, comma-separated; nq,hotpotqa by default.")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Validation questions; held out of --data by default.")] = None,
+    index: Annotated[str | None, typer.Option(help="Index folder or server address.")] = None,
+    kl_form: Annotated[str | None, typer.Option(help="k1-reward (the reference) or full-loss (exact KL).")] = None,
+    kl_coef: Annotated[float | None, typer.Option(help="Weight of the KL; 0.001 by default.")] = None,
+    kl_gate: Annotated[str | None, typer.Option(help="Episodes that follow the teacher: wrong, always or never.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; 1e-6 by default.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Rollout steps; 1000 by default.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Episodes per step; 512 by default.")] = None,
+    teacher_8bit: Annotated[bool | None, typer.Option("--teacher-8bit", help="Load the teacher in 8 bit.")] = None,
+    bench_dir: BenchDirOption = None,
+    keep: KeepOption = 1,
+    out: OutOption = None,
+    resume: ResumeOption = None,
+    fresh: FreshFlag = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    list_: ListFlag = False,
+    describe: Annotated[str | None, typer.Option(help="Show the settings of a method, then stop.")] = None,
+    dry_run: DryRunFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Improve a student by reward; with dgpo the teacher pulls it where its answer was wrong.
+
+    Defaults are the paper's recipe (1000 steps of 512 episodes).
+
+    Example: `dgpo rl --teacher qwen-3b --teacher-8bit`
+    """
+    from dgpo_cli.core.run_dir import RunDir
+    from dgpo_cli.pipelines.rl import check, run_rl
+    from dgpo_cli.pipelines.settings import RLSettings
+
+    console = Console(json_output=json, quiet=quiet)
+    if list_ or describe:
+        console.result(describe_methods(console, describe, rewards=True))
+        return
+    objective = {"kl_form": kl_form, "kl_coef": kl_coef, "kl_gate": kl_gate}
+    values: dict[str, Any] = {
+        "student": absolute(choose(console, "student", student, "qwen-0.5b-kd", hint="give --student")),
+        "teacher": absolute(choose(console, "teacher", teacher, "qwen-3b", hint="give --teacher")),
+        "index": choose_index(console, index),
+        "questions": absolute(choose(console, "questions", data, "nq,hotpotqa", hint="give --data")),
+        "bench_dir": None if bench_dir is None else absolute(str(bench_dir)),
+        "validation": None if eval_data is None else absolute(eval_data),
+        "method": method,
+        "objective": {name: value for name, value in objective.items() if value is not None},
+        "lr": lr,
+        "steps": steps,
+        "batch_size": batch_size,
+        "teacher_8bit": teacher_8bit,
+        "seed": seed,
+        "device": device,
+    }
+    settings: RLSettings = settings_from(RLSettings, "rl", config=config, options=set_, values=values)
+    check(settings)
+    if dry_run:
+        console.result(show_settings(console, settings))
+        return
+    with RunDir.open("rl", asdict(settings), out=out, resume=resume, fresh=fresh) as run:
+        console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
+        with console.progress(f"rl ({settings.method})", "step") as progress:
+            result = run_rl(settings, run, keep=keep, progress=progress)
+    follow(console, "rl", run, result, after="dgpo eval --bench all, dgpo chat")

@@ -1,0 +1,199 @@
+"""Settings as frozen dataclasses: from TOML and `-o key=value`, with errors that name the nearest key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dgpo_cli.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FieldNote:
+    """One setting as `--describe` and the docs show it."""
+
+    name: str
+    type: str
+    default: Any
+    source: str
+    help: str
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Raises ConfigError naming the file and what is wrong with it."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", hint="give a TOML file, such as the config.toml of a run") from error
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """["objective.beta=0.1", "seed=3"] to {"objective": {"beta": "0.1"}, "seed": "3"}; values stay strings."""
+    result: dict[str, Any] = {}
+    for option in options:
+        path, separator, value = option.partition("=")
+        keys = [key.strip() for key in path.split(".")]
+        if not separator or not all(keys):
+            raise ConfigError(f"-o {option!r} is not key=value", hint="write it like -o objective.kl_coef=0.1")
+        place = result
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"-o {option!r}: {key} is a value and a section at once", hint="give each key once")
+        if keys[-1] in place:
+            raise ConfigError(f"-o {option!r}: {path.strip()} is given twice", hint="give each key once")
+        place[keys[-1]] = value.strip()
+    return result
+
+
+def apply_options(cls: type[T], options: Mapping[str, Any]) -> T:
+    """An instance of the frozen dataclass `cls` with `options` over its defaults; strings are parsed by field type.
+
+    Raises ConfigError for an unknown key (naming the nearest), a missing one, or a value that does not parse.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in options.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3) or sorted(known)
+            raise ConfigError(
+                f"{cls.__qualname__.replace('.Config', '')} has no option {key!r}",
+                hint=f"did you mean: {', '.join(near)}" if known else "it has no options",
+            )
+        values[key] = _convert(value, hints[key], key)
+    missing = [n for n, f in known.items() if n not in values and f.default is MISSING and f.default_factory is MISSING]
+    if missing:
+        raise ConfigError(f"{cls.__qualname__} needs {', '.join(missing)}", hint="give a value for each")
+    return cls(**values)
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    for kind in _alternatives(hint):
+        try:
+            return _convert_one(value, kind, key)
+        except (ValueError, TypeError):
+            continue
+    raise ConfigError(f"{key} = {value!r} is not {_name(hint)}", hint=f"give {key} as {_name(hint)}")
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, None first: the word `none` is the absence of a value wherever that is allowed."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return (hint,)
+    return tuple(sorted(typing.get_args(hint), key=lambda kind: kind is not type(None)))
+
+
+def _convert_one(value: Any, kind: Any, key: str) -> Any:
+    """Raises ValueError or TypeError if `value` is no `kind`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if kind is type(None) and value in (None, "none", "None"):
+        return None
+    if kind is bool and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    if kind is int and isinstance(value, int | str) and not isinstance(value, bool):
+        return int(value)
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        number = float(value)
+        if math.isnan(number):
+            raise ValueError(value)
+        return number
+    if kind in (str, Path) and isinstance(value, str | Path):
+        return kind(value)
+    if origin is typing.Literal:
+        return arguments[[str(choice) for choice in arguments].index(str(value))]
+    if origin is tuple:
+        return _convert_tuple(value, arguments, key)
+    if (kind is dict or origin is dict) and isinstance(value, Mapping):
+        return dict(value)
+    if is_dataclass(kind) and isinstance(value, Mapping):
+        return apply_options(typing.cast(type, kind), value)
+    raise ValueError(value)
+
+
+def _convert_tuple(value: Any, arguments: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+    """`tuple[X, ...]` or `tuple[X, Y]` from a list, or from comma-separated text."""
+    parts = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        arguments = (arguments[0],) * len(parts)
+    return tuple(_convert(part, kind, key) for part, kind in zip(parts, arguments, strict=True))
+
+
+def _name(hint: Any) -> str:
+    """A type as the user reads it: `float`, `'kd' or 'seqkd'`, `int or none`."""
+    names = [_name_one(kind) for kind in reversed(_alternatives(hint))]
+    return " or ".join(names)
+
+
+def _name_one(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(repr(choice) for choice in typing.get_args(kind))
+    if kind is type(None):
+        return "none"
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+
+
+def describe(cls: type) -> list[FieldNote]:
+    """The settings of a dataclass in order, with the `source` and `help` of their metadata."""
+    hints = typing.get_type_hints(cls)
+    return [
+        FieldNote(
+            f.name,
+            _name(hints[f.name]),
+            f.default_factory() if f.default_factory is not MISSING else f.default,
+            f.metadata.get("source", ""),
+            f.metadata.get("help", ""),
+        )
+        for f in fields(cls)
+    ]
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """TOML that `load_toml` reads back: scalars, paths, lists of scalars and nested tables; None is left out."""
+    lines: list[str] = []
+    _write_table(values, (), lines)
+    return "\n".join(lines) + "\n"
+
+
+def _write_table(table: Mapping[str, Any], path: tuple[str, ...], lines: list[str]) -> None:
+    nested = {k: v for k, v in table.items() if isinstance(v, Mapping)}
+    if path:
+        lines.append(f"\n[{'.'.join(map(_key, path))}]")
+    for key, value in table.items():
+        if key not in nested and value is not None:
+            lines.append(f"{_key(key)} = {_value(value)}")
+    for key, value in nested.items():
+        _write_table(value, (*path, key), lines)
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _quote(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_value(v) for v in value)}]"
+    if isinstance(value, str | Path):
+        return _quote(str(value))
+    raise TypeError(f"no TOML form for {value!r}")
+
+
+def _quote(text: str) -> str:
+    """JSON's string with the one more escape that TOML asks for."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,144 @@
+"""The agent's text format: prompt, tags, observation, correction. The only place that knows it.
+
+The format is Search-R1's (arXiv 2503.09516): the model thinks in <think>, asks in <search>, reads <information> and
+ends with <answer>. A `Protocol` is a set of templates; it is recorded with every model and every trajectory file, so
+that a model always meets the text it was trained on.
+
+Deviation from the reference: a live turn ends at the first closing tag of either kind, whereas the reference looks for
+`</search>` first and executes the first pair it finds. `parse_turn` itself follows the reference on any text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from dgpo_cli.core.types import Passage
+from dgpo_cli.errors import InputError
+
+TAGS = ("think", "search", "information", "answer")
+CLOSING_TAGS = ("</search>", "</answer>")  # a turn ends at the first of either
+TAG_TOKENS = tuple(tag for name in TAGS for tag in (f"<{name}>", f"</{name}>"))
+
+_ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+# Anything that a reader could take for a tag: any case, inner spaces, attributes, or a missing end bracket.
+_LOOK_ALIKE = re.compile(rf"<(?=\s*/?\s*(?:{'|'.join(TAGS)})\b)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one generated turn means. `kept` is the text up to the first closing tag, that tag included."""
+
+    kept: str
+    action: Literal["search", "answer"] | None
+    content: str
+
+
+def parse_turn(generated: str) -> Turn:
+    """Cut at the first `</search>`, else at the first `</answer>`; take the first tag pair in what is kept."""
+    kept = generated
+    for tag in CLOSING_TAGS:
+        head, found, _ = generated.partition(tag)
+        if found:
+            kept = head + tag
+            break
+    match = _ACTION.search(kept)
+    if match is None:
+        return Turn(kept, None, "")
+    return Turn(kept, "search" if match[1] == "search" else "answer", match[2].strip())
+
+
+def escape_tags(text: str) -> tuple[str, int]:
+    """Make look-alikes of the agent's tags visible as text (`&lt;answer>`). Returns the text and how many there were.
+
+    Passages and questions are untrusted: a tag in them must not end the observation or act as the model's own.
+    """
+    return _LOOK_ALIKE.subn("&lt;", text)
+
+
+def render_results(passages: Sequence[Passage]) -> str:
+    """Passages as the reference prints them: `Doc 1(Title: <first line>) <rest>`, one after the other."""
+    lines = []
+    for rank, passage in enumerate(passages, start=1):
+        title, _, text = passage.contents.partition("\n")
+        lines.append(f"Doc {rank}(Title: {title}) {text}\n")
+    return "".join(lines).strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """Templates. `prompt` holds `{question}` once, `observation` holds `{results}` once."""
+
+    name: str
+    prompt: str
+    correction: str
+    observation: str = "\n\n<information>{results}</information>\n\n"
+    chat_template: bool = True  # wrap the prompt as a user message if the tokenizer has a template
+    add_question_mark: bool = True
+
+    def __post_init__(self) -> None:
+        for template, hole in ((self.prompt, "{question}"), (self.observation, "{results}")):
+            if template.count(hole) != 1:
+                raise InputError(
+                    f"protocol {self.name!r}: a template must hold {hole} exactly once, got {template!r}",
+                    hint="repair the protocol.json beside the model",
+                )
+
+    def render_prompt(self, question: str) -> tuple[str, int]:
+        """The user message for a question, and the number of tag look-alikes escaped in it."""
+        text, escaped = escape_tags(question.strip())
+        if self.add_question_mark and not text.endswith("?"):
+            text += "?"
+        return self.prompt.replace("{question}", text), escaped
+
+    def render_observation(self, passages: Sequence[Passage]) -> tuple[str, int]:
+        """The observation for retrieved passages, and the number of tag look-alikes escaped in them."""
+        results, escaped = escape_tags(render_results(passages))
+        return self.observation.replace("{results}", results), escaped
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Protocol:
+        try:
+            return cls(**record)
+        except TypeError as error:
+            raise InputError(
+                f"protocol record has other fields than this version knows: {sorted(record)}",
+                hint="write the protocol again with `dgpo export`, or use the dgpo version that made it",
+            ) from error
+
+    @property
+    def digest(self) -> str:
+        """Short hash for manifests: two files with the same digest hold the same agent text."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+DEFAULT = Protocol(
+    name="dgpo",
+    prompt=(
+        "You answer a question with the help of a search engine. Before every step, write your reasoning between "
+        "<think> and </think>. To look something up, write <search> your query </search>; the results follow between "
+        "<information> and </information>. Search as often as you need. As soon as you know the answer, write it "
+        "between <answer> and </answer>, as briefly as possible, for example <answer> Lisbon </answer>.\n"
+        "Question: {question}\n"
+    ),
+    correction=(
+        "\nThat step had no action. A query belongs between <search> and </search>, the final answer between <answer> "
+        "and </answer>. Next attempt:\n"
+    ),
+)
+
+# The tiny models of the offline world have a context of a few hundred tokens, so their prompt is the question alone.
+TINYWORLD = Protocol(
+    name="tinyworld",
+    prompt="{question}\n",
+    correction="\nno action\n",
+    observation="<information>{results}</information>",
+    chat_template=False,
+)

@@ -1,0 +1,166 @@
+"""JSONL on disk: reading with errors that name the line, atomic writing, and append-only files that survive a kill."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from dgpo_cli.errors import InputError
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a UTF-8 JSONL file, plain or .gz. Raises InputError naming file and line."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield number, parse_line(line, f"{path}:{number}")
+    except (OSError, EOFError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{path}: {reason}", hint="give a readable JSONL file, plain or .gz") from error
+
+
+def parse_line(line: bytes, place: str) -> dict[str, Any]:
+    """One JSON object, a byte order mark before it allowed. Raises InputError naming the place."""
+    try:
+        text = line.decode("utf-8-sig")
+        row = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:  # an escaped half of a surrogate pair is legal JSON and no text
+            json.dumps(row, ensure_ascii=False).encode()
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise InputError(f"{place}: not UTF-8 ({error.reason})", hint="convert the file to UTF-8") from error
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
+        raise InputError(f"{place}: not JSON ({error})", hint="write one JSON object per line") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: a {type(row).__name__}, not an object", hint="write one JSON object per line")
+    return row
+
+
+def dump_line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """The file holds either what it held before or all of `content`, also after a kill or on a full disk."""
+    with _replacing(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_jsonl_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with _replacing(path) as stream:
+        for row in rows:
+            stream.write(dump_line(row).encode())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose content becomes the file at the end, and vanishes on an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a killed writer left of its last line."""
+    with open(path, "rb+") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        end, step = size, 1 << 16
+        while end > 0:
+            start = max(0, end - step)
+            stream.seek(start)
+            newline = stream.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end != size:
+            stream.truncate(end)
+
+
+class RecordFile:
+    """Append-only JSONL whose first line is a header {"schema", "version", ...meta} and whose rows have unique keys.
+
+    Opening drops a torn last line and reads the keys. A file with another header is refused (InputError), so records
+    of different settings never mix.
+    """
+
+    version = 1
+
+    def __init__(self, path: Path, *, key: str, schema: str, meta: Mapping[str, Any] | None = None) -> None:
+        self.path, self._key = path, key
+        self.header = {"schema": schema, "version": self.version} | dict(meta or {})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _drop_torn_line(path)
+        if path.exists() and path.stat().st_size:
+            found = next(read_jsonl(path))[1]
+            if found != json.loads(json.dumps(self.header)):
+                differing = sorted(k for k in found.keys() | self.header.keys() if found.get(k) != self.header.get(k))
+                raise InputError(
+                    f"{path} was written with other settings ({', '.join(differing)})",
+                    hint="write elsewhere, or use --fresh",
+                )
+        else:
+            write_atomic(path, dump_line(self.header))
+        self.keys: set[str] = set()
+        for number, row in self._numbered():
+            if key not in row or row[key] in self.keys:
+                raise InputError(
+                    f"{path}:{number}: a row without a {key} of its own", hint=f"remove line {number}, or use --fresh"
+                )
+            self.keys.add(row[key])
+        self._stream: BinaryIO = open(path, "ab")  # noqa: SIM115 - closed by close()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All rows in the order in which they were written."""
+        return (row for _, row in self._numbered())
+
+    def _numbered(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        return islice(read_jsonl(self.path), 1, None)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row at once. Raises ValueError for a key that is there already."""
+        if row[self._key] in self.keys:
+            raise ValueError(f"{self.path} already holds {row[self._key]!r}")
+        self._stream.write(dump_line(row).encode())
+        self._stream.flush()
+        self.keys.add(row[self._key])
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> RecordFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_records(path: Path, schema: str) -> tuple[dict[str, Any], Iterator[tuple[int, dict[str, Any]]]]:
+    """Header and (line number, row) of a record file of anybody's settings. Raises InputError for another schema."""
+    lines = read_jsonl(path)
+    header = next(lines, (0, {}))[1]
+    if header.get("schema") != schema or header.get("version") != RecordFile.version:
+        raise InputError(
+            f"{path} is not a file of {schema}: its header says {header.get('schema')!r}, "
+            f"version {header.get('version')}",
+            hint=f"give a {schema} file that this version of dgpo wrote",
+        )
+    return header, lines

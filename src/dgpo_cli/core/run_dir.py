@@ -1,0 +1,248 @@
+"""Run folders: resolved config, versions, seed, metrics, resumable state, best weights.
+
+runs/<command>-NNNN/
+  run.json       command, status, config digest, seed, versions, git commit, times, result
+  config.toml    the resolved config; `dgpo <command> --config` repeats the run
+  metrics.jsonl  one object per logged step
+  state/  best/  written by training
+  lock           held by the process that works in it; the system releases it when that process ends, however it ends
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from dgpo_cli.core.config import to_toml
+from dgpo_cli.core.records import dump_line, parse_line, write_atomic, write_jsonl_atomic
+from dgpo_cli.errors import ConfigError, InputError
+
+_PACKAGES = ("dgpo-cli", "torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "bm25s", "numpy")
+
+
+def config_digest(command: str, config: Mapping[str, Any]) -> str:
+    """Two runs with the same digest do the same work. Paths count as absolute, so the current folder does not matter."""
+    canonical = json.dumps([command, config], sort_keys=True, default=_canonical)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _canonical(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value.resolve())
+    raise TypeError(f"a config holds {value!r}, which is neither JSON nor a path")
+
+
+class RunDir:
+    """One run. Open it with `RunDir.open`; it is locked until `close` or the end of the process."""
+
+    def __init__(self, path: Path, *, resumed: bool) -> None:
+        self.path, self.resumed = path, resumed
+        self._lock = _take_lock(path)
+
+    @classmethod
+    def open(
+        cls,
+        command: str,
+        config: Mapping[str, Any],
+        *,
+        root: Path = Path("runs"),
+        out: Path | None = None,
+        resume: Path | None = None,
+        fresh: bool = False,
+    ) -> RunDir:
+        """The newest unfinished run with this config goes on; otherwise a new one starts.
+
+        `out` names the folder, `resume` a run that must go on, `fresh` starts anew in any case. Raises ConfigError
+        when `resume` or `out` holds a run of another config, or another process works in it.
+        """
+        digest = config_digest(command, config)
+        if resume is not None:
+            return cls._resume(resume, digest)
+        if out is not None and (out / "run.json").is_file():
+            if not fresh and read_run(out)["status"] != "finished":
+                return cls._resume(out, digest)
+            if not fresh:
+                raise ConfigError(f"{out} holds a finished run", hint="give another --out, or --fresh to replace it")
+            cls(out, resumed=False)._discard()
+        elif out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"{out} exists and is no run folder", hint="give --out a folder that does not exist yet")
+        if out is None and not fresh:
+            for path in reversed(list_runs(root)):
+                record = read_run(path)
+                if record["digest"] == digest and record["status"] != "finished":
+                    return cls(path, resumed=True)
+        return cls._create(out if out is not None else _next_path(root, command), command, config, digest)
+
+    @classmethod
+    def _resume(cls, path: Path, digest: str) -> RunDir:
+        if not (path / "run.json").is_file():
+            raise ConfigError(f"{path} is not a run folder", hint="`dgpo runs` lists them")
+        if read_run(path)["digest"] != digest:
+            raise ConfigError(
+                f"the run {path} has other settings than this command",
+                hint=f"repeat its settings: --config {path}/config.toml",
+            )
+        return cls(path, resumed=True)
+
+    @classmethod
+    def _create(cls, path: Path, command: str, config: Mapping[str, Any], digest: str) -> RunDir:
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path, resumed=False)
+        write_atomic(path / "config.toml", to_toml(config))
+        record = {
+            "command": command,
+            "status": "running",
+            "digest": digest,
+            "seed": config.get("seed"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": _versions(),
+            "git_commit": _git_commit(),
+        }
+        write_atomic(path / "run.json", json.dumps(record, indent=1) + "\n")
+        return run
+
+    def _discard(self) -> None:
+        shutil.rmtree(self.path)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return read_run(self.path)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as stream:
+            stream.write(dump_line({"step": step} | dict(metrics)))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_metrics(self.path)
+
+    def cut_metrics(self, after_step: int) -> None:
+        """Drop what a killed run logged beyond its last saved step, a torn last line included."""
+        if (self.path / "metrics.jsonl").is_file():
+            rows = [row for row in read_metrics(self.path) if row["step"] <= after_step]
+            write_jsonl_atomic(self.path / "metrics.jsonl", rows)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        record = self.record | {
+            "status": "finished",
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "result": dict(result),
+        }
+        write_atomic(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock. The file stays: removing it could pull it from under another process that just opened it."""
+        self._lock.close()
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def list_runs(root: Path = Path("runs")) -> list[Path]:
+    """Run folders, oldest first. Raises InputError for a damaged one."""
+    found = [p.parent for p in root.glob("*/run.json")]
+    return sorted(found, key=lambda p: (read_run(p)["created"], p.name))
+
+
+def is_locked(path: Path) -> bool:
+    """Some process works in the run at this moment."""
+    try:
+        _take_lock(path).close()
+    except ConfigError:
+        return True
+    return False
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """What a run logged, without a last line that is still being written. Raises InputError for a damaged line."""
+    file = path / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    content = file.read_bytes()
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
+    return [parse_line(line, f"{file}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def check_space(path: Path, needed_bytes: int) -> None:
+    """Raises ConfigError if the disk of `path` has less than `needed_bytes` free."""
+    free = shutil.disk_usage(path).free
+    if free < needed_bytes:
+        raise ConfigError(
+            f"{path} needs {needed_bytes / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free",
+            hint="free some space (`dgpo runs --prune`), or give --out on another disk",
+        )
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The content of run.json. Raises InputError if it is damaged."""
+    try:
+        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}/run.json is damaged: {error}", hint=f"move the folder {path} away") from error
+    if not isinstance(record, dict) or not {"command", "status", "digest", "created"} <= record.keys():
+        raise InputError(f"{path}/run.json is damaged: fields are missing", hint=f"move the folder {path} away")
+    return record
+
+
+def _next_path(root: Path, command: str) -> Path:
+    numbers = [int(p.name.rpartition("-")[2]) for p in root.glob(f"{command}-*") if p.name.rpartition("-")[2].isdigit()]
+    return root / f"{command}-{max(numbers, default=0) + 1:04d}"
+
+
+def _take_lock(path: Path) -> TextIO:
+    """An exclusive lock as long as the returned file is open. Raises ConfigError if another process has it."""
+    stream = open(path / "lock", "a+", encoding="ascii")  # noqa: SIM115 - open as long as the run
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.seek(0)
+        owner = stream.read().strip() or "unknown"
+        stream.close()
+        raise ConfigError(
+            f"another process (pid {owner}) works in {path}", hint="wait for it, or start a second run with --fresh"
+        ) from error
+    stream.truncate(0)
+    stream.write(str(os.getpid()))
+    stream.flush()
+    return stream
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_commit() -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

@@ -1,0 +1,202 @@
+"""Records that flow between layers. Plain Python: importing this module never imports torch.
+
+One alignment rule for the whole package: every per-token sequence has the length of `token_ids`, and entry t is about
+token t, so `logprobs[t]` is log p(token t | tokens before t).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One retrievable unit. `contents` is the title line followed by the text, as Search-R1 and FlashRAG store it."""
+
+    id: str
+    contents: str
+
+    @classmethod
+    def from_title(cls, id: str, title: str, text: str) -> Passage:
+        return cls(id, f'"{title}"\n{text}')
+
+    @property
+    def title(self) -> str:
+        """The first line without the quotes that the corpus format puts around it."""
+        line = self.contents.partition("\n")[0]
+        return line[1:-1] if len(line) >= 2 and line[0] == line[-1] == '"' else line
+
+    @property
+    def text(self) -> str:
+        return self.contents.partition("\n")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    id: str
+    text: str
+    answers: tuple[str, ...]  # every accepted string
+    qa_set: str
+    hops: int | None = None
+    supporting_titles: tuple[str, ...] = ()
+    supporting_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    passage: Passage
+    score: float
+    rank: int  # from 1
+
+
+@dataclass(frozen=True, slots=True)
+class SearchCall:
+    query: str
+    hits: tuple[Hit, ...]
+    seconds: float = 0.0
+    error: str | None = None
+
+
+class StopReason(StrEnum):
+    ANSWERED = "answered"
+    MAX_TURNS = "max_turns"
+    MAX_TOKENS = "max_tokens"
+    SEARCH_FAILED = "search_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """`total` is trained on, `parts` are logged, `correct` opens and closes gates."""
+
+    total: float
+    correct: bool
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One episode, by whichever model: distillation data, rollouts, evaluation records and chat traces alike."""
+
+    question: Question
+    token_ids: tuple[int, ...]
+    written: tuple[bool, ...]  # True where a model wrote the token; False for prompt, observations, corrections
+    logprobs: tuple[float, ...] | None  # [L] of the model that wrote it, 0.0 where not written; None if unknown
+    searches: tuple[SearchCall, ...]
+    stop: StopReason
+    answer: str | None
+    sample: int = 0  # which of several attempts at the same question
+    turns: int = 1
+    invalid_actions: int = 0
+    truncated_observations: int = 0
+    escaped_tags: int = 0
+    score: Score | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.token_ids), len(self.written)} | ({len(self.logprobs)} if self.logprobs else set())
+        if len(lengths) != 1:
+            raise ValueError(f"per-token fields of {self.question.id!r} differ in length: {sorted(lengths)}")
+        if self.written and self.written[0]:
+            raise ValueError(f"{self.question.id!r}: the first token has no context, so it cannot be written")
+
+    @property
+    def key(self) -> str:
+        """Identity of the attempt inside one file."""
+        return f"{self.question.qa_set}/{self.question.id}/{self.sample}"
+
+    @property
+    def num_written(self) -> int:
+        return sum(self.written)
+
+    def with_score(self, score: Score) -> Trajectory:
+        return replace(self, score=score)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-serialisable form that `from_json` inverts exactly."""
+        question = self.question
+        return {
+            "question": question_to_json(question),
+            "sample": self.sample,
+            "token_ids": list(self.token_ids),
+            "written": "".join("1" if w else "0" for w in self.written),
+            "logprobs": None if self.logprobs is None else list(self.logprobs),
+            "searches": [
+                {
+                    "query": call.query,
+                    "seconds": call.seconds,
+                    "error": call.error,
+                    "hits": [
+                        {"id": h.passage.id, "contents": h.passage.contents, "score": h.score, "rank": h.rank}
+                        for h in call.hits
+                    ],
+                }
+                for call in self.searches
+            ],
+            "stop": self.stop.value,
+            "answer": self.answer,
+            "turns": self.turns,
+            "invalid_actions": self.invalid_actions,
+            "truncated_observations": self.truncated_observations,
+            "escaped_tags": self.escaped_tags,
+            "score": None
+            if self.score is None
+            else {"total": self.score.total, "correct": self.score.correct, "parts": dict(self.score.parts)},
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Trajectory:
+        """Raises KeyError or ValueError on a record of another form; callers name the file and line."""
+        score = record["score"]
+        logprobs = record["logprobs"]
+        return cls(
+            question=question_from_json(record["question"]),
+            sample=record["sample"],
+            token_ids=tuple(record["token_ids"]),
+            written=tuple(c == "1" for c in record["written"]),
+            logprobs=None if logprobs is None else tuple(logprobs),
+            searches=tuple(
+                SearchCall(
+                    query=call["query"],
+                    hits=tuple(
+                        Hit(Passage(h["id"], h["contents"]), h["score"], h["rank"]) for h in call["hits"]
+                    ),
+                    seconds=call["seconds"],
+                    error=call["error"],
+                )
+                for call in record["searches"]
+            ),
+            stop=StopReason(record["stop"]),
+            answer=record["answer"],
+            turns=record["turns"],
+            invalid_actions=record["invalid_actions"],
+            truncated_observations=record["truncated_observations"],
+            escaped_tags=record["escaped_tags"],
+            score=None if score is None else Score(score["total"], score["correct"], score["parts"]),
+        )
+
+
+def question_to_json(question: Question) -> dict[str, Any]:
+    """FlashRAG's field names, so that a written file is a question file again."""
+    return {
+        "id": question.id,
+        "question": question.text,
+        "golden_answers": list(question.answers),
+        "qa_set": question.qa_set,
+        "hops": question.hops,
+        "supporting_titles": list(question.supporting_titles),
+        "supporting_ids": list(question.supporting_ids),
+    }
+
+
+def question_from_json(record: Mapping[str, Any], qa_set: str | None = None) -> Question:
+    return Question(
+        id=str(record["id"]),
+        text=record["question"],
+        answers=tuple(record["golden_answers"]),
+        qa_set=qa_set if qa_set is not None else record["qa_set"],
+        hops=record.get("hops"),
+        supporting_titles=tuple(record.get("supporting_titles") or ()),
+        supporting_ids=tuple(str(i) for i in record.get("supporting_ids") or ()),
+    )

@@ -1,0 +1,63 @@
+"""What the next command takes by default, and where that default came from: `.dgpo/workspace.json` of the folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli.core.records import write_atomic
+from dgpo_cli.errors import InputError
+
+# What is remembered; `model` is what eval, chat and export take, `student` where rl starts.
+KEYS = ("index", "questions", "trajectories", "teacher", "student", "model", "last_run")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    value: str | None
+    origin: str  # a phrase for the user
+
+
+class Workspace:
+    """The memory of one working folder."""
+
+    def __init__(self, root: Path = Path(".dgpo")) -> None:
+        self.path = root / "workspace.json"
+
+    def _read(self) -> dict[str, Any]:
+        if not self.path.is_file():
+            return {}
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except ValueError as error:  # UnicodeDecodeError is one
+            raise InputError(f"{self.path} is damaged: {error}", hint=f"delete {self.path}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{self.path} is damaged: not an object", hint=f"delete {self.path}")
+        return content
+
+    def remember(self, *, by: str, **values: str | Path | None) -> None:
+        """Keep values under KEYS; None forgets one. `by` is the command, for the next one's message."""
+        content = self._read()
+        for key, value in values.items():
+            if key not in KEYS:
+                raise ValueError(f"the workspace keeps {KEYS}, not {key!r}")
+            if value is None:
+                content.pop(key, None)
+            else:
+                at = datetime.now().strftime("%Y-%m-%d %H:%M")
+                content[key] = {"value": str(value), "by": by, "at": at}
+        write_atomic(self.path, json.dumps(content, indent=1) + "\n")
+
+    def resolve(self, key: str, given: str | Path | None, default: str | None = None) -> Resolved:
+        """The value given, else the one remembered, else the default."""
+        if given is not None:
+            return Resolved(str(given), "given")
+        entry = self._read().get(key)
+        if entry is None:
+            return Resolved(default, "default")
+        if not isinstance(entry, dict) or not {"value", "by", "at"} <= entry.keys():
+            raise InputError(f"{self.path} is damaged: its entry {key!r}", hint=f"delete {self.path}")
+        return Resolved(str(entry["value"]), f"remembered from `{entry['by']}`, {entry['at']}")

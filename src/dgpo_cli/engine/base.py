@@ -1,0 +1,61 @@
+"""What a rollout engine is: token ids in, token ids and log-probabilities out. It knows no tags and no rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+SlotId = int
+
+
+class TurnEnd(StrEnum):
+    STOP = "stop"  # a stop string was completed, or an end-of-text token was written
+    LENGTH = "length"  # the turn's token limit or the slot's capacity was reached
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one turn is generated. `key` and `turn` make the draw independent of what else is in the batch."""
+
+    temperature: float = 1.0  # 0 = greedy
+    max_new_tokens: int = 500  # per turn
+    stop: tuple[str, ...] = ()  # a turn ends when its text contains one of these
+    seed: int = 0
+    key: str = ""  # question and sample
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One token written by a slot. `end` is set on the last token of a turn."""
+
+    slot: SlotId
+    token_id: int
+    logprob: float  # at the sampling temperature; at temperature 1 for greedy decoding
+    end: TurnEnd | None = None
+
+
+class Engine(Protocol):
+    """Slots keep their KV cache over turns: an observation costs its own tokens only."""
+
+    @property
+    def capacity(self) -> int:
+        """Largest number of tokens a slot can hold, prompt and observations included."""
+        ...
+
+    def open(self, token_ids: Sequence[int], sampling: Sampling) -> SlotId:
+        """Start an episode; its first turn begins with the next `step`."""
+        ...
+
+    def extend(self, slot: SlotId, token_ids: Sequence[int]) -> None:
+        """Append an observation to a slot whose turn has ended; its next turn begins with the next `step`."""
+        ...
+
+    def step(self) -> list[Event]:
+        """One token for every slot in the middle of a turn; empty when there is none."""
+        ...
+
+    def close(self, slot: SlotId) -> None:
+        """End an episode and free its cache."""
+        ...

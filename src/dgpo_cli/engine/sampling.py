@@ -1,0 +1,48 @@
+"""Counter-based sampling: a token depends on (seed, episode, turn, position) and its logits, on nothing else.
+
+One uniform number per token is turned into a token by the inverse of the cumulative distribution. Neither the batch
+that an episode happens to share nor a restart in between changes what it draws.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_GAMMA = 0x9E3779B97F4A7C15  # SplitMix64 (Steele, Lea, Flood 2014)
+
+
+def stream_key(seed: int, key: str, turn: int) -> int:
+    """64-bit name of the random stream of one turn."""
+    digest = hashlib.blake2b(f"{seed}\x1f{key}\x1f{turn}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def uniforms(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64, one per (key, position); both uint64 of one shape."""
+    with np.errstate(over="ignore"):
+        z = keys + (positions + np.uint64(1)) * np.uint64(_GAMMA)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def sample(logits: Tensor, uniform: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """Token ids [R] and their log-probabilities [R] from float32 logits [R, V].
+
+    `temperature` [R]: 0 takes the most likely token and reports its log-probability at temperature 1.
+    """
+    greedy = temperature == 0
+    scaled = logits / torch.where(greedy, torch.ones_like(temperature), temperature)[:, None]
+    logprobs = scaled.log_softmax(dim=-1)
+    tokens = logits.argmax(dim=-1)
+    if not bool(greedy.all()):
+        cumulative = logprobs.double().exp().cumsum(dim=-1)
+        target = (uniform * cumulative[:, -1])[:, None]
+        drawn = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
+        tokens = torch.where(greedy, tokens, drawn)
+    return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)

@@ -1,0 +1,38 @@
+"""Errors that a user can act on. The command line prints them as one line and a hint; anything else is a bug.
+
+DgpoError
+  ConfigError       a setting is unknown, out of range, or contradicts another one
+  InputError        a file, corpus, question set or record cannot be used as it is
+  ModelError        a model or tokenizer cannot be loaded, or two of them do not fit together
+  RetrievalError    an index cannot be opened, or a search failed
+  TrainingError     training cannot go on (a loss is not finite, too many failed searches)
+"""
+
+
+class DgpoError(Exception):
+    """`message` says what was given and what is allowed; `hint` is the command or setting that fixes it."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(DgpoError):
+    pass
+
+
+class InputError(DgpoError):
+    pass
+
+
+class ModelError(DgpoError):
+    pass
+
+
+class RetrievalError(DgpoError):
+    pass
+
+
+class TrainingError(DgpoError):
+    pass

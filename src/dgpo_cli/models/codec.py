@@ -1,0 +1,128 @@
+"""Agent text to token ids and back, for one tokenizer and one protocol.
+
+Prompts and observations carry untrusted text, so they are encoded with special tokens split: `<|im_end|>` in a passage
+is ordinary text. The agent's own tags are taken as the tokenizer has them, one token or several.
+Token ids are never made from text that a model wrote: written ids stay as they were sampled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
+
+from dgpo_cli.core.protocol import Protocol, escape_tags, render_results
+from dgpo_cli.core.types import Passage
+from dgpo_cli.errors import ModelError
+
+_SENTINEL = "DGPO-PROMPT-GOES-HERE"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    ids: tuple[int, ...]
+    escaped: int = 0  # look-alikes of the agent's tags that were made visible as text
+    truncated: bool = False
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Inverse of the byte-level alphabet of GPT-2 (Radford et al. 2019): printable bytes stand for themselves."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in printable}
+    rest = [byte for byte in range(256) if byte not in set(printable)]
+    return table | {chr(256 + index): byte for index, byte in enumerate(rest)}
+
+
+class Codec:
+    """Raises ModelError if the tokenizer's tokens cannot be mapped to bytes (only byte-level BPE can)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
+        self.tokenizer = tokenizer
+        self.protocol = protocol
+        self.vocabulary_size = len(tokenizer)
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        if "ByteLevel" not in json.dumps(backend["decoder"]):
+            raise ModelError(
+                f"the tokenizer of {self.tokenizer.name_or_path!r} is not byte-level BPE",
+                hint="use a Qwen or Llama-3 family model, or a run trained from one",
+            )
+        added = {token["id"]: token for token in backend["added_tokens"]}
+        alphabet = _byte_of_character()
+        table = []
+        for index, token in enumerate(self.tokenizer.convert_ids_to_tokens(list(range(self.vocabulary_size)))):
+            if index in added:
+                text = "" if added[index]["special"] else added[index]["content"]
+                table.append(text.encode())
+            elif token is None:
+                table.append(b"")
+            else:
+                table.append(bytes(alphabet[character] for character in token))
+        return table
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; none for special tokens and ids outside the tokenizer."""
+        return self._bytes[token_id] if token_id < self.vocabulary_size else b""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self.token_bytes(i) for i in ids).decode("utf-8", errors="replace")
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a text: the tokenizer's own, and the chat end marker where there is one."""
+        names = {self.tokenizer.eos_token, "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>"}
+        vocabulary = self.tokenizer.get_vocab()
+        return frozenset(vocabulary[name] for name in names if name in vocabulary)
+
+    @property
+    def pad_id(self) -> int:
+        """Any valid id: padding is masked by position, never recognised by its id."""
+        pad = self.tokenizer.pad_token_id
+        return 0 if pad is None else int(pad)
+
+    def _encode(self, text: str, *, trusted: bool) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not trusted).input_ids
+        return [int(i) for i in ids]
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int], bool]:
+        """Ids before and after the user's message, and whether the template strips the message."""
+        if not (self.protocol.chat_template and self.tokenizer.chat_template):
+            return [int(i) for i in self.tokenizer("", add_special_tokens=True).input_ids], [], False
+        message = [{"role": "user", "content": f"{_SENTINEL}\n"}]
+        text = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+        assert isinstance(text, str)
+        stripped = f"{_SENTINEL}\n" not in text or text.count(_SENTINEL) != 1
+        head, found, tail = text.partition(_SENTINEL if stripped else f"{_SENTINEL}\n")
+        if not found:
+            raise ModelError("the tokenizer's chat template drops the user's message", hint="use another tokenizer")
+        return self._encode(head, trusted=True), self._encode(tail, trusted=True), stripped
+
+    def prompt_ids(self, question: str) -> Encoded:
+        text, escaped = self.protocol.render_prompt(question)
+        head, tail, stripped = self._frame
+        body = self._encode(text.strip() if stripped else text, trusted=False)
+        return Encoded((*head, *body, *tail), escaped)
+
+    def observation_ids(self, passages: Sequence[Passage], limit: int) -> Encoded:
+        """Ids of the observation, at most `limit`: the results are cut, never the closing tag, and the cut is told."""
+        results, escaped = escape_tags(render_results(passages))
+        ids = self._encode(self.protocol.observation.replace("{results}", results), trusted=False)
+        if len(ids) <= limit:
+            return Encoded(tuple(ids), escaped)
+        results_ids = self._encode(results, trusted=False)
+        keep = len(results_ids)
+        while len(ids) > limit and keep > 0:
+            keep = max(0, keep - max(1, len(ids) - limit))
+            results = self.decode(results_ids[:keep]).rstrip("\ufffd")
+            results, _ = escape_tags(results)
+            ids = self._encode(self.protocol.observation.replace("{results}", results), trusted=False)
+        return Encoded(tuple(ids), escaped, truncated=True)
+
+    def correction_ids(self) -> Encoded:
+        return Encoded(tuple(self._encode(self.protocol.correction, trusted=False)))

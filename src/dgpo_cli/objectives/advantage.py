@@ -1,0 +1,69 @@
+"""Credit assignment and clipping over full-length tensors [B, L] and a mask of the tokens that count.
+
+Search-R1 and DGPO pass a mask that includes retrieved tokens; this project passes the written tokens alone. Masked
+positions are skipped: value and running advantage are carried over them, so the two agree for gamma = lambda = 1 and
+only the latter is right below 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def k1(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
+    """Log-ratio of the sampled token: unbiased for KL(policy || other), either sign (Schulman 2020)."""
+    return logprobs - other_logprobs
+
+
+def k3(logprobs: Tensor, other_logprobs: Tensor, clamp: float = 10.0) -> Tensor:
+    """exp(r) - 1 - r with r = log other - log policy, clamped as in the reference; never below 0."""
+    ratio = other_logprobs - logprobs
+    return (ratio.exp() - ratio - 1).clamp(-clamp, clamp)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum() / mask.sum()
+
+
+def masked_whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean 0 and (Bessel-corrected) variance 1 over the mask; other positions are moved along, as in the reference."""
+    mean = masked_mean(values, mask)
+    count = mask.sum()
+    variance = masked_mean((values - mean) ** 2, mask) * count / (count - 1)
+    return (values - mean) * torch.rsqrt(variance + 1e-8)
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalized advantage estimation (Schulman et al. 2016) over the masked tokens of each row.
+
+    Args: rewards, values [B, L]; mask [B, L], 1 where a token counts; a row ends after its last counted token.
+    Returns (advantages, returns) [B, L], zero where the mask is 0.
+    """
+    keep = mask.bool()
+    advantages = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[:, 0])
+    next_value = torch.zeros_like(rewards[:, 0])
+    for t in range(rewards.shape[1] - 1, -1, -1):
+        counts = keep[:, t]
+        step = rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * running
+        running = torch.where(counts, step, running)
+        next_value = torch.where(counts, values[:, t], next_value)
+        advantages[:, t] = torch.where(counts, step, 0.0)
+    return advantages, torch.where(keep, advantages + values, 0.0)
+
+
+def clipped_policy_loss(
+    logprobs: Tensor, behavior_logprobs: Tensor, advantages: Tensor, clip: float
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped surrogate per token and where the clip was active (Schulman et al. 2017, eq. 7)."""
+    ratio = (logprobs - behavior_logprobs).exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return torch.maximum(unclipped, clipped), (clipped > unclipped).float()
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Half the larger of the squared errors of the value and of the value held near the old one, per token."""
+    held = torch.minimum(torch.maximum(values, old_values - clip), old_values + clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (held - returns) ** 2)

@@ -1,0 +1,138 @@
+"""What a training objective is.
+
+An objective maps flat tensors over the N trained tokens of a micro-batch to named per-token loss terms. It never sees
+padding, masks, prompts, passages, batch shape, accumulation, ranks or devices: the trainer weights, sums and divides.
+
+Shapes: L tokens of one trajectory, N trained tokens of a micro-batch, n of those in one vocabulary chunk, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from dgpo_cli.core.types import Score
+from dgpo_cli.errors import ConfigError
+
+
+class Need(Enum):
+    """Signals that the trainer computes, without gradient, before the loss."""
+
+    TEACHER_DISTRIBUTION = auto()  # full-vocabulary logits at every trained token with kl_weight > 0
+    TEACHER_LOGPROBS = auto()  # of the written token only
+    REFERENCE_LOGPROBS = auto()  # under the policy as it was when training began
+    REWARD = auto()
+    VALUES = auto()
+
+
+@dataclass(slots=True)
+class Episode:
+    """One scored rollout before credit assignment; float32 tensors [L], zero where nothing was written."""
+
+    group: str  # episodes of one question share it
+    score: Score
+    written: Tensor  # [L] bool
+    behavior_logprobs: Tensor  # [L] of the policy that wrote the tokens
+    teacher_logprobs: Tensor | None = None  # [L]
+    reference_logprobs: Tensor | None = None  # [L]
+    values: Tensor | None = None  # [L] critic's value before token t is written
+
+
+@dataclass(slots=True)
+class Credit:
+    """What credit assignment adds to one episode. Not yet whitened: the step does that over all ranks."""
+
+    advantages: Tensor  # [L]
+    returns: Tensor | None = None  # [L] targets of the critic
+    kl_weight: float = 0.0  # weight of a full-distribution KL loss at every written token of the episode
+    weight: float = 1.0  # of every written token; 0 leaves the episode out
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class TokenBatch:
+    """n trained tokens. Optional fields are present when the objective needs them."""
+
+    token_ids: Tensor  # [n]
+    logprobs: Tensor  # [n] student log p(token), with gradient
+    logits: Tensor  # [n, V] student, with gradient, float32, entries outside the tokenizer at -inf
+    weights: Tensor  # [n]
+    sequence_index: Tensor  # [n] which sequence of the micro-batch
+    by_student: Tensor | None = None  # [n] bool: never put a likelihood term there
+    behavior_logprobs: Tensor | None = None  # [n]
+    teacher_logprobs: Tensor | None = None  # [n]
+    teacher_logits: Tensor | None = None  # [n, V] float32; None in RL where every kl_weight is 0
+    reference_logprobs: Tensor | None = None  # [n]
+    advantages: Tensor | None = None  # [n] whitened
+    returns: Tensor | None = None  # [n]
+    kl_weight: Tensor | None = None  # [n]
+    values: Tensor | None = None  # [n] with gradient
+    old_values: Tensor | None = None  # [n]
+
+
+@dataclass(slots=True)
+class TokenLoss:
+    """`terms` are trained on ("policy" by the student, "value" by the critic); `metrics` are only logged. All [n]."""
+
+    terms: dict[str, Tensor]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(ABC):
+    """Subclass, set `Config` and `needs`, implement `loss`; an RL objective also implements `credit`.
+
+    `Config` is a frozen dataclass whose defaults are the paper's settings; every field says where its default is from.
+    """
+
+    Config: ClassVar[type]
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.Config() if config is None else config
+
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[Need]:
+        """Signals that this objective, as configured, reads."""
+
+    @property
+    def student_fraction(self) -> float:
+        """Share of training sequences that the student writes itself: 0 = teacher data only, 1 = on-policy."""
+        return 1.0 if Need.REWARD in self.needs else 0.0
+
+    @property
+    def fresh_fraction(self) -> float:
+        """Share of the student-written sequences that is newly generated; the rest is replayed."""
+        return 1.0
+
+    def wants_teacher(self, score: Score) -> bool:
+        """Whether an episode with this score is compared with the teacher; False spares the teacher's pass."""
+        return True
+
+    def credit(self, episodes: Sequence[Episode]) -> list[Credit]:
+        """Rewards to per-token advantages for the episodes of one step, in order. Called once, without gradient."""
+        raise NotImplementedError(f"{type(self).__name__} trains without rewards")
+
+    @abstractmethod
+    def loss(self, tokens: TokenBatch) -> TokenLoss:
+        """Named loss terms and diagnostics, each [n]. Called once per chunk."""
+
+    def after_step(self, metrics: Mapping[str, float], progress: float) -> None:  # noqa: B027
+        """Move schedules, from the step's weighted mean metrics; `progress` runs from 0 to 1."""
+
+    def after_eval(self, metrics: Mapping[str, float]) -> None:  # noqa: B027
+        """Move schedules, from validation metrics (`nll` in nats per token)."""
+
+    def state_dict(self) -> dict[str, float]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        if state:
+            raise ConfigError(
+                f"{type(self).__name__} keeps no state, but the checkpoint holds {sorted(state)}",
+                hint="resume with the method that wrote the checkpoint",
+            )

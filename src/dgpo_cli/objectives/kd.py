@@ -1,0 +1,39 @@
+"""KD: cross-entropy plus word-level forward KL on sequences that the teacher wrote (Hinton et al. 2015).
+
+The paper's cold start (arXiv 2508.20324): L = CE + 1.0 * KL(teacher || student) on the teacher's right trajectories.
+Deviation from the code that the authors point to: the KL keeps the teacher's entropy, so that what is logged is a KL
+and reaches 0; its gradient is the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dgpo_cli.objectives.base import Need, Objective, TokenBatch, TokenLoss
+from dgpo_cli.objectives.divergence import kl, log_probs
+
+
+class KD(Objective):
+    """Loss per token: ce_weight * -log p(token) + kl_weight * KL(teacher || student)."""
+
+    @dataclass(frozen=True)
+    class Config:
+        ce_weight: float = field(default=1.0, metadata={"source": "paper", "help": "weight of -log p(token)"})
+        kl_weight: float = field(default=1.0, metadata={"source": "paper", "help": "weight of KL(teacher || student)"})
+
+    config: Config
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.TEACHER_DISTRIBUTION}) if self.config.kl_weight else frozenset()
+
+    def loss(self, tokens: TokenBatch) -> TokenLoss:
+        nll = -tokens.logprobs
+        loss = self.config.ce_weight * nll
+        metrics = {"nll": nll.detach()}
+        if self.config.kl_weight:
+            assert tokens.teacher_logits is not None
+            divergence = kl(log_probs(tokens.teacher_logits), log_probs(tokens.logits))
+            loss = loss + self.config.kl_weight * divergence
+            metrics["forward_kl"] = divergence.detach()
+        return TokenLoss({"policy": loss}, metrics)

@@ -1,0 +1,26 @@
+"""Names of the training objectives. Strings, so that `--help` does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from dgpo_cli.core import registry
+from dgpo_cli.core.config import apply_options
+
+if TYPE_CHECKING:
+    from dgpo_cli.objectives.base import Objective
+
+OBJECTIVES: dict[str, str] = {
+    "seqkd": "dgpo_cli.objectives.seqkd:SeqKD",
+    "kd": "dgpo_cli.objectives.kd:KD",
+    "ppo": "dgpo_cli.objectives.ppo:PPO",
+    "dgpo": "dgpo_cli.objectives.dgpo:DGPO",
+}
+
+
+def create(name: str, options: Mapping[str, object]) -> Objective:
+    """The objective registered as `name` with `options` over its defaults. Raises ConfigError on an unknown one."""
+    objective = registry.load(OBJECTIVES, name, "method")
+    result: Objective = objective(apply_options(objective.Config, options))
+    return result

@@ -1,0 +1,80 @@
+"""A model that can be asked questions: engine, codec, retriever and rollout settings put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from transformers import PreTrainedModel
+
+from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.types import Question, Trajectory
+from dgpo_cli.engine.hf import HFEngine
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.pipelines.settings import RolloutOptions
+from dgpo_cli.retrieval.base import Retriever
+from dgpo_cli.rewards import exact_match
+from dgpo_cli.rollout.loop import Listener, run_episodes
+from dgpo_cli.rollout.settings import RolloutSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    engine: HFEngine
+    codec: Codec
+    retriever: Retriever
+    settings: RolloutSettings
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, codec: Codec, retriever: Retriever, settings: RolloutSettings) -> Agent:
+        """Slots for one wave; the model's parameters are read in place, so training it trains the agent."""
+        engine = HFEngine(model, codec, slots=settings.wave, capacity=settings.max_tokens)
+        return cls(engine, codec, retriever, settings)
+
+    def with_settings(self, **changes: float) -> Agent:
+        """The same engine under other settings (`wave` cannot grow)."""
+        return replace(self, settings=replace(self.settings, **changes))  # type: ignore[arg-type]
+
+    def run(
+        self,
+        questions: Sequence[tuple[Question, int]],
+        *,
+        on_event: Listener | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Trajectory]:
+        """Graded trajectories of (question, sample) pairs, in order."""
+        for trajectory in run_episodes(
+            questions,
+            engine=self.engine,
+            codec=self.codec,
+            retriever=self.retriever,
+            settings=self.settings,
+            on_event=on_event,
+            progress=progress,
+        ):
+            yield grade(trajectory)
+
+
+def grade(trajectory: Trajectory) -> Trajectory:
+    return trajectory.with_score(exact_match.score(trajectory.question, trajectory))
+
+
+def evaluator(agent: Agent, questions: Sequence[Question]) -> Callable[[int], Mapping[str, float]]:
+    """An evaluation for the training loop: greedy and sampled EM on validation questions; "score" is the greedy one."""
+    greedy = agent.with_settings(temperature=0.0)
+
+    def evaluate(step: int) -> Mapping[str, float]:
+        trajectories = list(greedy.run([(question, 0) for question in questions]))
+        count = max(1, len(trajectories))
+        em = sum(t.score.correct for t in trajectories if t.score is not None) / count
+        return {
+            "em": em,
+            "searches": sum(len(t.searches) for t in trajectories) / count,
+            "score": em,
+        }
+
+    return evaluate
+
+
+def rollout_settings(options: RolloutOptions, seed: int) -> RolloutSettings:
+    return RolloutSettings(**asdict(options), seed=seed)

@@ -1,0 +1,104 @@
+"""The teacher answers questions in the search loop; its trajectories are kept for the cold start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.records import RecordFile, read_records, write_jsonl_atomic
+from dgpo_cli.core.types import Question, StopReason, Trajectory
+from dgpo_cli.errors import InputError, TrainingError
+from dgpo_cli.pipelines.agents import Agent
+from dgpo_cli.train.loop import MAX_FAILED_SEARCHES
+
+Keep = Literal["correct", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectorySet:
+    """A file of trajectories and the agent text that they were made with."""
+
+    path: Path
+    protocol: dict[str, Any]
+    trajectories: list[Trajectory]
+
+
+def distill_data(
+    agent: Agent, questions: Sequence[Question], *, samples: int, keep: Keep, folder: Path, progress: Progress | None
+) -> dict[str, Any]:
+    """Write `folder`/episodes.jsonl (all) and `folder`/trajectories.jsonl (kept); returns a summary.
+
+    Resumable at any moment: a wave that was not finished is generated again and its missing episodes are added.
+    """
+    meta = {"protocol": agent.codec.protocol.to_json(), "settings": agent.settings.to_json()}
+    pairs = [(question, sample) for question in questions for sample in range(samples)]
+    wave = agent.settings.wave
+    with RecordFile(folder / "episodes.jsonl", key="key", schema="trajectories", meta=meta) as records:
+        for start in range(0, len(pairs), wave):
+            part = pairs[start : start + wave]
+            missing = [_key(pair) for pair in part if _key(pair) not in records.keys]
+            if missing:
+                for trajectory in agent.run(part):
+                    if trajectory.key in missing:
+                        records.append({"key": trajectory.key} | trajectory.to_json())
+            if progress is not None:
+                progress(start + len(part), len(pairs))
+        wanted = {_key(pair) for pair in pairs}
+        made = [Trajectory.from_json(row) for row in records.rows() if row["key"] in wanted]
+    order = {_key(pair): place for place, pair in enumerate(pairs)}
+    made.sort(key=lambda t: order[t.key])
+    _refuse_broken_search(made)
+    kept = [t for t in made if keep == "all" or (t.score is not None and t.score.correct)]
+    header = {"schema": "trajectories", "version": 1} | meta
+    write_jsonl_atomic(folder / "trajectories.jsonl", [header, *({"key": t.key} | t.to_json() for t in kept)])
+    return summary(made, kept) | {"path": str(folder / "trajectories.jsonl")}
+
+
+def _key(pair: tuple[Question, int]) -> str:
+    question, sample = pair
+    return f"{question.qa_set}/{question.id}/{sample}"
+
+
+def _refuse_broken_search(made: Sequence[Trajectory]) -> None:
+    failed = [t for t in made if t.stop is StopReason.SEARCH_FAILED]
+    if len(failed) > MAX_FAILED_SEARCHES * len(made):
+        cause = next(call.error for t in failed for call in t.searches if call.error is not None)
+        raise TrainingError(f"{len(failed)} of {len(made)} episodes failed to search: {cause}", hint="check --index")
+
+
+def summary(made: Sequence[Trajectory], kept: Sequence[Trajectory]) -> dict[str, Any]:
+    count = max(1, len(made))
+    return {
+        "episodes": len(made),
+        "kept": len(kept),
+        "share_kept": len(kept) / count,
+        "em": sum(t.score.correct for t in made if t.score is not None) / count,
+        "searches": sum(len(t.searches) for t in made) / count,
+        "tokens": sum(len(t.token_ids) for t in made) / count,
+        "written_tokens": sum(t.num_written for t in made) / count,
+        "failed_searches": sum(t.stop is StopReason.SEARCH_FAILED for t in made),
+    }
+
+
+def trajectory_file(path: Path) -> Path:
+    """A trajectory file, or the one inside a run folder. Raises InputError if there is none."""
+    file = path / "trajectories.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"no trajectories at {path}", hint="make some with `dgpo distill-data`, or give --data FILE")
+    return file
+
+
+def read_trajectories(path: Path) -> TrajectorySet:
+    """Raises InputError naming file and line."""
+    file = trajectory_file(path)
+    header, rows = read_records(file, "trajectories")
+    trajectories = []
+    for line, row in rows:
+        try:
+            trajectories.append(Trajectory.from_json(row))
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(f"{file}:{line}: not a trajectory ({error})", hint="write it again with `dgpo distill-data`") from error
+    return TrajectorySet(file, header["protocol"], trajectories)

@@ -1,0 +1,174 @@
+"""Reinforcement learning of a search agent: rollouts, reward, and a teacher (or reference) that holds it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.core.types import Question
+from dgpo_cli.errors import ConfigError, ModelError
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.critic import Critic
+from dgpo_cli.models.load import LoadedModel, load_model, load_tokenizer, require_same_tokenizer, resolve
+from dgpo_cli.objectives import registry
+from dgpo_cli.objectives.base import Need, Objective
+from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings
+from dgpo_cli.pipelines.settings import RLSettings
+from dgpo_cli.pipelines.training import run_training
+from dgpo_cli.qa_sets import read_questions, training_set
+from dgpo_cli.retrieval.base import Retriever
+from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.train.devices import inference_dtype, training_device
+from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
+from dgpo_cli.train.loop import Plan
+from dgpo_cli.train.source import Rollouts
+
+
+def make_objective(settings: RLSettings) -> Objective:
+    """Raises ConfigError for a method without rewards, or one whose teacher is missing."""
+    objective = registry.create(settings.method, settings.objective)
+    if Need.REWARD not in objective.needs:
+        raise ConfigError(f"method {settings.method!r} has no reward", hint=f"use `dgpo kd --method {settings.method}`")
+    if settings.teacher is None and needs_teacher(objective):
+        raise ConfigError(f"method {settings.method!r} needs a teacher", hint="give --teacher, e.g. --teacher qwen-3b")
+    return objective
+
+
+def needs_teacher(objective: Objective) -> bool:
+    return bool({Need.TEACHER_LOGPROBS, Need.TEACHER_DISTRIBUTION} & objective.needs)
+
+
+def check(settings: RLSettings) -> None:
+    """What can be found wrong before a model is loaded. Raises DgpoError."""
+    objective = make_objective(settings)
+    student = resolve(settings.student)
+    if needs_teacher(objective):
+        assert settings.teacher is not None
+        require_same_tokenizer(load_tokenizer(student), load_tokenizer(resolve(settings.teacher)))
+
+
+def run_rl(settings: RLSettings, run: RunDir, *, keep: int, progress: Progress | None) -> dict[str, Any]:
+    """Load what the settings name, and train."""
+    device = training_device(settings.device)
+    retriever = open_index(settings.index).retriever
+    questions, validation = training_questions(settings)
+    student = load_model(settings.student, device=device)
+    teacher = None
+    if needs_teacher(make_objective(settings)):
+        assert settings.teacher is not None
+        teacher = load_model(
+            settings.teacher, device=device, dtype=inference_dtype(device), eight_bit=settings.teacher_8bit
+        )
+        require_same_tokenizer(student.tokenizer, teacher.tokenizer)
+        student = with_agent_text(student, teacher)
+    return reinforce(
+        settings,
+        run,
+        student=student,
+        teacher=teacher,
+        retriever=retriever,
+        questions=questions,
+        validation=validation,
+        keep=keep,
+        progress=progress,
+    )
+
+
+def training_questions(settings: RLSettings) -> tuple[list[Question], list[Question]]:
+    """Questions to train on and to validate with; without a validation file the latter are held out of the former."""
+    bench_dir = None if settings.bench_dir is None else Path(settings.bench_dir)
+    questions = training_set(settings.questions, bench_dir)
+    if settings.validation is not None:
+        return questions, read_questions(Path(settings.validation))[: settings.eval_questions]
+    order = list(range(len(questions)))
+    random.Random(f"held out {settings.seed}").shuffle(order)
+    held_out = set(order[: min(settings.eval_questions, len(questions) // 20)])
+    return (
+        [q for i, q in enumerate(questions) if i not in held_out],
+        [q for i, q in enumerate(questions) if i in held_out],
+    )
+
+
+def with_agent_text(student: LoadedModel, teacher: LoadedModel) -> LoadedModel:
+    """The student under the agent text of both. Raises ModelError if each was trained with another one.
+
+    A raw student takes the teacher's: the teacher scores the student's tokens, so it must know the text around them.
+    """
+    if student.protocol == teacher.protocol:
+        return student
+    if student.trained_with_protocol and teacher.trained_with_protocol:
+        raise ModelError(
+            f"student and teacher were trained with other agent texts ({student.protocol.name}, {teacher.protocol.name})",
+            hint="cold-start the student on this teacher's trajectories: dgpo distill-data, dgpo kd",
+        )
+    return student if student.trained_with_protocol else replace(student, protocol=teacher.protocol)
+
+
+def reinforce(
+    settings: RLSettings,
+    run: RunDir,
+    *,
+    student: LoadedModel,
+    teacher: LoadedModel | None,
+    retriever: Retriever,
+    questions: Sequence[Question],
+    validation: Sequence[Question],
+    evaluate: Callable[[int], Mapping[str, float]] | None = None,
+    keep: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train `student` on `questions`; see `run_training` for the result. The best weights by validation EM are kept."""
+    codec = Codec(student.tokenizer, student.protocol)
+    agent = Agent.of(student.model, codec, retriever, rollout_settings(settings.rollout, settings.seed))
+    learner = _learner(settings, make_objective(settings), student, teacher, codec)
+    source = Rollouts(questions, settings.batch_size, settings.seed, roll=lambda pairs: list(agent.run(pairs)))
+    plan = Plan(
+        settings.steps,
+        mini_batches=settings.mini_batches,
+        critic_warmup_steps=settings.critic_warmup_steps,
+        eval_every=settings.eval_every,
+        save_every=settings.save_every,
+        seed=settings.seed,
+    )
+    return run_training(
+        run,
+        learner,
+        source,
+        plan,
+        evaluate=evaluate or evaluator(agent, validation[: settings.eval_questions]),
+        protocol=student.protocol,
+        keep=keep,
+        progress=progress,
+    )
+
+
+def _learner(
+    settings: RLSettings, objective: Objective, student: LoadedModel, teacher: LoadedModel | None, codec: Codec
+) -> Learner:
+    updates = settings.steps * settings.mini_batches
+    policy = OptimizerSettings(settings.lr, settings.warmup_steps * settings.mini_batches)
+    learner = Learner(
+        objective=objective,
+        codec=codec,
+        student=student.model,
+        policy_optimizer=Optimizer(student.model, policy, updates),
+        teacher=teacher.model if teacher is not None and needs_teacher(objective) else None,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        temperature=settings.rollout.temperature,
+    )
+    # Both start as the student does now, before it is trained and before a saved state is put into it.
+    if Need.REFERENCE_LOGPROBS in objective.needs:
+        learner.reference = deepcopy(student.model).eval().requires_grad_(False)
+    if Need.VALUES in objective.needs:
+        learner.critic = Critic(deepcopy(student.model), seed=settings.seed)
+        critic = OptimizerSettings(settings.critic_lr, settings.critic_warmup_lr_steps * settings.mini_batches)
+        learner.value_optimizer = Optimizer(learner.critic, critic, updates)
+    if settings.gradient_checkpointing:
+        enable_gradient_checkpointing(student.model)
+    return learner

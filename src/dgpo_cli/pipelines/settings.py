@@ -1,0 +1,112 @@
+"""Settings of the commands that train or generate: what a run folder's config.toml holds.
+
+Sources: "paper" is arXiv 2508.20324 and its released scripts, "TAID" the repository whose forward-KL code the authors
+used for the cold start, "ours" where neither says anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dgpo_cli.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutOptions:
+    """Shared by distill-data and rl."""
+
+    top_k: int = 3  # paper
+    max_turns: int = 4  # paper
+    max_new_tokens: int = 500  # paper, per turn
+    max_observation_tokens: int = 500  # paper
+    max_prompt_tokens: int = 2048  # paper
+    max_tokens: int = 4096  # paper, whole episode
+    temperature: float = 1.0  # paper
+    wave: int = 64  # ours, episodes that run together
+
+
+@dataclass(frozen=True, slots=True)
+class DistillDataSettings:
+    teacher: str
+    index: str
+    questions: str  # where they come from, for the record
+    keep: str = "correct"  # paper
+    samples: int = 1  # ours
+    limit: int | None = None
+    seed: int = 0
+    teacher_8bit: bool = False
+    device: str = "auto"
+    rollout: RolloutOptions = field(default_factory=RolloutOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class KDSettings:
+    student: str
+    teacher: str
+    trajectories: str
+    method: str = "kd"
+    objective: dict[str, object] = field(default_factory=dict)
+    lr: float = 1e-4  # TAID
+    epochs: int = 5  # paper
+    steps: int | None = None  # overrides epochs
+    batch_size: int = 64  # TAID
+    schedule: str = "cosine"  # TAID
+    warmup_steps: int = 0  # TAID
+    validation_share: float = 0.05  # ours
+    eval_index: str | None = None  # with eval_questions: the best weights by EM instead of likelihood (ours)
+    eval_questions: str | None = None
+    eval_limit: int = 256  # ours
+    eval_every: int | None = None  # steps; once per epoch by default (ours)
+    micro_batch_tokens: int = 16_384  # ours
+    gradient_checkpointing: bool = False
+    teacher_8bit: bool = False
+    seconds: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    rollout: RolloutOptions = field(default_factory=RolloutOptions)  # of the evaluation
+
+    def __post_init__(self) -> None:
+        _positive(self, "lr", "batch_size", "epochs", "micro_batch_tokens")
+        if (self.eval_index is None) != (self.eval_questions is None):
+            raise ConfigError("validation by EM needs an index and questions", hint="give both --index and --eval-data")
+        if not 0 <= self.validation_share < 1:
+            raise ConfigError(f"validation_share = {self.validation_share}", hint="give a share from 0 up to below 1")
+
+
+@dataclass(frozen=True, slots=True)
+class RLSettings:
+    student: str
+    teacher: str | None
+    index: str
+    questions: str
+    bench_dir: str | None = None
+    validation: str | None = None  # question file of the periodic evaluation; held out of `questions` by default
+    method: str = "dgpo"
+    objective: dict[str, object] = field(default_factory=dict)
+    steps: int = 1000  # paper
+    batch_size: int = 512  # paper, prompts per step with one rollout each
+    mini_batches: int = 2  # paper, 256 of 512
+    lr: float = 1e-6  # paper
+    warmup_steps: int = 285  # paper, 0.285 of 1000
+    critic_lr: float = 1e-5  # paper
+    critic_warmup_lr_steps: int = 15  # paper, 0.015 of 1000
+    critic_warmup_steps: int = 0  # paper
+    eval_every: int = 200  # paper
+    eval_questions: int = 256  # ours
+    save_every: int = 50  # paper
+    micro_batch_tokens: int = 16_384  # ours
+    gradient_checkpointing: bool = False
+    teacher_8bit: bool = False
+    seed: int = 0
+    device: str = "auto"
+    rollout: RolloutOptions = field(default_factory=RolloutOptions)
+
+    def __post_init__(self) -> None:
+        _positive(self, "lr", "critic_lr", "batch_size", "mini_batches", "steps", "micro_batch_tokens")
+
+
+def _positive(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value <= 0:
+            raise ConfigError(f"{name} = {value} is not positive", hint=f"give {name} a value above 0")

@@ -1,0 +1,70 @@
+"""One episode while it runs: what was written, read and searched so far."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass, field
+
+from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory
+from dgpo_cli.engine.base import Event, SlotId
+
+
+@dataclass(slots=True)
+class Episode:
+    index: int  # place in the call's list of questions
+    question: Question
+    sample: int
+    slot: SlotId = -1
+    token_ids: list[int] = field(default_factory=list)
+    written: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    turn_start: int = 0  # index of the current turn's first written token
+    searches: list[SearchCall] = field(default_factory=list)
+    turns: int = 0
+    invalid_actions: int = 0
+    truncated_observations: int = 0
+    escaped_tags: int = 0
+    query: str | None = None  # asked and not answered yet
+    stop: StopReason | None = None
+    answer: str | None = None
+    _text: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
+
+    @property
+    def key(self) -> str:
+        return f"{self.question.qa_set}/{self.question.id}/{self.sample}"
+
+    @property
+    def done(self) -> bool:
+        return self.stop is not None
+
+    def read(self, ids: tuple[int, ...]) -> None:
+        """Append tokens that no model wrote: the prompt, an observation, a correction."""
+        self.token_ids.extend(ids)
+        self.written.extend([False] * len(ids))
+        self.logprobs.extend([0.0] * len(ids))
+        self.turn_start = len(self.token_ids)
+
+    def write(self, event: Event) -> None:
+        self.token_ids.append(event.token_id)
+        self.written.append(True)
+        self.logprobs.append(event.logprob)
+
+    def new_text(self, token: bytes) -> str:
+        return self._text.decode(token)
+
+    def trajectory(self) -> Trajectory:
+        assert self.stop is not None, f"{self.key} still runs"
+        return Trajectory(
+            question=self.question,
+            sample=self.sample,
+            token_ids=tuple(self.token_ids),
+            written=tuple(self.written),
+            logprobs=tuple(self.logprobs),
+            searches=tuple(self.searches),
+            stop=self.stop,
+            answer=self.answer,
+            turns=self.turns,
+            invalid_actions=self.invalid_actions,
+            truncated_observations=self.truncated_observations,
+            escaped_tags=self.escaped_tags,
+        )

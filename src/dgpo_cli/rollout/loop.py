@@ -1,0 +1,170 @@
+"""The think / search / answer loop over many questions at once (Search-R1, arXiv 2503.09516, algorithm 1).
+
+Deviations from the reference: a turn stops at its closing tag while it is generated (the reference generates to the
+limit and cuts), sampled ids are kept (it decodes and tokenizes again), an episode that runs out of room ends as
+`max_tokens` (it drops the oldest context), and a failed search ends the episode instead of becoming text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.protocol import CLOSING_TAGS, parse_turn
+from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory
+from dgpo_cli.engine.base import Engine, Sampling, TurnEnd
+from dgpo_cli.errors import RetrievalError
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.retrieval.base import Retriever
+from dgpo_cli.rollout import events
+from dgpo_cli.rollout.episode import Episode
+from dgpo_cli.rollout.settings import RolloutSettings
+
+Listener = Callable[[events.Event], None]
+
+
+def run_episodes(
+    questions: Sequence[tuple[Question, int]],
+    *,
+    engine: Engine,
+    codec: Codec,
+    retriever: Retriever,
+    settings: RolloutSettings,
+    on_event: Listener | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Trajectory]:
+    """Trajectories in the order of `questions`, each a (question, sample index) pair, wave by wave.
+
+    A wave is a fixed slice of the list, so a caller that resumes at a wave's border gets the same text again.
+    """
+    for start in range(0, len(questions), settings.wave):
+        wave = [Episode(start + i, q, s) for i, (q, s) in enumerate(questions[start : start + settings.wave])]
+        _Wave(wave, engine, codec, retriever, settings, on_event).run()
+        if progress is not None:
+            progress(start + len(wave), len(questions))
+        yield from (episode.trajectory() for episode in wave)
+
+
+class _Wave:
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        engine: Engine,
+        codec: Codec,
+        retriever: Retriever,
+        settings: RolloutSettings,
+        on_event: Listener | None,
+    ) -> None:
+        self.episodes, self.engine, self.codec = episodes, engine, codec
+        self.retriever, self.settings, self.on_event = retriever, settings, on_event
+        self.capacity = min(engine.capacity, settings.max_tokens)
+        self.by_slot: dict[int, Episode] = {}
+        self.waiting: list[Episode] = []  # for search results
+
+    def run(self) -> None:
+        try:
+            for episode in self.episodes:
+                self._open(episode)
+            while self.by_slot:
+                stepped = self.engine.step()
+                for event in stepped:
+                    episode = self.by_slot[event.slot]
+                    episode.write(event)
+                    if self.on_event is not None:
+                        text = episode.new_text(self.codec.token_bytes(event.token_id))
+                        if text:
+                            self.on_event(events.TokenText(episode.index, text))
+                    if event.end is not None:
+                        self._end_turn(episode, event.end)
+                # Searching in large batches keeps retrieval cheap; a quarter of the wave keeps the others from idling.
+                if self.waiting and (not stepped or 4 * len(self.waiting) >= len(self.by_slot)):
+                    self._search()
+        finally:
+            for slot in list(self.by_slot):
+                self.engine.close(slot)
+
+    def _open(self, episode: Episode) -> None:
+        prompt = self.codec.prompt_ids(episode.question.text)
+        episode.read(prompt.ids)
+        episode.escaped_tags += prompt.escaped
+        if len(prompt.ids) > min(self.settings.max_prompt_tokens, self.capacity - 1):
+            episode.stop = StopReason.MAX_TOKENS
+            self._tell(events.Finished(episode.index, episode.trajectory()))
+            return
+        sampling = Sampling(
+            temperature=self.settings.temperature,
+            max_new_tokens=self.settings.max_new_tokens,
+            stop=CLOSING_TAGS,
+            seed=self.settings.seed,
+            key=episode.key,
+        )
+        episode.slot = self.engine.open(prompt.ids, sampling)
+        self.by_slot[episode.slot] = episode
+
+    def _end_turn(self, episode: Episode, end: TurnEnd) -> None:
+        turn = parse_turn(self.codec.decode(episode.token_ids[episode.turn_start :]))
+        episode.turns += 1
+        final = episode.turns > self.settings.max_turns
+        if turn.action == "answer":
+            episode.answer = turn.content
+            self._finish(episode, StopReason.ANSWERED)
+        elif end is TurnEnd.LENGTH and len(episode.token_ids) >= self.capacity:
+            self._finish(episode, StopReason.MAX_TOKENS)
+        elif turn.action == "search" and not final:
+            episode.query = turn.content
+            self.waiting.append(episode)
+            self._tell(events.SearchStarted(episode.index, turn.content))
+        else:
+            episode.invalid_actions += turn.action is None
+            if final:
+                self._finish(episode, StopReason.MAX_TURNS)
+            else:
+                correction = self.codec.correction_ids().ids
+                self._tell(events.Correction(episode.index, self.codec.protocol.correction))
+                self._extend(episode, correction)
+
+    def _search(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        # The order of turn ends depends on the batch; the order of queries must not.
+        waiting.sort(key=lambda episode: episode.index)
+        for episode, call in zip(waiting, self._calls(waiting), strict=True):
+            episode.searches.append(call)
+            episode.query = None
+            self._tell(events.SearchDone(episode.index, call))
+            if call.error is not None:
+                self._finish(episode, StopReason.SEARCH_FAILED)
+                continue
+            passages = [hit.passage for hit in call.hits]
+            encoded = self.codec.observation_ids(passages, self.settings.max_observation_tokens)
+            episode.escaped_tags += encoded.escaped
+            episode.truncated_observations += encoded.truncated
+            self._extend(episode, encoded.ids)
+
+    def _calls(self, waiting: Sequence[Episode]) -> list[SearchCall]:
+        queries = [episode.query or "" for episode in waiting]
+        started = time.perf_counter()
+        try:
+            results = self.retriever.search(queries, self.settings.top_k)
+        except RetrievalError as error:
+            return [SearchCall(query, (), time.perf_counter() - started, error.message) for query in queries]
+        seconds = (time.perf_counter() - started) / len(queries)
+        return [SearchCall(query, tuple(hits), seconds) for query, hits in zip(queries, results, strict=True)]
+
+    def _extend(self, episode: Episode, ids: tuple[int, ...]) -> None:
+        """Append what the model reads next; an episode without room for it and an answer ends here."""
+        if len(episode.token_ids) + len(ids) >= self.capacity:
+            self._finish(episode, StopReason.MAX_TOKENS)
+            return
+        episode.read(ids)
+        self.engine.extend(episode.slot, ids)
+
+    def _finish(self, episode: Episode, stop: StopReason) -> None:
+        episode.stop = stop
+        del self.by_slot[episode.slot]
+        self.engine.close(episode.slot)
+        self._tell(events.Finished(episode.index, episode.trajectory()))
+
+    def _tell(self, event: events.Event) -> None:
+        if self.on_event is not None:
+            self.on_event(event)

@@ -1,0 +1,141 @@
+"""Trajectories to padded model input to flat trained tokens. The only file that pads, shifts or masks.
+
+Shapes: B sequences, T padded length, N trained tokens of the batch, L tokens of one trajectory.
+Per-token tensors of a `Sample` are about the token at their index; the model's output that predicts token t sits at
+position t - 1, and only `Batch.flatten` knows that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dgpo_cli.core.types import Trajectory
+
+
+@dataclass(slots=True)
+class Sample:
+    """One sequence to train on. `fields` holds per-token float32 tensors [L] by TokenBatch field name."""
+
+    token_ids: Tensor  # [L]
+    written: Tensor  # [L] bool
+    weight: float = 1.0  # of every written token
+    kl_weight: float = 1.0  # of the teacher's distribution; 0 spares the teacher's forward pass
+    by_student: bool = False
+    fields: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, **settings: float | bool) -> Sample:
+        return cls(
+            torch.tensor(trajectory.token_ids),
+            torch.tensor(trajectory.written),
+            **settings,  # type: ignore[arg-type]
+        )
+
+    @property
+    def length(self) -> int:
+        """Tokens that a model has to read: everything after the last written token is left out."""
+        places = self.written.nonzero()
+        return int(places[-1]) + 1 if len(places) else 0
+
+    @property
+    def num_trained(self) -> int:
+        return int(self.written.sum()) if self.weight else 0
+
+
+@dataclass(slots=True)
+class Batch:
+    """Right-padded sequences and the N written tokens in them, row by row."""
+
+    samples: Sequence[Sample]
+    input_ids: Tensor  # [B, T]
+    attention_mask: Tensor  # [B, T]
+    trained: Tensor  # [B, T] bool, True where the token itself is trained on (never at t = 0)
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any(sample.kl_weight for sample in self.samples)
+
+    @property
+    def token_ids(self) -> Tensor:
+        return self.input_ids[self.trained]  # [N]
+
+    @property
+    def sequence_index(self) -> Tensor:
+        rows = torch.arange(len(self.samples), device=self.input_ids.device)
+        return rows[:, None].expand_as(self.trained)[self.trained]  # [N]
+
+    @property
+    def weights(self) -> Tensor:
+        return self._per_sequence([s.weight for s in self.samples])  # [N]
+
+    @property
+    def kl_weight(self) -> Tensor:
+        return self._per_sequence([s.kl_weight for s in self.samples])  # [N]
+
+    @property
+    def by_student(self) -> Tensor:
+        return self._per_sequence([float(s.by_student) for s in self.samples]).bool()  # [N]
+
+    def _per_sequence(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.input_ids.device)[self.sequence_index]
+
+    def field(self, name: str) -> Tensor | None:
+        """A per-token field [N] of all samples, or None where the samples do not carry it."""
+        if name not in self.samples[0].fields:
+            return None
+        parts = [s.fields[name][: s.length][s.written[: s.length]] for s in self.samples]
+        return torch.cat(parts).to(self.input_ids.device)
+
+    def flatten(self, output: Tensor) -> Tensor:
+        """Model output [B, T, ...] to the rows that predict the trained tokens [N, ...]."""
+        return output[:, :-1][self.trained[:, 1:]]
+
+    def unflatten(self, values: Tensor) -> list[Tensor]:
+        """Per-token values [N] back to one full-length tensor [L] per sample on the CPU, zero where not written."""
+        full = []
+        parts = values.detach().float().cpu().split([int(s.written.sum()) for s in self.samples])
+        for sample, part in zip(self.samples, parts, strict=True):
+            row = torch.zeros(len(sample.token_ids))
+            row[sample.written] = part
+            full.append(row)
+        return full
+
+
+def pad(samples: Sequence[Sample], pad_id: int, device: torch.device) -> Batch:
+    width = max(sample.length for sample in samples)
+    input_ids = torch.full((len(samples), width), pad_id)
+    attention_mask = torch.zeros((len(samples), width), dtype=torch.long)
+    trained = torch.zeros((len(samples), width), dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        length = sample.length
+        input_ids[row, :length] = sample.token_ids[:length]
+        attention_mask[row, :length] = 1
+        trained[row, :length] = sample.written[:length]
+    return Batch(samples, input_ids.to(device), attention_mask.to(device), trained.to(device))
+
+
+def micro_batches(samples: Sequence[Sample], token_budget: int) -> list[list[int]]:
+    """Indices of samples that go through the model together: alike in length, at most `token_budget` padded tokens.
+
+    Samples that need the teacher are kept apart from those that do not, so that its pass covers nothing else. A sample
+    without a written token appears in no batch.
+    """
+    groups: list[list[int]] = []
+    order = sorted(
+        (i for i, sample in enumerate(samples) if sample.length),
+        key=lambda i: (samples[i].kl_weight == 0, -samples[i].length, i),
+    )
+    for index in order:
+        sample = samples[index]
+        if groups:
+            first = samples[groups[-1][0]]
+            same = (first.kl_weight == 0) == (sample.kl_weight == 0)
+            if same and first.length * (len(groups[-1]) + 1) <= token_budget:
+                groups[-1].append(index)
+                continue
+        groups.append([index])
+    return groups

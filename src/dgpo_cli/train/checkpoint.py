@@ -1,0 +1,115 @@
+"""Resumable state of a training run: safetensors and JSON, written to a temporary folder and renamed.
+
+There is no generator state to keep: every draw is a function of the seed and the step (see `train/source.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dgpo_cli.errors import InputError
+from dgpo_cli.train.learner import Learner
+
+FORMAT = 1
+
+
+def save(directory: Path, learner: Learner, step: int, extra: Mapping[str, Any], keep: int = 1) -> Path:
+    """Write `directory`/step-N and drop all but the last `keep` states. `extra` must be JSON."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.glob(".writing-*"):
+        shutil.rmtree(leftover)
+    target, temporary = directory / f"step-{step:08d}", directory / f".writing-{step:08d}"
+    temporary.mkdir()
+    updates = {}
+    for name, module in _modules(learner):
+        save_file(_parameters(module), temporary / f"{name}.safetensors")
+    for name, optimizer in learner.optimizers():
+        save_file(_contiguous(optimizer.tensors()), temporary / f"{name}_optimizer.safetensors")
+        updates[name] = optimizer.updates
+    state = {
+        "format": FORMAT,
+        "step": step,
+        "updates": updates,
+        "objective": learner.objective.state_dict(),
+        "extra": dict(extra),
+    }
+    (temporary / "state.json").write_text(json.dumps(state, indent=1))
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
+    for old in list_states(directory)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_states(directory: Path) -> list[Path]:
+    """Complete states, oldest first."""
+    return sorted(p for p in directory.glob("step-*") if (p / "state.json").is_file())
+
+
+def load_latest(directory: Path, learner: Learner) -> tuple[int, dict[str, Any]]:
+    """Put the newest state into the learner; returns (step, extra), (0, {}) where there is none.
+
+    Raises InputError when a file of the state is damaged or belongs to other models.
+    """
+    states = list_states(directory)
+    if not states:
+        return 0, {}
+    path = states[-1]
+    try:
+        state = json.loads((path / "state.json").read_text())
+        if state["format"] != FORMAT:
+            raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
+        for name, module in _modules(learner):
+            _restore(module, load_file(path / f"{name}.safetensors"))
+        for name, optimizer in learner.optimizers():
+            optimizer.load(load_file(path / f"{name}_optimizer.safetensors"), state["updates"][name])
+        learner.objective.load_state_dict(state["objective"])
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        raise InputError(
+            f"the saved state {path} cannot be used: {error}",
+            hint=f"delete that folder to go on from the state before it, or start again with --fresh ({len(states)} kept)",
+        ) from error
+    return int(state["step"]), dict(state["extra"])
+
+
+def state_bytes(learner: Learner) -> int:
+    """Size of one state on disk: parameters and two moments each."""
+    return sum(
+        3 * sum(p.numel() * p.element_size() for p in module.parameters()) for _, module in _modules(learner)
+    )
+
+
+def _modules(learner: Learner) -> list[tuple[str, torch.nn.Module]]:
+    modules: list[tuple[str, torch.nn.Module]] = [("student", learner.student)]
+    if learner.critic is not None:
+        modules.append(("critic", learner.critic))
+    return modules
+
+
+def _parameters(module: torch.nn.Module) -> dict[str, Tensor]:
+    return _contiguous({name: p.detach() for name, p in module.named_parameters()})  # tied weights appear once
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _restore(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    parameters = dict(module.named_parameters())
+    if parameters.keys() != tensors.keys():
+        raise ValueError(f"parameters differ: {sorted(parameters.keys() ^ tensors.keys())[:3]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != tensors[name].shape:
+                raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}")
+            parameter.copy_(tensors[name])

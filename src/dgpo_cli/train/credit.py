@@ -1,0 +1,120 @@
+"""Trajectories to samples: what each written token is worth.
+
+Deviation from the reference: advantages are whitened over written tokens only (the reference includes retrieved ones).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dgpo_cli.core.types import StopReason, Trajectory
+from dgpo_cli.objectives.base import Credit, Episode, Need
+from dgpo_cli.train import signals
+from dgpo_cli.train.batch import Sample
+from dgpo_cli.train.learner import Learner
+
+
+def teacher_samples(trajectories: Sequence[Trajectory]) -> list[Sample]:
+    """Samples of trajectories that the teacher wrote: every written token counts once."""
+    return [Sample.of(t) for t in trajectories]
+
+
+def student_samples(learner: Learner, trajectories: Sequence[Trajectory]) -> tuple[list[Sample], dict[str, float]]:
+    """Samples of scored rollouts with advantages and returns, and the metrics of the step's episodes.
+
+    A failed search gives its episode weight 0: the model is not to blame for it.
+    """
+    episodes = signals.fill(learner, trajectories)
+    credits = learner.objective.credit(episodes)
+    trained = [t.stop is not StopReason.SEARCH_FAILED for t in trajectories]
+    advantages = _whiten(episodes, credits, trained)
+    samples = []
+    for trajectory, episode, credit, advantage, counts in zip(
+        trajectories, episodes, credits, advantages, trained, strict=True
+    ):
+        sample = Sample.of(
+            trajectory, weight=credit.weight * counts, kl_weight=credit.kl_weight, by_student=True
+        )
+        optional = {
+            "behavior_logprobs": episode.behavior_logprobs,
+            "teacher_logprobs": episode.teacher_logprobs,
+            "reference_logprobs": episode.reference_logprobs,
+            "advantages": advantage,
+            "returns": credit.returns,
+            "old_values": episode.values,
+        }
+        sample.fields = {name: value for name, value in optional.items() if value is not None}
+        samples.append(sample)
+    _agree(samples)
+    return samples, episode_metrics(trajectories, episodes, credits) | _needs_metrics(learner, trajectories, episodes)
+
+
+def _agree(samples: Sequence[Sample]) -> None:
+    """All samples of a step carry the same fields: a teacher that skipped some reads as log-probability 0 there."""
+    names = {name for sample in samples for name in sample.fields}
+    for sample in samples:
+        for name in names - set(sample.fields):
+            sample.fields[name] = torch.zeros(len(sample.token_ids))
+
+
+def _whiten(episodes: Sequence[Episode], credits: Sequence[Credit], trained: Sequence[bool]) -> list[Tensor]:
+    """Mean 0 and variance 1 over the written tokens of all trained episodes of the step."""
+    parts = [c.advantages[e.written] for e, c, counts in zip(episodes, credits, trained, strict=True) if counts]
+    values = torch.cat(parts) if parts else torch.zeros(0)
+    if len(values) < 2:
+        return [c.advantages for c in credits]
+    mean, scale = values.mean(), (values.var() + 1e-8).rsqrt()
+    return [torch.where(e.written, (c.advantages - mean) * scale, 0.0) for e, c in zip(episodes, credits, strict=True)]
+
+
+def episode_metrics(
+    trajectories: Sequence[Trajectory], episodes: Sequence[Episode], credits: Sequence[Credit]
+) -> dict[str, float]:
+    """Means over the episodes of a step; log-probabilities over the written tokens that they are about."""
+    count = len(trajectories)
+    scores = [t.score for t in trajectories if t.score is not None]
+    metrics = {
+        "em": sum(s.correct for s in scores) / count,
+        "reward": sum(s.total for s in scores) / count,
+        "searches": sum(len(t.searches) for t in trajectories) / count,
+        "failed_searches": sum(t.stop is StopReason.SEARCH_FAILED for t in trajectories) / count,
+        "valid_actions": 1 - sum(t.invalid_actions for t in trajectories) / max(1, sum(t.turns for t in trajectories)),
+        "answered": sum(t.stop is StopReason.ANSWERED for t in trajectories) / count,
+        "tokens": sum(len(t.token_ids) for t in trajectories) / count,
+        "written_tokens": sum(t.num_written for t in trajectories) / count,
+    }
+    for name in {name for s in scores for name in s.parts}:
+        metrics[f"reward_{name}"] = sum(s.parts.get(name, 0.0) for s in scores) / count
+    right = [e.behavior_logprobs[e.written] for e in episodes if e.score.correct]
+    if right:
+        metrics["right_logprob"] = float(torch.cat(right).mean())
+    for name in {name for c in credits for name in c.metrics}:
+        values = [c.metrics[name] for c in credits if name in c.metrics]
+        metrics[name] = sum(values) / len(values)
+    return metrics
+
+
+def _needs_metrics(
+    learner: Learner, trajectories: Sequence[Trajectory], episodes: Sequence[Episode]
+) -> Mapping[str, float]:
+    """How far the engine's log-probabilities are from the trainer's, and the teacher's from the student's."""
+    metrics = {}
+    pairs = [
+        (torch.tensor(t.logprobs)[e.written], e.behavior_logprobs[e.written])
+        for t, e in zip(trajectories, episodes, strict=True)
+        if t.logprobs is not None
+    ]
+    if pairs:
+        metrics["engine_mismatch"] = float(torch.cat([(a - b).abs() for a, b in pairs]).max())
+    if Need.TEACHER_LOGPROBS in learner.objective.needs:
+        gaps = [
+            (e.behavior_logprobs - e.teacher_logprobs)[e.written]
+            for e in episodes
+            if e.teacher_logprobs is not None and not e.score.correct
+        ]
+        if gaps:
+            metrics["teacher_k1_wrong"] = float(torch.cat(gaps).mean())
+    return metrics

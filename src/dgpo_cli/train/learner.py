@@ -1,0 +1,130 @@
+"""The models of a run and the optimizers that move them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dgpo_cli.errors import TrainingError
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.critic import Critic
+from dgpo_cli.objectives.base import Objective
+
+Schedule = Literal["constant", "cosine", "linear"]
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """AdamW as in the reference (betas 0.9 / 0.999, weight decay 0.01, gradient norm clipped at 1)."""
+
+    lr: float
+    warmup_steps: int = 0
+    schedule: Schedule = "constant"
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    max_grad_norm: float = 1.0
+
+    def lr_at(self, update: int, total: int) -> float:
+        """Learning rate of update number `update` (from 0) of `total`."""
+        if update < self.warmup_steps:
+            return self.lr * (update + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
+        left = 1 - (update - self.warmup_steps) / max(1, total - self.warmup_steps)
+        return self.lr * (left if self.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left)))
+
+
+class Optimizer:
+    """AdamW over one module, with its own schedule, clipping and refusal of gradients that are not finite."""
+
+    def __init__(self, module: torch.nn.Module, settings: OptimizerSettings, total_updates: int) -> None:
+        self.settings, self.total_updates, self.updates = settings, total_updates, 0
+        self.names, self.parameters = _trainable(module)
+        self.adam = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            weight_decay=settings.weight_decay,
+        )
+
+    def step(self, what: str) -> dict[str, float]:
+        """One update; returns the learning rate and the gradient norm. Raises TrainingError if the norm is not finite."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the {what} gradient norm is {norm} at update {self.updates}",
+                hint="lower the learning rate; the last good state is kept in the run folder",
+            )
+        lr = self.settings.lr_at(self.updates, self.total_updates)
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        self.updates += 1
+        return {f"{what}_lr": lr, f"{what}_grad_norm": norm}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Moments by parameter name, for a checkpoint."""
+        state = self.adam.state
+        return {
+            f"{moment}.{name}": state[parameter][moment]
+            for name, parameter in zip(self.names, self.parameters, strict=True)
+            if parameter in state
+            for moment in ("exp_avg", "exp_avg_sq")
+        }
+
+    def load(self, tensors: dict[str, Tensor], updates: int) -> None:
+        """Inverse of `tensors`. Raises KeyError if a moment is missing."""
+        self.updates = updates
+        if not updates:
+            return
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            self.adam.state[parameter] = {
+                "step": torch.tensor(float(updates)),
+                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
+            }
+
+
+def _trainable(module: torch.nn.Module) -> tuple[list[str], list[torch.nn.Parameter]]:
+    pairs = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    return [name for name, _ in pairs], [p for _, p in pairs]
+
+
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Trade a second forward pass for activation memory. Needs training mode; these models have no dropout."""
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+@dataclass(slots=True)
+class Learner:
+    """A student under training. `teacher` and `reference` are frozen; `critic` has its own optimizer."""
+
+    objective: Objective
+    codec: Codec
+    student: PreTrainedModel
+    policy_optimizer: Optimizer
+    teacher: PreTrainedModel | None = None
+    reference: PreTrainedModel | None = None
+    critic: Critic | None = None
+    value_optimizer: Optimizer | None = None
+    micro_batch_tokens: int = 16_384  # padded tokens per forward and backward pass
+    chunk_tokens: int = 1_024  # tokens whose logits exist at once
+    temperature: float = 1.0  # of the rollouts; log-probabilities are taken at the same
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.student.parameters()).device
+
+    def optimizers(self) -> Iterator[tuple[str, Optimizer]]:
+        yield "policy", self.policy_optimizer
+        if self.value_optimizer is not None:
+            yield "value", self.value_optimizer

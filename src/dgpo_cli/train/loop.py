@@ -1,0 +1,118 @@
+"""The training loop of distillation and reinforcement learning alike."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dgpo_cli.core.types import StopReason
+from dgpo_cli.errors import TrainingError
+from dgpo_cli.train.batch import Sample
+from dgpo_cli.train.credit import student_samples, teacher_samples
+from dgpo_cli.train.learner import Learner
+from dgpo_cli.train.source import Source
+from dgpo_cli.train.step import optimizer_step
+
+MAX_FAILED_SEARCHES = 0.1  # share of a step's episodes; above it the retriever is broken, not the model
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    steps: int
+    mini_batches: int = 1  # optimizer updates per step
+    critic_warmup_steps: int = 0  # steps that move the critic alone
+    eval_every: int = 0  # 0 evaluates at the end only
+    save_every: int = 0
+    seed: int = 0
+    seconds: float | None = None  # stop after this much training time, evaluation and saving not counted
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the loop tells its caller. `step` counts finished steps."""
+
+    log: Callable[[int, Mapping[str, float]], None]
+    evaluate: Callable[[int], Mapping[str, float]]
+    save: Callable[[int, Mapping[str, Any]], None]
+    best: Callable[[int], None]  # the weights just evaluated are the best so far
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    steps: int
+    best: float | None  # the best evaluation's score
+    seconds: float  # of training, evaluation and saving not counted
+
+
+def train(
+    learner: Learner, source: Source, plan: Plan, hooks: Hooks, *, step: int = 0, extra: Mapping[str, Any]
+) -> Outcome:
+    """Train from `step` to the end of the plan.
+
+    `extra` is what the last checkpoint carried: {} at the start, else {"best": x, "seconds": s}.
+    An evaluation's "score" (larger is better) decides which weights are the best.
+    """
+    best, seconds = extra.get("best"), float(extra.get("seconds", 0.0))
+    evaluated = False
+    while step < plan.steps and (plan.seconds is None or seconds < plan.seconds):
+        started = time.perf_counter()
+        metrics = run_step(learner, source, plan, step)
+        step += 1
+        learner.objective.after_step(metrics, step / plan.steps)
+        seconds += time.perf_counter() - started
+        hooks.log(step, metrics | {"seconds": seconds})
+        evaluated = bool(plan.eval_every) and step % plan.eval_every == 0
+        if evaluated:
+            best = _evaluate(learner, hooks, step, best)
+        if plan.save_every and step % plan.save_every == 0:
+            hooks.save(step, {"best": best, "seconds": seconds})
+    if not evaluated:
+        best = _evaluate(learner, hooks, step, best)
+    hooks.save(step, {"best": best, "seconds": seconds})
+    return Outcome(step, best, seconds)
+
+
+def run_step(learner: Learner, source: Source, plan: Plan, step: int) -> dict[str, float]:
+    """Get trajectories, give credit, update the weights; metrics of the step, seconds by phase among them."""
+    clock = [time.perf_counter()]
+    trajectories = source.next(step)
+    clock.append(time.perf_counter())
+    metrics: dict[str, float] = {}
+    if source.on_policy:
+        failed = sum(t.stop is StopReason.SEARCH_FAILED for t in trajectories)
+        if failed > MAX_FAILED_SEARCHES * len(trajectories):
+            cause = next(call.error for t in trajectories for call in t.searches if call.error is not None)
+            raise TrainingError(f"{failed} of {len(trajectories)} episodes failed to search: {cause}", hint="check --index")
+        samples, metrics = student_samples(learner, trajectories)
+    else:
+        samples = teacher_samples(trajectories)
+    clock.append(time.perf_counter())
+    updates = [optimizer_step(learner, part, policy=step >= plan.critic_warmup_steps) for part in _split(samples, plan, step)]
+    for name in {name for update in updates for name in update}:
+        values = [update[name] for update in updates if name in update]
+        metrics[name] = sum(values) / len(values)
+    clock.append(time.perf_counter())
+    names = ("seconds_rollout", "seconds_signals", "seconds_update")
+    metrics |= {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
+    metrics["tokens_per_second"] = sum(t.num_written for t in trajectories) / (clock[-1] - clock[0])
+    return metrics
+
+
+def _split(samples: list[Sample], plan: Plan, step: int) -> list[list[Sample]]:
+    """Shuffled mini-batches of nearly equal size."""
+    order = list(samples)
+    random.Random(f"mini-batches {plan.seed} {step}").shuffle(order)
+    return [order[i :: plan.mini_batches] for i in range(min(plan.mini_batches, len(order)))]
+
+
+def _evaluate(learner: Learner, hooks: Hooks, step: int, best: float | None) -> float | None:
+    metrics = hooks.evaluate(step)
+    learner.objective.after_eval(metrics)
+    hooks.log(step, {f"eval_{name}": value for name, value in metrics.items()})
+    if "score" in metrics and (best is None or metrics["score"] > best):
+        hooks.best(step)
+        return metrics["score"]
+    return best

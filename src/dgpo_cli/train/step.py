@@ -1,0 +1,117 @@
+"""The arithmetic of one optimizer step: weight, sum, divide by the weight of the whole step.
+
+Logits exist for one chunk of tokens at a time. Each chunk is differentiated down to its hidden states at once; the
+body of the model is differentiated once per micro-batch from the gradients collected there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dgpo_cli.errors import TrainingError
+from dgpo_cli.models.vocab import chunks, gather_logprobs, hidden_states, project
+from dgpo_cli.objectives.base import Need, TokenBatch
+from dgpo_cli.train.batch import Batch, Sample, micro_batches, pad
+from dgpo_cli.train.learner import Learner
+
+_FIELDS = ("behavior_logprobs", "teacher_logprobs", "reference_logprobs", "advantages", "returns", "old_values")
+
+
+def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool = True) -> dict[str, float]:
+    """One update of the student (and of the critic, where there is one) from all of `samples`.
+
+    `policy` False updates the critic alone. Returns weighted mean metrics. Raises TrainingError if a loss or a
+    gradient norm is not finite, before any weight has moved.
+    """
+    total_weight = sum(sample.weight * sample.num_trained for sample in samples)
+    if not total_weight:
+        return {}
+    sums: dict[str, float] = {}
+    for group in micro_batches(samples, learner.micro_batch_tokens):
+        batch = pad([samples[i] for i in group], learner.codec.pad_id, learner.device)
+        for name, value in _accumulate(learner, batch, total_weight).items():
+            sums[name] = sums.get(name, 0.0) + value
+    metrics = {name: value / total_weight for name, value in sums.items()}
+    broken = [name for name, value in metrics.items() if name.endswith("_loss") and not math.isfinite(value)]
+    if broken:
+        _drop_gradients(learner)
+        raise TrainingError(
+            f"{broken[0]} is {metrics[broken[0]]} at update {learner.policy_optimizer.updates}",
+            hint="lower the learning rate; the last good state is kept in the run folder",
+        )
+    for name, optimizer in learner.optimizers():
+        if name == "policy" and not policy:
+            optimizer.adam.zero_grad(set_to_none=True)
+            continue
+        metrics |= optimizer.step(name)
+    return metrics
+
+
+def _accumulate(learner: Learner, batch: Batch, total_weight: float) -> dict[str, float]:
+    """Add the gradients of one micro-batch; returns weighted sums of its losses and metrics."""
+    hidden = batch.flatten(hidden_states(learner.student, batch.input_ids, batch.attention_mask))  # [N, H]
+    roots, leaves = [hidden], [hidden.detach().requires_grad_()]
+    if learner.critic is not None:
+        values = batch.flatten(learner.critic(batch.input_ids, batch.attention_mask))  # [N]
+        roots.append(values)
+        leaves.append(values.detach().requires_grad_())
+    teacher_hidden = _teacher_hidden(learner, batch)
+    fields = {name: batch.field(name) for name in _FIELDS}
+    fields |= {"token_ids": batch.token_ids, "weights": batch.weights, "sequence_index": batch.sequence_index}
+    fields |= {"kl_weight": batch.kl_weight, "by_student": batch.by_student}
+    sums: dict[str, Tensor] = {}
+    for rows in chunks(len(hidden), learner.chunk_tokens):
+        tokens = _token_batch(learner, leaves, teacher_hidden, fields, rows)
+        result = learner.objective.loss(tokens)
+        total = torch.stack([(term * tokens.weights).sum() for term in result.terms.values()]).sum()
+        (total / total_weight).backward()  # type: ignore[no-untyped-call]
+        logged = {f"{name}_loss": term for name, term in result.terms.items()} | result.metrics
+        for name, value in logged.items():
+            added = (value.detach() * tokens.weights).sum()
+            sums[name] = sums[name] + added if name in sums else added
+    pairs = [(root, leaf.grad) for root, leaf in zip(roots, leaves, strict=True) if leaf.grad is not None]
+    torch.autograd.backward([root for root, _ in pairs], [grad for _, grad in pairs])
+    return {name: float(value) for name, value in sums.items()}
+
+
+def _teacher_hidden(learner: Learner, batch: Batch) -> Tensor | None:
+    if Need.TEACHER_DISTRIBUTION not in learner.objective.needs or not batch.needs_teacher:
+        return None
+    assert learner.teacher is not None, f"{type(learner.objective).__name__} needs a teacher"
+    with torch.no_grad():
+        return batch.flatten(hidden_states(learner.teacher, batch.input_ids, batch.attention_mask))
+
+
+def _token_batch(
+    learner: Learner,
+    leaves: Sequence[Tensor],
+    teacher_hidden: Tensor | None,
+    fields: dict[str, Tensor | None],
+    rows: slice,
+) -> TokenBatch:
+    size, temperature = learner.codec.vocabulary_size, learner.temperature
+    here = {name: None if value is None else value[rows] for name, value in fields.items()}
+    logits = project(learner.student, leaves[0][rows], size, temperature)  # [n, V]
+    teacher_logits = None
+    if teacher_hidden is not None:
+        assert learner.teacher is not None
+        with torch.no_grad():
+            teacher_logits = project(learner.teacher, teacher_hidden[rows], size, temperature)
+    token_ids = here["token_ids"]
+    assert token_ids is not None
+    return TokenBatch(
+        logprobs=gather_logprobs(logits, token_ids),
+        logits=logits,
+        teacher_logits=teacher_logits,
+        values=leaves[1][rows] if len(leaves) > 1 else None,
+        **here,  # type: ignore[arg-type]
+    )
+
+
+def _drop_gradients(learner: Learner) -> None:
+    for _, optimizer in learner.optimizers():
+        optimizer.adam.zero_grad(set_to_none=True)
