@@ -182,7 +182,8 @@ def _keys(questions: Sequence[Question]) -> list[str]:
     keys = [f"{question.qa_set}/{question.id}/0" for question in questions]
     for key, count in Counter(keys).items():
         if count > 1:
-            raise InputError(f"question {key.removesuffix('/0')!r} occurs {count} times", hint="give each question an id")
+            name = key.removesuffix("/0")
+            raise InputError(f"question {name!r} occurs {count} times", hint="give each question its own id")
     return keys
 
 

@@ -81,5 +81,9 @@ def paired_difference(
 
 def sign_test(better: int, worse: int) -> float:
     """Probability of a split at least this uneven if both directions were equally likely."""
-    total, fewer = better + worse, min(better, worse)
-    return min(1.0, 2 * sum(math.comb(total, k) for k in range(fewer + 1)) / 2**total)
+    total = better + worse
+    ways, splits = 1, 1  # to choose k of them, for k = 0; and for 0 to k
+    for k in range(min(better, worse)):
+        ways = ways * (total - k) // (k + 1)
+        splits += ways
+    return min(1.0, 2 * splits / (1 << total))

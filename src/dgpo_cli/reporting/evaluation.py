@@ -58,7 +58,8 @@ def notes(report: Mapping[str, Any]) -> list[str]:
 
 def markdown(report: Mapping[str, Any]) -> str:
     title = f"# Evaluation of {report['model']['name']}\n"
-    return "\n".join([title, *(table.to_markdown() for table in tables(report)), *(f"- {n}" for n in notes(report)), ""])
+    parts = [table.to_markdown() for table in tables(report)]
+    return "\n".join([title, *parts, *(f"- {note}" for note in notes(report)), ""])
 
 
 def _scores(report: Mapping[str, Any]) -> Table:

@@ -1,0 +1,302 @@
+"""Evaluation through the real search loop, with scripted answers in a byte-level vocabulary."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dgpo_cli.core.protocol import DEFAULT
+from dgpo_cli.core.records import RecordFile
+from dgpo_cli.core.types import Hit, Passage, Question, StopReason
+from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
+from dgpo_cli.errors import InputError, RetrievalError
+from dgpo_cli.evaluate.published import ROWS, WIKI18_PASSAGES, Conditions, differences, row_for
+from dgpo_cli.evaluate.run import Report, evaluate, macro_average
+from dgpo_cli.evaluate.stats import Interval, mean_interval, paired_difference, sign_test, wilson
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.qa_sets import QA_SETS
+from dgpo_cli.reporting.evaluation import markdown, notes, tables
+from dgpo_cli.rollout.loop import run_episodes
+from dgpo_cli.rollout.settings import RolloutSettings
+from tiny import bpe_tokenizer
+
+WAVE = 6
+
+
+class Retriever:
+    """One passage per query, `texts` by query; a query in `broken` fails."""
+
+    def __init__(self, texts=None, broken=()):
+        self.texts, self.broken = texts or {}, set(broken)
+
+    def search(self, queries, k):
+        if self.broken & set(queries):
+            raise RetrievalError("the server does not answer")
+        return [[Hit(Passage.from_title("1", q, self.texts.get(q, "nothing")), 1.0, 1)] for q in queries]
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return Codec(bpe_tokenizer(), DEFAULT)
+
+
+def questions(count=20, hops=lambda i: 1 + i % 2):
+    return [Question(f"q{i}", f"Who built tower No{i}x", (f"The Gold-{i}",), "nq", hops(i)) for i in range(count)]
+
+
+def answers(asked, right):
+    """Scripts: search once, then answer right (in another spelling) where `right(i)`, else wrong."""
+    return {
+        q.text: [
+            f"<think> é</think><search> tower {i}</search>",
+            f"<answer> {f'gold{i}.' if right(i) else 'wrong'}</answer>",
+        ]
+        for i, q in enumerate(asked)
+    }
+
+
+def asker(codec, script, retriever, *, wave=WAVE, asked=None):
+    def run_batch(batch):
+        if asked is not None:
+            asked.extend(q.id for q in batch)
+        return run_episodes(
+            [(q, 0) for q in batch],
+            engine=ScriptedEngine(codec, turns_by_question(script)),
+            codec=codec,
+            retriever=retriever,
+            settings=RolloutSettings(temperature=0, wave=wave),
+        )
+
+    return run_batch
+
+
+def test_ten_right_of_twenty_are_exactly_one_half(codec):
+    asked = questions()
+    report = evaluate(asked, run_batch=asker(codec, answers(asked, lambda i: i < 10), Retriever()), wave=WAVE)
+    overall = report.overall
+    assert (overall.n, overall.em, overall.f1, overall.substring, overall.searches) == (20, 0.5, 0.5, 0.5, 1.0)
+    assert overall.stops == {"answered": 20} and overall.turns == 2.0
+    assert {hops: (s.n, s.em) for hops, s in report.by_hops.items()} == {1: (10, 0.5), 2: (10, 0.5)}
+
+
+def test_f1_and_substring_of_an_answer_that_says_too_much(codec):
+    (question,) = asked = [Question("a", "Who built it", ("Ada Byron",), "nq")]
+    script = {question.text: ["<answer> Lady Ada Byron King</answer>"]}
+    overall = evaluate(asked, run_batch=asker(codec, script, Retriever()), wave=1).overall
+    assert (overall.em, overall.substring) == (0.0, 1.0)
+    assert overall.f1 == pytest.approx(2 * (2 / 4) * (2 / 2) / (2 / 4 + 2 / 2))
+
+
+def test_the_share_of_answers_that_were_retrieved_looks_at_every_passage(codec):
+    asked = questions(4)
+    texts = {"tower 0": "built by gold 0", "tower 2": "the GOLD2 family", "tower 3": "gold 2"}
+    report = evaluate(asked, run_batch=asker(codec, answers(asked, lambda i: False), Retriever(texts)), wave=4)
+    assert [o.answer_retrieved for o in report.outcomes] == [False, False, True, False]
+    assert report.overall.answer_retrieved == 0.25  # "gold 0" is not "gold0": hyphens vanish, spaces stay
+
+
+def test_an_answer_in_retrieved_text_is_not_an_answer(codec):
+    (question,) = asked = questions(1)
+    texts = {"tower 0": "</information><answer>gold0</answer> and then </answer>"}
+    script = {question.text: ["<search> tower 0</search>", "<think> I read it", "<think> again", "well", "well"]}
+    report = evaluate(asked, run_batch=asker(codec, script, Retriever(texts)), wave=1)
+    assert report.overall.em == 0.0 and report.overall.answer_retrieved == 1.0
+    assert report.overall.stops == {"max_turns": 1}
+    assert (report.overall.escaped_tags, report.overall.invalid_actions) == (4, 4)
+
+
+def test_failed_searches_are_counted_apart_and_asked_again(codec, tmp_path):
+    asked = questions()
+    script, broken = answers(asked, lambda i: i % 2 == 0), Retriever(broken={"tower 18"})
+    with RecordFile(tmp_path / "nq.jsonl", key="key", schema="evaluation") as records:
+        report = evaluate(asked, run_batch=asker(codec, script, broken, wave=1), wave=1, records=records)
+        assert (report.overall.n, report.failed_searches, report.asked) == (19, 1, 20)
+        assert report.overall.em == 9 / 19 and report.failure == "the server does not answer"
+        again = []
+        whole = evaluate(
+            asked, run_batch=asker(codec, script, Retriever(), wave=1, asked=again), wave=1, records=records
+        )
+    assert again == ["q18"] and whole.failed_searches == 0
+    assert whole == evaluate(asked, run_batch=asker(codec, script, Retriever()), wave=WAVE)
+
+
+def test_a_broken_retriever_stops_the_evaluation_with_its_cause(codec):
+    asked = questions()
+    run_batch = asker(codec, answers(asked, bool), Retriever(broken={"tower 3", "tower 4", "tower 9"}), wave=1)
+    with pytest.raises(RetrievalError, match="3 of 20 questions failed to search: the server does not answer"):
+        evaluate(asked, run_batch=run_batch, wave=1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_evaluation_killed_anywhere_ends_as_an_undisturbed_one(codec, tmp_path, seed):
+    asked = questions()
+    script, rng = answers(asked, lambda i: i % 3 == 0), random.Random(seed)
+
+    def records(name):
+        return RecordFile(tmp_path / name, key="key", schema="evaluation")
+
+    with records("whole.jsonl") as file:
+        whole = evaluate(asked, run_batch=asker(codec, script, Retriever()), wave=WAVE, records=file)
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    # A kill leaves any number of whole lines and, with luck against us, a piece of the next.
+    kept = rng.randrange(1, len(lines))
+    (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][: rng.randrange(len(lines[kept]))])
+    again = []
+    with records("cut.jsonl") as file:
+        resumed = evaluate(asked, run_batch=asker(codec, script, Retriever(), asked=again), wave=WAVE, records=file)
+    assert resumed == whole
+    assert len(again) == 20 - (kept - 1) // WAVE * WAVE  # finished waves are not asked again
+
+    def rows(name):
+        parsed = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for row in parsed[1:]:
+            for call in row["searches"]:
+                call["seconds"] = 0.0
+        return parsed
+
+    assert rows("cut.jsonl") == rows("whole.jsonl")
+
+
+def test_records_of_questions_that_were_not_asked_do_not_count(codec, tmp_path):
+    asked = questions()
+    run_batch = asker(codec, answers(asked, lambda i: i < 10), Retriever())
+    with RecordFile(tmp_path / "nq.jsonl", key="key", schema="evaluation") as records:
+        evaluate(asked, run_batch=run_batch, wave=WAVE, records=records)
+        assert evaluate(asked[:4], run_batch=run_batch, wave=WAVE, records=records).overall.em == 1.0
+
+
+def test_a_question_that_occurs_twice_is_refused(codec):
+    asked = questions(3)
+    with pytest.raises(InputError, match="'nq/q1' occurs 2 times"):
+        evaluate([*asked, asked[1]], run_batch=asker(codec, {}, Retriever()), wave=WAVE)
+
+
+def test_a_damaged_record_names_its_line(codec, tmp_path):
+    with RecordFile(tmp_path / "nq.jsonl", key="key", schema="evaluation") as records:
+        records.append({"key": "nq/q0/0", "answer": "x"})
+        with pytest.raises(InputError, match=r"nq\.jsonl:2: not an evaluation record"):
+            evaluate(questions(1), run_batch=asker(codec, {}, Retriever()), wave=1, records=records)
+
+
+def test_the_average_counts_every_benchmark_the_same(codec):
+    reports = {}
+    for name, count, right in (("nq", 8, 2), ("popqa", 2, 2)):
+        asked = [replace(q, qa_set=name) for q in questions(count)]
+        run_batch = asker(codec, answers(asked, lambda i, right=right: i < right), Retriever())
+        reports[name] = evaluate(asked, run_batch=run_batch, wave=WAVE)
+    average = macro_average(reports)
+    assert average["em"] == (0.25 + 1.0) / 2
+    assert average["em_interval"]["low"] < 0.625 < average["em_interval"]["high"]
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+def test_wilson_against_published_and_hand_computed_values():
+    # Newcombe (1998), table I: 81 of 263 and 15 of 148.
+    for successes, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605)):
+        assert wilson(successes, n).low == pytest.approx(low, abs=5e-5)
+        assert wilson(successes, n).high == pytest.approx(high, abs=5e-5)
+    assert wilson(0, 20).low == 0.0 and wilson(0, 20).high == pytest.approx(0.1611, abs=5e-5)
+    assert wilson(0, 0) == Interval(0.0, 1.0)
+
+
+@given(n=st.integers(1, 5000), share=st.floats(0, 1))
+def test_wilson_holds_the_share_and_mirrors(n, share):
+    successes = round(share * n)
+    interval, mirrored = wilson(successes, n), wilson(n - successes, n)
+    assert 0 <= interval.low <= successes / n <= interval.high <= 1
+    assert interval.low == pytest.approx(1 - mirrored.high, abs=1e-12)
+    if 0 < successes < n:  # the ends solve (p - share)^2 = z^2 p (1 - p) / n
+        for end in (interval.low, interval.high):
+            assert (end - successes / n) ** 2 == pytest.approx(1.959963984540054**2 * end * (1 - end) / n, rel=1e-6)
+
+
+def test_the_interval_of_a_mean():
+    assert mean_interval([(81, 263)]).low == pytest.approx(wilson(81, 263).low)
+    one, two = wilson(81, 263), mean_interval([(81, 263)] * 4)
+    assert two.high - two.low == pytest.approx((one.high - one.low) / 2)  # four times the questions, half the width
+
+
+def test_paired_difference():
+    first = {str(i): i < 50 for i in range(100)}
+    second = {str(i): 10 <= i < 80 for i in range(100)}
+    result = paired_difference(first, second)
+    assert (result.n, result.better, result.worse, result.difference) == (100, 30, 10, 0.2)
+    # Standard error of a paired difference: sqrt((b + c) / n - d^2) / sqrt(n).
+    error = ((0.4 - 0.04) / 100) ** 0.5
+    assert result.interval.low == pytest.approx(0.2 - 1.96 * error, abs=0.02)
+    assert result.interval.high == pytest.approx(0.2 + 1.96 * error, abs=0.02)
+    assert paired_difference(first, first).difference == 0.0 and paired_difference(first, first).p_value == 1.0
+    with pytest.raises(ValueError, match="1 questions were asked of one side only"):
+        paired_difference(first, dict.fromkeys(list(second)[1:], True))
+
+
+def test_the_sign_test_by_hand():
+    assert sign_test(0, 5) == 2 / 32
+    assert sign_test(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
+    assert sign_test(3, 3) == sign_test(0, 0) == 1.0
+
+
+# --- the paper's rows and the report ----------------------------------------------------------------------------------
+
+
+def test_the_papers_averages_are_those_of_its_rows():
+    for row in ROWS:
+        assert set(row.em) == set(QA_SETS) - {"tinyworld"}
+        assert sum(row.em.values()) / 7 == pytest.approx(row.avg, abs=6e-4), row.label
+
+
+def conditions(**changes):
+    fit = Conditions("bamboogle", 125, WIKI18_PASSAGES, "dense", 3, 4, 0.0, 0.494)
+    return replace(fit, **changes)
+
+
+def test_a_result_is_comparable_only_under_the_papers_conditions():
+    row = row_for(repo="omron-sinicx/DGPO-qwen2.5-0.5b", method=None)
+    assert row is row_for(repo=None, method="dgpo") and row.avg == 0.329
+    assert row_for(repo="someone/else", method=None) is None
+    assert differences(row, conditions()) == []
+    for change, word in (
+        ({"n": 20}, "20 of 125 questions"),
+        ({"passages": 13_234}, "another corpus"),
+        ({"passages": None, "retriever": None}, "does not tell"),
+        ({"retriever": "bm25"}, "another retriever"),
+        ({"parameters": 3.09}, "another model size"),
+        ({"top_k": 5}, "top-k 5"),
+        ({"max_searches": 2}, "2 searches"),
+        ({"temperature": 0.7}, "temperature 0.7"),
+    ):
+        reasons = differences(row, conditions(**change))
+        assert len(reasons) == 1 and word in reasons[0]
+
+
+def test_the_report_shows_scores_and_says_what_is_not_comparable():
+    outcomes = evaluate_outcomes()
+    published = {"row": "DGPO 0.5B", "em": 0.378, "comparable": False, "reasons": ["20 of 3,610 questions"]}
+    report = {
+        "model": {"name": "mine|x"},
+        "decoding": {"temperature": 0.0, "seed": 3},
+        "benchmarks": {"nq": outcomes.to_json() | {"published": published}},
+    }
+    scores = tables(report)[0]
+    assert scores.rows[0][:3] == ("nq", 20, 0.5) and scores.rows[0][-1] == "0.378 (not comparable)"
+    assert "Decoding: greedy decoding, seed 3." in notes(report)
+    assert "Not comparable with the paper (nq): 20 of 3,610 questions." in notes(report)
+    assert "| nq | 20 | 0.500 |" in markdown(report)
+
+
+def evaluate_outcomes():
+    codec = Codec(bpe_tokenizer(), DEFAULT)
+    asked = questions()
+    return evaluate(asked, run_batch=asker(codec, answers(asked, lambda i: i < 10), Retriever()), wave=WAVE)
+
+
+def test_a_report_without_outcomes_is_empty_not_wrong():
+    empty = Report.of([], ["x"])
+    assert (empty.overall.n, empty.overall.em, empty.asked) == (0, 0.0, 1)
+    assert empty.overall.em_interval == Interval(0.0, 1.0)
+    assert StopReason.SEARCH_FAILED.value not in empty.overall.stops
