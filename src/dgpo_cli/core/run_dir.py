@@ -32,15 +32,18 @@ _PACKAGES = ("dgpo-cli", "torch", "transformers", "tokenizers", "accelerate", "b
 
 
 def config_digest(command: str, config: Mapping[str, Any]) -> str:
-    """Two runs with the same digest do the same work. Paths count as absolute, so the current folder does not matter."""
-    canonical = json.dumps([command, config], sort_keys=True, default=_canonical)
+    """Two runs with the same digest do the same work."""
+    canonical = json.dumps([command, _plain(config)], sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def _canonical(value: object) -> str:
-    if isinstance(value, Path):
-        return str(value.resolve())
-    raise TypeError(f"a config holds {value!r}, which is neither JSON nor a path")
+def _plain(value: Any) -> Any:
+    """JSON values only. Paths become absolute, so that the same command in another folder is another run."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value.resolve()) if isinstance(value, Path) else value
 
 
 class RunDir:
@@ -75,14 +78,14 @@ class RunDir:
             if not fresh:
                 raise ConfigError(f"{out} holds a finished run", hint="give another --out, or --fresh to replace it")
             cls(out, resumed=False)._discard()
-        elif out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        elif out is not None and _is_used(out):
             raise ConfigError(f"{out} exists and is no run folder", hint="give --out a folder that does not exist yet")
         if out is None and not fresh:
             for path in reversed(list_runs(root)):
                 record = read_run(path)
                 if record["digest"] == digest and record["status"] != "finished":
                     return cls(path, resumed=True)
-        return cls._create(out if out is not None else _next_path(root, command), command, config, digest)
+        return cls._create(out if out is not None else _claim_folder(root, command), command, config, digest)
 
     @classmethod
     def _resume(cls, path: Path, digest: str) -> RunDir:
@@ -99,7 +102,7 @@ class RunDir:
     def _create(cls, path: Path, command: str, config: Mapping[str, Any], digest: str) -> RunDir:
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path, resumed=False)
-        write_atomic(path / "config.toml", to_toml(config))
+        write_atomic(path / "config.toml", to_toml(_plain(config)))
         record = {
             "command": command,
             "status": "running",
@@ -142,7 +145,7 @@ class RunDir:
         self.close()
 
     def close(self) -> None:
-        """Release the lock. The file stays: removing it could pull it from under another process that just opened it."""
+        """Release the lock. The file stays: another process may have opened it already."""
         self._lock.close()
 
     def __enter__(self) -> RunDir:
@@ -163,8 +166,11 @@ def list_runs(root: Path = Path("runs")) -> list[Path]:
 def is_locked(path: Path) -> bool:
     """Some process works in the run at this moment."""
     try:
-        _take_lock(path).close()
-    except ConfigError:
+        with open(path / "lock", encoding="ascii") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
     return False
 
@@ -200,9 +206,25 @@ def read_run(path: Path) -> dict[str, Any]:
     return record
 
 
-def _next_path(root: Path, command: str) -> Path:
-    numbers = [int(p.name.rpartition("-")[2]) for p in root.glob(f"{command}-*") if p.name.rpartition("-")[2].isdigit()]
-    return root / f"{command}-{max(numbers, default=0) + 1:04d}"
+def _claim_folder(root: Path, command: str) -> Path:
+    """A folder <command>-NNNN that no other process got."""
+    names = [p.name.rpartition("-")[2] for p in root.glob(f"{command}-*")]
+    number = max((int(name) for name in names if name.isdigit()), default=0)
+    while True:
+        number += 1
+        path = root / f"{command}-{number:04d}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+
+
+def _is_used(path: Path) -> bool:
+    """Something is there that is not the beginning of a run that was killed at once."""
+    if not path.exists():
+        return False
+    return not path.is_dir() or any(p.name not in ("lock", "config.toml") for p in path.iterdir())
 
 
 def _take_lock(path: Path) -> TextIO:
