@@ -25,6 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "error: Python 3.11 or later with its venv module is needed (on Debian: apt install python3-venv)," \
 			"or name one: make venv PYTHON=/path/to/python3.11" >&2; exit 1; fi
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); torch makes this a matter of minutes the first time"
 	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
 	@touch $@
 

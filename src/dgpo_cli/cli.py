@@ -5,75 +5,105 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from dgpo_cli import __version__
-from dgpo_cli.commands import chat, distill_data, doctor, evaluate, export, index, kd, models, quickstart, rl, runs
+from dgpo_cli.commands import distill_data, doctor, evaluate, index, kd, rl, runs
 from dgpo_cli.errors import DgpoError
 
 app = typer.Typer(
     name="dgpo",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("quickstart")(quickstart.quickstart)
 app.command("index")(index.index)
 app.command("distill-data")(distill_data.distill_data)
 app.command("kd")(kd.kd)
 app.command("rl")(rl.rl)
 app.command("eval")(evaluate.evaluate)
-app.command("chat")(chat.chat)
-app.command("export")(export.export)
-app.command("models")(models.models)
 app.command("runs")(runs.runs)
 app.command("doctor")(doctor.doctor)
+
+# Typer brings its own copy of Click, so its errors are reached through the one it exports: its base's base.
+_CommandLineError = typer.BadParameter.__mro__[2]
+_INTERRUPTED = 130
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def _version(show: bool) -> None:
     if show:
-        print(f"dgpo {__version__}")
+        typer.echo(f"dgpo {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - the callback answers it
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Train and run compact language models that search like agents.
 
-    The path: [bold]index[/bold] a corpus, let a teacher make [bold]distill-data[/bold], cold-start a student with
-    [bold]kd[/bold], improve it with [bold]rl[/bold], measure it with [bold]eval[/bold], talk to it with
-    [bold]chat[/bold]. All of it offline, in minutes: [bold]dgpo quickstart[/bold].
+    The path: **index** a corpus, let a teacher make **distill-data**, cold-start a student with
+    **kd**, improve it with **rl**, measure it with **eval**, talk to it with
+    **chat**. All of it offline, in minutes: **dgpo quickstart**.
     """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
-def main() -> None:
-    """Run the command line; exit 1 for an error that the user can fix, 130 when interrupted."""
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run the command line; exit 1 for an error that the user can fix, 2 for wrong usage, 130 when interrupted."""
+    if os.environ.get("DGPO_DEBUG"):
+        sys.exit(app(argv))
     try:
-        app()
+        status = app(argv, standalone_mode=False)
     except DgpoError as error:
-        if os.environ.get("DGPO_DEBUG"):
-            raise
         _fail(error.message, error.hint)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last saved state", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, typer.Abort):
+        status = _INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
     except OSError as error:
-        if os.environ.get("DGPO_DEBUG") or error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            raise
-        what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "no permission to write"
-        _fail(f"{what}: {error.filename or error.strerror}", "give --out on another disk; what was saved is kept")
+        _fail_by_system(error)
+    except _CommandLineError as error:
+        _fail_usage(error)
+    if status == _INTERRUPTED:
+        print("stopped; the same command goes on from what was saved (`dgpo runs` lists it)", file=sys.stderr)
+    sys.exit(status)
 
 
-def _fail(message: str, hint: str | None) -> None:
+def _fail(message: str, hint: str | None, *, code: int = 1) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
-    sys.exit(1)
+        print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _fail_by_system(error: OSError) -> NoReturn:
+    """A full disk and a missing permission are the user's to mend; anything else is a bug."""
+    if error.errno in _DISK_FULL:
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"the disk is full{where}", "free some space, or write to another disk; what was saved is kept")
+    if error.errno in _NO_PERMISSION:
+        _fail(f"no permission: {error.filename or error.strerror}", "give a place that you may read and write")
+    raise error
+
+
+def _fail_usage(error: Exception) -> NoReturn:
+    """Typer's message in the form of all others."""
+    context = getattr(error, "ctx", None)
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    command = context.command_path if context is not None else "dgpo"
+    _fail(message, f"`{command} --help` shows what it takes", code=getattr(error, "exit_code", 2))
 
 
 if __name__ == "__main__":
