@@ -1,11 +1,14 @@
-"""What a retriever is."""
+"""What a retriever is, and what an engine that keeps an index on disk adds to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
+from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
+from dgpo_cli.retrieval.store import PassageStore
 
 
 class Retriever(Protocol):
@@ -17,4 +20,20 @@ class Retriever(Protocol):
         A blank query, or one that matches nothing, gives an empty list.
         Raises RetrievalError when the engine itself fails; it never returns made-up hits.
         """
+        ...
+
+
+class IndexedRetriever(Retriever, Protocol):
+    """A retriever over an index folder. `registry.py` names the classes."""
+
+    Config: ClassVar[type]  # frozen dataclass of its settings
+    LIBRARIES: ClassVar[tuple[str, ...]]  # distributions whose versions the manifest records
+
+    def __init__(self, directory: Path, store: PassageStore, config: Any, state: Mapping[str, Any], /) -> None:
+        """Open the engine's files in `directory`. Raises RetrievalError if they are not what `state` says."""
+        ...
+
+    @staticmethod
+    def build(directory: Path, store: PassageStore, config: Any, progress: Progress | None = None, /) -> dict[str, Any]:
+        """Write the engine's files; returns the `state` that opening them checks."""
         ...

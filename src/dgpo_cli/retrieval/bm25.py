@@ -2,38 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
-from dgpo_cli.retrieval.ranking import hits, top_rows
+from dgpo_cli.errors import InputError, RetrievalError
+from dgpo_cli.retrieval.ranking import contents, hits, require_bm25_range, top_rows
 from dgpo_cli.retrieval.store import PassageStore
-from dgpo_cli.retrieval.words import WordTokenizer
+from dgpo_cli.retrieval.words import Stopwords, WordTokenizer
 
 FOLDER = "bm25s"
-DEFAULTS: dict[str, Any] = {"variant": "lucene", "k1": 1.5, "b": 0.75, "stopwords": "english"}  # bm25s' defaults
 
 
-def build(directory: Path, store: PassageStore, settings: dict[str, Any]) -> None:
-    import bm25s
-    from bm25s.tokenization import Tokenized
+@dataclass(frozen=True, slots=True)
+class BM25Config:
+    # bm25s also has bm25l and bm25+, which give every passage a score, matching or not.
+    variant: Literal["lucene", "robertson", "atire"] = field(default="lucene", metadata={"source": "bm25s's default"})
+    k1: float = field(default=1.5, metadata={"source": "bm25s's default"})
+    b: float = field(default=0.75, metadata={"source": "bm25s's default"})
+    stopwords: Stopwords = field(default="english", metadata={"source": "bm25s's default"})
 
-    rows, vocabulary = WordTokenizer(settings["stopwords"]).ids(passage.contents for passage in store)
-    engine = bm25s.BM25(method=settings["variant"], k1=settings["k1"], b=settings["b"])
-    engine.index(Tokenized(ids=rows, vocab=vocabulary), show_progress=False)
-    engine.save(directory / FOLDER, show_progress=False)
+    def __post_init__(self) -> None:
+        require_bm25_range(self.k1, self.b)
 
 
 class BM25Retriever:
-    def __init__(self, directory: Path, store: PassageStore, settings: dict[str, Any]) -> None:
+    Config = BM25Config
+    LIBRARIES = ("bm25s", "numpy")
+
+    @staticmethod
+    def build(
+        directory: Path, store: PassageStore, config: BM25Config, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """Raises InputError if no passage holds a word."""
+        import bm25s
+        from bm25s.tokenization import Tokenized
+
+        rows, vocabulary = WordTokenizer(config.stopwords).ids(contents(store, progress))
+        if not vocabulary:
+            raise InputError(
+                "no passage holds a word of two letters that is not a stop word",
+                hint="give -o stopwords=none, or a corpus with text in it",
+            )
+        engine = bm25s.BM25(method=config.variant, k1=config.k1, b=config.b)
+        engine.index(Tokenized(ids=rows, vocab=vocabulary), show_progress=False)
+        engine.save(directory / FOLDER, show_progress=False)
+        return {}
+
+    def __init__(self, directory: Path, store: PassageStore, config: BM25Config, _state: Mapping[str, Any]) -> None:
         import bm25s
 
-        self._store = store
-        self._words = WordTokenizer(settings["stopwords"])
-        self._engine = bm25s.BM25.load(directory / FOLDER, mmap=True, show_progress=False)
+        self._directory, self._store = directory, store
+        self._words = WordTokenizer(config.stopwords)
+        try:
+            self._engine = bm25s.BM25.load(directory / FOLDER, mmap=True, show_progress=False)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(f"cannot be opened: {error}") from error
+        if self._engine.scores["num_docs"] != len(store):
+            raise self._damaged(f"is over {self._engine.scores['num_docs']} passages, the index holds {len(store)}")
         self._vocabulary: dict[str, int] = self._engine.vocab_dict
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
@@ -43,6 +74,14 @@ class BM25Retriever:
         known = [self._vocabulary[word] for word in self._words.words(query) if word in self._vocabulary]
         if not known:
             return []
-        scores: np.ndarray = self._engine.get_scores_from_ids(known)
+        try:
+            scores: np.ndarray = self._engine.get_scores_from_ids(known)
+        except (IndexError, ValueError) as error:
+            raise self._damaged(f"is damaged: {error}") from error
         rows = top_rows(scores, k)
         return hits(self._store, rows, scores[rows])
+
+    def _damaged(self, what: str) -> RetrievalError:
+        return RetrievalError(
+            f"{self._directory / FOLDER} {what}", hint="see `dgpo index check`, or build it again with --overwrite"
+        )

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli import __version__
+from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.errors import ConfigError, RetrievalError
-from dgpo_cli.retrieval.corpus import CorpusReport, read_corpus
-from dgpo_cli.retrieval.manifest import Manifest, file_sizes, read_manifest
-from dgpo_cli.retrieval.registry import builder
-from dgpo_cli.retrieval.store import PassageStore, StoreWriter
+from dgpo_cli.errors import ConfigError, InputError, RetrievalError
+from dgpo_cli.retrieval import manifest as manifests
+from dgpo_cli.retrieval.base import IndexedRetriever
+from dgpo_cli.retrieval.corpus import CorpusReport, corpus_digest, read_corpus
+from dgpo_cli.retrieval.manifest import Manifest, describe_files, read_manifest
+from dgpo_cli.retrieval.registry import retriever_class
+from dgpo_cli.retrieval.store import OFFSETS, PASSAGES, PassageStore, StoreWriter
+
+_MARKS = {manifests.FILE, PASSAGES, OFFSETS}
 
 
 def build_index(
@@ -29,73 +37,91 @@ def build_index(
 ) -> tuple[Manifest, bool]:
     """Build an index of `corpus` in `out`; returns its manifest and whether an equal one was there already.
 
-    Raises InputError for a corpus that cannot be used, ConfigError if `out` holds something else and `overwrite` is off.
+    `progress` counts passages, once while they are read and once more while the engine takes them in. What a killed
+    build left behind is replaced. Raises InputError for a corpus that cannot be used, ConfigError for an unknown
+    retriever or setting, and where `out` holds another index (without `overwrite`) or anything but an index.
     """
-    module = builder(retriever)
-    resolved = resolve_settings(retriever, settings or {})
+    kind = retriever_class(retriever)
+    config: Any = apply_options(kind.Config, settings or {})
+    existing = _existing(corpus, out, retriever, asdict(config), strict, overwrite)
+    if existing is not None:
+        return existing, True
     started = time.perf_counter()
     writing = out.with_name(f".{out.name}.writing")
-    if writing.exists():
-        shutil.rmtree(writing)
+    _remove(writing)
     writing.mkdir(parents=True)
     try:
-        report = CorpusReport()
-        store = StoreWriter(writing)
-        for passage in read_corpus(corpus, report, strict=strict):
-            store.add(passage)
-            if progress is not None and report.passages % 10_000 == 0:
-                progress(report.passages, 0)
-        store.close()
-        existing = _existing(out, retriever, resolved, report.digest, overwrite)
-        if existing is not None:
-            return existing, True
-        module.build(writing, PassageStore(writing), resolved)
-        manifest = Manifest(
+        report = _write_passages(corpus, writing, strict, progress)
+        state = kind.build(writing, PassageStore(writing), config, progress)
+        built = Manifest(
             retriever=retriever,
-            settings=resolved,
-            corpus=str(corpus),
+            settings=asdict(config),
+            state=state,
+            corpus=str(corpus.resolve()),
             corpus_digest=report.digest,
             passages=report.passages,
             skipped=report.skipped,
             problems=tuple(report.problems),
             seconds=time.perf_counter() - started,
-            versions={name: metadata.version(name) for name in ("bm25s", "rank-bm25", "numpy")},
-            files=file_sizes(writing),
+            versions=_versions(kind),
+            files=describe_files(writing),
         )
-        manifest.write(writing)
-        if out.exists():
-            shutil.rmtree(out)
-        writing.rename(out)
-        return manifest, False
+        built.write(writing)
+        _put_in_place(writing, out)
+        return built, False
     finally:
-        if writing.exists():
-            shutil.rmtree(writing)
+        _remove(writing)
 
 
-def resolve_settings(retriever: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults of the retriever under what was given. Raises ConfigError for a setting that it does not have."""
-    defaults: dict[str, Any] = builder(retriever).DEFAULTS
-    if unknown := sorted(set(given) - set(defaults)):
-        raise ConfigError(
-            f"retriever {retriever!r} has no setting {', '.join(unknown)}", hint=f"it has: {', '.join(sorted(defaults))}"
-        )
-    return defaults | dict(given)
+def _write_passages(corpus: Path, directory: Path, strict: bool, progress: Progress | None) -> CorpusReport:
+    report = CorpusReport()
+    with StoreWriter(directory) as store:
+        for passage in read_corpus(corpus, report, strict=strict, progress=progress):
+            store.add(passage)
+    return report
+
+
+def _versions(kind: type[IndexedRetriever]) -> dict[str, str]:
+    own = {"dgpo-cli": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
+    return own | {name: metadata.version(name) for name in kind.LIBRARIES}
 
 
 def _existing(
-    out: Path, retriever: str, settings: Mapping[str, Any], corpus_digest: str, overwrite: bool
+    corpus: Path, out: Path, retriever: str, settings: Mapping[str, Any], strict: bool, overwrite: bool
 ) -> Manifest | None:
-    """The index at `out` if it is the one that would be built; None if it is to be replaced or is not there."""
-    if not out.exists() or overwrite:
+    """The index at `out` if it is the one that would be built; None if there is none, or it is to be replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
+    # Replacing means deleting, so it is done to nothing but an index.
+    if not out.is_dir() or not any((out / name).exists() for name in _MARKS):
+        raise ConfigError(f"{out} exists and is not an index", hint="give another --out, or move it away")
+    if overwrite:
+        return None
+    replace = "give --overwrite to replace it, or another --out"
     try:
         found = read_manifest(out)
     except RetrievalError as error:
-        if any(out.iterdir()):
-            raise ConfigError(f"{out} exists and is not a usable index: {error.message}", hint="give --overwrite or another --out") from error
-        return None
-    same = {k: v for k, v in found.settings.items() if k in settings} == dict(settings)
-    if found.corpus_digest == corpus_digest and found.retriever == retriever and same:
-        return found
-    what = "another corpus" if found.corpus_digest != corpus_digest else "other settings"
-    raise ConfigError(f"{out} holds an index of {what} ({found.corpus})", hint="give --overwrite to replace it, or another --out")
+        raise ConfigError(f"{out} exists and is not a usable index: {error.message}", hint=replace) from error
+    if found.corpus_digest != corpus_digest(corpus):
+        raise ConfigError(f"{out} holds an index of another corpus ({found.corpus})", hint=replace)
+    if (found.retriever, found.settings) != (retriever, dict(settings)):
+        names = sorted(name for name, value in settings.items() if found.settings.get(name) != value)
+        what = f"by {found.retriever}" if found.retriever != retriever else f"with another {', '.join(names)}"
+        raise ConfigError(f"{out} holds an index of this corpus {what}", hint=replace)
+    if strict and found.skipped:
+        raise InputError(f"{corpus}: {found.problems[0]}", hint="repair the line, or leave --strict out")
+    return found
+
+
+def _put_in_place(written: Path, out: Path) -> None:
+    old = out.with_name(f".{out.name}.old")
+    _remove(old)
+    if out.exists():
+        out.rename(old)
+    written.rename(out)
+    _remove(old)
+
+
+def _remove(directory: Path) -> None:
+    if directory.exists():
+        shutil.rmtree(directory)

@@ -4,43 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.text import contains_answer
 from dgpo_cli.core.types import Hit, Question
 from dgpo_cli.errors import RetrievalError
+from dgpo_cli.retrieval.manifest import check_hashes
 from dgpo_cli.retrieval.open import OpenIndex
 
-BATCH = 256
+_BATCH = 256  # questions searched at once
+_REPORT_EVERY = 2_000  # passages
 
 
 @dataclass(frozen=True, slots=True)
 class RetrievalQuality:
-    """Shares from 0 to 1 by k. Recall is the mean over questions with known gold passages of those found in the top k."""
+    """Shares from 0 to 1 by k. `recall` is empty where no question names its gold passages."""
 
     questions: int
     with_gold: int
-    recall: dict[int, float]
-    answer_hit: dict[int, float]
+    recall: dict[int, float]  # mean over questions with gold passages of the share of those found in the top k
+    answer_hit: dict[int, float]  # share of questions with an accepted answer somewhere in the top k
 
 
-def check_integrity(index: OpenIndex) -> int:
-    """Read every passage; returns how many there are. Raises RetrievalError at the first that cannot be read."""
-    if index.passages is None:
-        raise RetrievalError(f"{index.location} is a server; only an index folder can be checked", hint="give --index DIR")
-    for row in range(len(index.passages)):
-        try:
-            _ = index.passages[row].contents
-        except ValueError as error:
-            raise RetrievalError(f"{index.location}: passage {row} is damaged: {error}", hint="build the index again") from error
-    return len(index.passages)
+def check_integrity(index: OpenIndex, progress: Progress | None = None) -> int:
+    """Compare every file with its hash and read every passage; returns how many there are.
+
+    Raises RetrievalError at the first fault, and for a server, whose files are elsewhere.
+    """
+    if index.passages is None or index.manifest is None:
+        raise RetrievalError(
+            f"{index.location} is a server; only an index folder can be checked", hint="give --index DIR"
+        )
+    check_hashes(Path(index.location), index.manifest)
+    total = len(index.passages)
+    for row in range(total):
+        _ = index.passages[row]
+        if progress is not None and row % _REPORT_EVERY == 0:
+            progress(row, total)
+    return total
 
 
-def measure(index: OpenIndex, questions: Sequence[Question], ks: Sequence[int]) -> RetrievalQuality:
-    """Gold passages are matched by id, or by title where only titles are known."""
+def measure(
+    index: OpenIndex, questions: Sequence[Question], ks: Sequence[int], progress: Progress | None = None
+) -> RetrievalQuality:
+    """Search with every question as it stands. Gold passages match by id, or by title where only titles are known."""
     recall, found = dict.fromkeys(ks, 0.0), dict.fromkeys(ks, 0)
     with_gold = 0
-    for start in range(0, len(questions), BATCH):
-        part = questions[start : start + BATCH]
+    for start in range(0, len(questions), _BATCH):
+        part = questions[start : start + _BATCH]
         results = index.retriever.search([question.text for question in part], max(ks))
         for question, hits in zip(part, results, strict=True):
             gold = set(question.supporting_ids or question.supporting_titles)
@@ -50,6 +62,8 @@ def measure(index: OpenIndex, questions: Sequence[Question], ks: Sequence[int]) 
                 if gold:
                     recall[k] += len(gold & _names(question, top)) / len(gold)
                 found[k] += any(contains_answer(hit.passage.contents, question.answers) for hit in top)
+        if progress is not None:
+            progress(start + len(part), len(questions))
     return RetrievalQuality(
         questions=len(questions),
         with_gold=with_gold,

@@ -1,19 +1,28 @@
-"""Corpus files: one JSON object a line, `{"id", "contents"}` (Search-R1, FlashRAG) or `{"id", "title", "text"}`."""
+"""Corpus files: one JSON object a line, `{"id", "contents"}` (Search-R1, FlashRAG) or `{"id", "title", "text"}`.
+
+Plain or .gz, UTF-8. Files stream: nothing but the ids is remembered (retrieval/identities.py).
+"""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import parse_line
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import InputError
+from dgpo_cli.retrieval.identities import SeenIds
 
 KEPT_PROBLEMS = 10
+_REPORT_EVERY = 2_000  # passages
+_SHOWN = 60  # characters of an id in a message
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(slots=True)
@@ -31,54 +40,90 @@ class CorpusReport:
             self.problems.append(problem)
 
 
-def read_corpus(path: Path, report: CorpusReport, *, strict: bool = False) -> Iterator[Passage]:
+def read_corpus(
+    path: Path, report: CorpusReport, *, strict: bool = False, progress: Progress | None = None
+) -> Iterator[Passage]:
     """Passages in file order. Bad lines are counted in `report`, or raise InputError with `strict`.
 
-    Raises InputError when the file cannot be read or holds no usable passage.
+    Raises InputError when the file cannot be read or holds no usable passage. `progress` gets the passages so far and
+    an estimate of all, from how much of the file is read.
     """
     digest = hashlib.sha256()
-    seen: set[int] = set()
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                digest.update(line)
-                if not line.strip():
-                    continue
-                try:
-                    passage = _passage(parse_line(line, f"line {number}"), number, seen)
-                except InputError as error:
-                    if strict:
-                        raise InputError(f"{path}: {error.message}", hint="repair the line, or leave --strict out") from error
-                    report.skip(error.message)
-                    continue
-                report.passages += 1
-                yield passage
-    except (OSError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{path}: {reason}", hint="give a corpus file, .jsonl or .jsonl.gz") from error
+    seen = SeenIds()
+    for number, line, share in _lines(path):
+        digest.update(line)
+        if number == 1:
+            line = line.removeprefix(_BOM)
+        if not line.strip():
+            continue
+        try:
+            passage = _passage(parse_line(line, f"line {number}"), f"line {number}", seen)
+        except InputError as error:
+            if strict:
+                raise InputError(f"{path}: {error.message}", hint="repair the line, or leave --strict out") from error
+            report.skip(error.message)
+            continue
+        report.passages += 1
+        if progress is not None and report.passages % _REPORT_EVERY == 0:
+            progress(report.passages, max(report.passages, round(report.passages / share)))
+        yield passage
     if not report.passages:
-        first = f", first problem: {report.problems[0]}" if report.problems else ""
+        first = f"; the first: {report.problems[0]}" if report.problems else ""
         raise InputError(
-            f"{path} holds no usable passage ({report.skipped} lines skipped{first})",
-            hint='write lines like {"id": "0", "contents": "\\"Title\\"\\ntext"}',
+            f"{path} holds no usable passage ({report.skipped} bad lines{first})",
+            hint='write lines like {"id": "0", "contents": "\\"Title\\"\\ntext"}, in UTF-8',
         )
+    if progress is not None:
+        progress(report.passages, report.passages)
     report.digest = digest.hexdigest()
 
 
-def _passage(row: dict[str, Any], number: int, seen: set[int]) -> Passage:
-    if "id" not in row:
-        raise InputError(f"line {number}: no id")
-    identity = str(row["id"])
+def corpus_digest(path: Path) -> str:
+    """SHA-256 of the uncompressed bytes. Raises InputError when the file cannot be read."""
+    digest = hashlib.sha256()
+    for _, line, _ in _lines(path):
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes, float]]:
+    """(line number, line, share of the file read so far)."""
+    try:
+        size = max(1, path.stat().st_size)
+        with open(path, "rb") as raw:
+            stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if path.suffix == ".gz" else raw
+            share = 0.0
+            for number, line in enumerate(stream, start=1):
+                if number % _REPORT_EVERY == 1:
+                    share = min(1.0, max(1, raw.tell()) / size)
+                yield number, line, share
+    except (OSError, EOFError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{path}: {reason}", hint="give a corpus file, .jsonl or .jsonl.gz") from error
+
+
+def _passage(row: dict[str, Any], place: str, seen: SeenIds) -> Passage:
+    identity = row.get("id")
+    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
+        raise InputError(f"{place}: no id" if identity is None else f"{place}: the id is {_short(identity)}")
     if isinstance(row.get("contents"), str):
-        passage = Passage(identity, row["contents"])
+        passage = Passage(str(identity), row["contents"])
     elif isinstance(row.get("text"), str) and isinstance(row.get("title", ""), str):
-        passage = Passage.from_title(identity, row.get("title", ""), row["text"])
+        # A line end in a title would make the rest of it part of the text.
+        passage = Passage.from_title(str(identity), " ".join(row.get("title", "").split()), row["text"])
     else:
-        raise InputError(f"line {number}: neither contents nor title and text")
+        raise InputError(f"{place}: neither contents nor title and text")
+    try:
+        (passage.id + passage.contents).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place}: holds half of a surrogate pair, which is not text") from error
     if not passage.text.strip() and not passage.title.strip():
-        raise InputError(f"line {number}: empty passage")
-    key = hash(identity)  # 8 bytes an id instead of the string; a false match in 64 bits is not to be expected
-    if key in seen:
-        raise InputError(f"line {number}: id {identity!r} occurs twice")
-    seen.add(key)
+        raise InputError(f"{place}: empty passage")
+    if not seen.add(passage.id):
+        raise InputError(f"{place}: id {_short(passage.id)} occurs twice")
     return passage
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import RetrievalError
+from dgpo_cli.retrieval.registry import RETRIEVERS, retriever_class
 
 FILE = "manifest.json"
 FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
+class IndexFile:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     retriever: str
     settings: dict[str, Any]
+    state: dict[str, Any]  # what the engine wants checked when it is opened, such as the digest of its encoder
     corpus: str  # path that it was built from
     corpus_digest: str  # SHA-256 of the corpus, uncompressed
     passages: int
@@ -26,46 +36,82 @@ class Manifest:
     problems: tuple[str, ...]  # the first bad lines
     seconds: float
     versions: dict[str, str]
-    files: dict[str, int]  # size in bytes of every file of the index
+    files: dict[str, IndexFile]  # every other file of the index
     format: int = FORMAT
 
     @property
     def bytes(self) -> int:
-        return sum(self.files.values())
+        return sum(file.bytes for file in self.files.values())
 
     @property
     def digest(self) -> str:
-        """Identity of what a search returns: corpus, engine and its settings."""
-        text = json.dumps([self.corpus_digest, self.retriever, self.settings], sort_keys=True)
+        """Identity of what a search returns: corpus, engine, its settings and its encoder."""
+        text = json.dumps([self.corpus_digest, self.retriever, self.settings, self.state], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def rebuild_command(self, directory: Path) -> str:
+        """The command that makes this index again."""
+        return _rebuild_command(directory, asdict(self))
 
     def write(self, directory: Path) -> None:
         write_atomic(directory / FILE, json.dumps(asdict(self), indent=1) + "\n")
 
 
-def file_sizes(directory: Path) -> dict[str, int]:
+def describe_files(directory: Path) -> dict[str, IndexFile]:
+    """Size and hash of every file of an index folder but the manifest."""
     files = (p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != FILE)
-    return {str(p.relative_to(directory)): p.stat().st_size for p in files}
+    return {p.relative_to(directory).as_posix(): IndexFile(p.stat().st_size, file_digest(p)) for p in files}
+
+
+def file_digest(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_manifest(directory: Path) -> Manifest:
     """Raises RetrievalError if there is no index, it is of another format, or a file is missing or cut short."""
     file = directory / FILE
     if not file.is_file():
-        raise RetrievalError(f"{directory} is not an index", hint="build one with `dgpo index CORPUS`, or give --index DIR")
+        state = "does not exist" if not directory.exists() else f"is not an index (it has no {FILE})"
+        raise RetrievalError(f"{directory} {state}", hint="build one with `dgpo index CORPUS`, or give --index DIR")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise RetrievalError(
-                f"{directory} has index format {record['format']}, this version reads {FORMAT}", hint="build the index again"
+                f"{directory} has index format {record['format']}, this version of dgpo reads {FORMAT}",
+                hint=f"build it again: {_rebuild_command(directory, record)}",
             )
-        manifest = Manifest(**record | {"problems": tuple(record["problems"])})
-    except (ValueError, KeyError, TypeError) as error:
-        raise RetrievalError(f"{file} is damaged: {error}", hint="build the index again") from error
-    for name, size in manifest.files.items():
+        files = {name: IndexFile(**entry) for name, entry in record["files"].items()}
+        manifest = Manifest(**record | {"problems": tuple(record["problems"]), "files": files})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RetrievalError(
+            f"{file} is damaged: {error!r}", hint="build it again: dgpo index CORPUS --overwrite"
+        ) from error
+    for name, entry in manifest.files.items():
         path = directory / name
         found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes, {size} were written"
-            raise RetrievalError(f"{path} {state}", hint="build the index again: dgpo index CORPUS --overwrite")
+        if found != entry.bytes:
+            state = "is missing" if found is None else f"has {found} bytes, {entry.bytes} were written"
+            raise RetrievalError(f"{path} {state}", hint=f"build it again: {_rebuild_command(directory, record)}")
     return manifest
+
+
+def check_hashes(directory: Path, manifest: Manifest) -> None:
+    """Read every file in full. Raises RetrievalError at the first that is not what was written."""
+    for name, entry in manifest.files.items():
+        if file_digest(directory / name) != entry.sha256:
+            raise RetrievalError(
+                f"{directory / name} was changed after it was written (its SHA-256 differs from the manifest's)",
+                hint=f"build it again: {manifest.rebuild_command(directory)}",
+            )
+
+
+def _rebuild_command(directory: Path, record: Mapping[str, Any]) -> str:
+    """The command that makes an index again, from its manifest's record, which may be of another format."""
+    words = ["dgpo", "index", str(record.get("corpus", "CORPUS")), "--out", str(directory)]
+    name, settings = record.get("retriever"), record.get("settings")
+    if name in RETRIEVERS and isinstance(settings, dict):
+        words += ["--retriever", name]
+        defaults = asdict(retriever_class(name).Config())
+        words += [w for key, value in settings.items() if value != defaults.get(key) for w in ("-o", f"{key}={value}")]
+    return shlex.join([*words, "--overwrite"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dgpo_cli.errors import RetrievalError
+from dgpo_cli.core.config import apply_options
+from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.manifest import Manifest, read_manifest
 from dgpo_cli.retrieval.registry import retriever_class
@@ -27,19 +29,30 @@ class OpenIndex:
         return self.location if self.manifest is None else self.manifest.digest
 
 
+def is_server(location: str | Path) -> bool:
+    return str(location).startswith(("http://", "https://"))
+
+
 def open_index(location: str | Path) -> OpenIndex:
     """Raises RetrievalError saying why an index cannot be used and what rebuilds it."""
-    text = str(location)
-    if text.startswith(("http://", "https://")):
+    if is_server(location):
         from dgpo_cli.retrieval.remote import RemoteRetriever
 
-        return OpenIndex(text, RemoteRetriever(text), None, None)
+        return OpenIndex(str(location), RemoteRetriever(str(location)), None, None)
     directory = Path(location)
     manifest = read_manifest(directory)
     store = PassageStore(directory)
     if len(store) != manifest.passages:
         raise RetrievalError(
-            f"{directory} holds {len(store)} passages, its manifest says {manifest.passages}", hint="build the index again"
+            f"{directory} holds {len(store)} passages, its manifest says {manifest.passages}",
+            hint=f"build it again: {manifest.rebuild_command(directory)}",
         )
-    retriever: Retriever = retriever_class(manifest.retriever)(directory, store, manifest.settings)
-    return OpenIndex(str(directory), retriever, manifest, store)
+    kind = retriever_class(manifest.retriever)
+    try:
+        config: Any = apply_options(kind.Config, manifest.settings)
+    except ConfigError as error:
+        raise RetrievalError(
+            f"{directory} was built by a version with other settings: {error.message}",
+            hint=f"build it again: dgpo index {manifest.corpus} --out {directory} --overwrite",
+        ) from error
+    return OpenIndex(str(directory), kind(directory, store, config, manifest.state), manifest, store)

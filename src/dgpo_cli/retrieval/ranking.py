@@ -1,24 +1,50 @@
-"""From scores over all passages to hits."""
+"""What the lexical retrievers share: limits of their settings, and the way from scores to hits."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
+from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
+from dgpo_cli.errors import ConfigError
 from dgpo_cli.retrieval.store import PassageStore
+
+_REPORT_EVERY = 2_000  # passages
+
+
+def require_bm25_range(k1: float, b: float) -> None:
+    """Raises ConfigError outside k1 >= 0 and 0 <= b <= 1, where BM25's formula means nothing."""
+    if not 0 <= k1 < float("inf"):
+        raise ConfigError(f"k1 = {k1} is out of range", hint="give a k1 of 0 or more, such as 1.5")
+    if not 0 <= b <= 1:
+        raise ConfigError(f"b = {b} is out of range", hint="give a b from 0 to 1, such as 0.75")
+
+
+def contents(store: PassageStore, progress: Progress | None) -> Iterator[str]:
+    """The contents of every passage, in order."""
+    for row, passage in enumerate(store):
+        if progress is not None and row % _REPORT_EVERY == 0:
+            progress(row, len(store))
+        yield passage.contents
 
 
 def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
-    """Rows of the `k` best positive scores, best first; equal scores in row order, so that ties are the same everywhere."""
+    """Rows of the `k` best positive scores, best first; equal scores in row order, so ties are the same everywhere.
+
+    A score of zero says that nothing matched, so it is no hit.
+    """
     k = min(k, len(scores))
     if k == 0:
         return np.zeros(0, dtype=np.int64)
-    threshold = max(float(np.partition(scores, len(scores) - k)[len(scores) - k]), np.finfo(np.float32).tiny)
-    rows = np.flatnonzero(scores >= threshold)
+    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]  # the k-th best
+    rows = np.flatnonzero((scores >= threshold) & (scores > 0))
     return rows[np.lexsort((rows, -scores[rows]))][:k]
 
 
 def hits(store: PassageStore, rows: np.ndarray, scores: np.ndarray) -> list[Hit]:
+    """Rows and their scores, both best first, as hits."""
     return [
         Hit(store[int(row)], float(score), rank)
         for rank, (row, score) in enumerate(zip(rows, scores, strict=True), start=1)

@@ -1,11 +1,9 @@
-"""Names of the retrievers. Each module has DEFAULTS, build(directory, store, settings) and a class."""
+"""Names of the retrievers that keep an index on disk."""
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any
-
 from dgpo_cli.core import registry
+from dgpo_cli.retrieval.base import IndexedRetriever
 
 RETRIEVERS: dict[str, str] = {
     "bm25": "dgpo_cli.retrieval.bm25:BM25Retriever",
@@ -14,12 +12,7 @@ RETRIEVERS: dict[str, str] = {
 }
 
 
-def retriever_class(name: str) -> Any:
-    return registry.load(RETRIEVERS, name, "retriever")
-
-
-def builder(name: str) -> ModuleType:
-    """The module with DEFAULTS and build(). Raises ConfigError that lists the names."""
-    from importlib import import_module
-
-    return import_module(retriever_class(name).__module__)
+def retriever_class(name: str) -> type[IndexedRetriever]:
+    """Raises ConfigError that lists the names."""
+    found: type[IndexedRetriever] = registry.load(RETRIEVERS, name, "retriever")
+    return found

@@ -1,4 +1,4 @@
-"""Passages on disk, memory-mapped: one file of UTF-8 JSON lines and one array of their offsets."""
+"""Passages on disk, memory-mapped: one file of UTF-8 JSON lines and one array of where each line begins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import mmap
 from array import array
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
@@ -14,48 +16,89 @@ from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import RetrievalError
 
 PASSAGES, OFFSETS = "passages.jsonl", "offsets.npy"
+_RAW_OFFSETS = "offsets.raw"
+_BUFFERED = 1 << 16
 
 
 class StoreWriter:
-    """Writes passages one by one; memory does not grow with their text."""
+    """Writes passages one by one; a context manager, and complete when it is left without an error.
+
+    Text and offsets go to disk as they come, so memory does not grow with the corpus.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._stream = open(directory / PASSAGES, "wb")
         self._offsets = array("q", [0])
+        self._end = 0
+        self._rows = 0
+
+    def __enter__(self) -> StoreWriter:
+        self._files = ExitStack()
+        self._lines = self._files.enter_context(open(self._directory / PASSAGES, "wb"))
+        self._raw = self._files.enter_context(open(self._directory / _RAW_OFFSETS, "wb"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._flush_offsets()
+        self._files.close()
+        if error is None:
+            self._write_offsets()
 
     def add(self, passage: Passage) -> None:
         line = json.dumps([passage.id, passage.contents], ensure_ascii=False).encode() + b"\n"
-        self._stream.write(line)
-        self._offsets.append(self._offsets[-1] + len(line))
+        self._lines.write(line)
+        self._end += len(line)
+        self._rows += 1
+        self._offsets.append(self._end)
+        if len(self._offsets) >= _BUFFERED:
+            self._flush_offsets()
 
-    def close(self) -> None:
-        self._stream.close()
-        np.save(self._directory / OFFSETS, np.array(self._offsets, dtype=np.int64), allow_pickle=False)
+    def _flush_offsets(self) -> None:
+        self._offsets.tofile(self._raw)
+        del self._offsets[:]
+
+    def _write_offsets(self) -> None:
+        raw = self._directory / _RAW_OFFSETS
+        shape = (self._rows + 1,)
+        offsets = np.lib.format.open_memmap(self._directory / OFFSETS, mode="w+", dtype=np.int64, shape=shape)
+        offsets[:] = np.memmap(raw, dtype=np.int64, mode="r", shape=shape)
+        offsets.flush()
+        raw.unlink()
 
 
 class PassageStore:
     """Row i is passage i of the index. Raises RetrievalError if the files do not fit together."""
 
     def __init__(self, directory: Path) -> None:
+        self._file = directory / PASSAGES
         try:
             self._offsets = np.load(directory / OFFSETS, mmap_mode="r", allow_pickle=False)
-            self._stream = open(directory / PASSAGES, "rb")
-            self._bytes = mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_READ)
+            with open(self._file, "rb") as stream:
+                self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise RetrievalError(f"{directory}: passages cannot be opened: {error}", hint="build the index again") from error
+            raise self._damaged(f"cannot be opened: {error}") from error
+        if self._offsets.dtype != np.int64 or self._offsets.ndim != 1 or not len(self._offsets):
+            raise self._damaged(f"has offsets of another form: {self._offsets.dtype} {self._offsets.shape}")
         if len(self._bytes) != int(self._offsets[-1]):
-            raise RetrievalError(
-                f"{directory / PASSAGES} has {len(self._bytes)} bytes, {int(self._offsets[-1])} were written",
-                hint="build the index again: dgpo index CORPUS --overwrite",
-            )
+            raise self._damaged(f"has {len(self._bytes)} bytes, {int(self._offsets[-1])} were written")
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
     def __getitem__(self, row: int) -> Passage:
-        identity, contents = json.loads(self._bytes[self._offsets[row] : self._offsets[row + 1]])
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} passages")
+        try:
+            identity, contents = json.loads(self._bytes[int(self._offsets[row]) : int(self._offsets[row + 1])])
+        except (ValueError, TypeError) as error:
+            raise self._damaged(f"is damaged at row {row}: {error}") from error
         return Passage(identity, contents)
 
     def __iter__(self) -> Iterator[Passage]:
         return (self[row] for row in range(len(self)))
+
+    def _damaged(self, what: str) -> RetrievalError:
+        return RetrievalError(f"{self._file} {what}", hint="build the index again: dgpo index CORPUS --overwrite")

@@ -1,6 +1,6 @@
 """The word tokenizer behind every lexical retriever: lower case, words of two characters or more, no stop words.
 
-This is what bm25s does by default, so figures made with it carry over.
+This is what bm25s does by default (its pattern, its English list, no stemmer), so figures made with it carry over.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ _WORD = re.compile(r"(?u)\b\w\w+\b")
 
 class WordTokenizer:
     def __init__(self, stopwords: Stopwords = "english") -> None:
-        self.stopwords = stopwords
         self._skip: frozenset[str] = frozenset()
         if stopwords == "english":
             from bm25s.stopwords import STOPWORDS_EN

@@ -1,0 +1,106 @@
+"""Texts to unit vectors with any transformers encoder, by E5's conventions (Wang et al. 2022).
+
+"query: " and "passage: " prefixes, mean pooling over the attention mask, L2 normalization, float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from dgpo_cli.errors import ConfigError, RetrievalError
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    encoder: str = field(default="intfloat/e5-base-v2", metadata={"source": "Search-R1", "help": "hub id or folder"})
+    query_prefix: str = field(default="query: ", metadata={"source": "E5"})
+    passage_prefix: str = field(default="passage: ", metadata={"source": "E5"})
+    pooling: Literal["mean", "cls"] = field(default="mean", metadata={"source": "E5; BGE takes cls"})
+    max_length: int = field(default=256, metadata={"source": "Search-R1", "help": "tokens of a query or passage"})
+    batch_size: int = field(default=128, metadata={"source": "ours"})
+
+    def __post_init__(self) -> None:
+        if self.max_length < 3 or self.batch_size < 1:
+            raise ConfigError(
+                f"max_length = {self.max_length}, batch_size = {self.batch_size}: too small",
+                hint="give a max_length of 3 or more and a batch_size of 1 or more",
+            )
+
+
+class Encoder:
+    """`truncated` counts the texts that were longer than `max_length` tokens and were cut."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        import torch
+        from safetensors import SafetensorError
+        from transformers import AutoModel, AutoTokenizer
+
+        self._config = config
+        self.truncated = 0
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(config.encoder)
+            # Safetensors only: an encoder from a stranger must not be able to run code.
+            self._model = AutoModel.from_pretrained(config.encoder, use_safetensors=True, dtype=torch.float32).eval()
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise RetrievalError(
+                f"encoder {config.encoder!r} cannot be loaded: {reason}",
+                hint="give --encoder a cached hub id, or a local folder with safetensors and a tokenizer",
+            ) from error
+        positions = self._model.config.to_dict().get("max_position_embeddings")
+        if isinstance(positions, int) and config.max_length > positions:
+            raise ConfigError(
+                f"max_length = {config.max_length}, but {config.encoder} reads {positions} tokens at most",
+                hint=f"give -o max_length={positions} or less",
+            )
+        self._model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def digest(self) -> str:
+        """Hash of the weights and the vocabulary: vectors of two encoders with equal digests are comparable."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self._model.state_dict().items()):
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            digest.update(parameter.cpu().numpy().tobytes())
+        digest.update(json.dumps(self._tokenizer.get_vocab(), sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+
+    def encode(self, texts: Sequence[str], prefix: str) -> np.ndarray:
+        """Unit vectors [n, H], float32, in the order of `texts`. Raises RetrievalError if one is not finite."""
+        prefixed = [prefix + text for text in texts]
+        order = sorted(range(len(prefixed)), key=lambda place: len(prefixed[place]))  # like lengths, little padding
+        size = self._config.batch_size
+        parts = [
+            self._batch([prefixed[i] for i in order[start : start + size]]) for start in range(0, len(order), size)
+        ]
+        vectors = np.empty((len(texts), self._model.config.hidden_size), dtype=np.float32)
+        if parts:
+            vectors[order] = np.concatenate(parts)
+        if not np.isfinite(vectors).all():
+            raise RetrievalError(
+                f"encoder {self._config.encoder!r} gives vectors that are not finite", hint="its weights are broken"
+            )
+        return vectors
+
+    def _batch(self, texts: list[str]) -> np.ndarray:
+        import torch
+
+        limit = self._config.max_length
+        batch = self._tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        full = (batch["attention_mask"].sum(1) == limit).nonzero().flatten().tolist()
+        self.truncated += sum(len(self._tokenizer(texts[row], verbose=False)["input_ids"]) > limit for row in full)
+        batch = batch.to(self._model.device)
+        with torch.no_grad():
+            hidden = self._model(**batch).last_hidden_state.float()  # [B, T, H]
+        if self._config.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            mask = batch["attention_mask"][..., None].float()
+            pooled = (hidden * mask).sum(1) / mask.sum(1)
+        vectors: np.ndarray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+        return vectors
