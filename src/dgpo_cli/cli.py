@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, cast
 
 import typer
 
@@ -29,7 +29,7 @@ app.command("runs")(runs.runs)
 app.command("doctor")(doctor.doctor)
 
 # Typer brings its own copy of Click, so its errors are reached through the one it exports: its base's base.
-_CommandLineError = typer.BadParameter.__mro__[2]
+_CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
 _INTERRUPTED = 130
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -22,7 +22,9 @@ class Console:
 
     def __init__(self, *, json_output: bool = False, quiet: bool = False) -> None:
         self.json_output, self.quiet = json_output, quiet
-        self._out = RichConsole(highlight=False, soft_wrap=True)
+        # Without a terminal there is no width to keep to, and a table that is cut off in a file is lost.
+        width = None if sys.stdout.isatty() else 160
+        self._out = RichConsole(highlight=False, soft_wrap=True, width=width)
         self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
     @property
@@ -55,7 +57,12 @@ class Console:
         """Numbers to the right, text to the left; nothing with --json."""
         if self.json_output:
             return
-        table = Table(title=escape(title) if title else None, box=rich.box.SIMPLE_HEAD, title_justify="left")
+        table = Table(
+            title=escape(title) if title else None,
+            title_justify="left",
+            box=rich.box.SIMPLE_HEAD,
+            show_header=any(columns),
+        )
         for place, column in enumerate(columns):
             numeric = bool(rows) and all(_numeric(row[place]) for row in rows)
             table.add_column(escape(column), justify="right" if numeric else "left")
@@ -73,7 +80,7 @@ class Console:
     def progress(self, description: str, unit: str = "it") -> Iterator[ProgressCallback]:
         """A bar with rate and time left on a terminal, a line now and then elsewhere. Yields `(done, total)`."""
         if self.quiet:
-            yield lambda done, total: None
+            yield _silent
         elif self._err.is_terminal:
             yield from self._bar(description, unit)
         else:
@@ -116,6 +123,10 @@ class Console:
             self.info(f"{description}: {done}/{total or '?'} ({rate:.2g} {unit}/s{left})")
 
         return update
+
+
+def _silent(_done: int, _total: int, /) -> None:
+    """Progress that nobody sees."""
 
 
 def _cell(value: object) -> str:

@@ -27,9 +27,8 @@ def doctor(json: JsonFlag = False, quiet: QuietFlag = False) -> None:
     for check in diagnosis.checks:
         if check.advice:
             console.print(f"{check.name}: {check.advice}")
-    console.table(
-        "what works here", ["", "", ""], [["yes" if v.works else "no", v.task, v.why] for v in diagnosis.verdicts]
-    )
+    verdicts = [["yes" if v.works else "no", v.task, v.why] for v in diagnosis.verdicts]
+    console.table("what works here", ["", "", ""], verdicts)
     console.result(
         {
             "healthy": diagnosis.healthy,

@@ -21,9 +21,7 @@ def runs(
     prune: Annotated[bool, typer.Option("--prune", help="Show what can go, ask, and remove it.")] = False,
     keep: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="With --prune: of each command keep the N newest finished runs, remove the others whole."
-        ),
+        typer.Option(min=0, help="With --prune: remove finished runs whole, except the N newest of each command."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With --prune: do not ask.")] = False,
     json: JsonFlag = False,

@@ -25,6 +25,8 @@ Status = Literal["ok", "note", "problem"]
 TRAINED_BYTES, READ_BYTES, EIGHT_BIT_BYTES = 16, 2, 1  # per parameter
 WORKING_GB = 6.0  # activations, caches and one chunk of logits at the default sizes
 HUB_TIMEOUT_S = 4.0
+_INSTALL = "run `make venv`, or `pip install -e .`"
+_LOCAL_ONLY = "only cached and local models work"
 QUICKSTART_GB = 3.0
 
 
@@ -67,7 +69,7 @@ def diagnose(folder: Path, *, progress: Progress | None = None) -> Diagnosis:
     memory = memory_gb()
     device = find_device(memory)
     probes: list[Callable[[], Check]] = [
-        check_python,
+        lambda: Check("python", "ok", f"{platform.python_version()} ({sys.executable})"),
         lambda: Check("processor", "ok", f"{num_cores()} cores, {platform.machine()}"),
         lambda: check_memory(memory),
         lambda: Check("device", "ok" if device.accelerated else "note", describe_device(device)),
@@ -82,13 +84,6 @@ def diagnose(folder: Path, *, progress: Progress | None = None) -> Diagnosis:
         if progress is not None:
             progress(done, len(probes))
     return Diagnosis(checks, judge(device, {check.name: check for check in checks}))
-
-
-def check_python() -> Check:
-    found = f"{platform.python_version()} ({sys.executable})"
-    if sys.version_info >= (3, 11):
-        return Check("python", "ok", found)
-    return Check("python", "problem", found, "Python 3.11 or later is needed")
 
 
 def num_cores() -> int:
@@ -144,9 +139,7 @@ def check_packages() -> Check:
     try:
         requirements = [Requirement(line) for line in metadata.requires("dgpo-cli") or ()]
     except metadata.PackageNotFoundError:
-        return Check(
-            "packages", "problem", "dgpo-cli itself is not installed", "run `make venv`, or `pip install -e .`"
-        )
+        return Check("packages", "problem", "dgpo-cli itself is not installed", _INSTALL)
     found, missing = [], []
     for requirement in requirements:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -160,7 +153,7 @@ def check_packages() -> Check:
         if not requirement.specifier.contains(version, prereleases=True):
             missing.append(f"{requirement} (is {version})")
     if missing:
-        return Check("packages", "problem", f"missing: {', '.join(missing)}", "run `make venv`, or `pip install -e .`")
+        return Check("packages", "problem", f"missing: {', '.join(missing)}", _INSTALL)
     return Check("packages", "ok", ", ".join(found))
 
 
@@ -170,10 +163,10 @@ def check_eight_bit(device: Device) -> Check:
 
     where = "cuda" if device.accelerated and torch.cuda.is_available() else "cpu"
     try:
-        from bitsandbytes.nn import Linear8bitLt
+        from bitsandbytes.nn.modules import Linear8bitLt
 
-        layer = Linear8bitLt(64, 64, bias=False, has_fp16_weights=False).to(where)
-        layer(torch.ones(1, 64, device=where, dtype=torch.bfloat16))
+        layer: torch.nn.Module = Linear8bitLt(64, 64, bias=False, has_fp16_weights=False)
+        layer.to(where)(torch.ones(1, 64, device=where, dtype=torch.bfloat16))
     except (ImportError, OSError, RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return Check("8-bit", "note", f"bitsandbytes does not run on {where}: {reason}", "leave --teacher-8bit out")
@@ -189,7 +182,7 @@ def check_hub() -> Check:
 
     login = "logged in" if get_token() else "not logged in (gated models need `hf auth login`)"
     if constants.HF_HUB_OFFLINE:
-        return Check("hub", "note", "switched off by HF_HUB_OFFLINE", "only cached and local models work")
+        return Check("hub", "note", "switched off by HF_HUB_OFFLINE", _LOCAL_ONLY)
     request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()
@@ -197,20 +190,17 @@ def check_hub() -> Check:
         pass  # it answered
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        return Check(
-            "hub", "note", f"{constants.ENDPOINT} does not answer ({reason})", "only cached and local models work"
-        )
+        return Check("hub", "note", f"{constants.ENDPOINT} does not answer ({reason})", _LOCAL_ONLY)
     return Check("hub", "ok", f"{constants.ENDPOINT} answers, {login}")
 
 
 def judge(device: Device, checks: dict[str, Check]) -> list[Verdict]:
     """What can be done here, from the smallest task to the paper's."""
-    sound = checks["packages"].status == checks["python"].status == "ok"
+    sound = checks["packages"].status == "ok"
     room = checks["memory"].status == checks["disk"].status == "ok"
     offline = "" if checks["hub"].status == "ok" else "; models must be cached or local, the hub is not reachable"
-    first = Verdict(
-        "dgpo quickstart", sound and room, "offline, minutes on two cores" if sound and room else "see above"
-    )
+    possible = sound and room
+    first = Verdict("dgpo quickstart", possible, "offline, minutes on two cores" if possible else "see above")
     return [first, *(_judge_training(device, *task, sound=sound, note=offline) for task in _tasks())]
 
 
