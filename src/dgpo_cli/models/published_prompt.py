@@ -1,13 +1,12 @@
 """The prompt that the published Search-R1 checkpoints were trained with, obtained at run time.
 
 The text is not part of this project. It is read from the `prompt` column of the data set that the checkpoints were
-trained on, checked by its SHA-256 and kept in the user's cache.
+trained on, checked by SHA-256, and kept among the hub library's cached assets.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from dgpo_cli.core.protocol import DEFAULT, Protocol
@@ -15,42 +14,54 @@ from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import ModelError
 
 DATASET = "PeterJinGo/nq_hotpotqa_train"
-# The prompt for this question has this many characters and this digest (Search-R1 a14dc3a).
-CHECK_QUESTION = "who wrote Dune?"
-CHECK_CHARACTERS = 580
-CHECK_SHA256 = "ab56b40de8dab8c9a46f72553e71526b38e0f4024c5c5ce5903da3cf14605c4e"
-_MARK = "Question: "
-
-
-def cache_file() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "dgpo" / "search_r1_prompt.txt"
+# Characters and SHA-256 of the whole prompt for a question, from the data scripts of Search-R1 at a14dc3a.
+CHECKS = {
+    "who wrote Dune?": (580, "ab56b40de8dab8c9a46f72553e71526b38e0f4024c5c5ce5903da3cf14605c4e"),
+    "who got the first nobel prize in physics?": (
+        606,
+        "1757028af757cbc387e2841b22fd67c6d9d5f73effeb9cdcc9882ad013ef11d3",
+    ),
+    "Where was the director of X born?": (598, "bc475bc36cdcec1e59fd92d0317a00e6d8d50c16ce714eefc5e830c4d38337d6"),
+}
+_HOLE = "{question}"
+_MARK = "Question: "  # what stands before the question
 
 
 def search_r1_protocol() -> Protocol:
-    """Raises ModelError if the prompt is neither cached nor to be had, or is not the one that was expected."""
+    """The published prompt with this project's correction (a published checkpoint has seen another one, rarely).
+
+    Raises ModelError if the prompt is neither cached nor to be had, or is not the one that was expected.
+    """
     file = cache_file()
-    template = file.read_text(encoding="utf-8") if file.is_file() else None
+    template = file.read_bytes().decode("utf-8", errors="replace") if file.is_file() else None
     if template is None or not is_search_r1(template):
         template = template_of(_first_prompt())
         write_atomic(file, template)
-    return Protocol(
-        name="search-r1",
-        prompt=template,
-        correction=DEFAULT.correction,
-    )
+    return Protocol(name="search-r1", prompt=template, correction=DEFAULT.correction)
+
+
+def cache_file() -> Path:
+    """Beside the other assets of the hub library, so that HF_HOME moves it too. Makes the folder."""
+    from huggingface_hub import cached_assets_path
+
+    return cached_assets_path("dgpo", namespace="prompts", subfolder="search-r1") / "prompt.txt"
 
 
 def is_search_r1(template: str) -> bool:
-    """Whether a template with a {question} hole gives the known prompt for the known question."""
-    prompt = template.replace("{question}", CHECK_QUESTION)
-    return len(prompt) == CHECK_CHARACTERS and hashlib.sha256(prompt.encode()).hexdigest() == CHECK_SHA256
+    """Whether a template with one {question} hole gives every known prompt exactly."""
+    if template.count(_HOLE) != 1:
+        return False
+    prompts = {question: template.replace(_HOLE, question) for question in CHECKS}
+    return all(
+        (len(prompts[question]), hashlib.sha256(prompts[question].encode()).hexdigest()) == expected
+        for question, expected in CHECKS.items()
+    )
 
 
 def template_of(prompt: str) -> str:
     """Cut the question out of a prompt. Raises ModelError unless the rest is the prompt that was expected."""
-    head, mark, _ = prompt.rpartition(_MARK)
-    template = f"{head}{mark}{{question}}\n"
+    before, mark, _ = prompt.rpartition(_MARK)
+    template = f"{before}{mark}{_HOLE}\n"
     if not mark or not is_search_r1(template):
         raise ModelError(
             f"the prompt in {DATASET} is not the one that the published checkpoints were trained with",
@@ -60,6 +71,7 @@ def template_of(prompt: str) -> str:
 
 
 def _first_prompt() -> str:
+    """The user message of the data set's first row; its rows differ in the question alone."""
     from datasets import load_dataset
 
     try:

@@ -7,8 +7,12 @@ only the latter is right below 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+GROUP_EPSILON = 1e-6  # of the reference
 
 
 def k1(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
@@ -51,6 +55,17 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
         next_value = torch.where(counts, values[:, t], next_value)
         advantages[:, t] = torch.where(counts, step, 0.0)
     return advantages, torch.where(keep, advantages + values, 0.0)
+
+
+def group_advantages(totals: Tensor, groups: Sequence[str]) -> Tensor:
+    """GRPO (Shao et al. 2024): totals [B] centred and scaled within their group; a group of one keeps its total."""
+    result = totals.clone()
+    for group in set(groups):
+        members = torch.tensor([g == group for g in groups], device=totals.device)
+        if members.sum() > 1:
+            inside = totals[members]
+            result[members] = (inside - inside.mean()) / (inside.std() + GROUP_EPSILON)
+    return result
 
 
 def clipped_policy_loss(

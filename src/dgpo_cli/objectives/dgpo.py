@@ -10,19 +10,16 @@ tokens count.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dgpo_cli.core.types import Score
-from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.advantage import k1
 from dgpo_cli.objectives.base import Episode, Need, TokenBatch, TokenLoss
 from dgpo_cli.objectives.divergence import kl, log_probs
 from dgpo_cli.objectives.ppo import PPO
-
-KL_FORMS = ("k1-reward", "full-loss")
-KL_GATES = ("wrong", "always", "never")
 
 
 class DGPO(PPO):
@@ -30,15 +27,17 @@ class DGPO(PPO):
 
     @dataclass(frozen=True)
     class Config(PPO.Config):
-        kl_form: str = field(default="k1-reward", metadata={"source": "paper", "help": " or ".join(KL_FORMS)})
-        kl_gate: str = field(
-            default="wrong", metadata={"source": "paper", "help": "episodes that follow the teacher: " + ", ".join(KL_GATES)}
+        kl_form: Literal["k1-reward", "full-loss"] = field(
+            default="k1-reward",
+            metadata={
+                "source": "reference recipe (arXiv 2508.20324, train_dgpo.sh); full-loss is ours",
+                "help": "log-ratio of the sampled token in the reward, or the exact KL as a loss",
+            },
         )
-
-        def __post_init__(self) -> None:
-            for name, allowed in (("kl_form", KL_FORMS), ("kl_gate", KL_GATES)):
-                if getattr(self, name) not in allowed:
-                    raise ConfigError(f"{name} = {getattr(self, name)!r}", hint=f"choose one of: {', '.join(allowed)}")
+        kl_gate: Literal["wrong", "always", "never"] = field(
+            default="wrong",
+            metadata={"source": "arXiv 2508.20324", "help": "which episodes follow the teacher, by their answer"},
+        )
 
     config: Config
 
@@ -64,10 +63,13 @@ class DGPO(PPO):
 
     def loss(self, tokens: TokenBatch) -> TokenLoss:
         result = super().loss(tokens)
-        if tokens.teacher_logits is None:
+        if Need.TEACHER_DISTRIBUTION not in self.needs or tokens.teacher_logits is None:
             return result
         assert tokens.kl_weight is not None
-        divergence = kl(log_probs(tokens.logits), log_probs(tokens.teacher_logits))
+        follows = tokens.kl_weight > 0
+        divergence = torch.where(follows, kl(log_probs(tokens.logits), log_probs(tokens.teacher_logits)), 0.0)
         result.terms["policy"] = result.terms["policy"] + tokens.kl_weight * divergence
-        result.metrics["gated_reverse_kl"] = torch.where(tokens.kl_weight > 0, divergence.detach(), 0.0)
+        # A mean over all tokens, 0 where the gate is shut: divided by the share it is the mean where it is open.
+        result.metrics["gated_reverse_kl"] = divergence.detach()
+        result.metrics["gated_share"] = follows.float()
         return result

@@ -1,4 +1,8 @@
-"""Divergences between next-token distributions: log-probabilities [n, V] in, nats per token [n] out, in float32."""
+"""Divergences between next-token distributions: log-probabilities [n, V] in, nats per token [n] out, in float32.
+
+A token without probability under p adds nothing and gets no gradient, also where its log-probability is -inf: the
+product 0 * -inf would be NaN in the value or, if masked only after the product, in the gradient.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,11 @@ def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q). Tokens without probability under p add nothing."""
+    """KL(p || q); infinite where q excludes a token of p."""
     p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1)
+    return (p * torch.where(p > 0, log_p - log_q, 0.0)).sum(dim=-1)
 
 
 def entropy(log_p: Tensor) -> Tensor:
     p = log_p.exp()
-    return -torch.where(p > 0, p * log_p, 0.0).sum(dim=-1)
+    return -(p * torch.where(p > 0, log_p, 0.0)).sum(dim=-1)
