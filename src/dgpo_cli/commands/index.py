@@ -1,125 +1,136 @@
-"""`dgpo index`: corpus file to search index; `dgpo index check`: is it whole, and how good is it?"""
+"""`dgpo index`: corpus file to search index; `dgpo index check` is in index_check.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from dgpo_cli.commands.shared import JsonFlag, QuietFlag, SetOption, absolute, choose_index
+from dgpo_cli.commands.index_check import check
+from dgpo_cli.commands.shared import JsonFlag, QuietFlag, absolute
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
+if TYPE_CHECKING:
+    from dgpo_cli.retrieval.manifest import Manifest
 
-def index(
-    corpus: Annotated[str, typer.Argument(help="Corpus file (.jsonl or .jsonl.gz), or the word `check`.")],
-    out: Annotated[Path | None, typer.Option(help="Index folder; indexes/<corpus name> by default.")] = None,
+_HELP = ("-h", "--help")
+_SHOWN = 10  # bad lines
+
+
+class _BuildByDefault(TyperGroup):
+    """`dgpo index wiki.jsonl` is `dgpo index build wiki.jsonl`. A corpus named like a command is reached as ./check."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in _HELP:
+            args = ["build", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_BuildByDefault,
+    invoke_without_command=True,
+    rich_markup_mode="markdown",
+    subcommand_metavar="CORPUS | check [OPTIONS]",
+    context_settings={"help_option_names": list(_HELP)},
+)
+
+
+app.command("check")(check)
+
+
+@app.callback()
+def index(context: typer.Context) -> None:
+    """Build a search index from a corpus, or check one.
+
+    Examples: `dgpo index wiki.jsonl` · `dgpo index check --questions nq.jsonl -k 2,5` · all options of the first form:
+    `dgpo index build --help`
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("build")
+def build(
+    corpus: Annotated[Path, typer.Argument(help="Corpus file, .jsonl or .jsonl.gz.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Index folder; indexes/NAME for a corpus NAME.jsonl by default.", show_default=False),
+    ] = None,
     retriever: Annotated[str, typer.Option(help="bm25, rank-bm25 (small corpora) or dense.")] = "bm25",
-    encoder: Annotated[str | None, typer.Option(help="Encoder of a dense index: hub id or folder.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad line instead of skipping it.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index of another corpus.")] = False,
-    index: Annotated[str | None, typer.Option("--index", help="check: index folder; the current one by default.")] = None,
-    questions: Annotated[Path | None, typer.Option(help="check: questions with gold passages, for recall.")] = None,
-    k: Annotated[str, typer.Option("-k", help="check: depths, e.g. 2,5.")] = "2,5",
-    set_: SetOption = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Encoder of a dense index: hub id or folder.", show_default=False)
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first bad line instead of skipping it.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is there.")] = False,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("-o", "--set", help="Another setting of the retriever, e.g. -o k1=0.9. An unknown one lists all."),
+    ] = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Build a search index from a corpus, or check one.
+    """Build a search index from a corpus; the word `build` may be left out.
 
-    A corpus has one passage a line: {"id", "contents"} with the title on the first line of contents, or
-    {"id", "title", "text"}.
+    A corpus has one passage a line: `{"id", "contents"}` with the title on the first line of contents, or
+    `{"id", "title", "text"}`. An index of the same corpus with the same settings is used as it is.
 
-    Examples: `dgpo index wiki.jsonl` · `dgpo index check --questions nq.jsonl -k 2,5`
+    Examples: `dgpo index wiki.jsonl` · `dgpo index notes.jsonl.gz --retriever dense --encoder intfloat/e5-base-v2` ·
+    `dgpo index wiki.jsonl -o k1=0.9 -o b=0.4`
     """
-    console = Console(json_output=json, quiet=quiet)
-    if corpus == "check":
-        _check(console, choose_index(console, index), questions, _depths(k))
-        return
-    settings = _settings(retriever, encoder, set_)
-    _build(console, Path(corpus), out, retriever, settings, strict, overwrite)
-
-
-def _settings(retriever: str, encoder: str | None, options: list[str] | None) -> dict[str, Any]:
-    """Settings given on the command line, numbers parsed by the type of the retriever's default."""
     from dgpo_cli.core.config import parse_options
-    from dgpo_cli.retrieval.build import resolve_settings
-
-    given: dict[str, Any] = parse_options(options or ())
-    if encoder is not None:
-        given["encoder"] = encoder
-    defaults = resolve_settings(retriever, {})
-    resolve_settings(retriever, given)
-    try:
-        return {name: type(defaults[name])(value) for name, value in given.items()}
-    except ValueError as error:
-        raise ConfigError(f"-o: {error}", hint="give numbers where the default is a number") from error
-
-
-def _build(
-    console: Console, corpus: Path, out: Path | None, retriever: str, settings: dict[str, Any], strict: bool, overwrite: bool
-) -> None:
     from dgpo_cli.core.workspace import Workspace
     from dgpo_cli.retrieval.build import build_index
 
+    console = Console(json_output=json, quiet=quiet)
+    settings = parse_options(options or ())
+    if encoder is not None:
+        if retriever != "dense":
+            raise ConfigError(f"--encoder has no effect on {retriever}", hint="give --retriever dense, or no --encoder")
+        settings["encoder"] = absolute(encoder)
     target = out or Path("indexes") / corpus.name.removesuffix(".gz").removesuffix(".jsonl")
-    with console.progress("reading passages", "passage") as progress:
+    with console.progress("indexing", "passage") as progress:
         manifest, reused = build_index(
-            corpus, target, retriever=retriever, settings=settings, strict=strict, overwrite=overwrite, progress=progress
+            corpus,
+            target,
+            retriever=retriever,
+            settings=settings,
+            strict=strict,
+            overwrite=overwrite,
+            progress=progress,
         )
     Workspace().remember(by="dgpo index", index=absolute(str(target)))
-    for problem in manifest.problems:
-        console.warn(f"skipped: {problem}")
+    _show_build(console, target, manifest, reused)
+
+
+def _show_build(console: Console, target: Path, manifest: Manifest, reused: bool) -> None:
+    for problem in manifest.problems[:_SHOWN]:
+        console.warn(f"skipped {problem}")
     if manifest.skipped > len(manifest.problems):
-        console.warn(f"... and {manifest.skipped - len(manifest.problems)} more")
-    verb = "is up to date:" if reused else f"built in {manifest.seconds:.1f} s:"
-    console.print(
-        f"{target} {verb} {manifest.passages:,} passages, {manifest.bytes / 1e6:.1f} MB, {manifest.skipped} lines skipped"
-    )
+        console.warn(f"... and {manifest.skipped - len(manifest.problems):,} more bad lines")
+    if cut := manifest.state.get("truncated_passages"):
+        limit = manifest.settings["max_length"]
+        console.warn(
+            f"{cut:,} passages are longer than max_length = {limit} tokens and are found by their beginning only"
+        )
+    what = "is up to date and used as it is" if reused else f"built in {manifest.seconds:.1f} s"
+    size = f"{manifest.passages:,} passages, {manifest.bytes / 1e6:.1f} MB"
+    console.print(f"{target} {what}: {size}, {manifest.skipped:,} lines skipped")
     console.result(
         {
             "passages": manifest.passages,
             "seconds": round(manifest.seconds, 3),
             "bytes": manifest.bytes,
             "skipped": manifest.skipped,
+            "problems": list(manifest.problems),
             "index": str(target),
+            "retriever": manifest.retriever,
+            "settings": manifest.settings,
             "digest": manifest.digest,
             "reused": reused,
         }
     )
-
-
-def _depths(text: str) -> list[int]:
-    try:
-        depths = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"-k {text!r} is not a list of numbers", hint="write it like -k 2,5") from error
-    if min(depths) < 1:
-        raise ConfigError(f"-k {text!r} holds a depth below 1", hint="write it like -k 2,5")
-    return depths
-
-
-def _check(console: Console, location: str, questions: Path | None, depths: list[int]) -> None:
-    from dgpo_cli.qa_sets import read_questions
-    from dgpo_cli.retrieval.check import check_integrity, measure
-    from dgpo_cli.retrieval.open import open_index
-
-    opened = open_index(location)
-    passages = check_integrity(opened)
-    assert opened.manifest is not None
-    console.print(f"{location}: {passages:,} passages, all readable; {opened.manifest.retriever}, {opened.manifest.settings}")
-    result: dict[str, Any] = {"index": location, "passages": passages, "digest": opened.digest}
-    if questions is not None:
-        quality = measure(opened, read_questions(questions), depths)
-        rows = [[k, quality.recall.get(k), quality.answer_hit[k]] for k in depths]
-        console.table(
-            f"{quality.questions} questions, {quality.with_gold} with gold passages", ["k", "recall", "answer in passages"], rows
-        )
-        result |= {
-            "questions": quality.questions,
-            "with_gold": quality.with_gold,
-            "recall": {str(k): value for k, value in quality.recall.items()},
-            "answer_hit": {str(k): value for k, value in quality.answer_hit.items()},
-        }
-    console.result(result)

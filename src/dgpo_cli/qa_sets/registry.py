@@ -1,4 +1,4 @@
-"""The QA sets: FlashRAG's names, the split that is evaluated, and its size (RUC-NLPIR/FlashRAG_datasets)."""
+"""The QA sets: FlashRAG's names, their splits, which of them is evaluated, and its size."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ from dataclasses import dataclass
 
 from dgpo_cli.errors import ConfigError
 
+HUB = "RUC-NLPIR/FlashRAG_datasets"
+
 
 @dataclass(frozen=True, slots=True)
 class QASet:
     name: str  # also the hub's folder
     split: str  # evaluated
-    size: int  # questions of that split; 0 where the set is made by a user
-    has_train: bool = False
+    size: int  # questions of that split; 0 where a user makes the set
+    splits: tuple[str, ...]
 
 
 QA_SETS: dict[str, QASet] = {
     s.name: s
     for s in (
-        QASet("nq", "test", 3_610, has_train=True),
-        QASet("triviaqa", "test", 11_313, has_train=True),
-        QASet("popqa", "test", 14_267),
-        QASet("hotpotqa", "dev", 7_405, has_train=True),
-        QASet("2wikimultihopqa", "dev", 12_576, has_train=True),
-        QASet("musique", "dev", 2_417, has_train=True),
-        QASet("bamboogle", "test", 125),
-        QASet("tinyworld", "test", 0, has_train=True),
+        QASet("nq", "test", 3_610, ("train", "dev", "test")),
+        QASet("triviaqa", "test", 11_313, ("train", "dev", "test")),
+        QASet("popqa", "test", 14_267, ("test",)),
+        QASet("hotpotqa", "dev", 7_405, ("train", "dev")),
+        QASet("2wikimultihopqa", "dev", 12_576, ("train", "dev")),
+        QASet("musique", "dev", 2_417, ("train", "dev")),
+        QASet("bamboogle", "test", 125, ("test",)),
+        QASet("tinyworld", "test", 0, ("train", "validation", "test")),
     )
 }
 SEVEN = tuple(name for name in QA_SETS if name != "tinyworld")
+TRAIN_SETS = ("nq", "hotpotqa")  # what Search-R1 and the paper train on
 ALIASES = {"2wiki": "2wikimultihopqa", "twowiki": "2wikimultihopqa", "hotpot": "hotpotqa"}
 
 

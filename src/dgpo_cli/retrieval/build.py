@@ -42,7 +42,12 @@ def build_index(
     retriever or setting, and where `out` holds another index (without `overwrite`) or anything but an index.
     """
     kind = retriever_class(retriever)
-    config: Any = apply_options(kind.Config, settings or {})
+    try:
+        config: Any = apply_options(kind.Config, settings or {})
+    except ConfigError as error:
+        raise ConfigError(
+            error.message.replace(kind.Config.__qualname__, f"retriever {retriever}"), error.hint
+        ) from error
     existing = _existing(corpus, out, retriever, asdict(config), strict, overwrite)
     if existing is not None:
         return existing, True
