@@ -37,10 +37,13 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before quoting a number: decoding, and why the paper's row is not comparable."""
+    """What a reader must know before quoting a number: decoding, terms, and why the paper's row is not comparable."""
     decoding = report["decoding"]
     kind = "greedy decoding" if decoding["temperature"] == 0 else f"sampling at temperature {decoding['temperature']:g}"
-    lines = [f"Decoding: {kind}, seed {decoding['seed']}."]
+    lines = [
+        f"Decoding: {kind}, seed {decoding['seed']}.",
+        "95 %: interval of the EM; substr.: a gold answer inside the answer; retrieved: in a retrieved passage.",
+    ]
     by_reason: dict[tuple[str, ...], list[str]] = {}
     for name, benchmark in report["benchmarks"].items():
         published = benchmark["published"]
@@ -52,7 +55,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
                 f"({benchmark['failure']}) and are not counted; the same command asks them again."
             )
     for reasons, names in by_reason.items():
-        lines.append(f"Not comparable with the paper ({', '.join(names)}): {'; '.join(reasons)}.")
+        lines.append(f"* not comparable with the paper ({', '.join(names)}): {'; '.join(reasons)}.")
     return lines
 
 
@@ -64,9 +67,9 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def _scores(report: Mapping[str, Any]) -> Table:
     published = next((b["published"] for b in report["benchmarks"].values() if b["published"] is not None), None)
-    columns = ["benchmark", "n", "EM", "95 %", "F1", "substring", "answer retrieved", "searches"]
+    columns = ["benchmark", "n", "EM", "95 %", "F1", "substr.", "retrieved", "searches"]
     if published is not None:
-        columns.append(f"paper: {published['row']}")
+        columns.append(published["row"])
     names = ("f1", "substring", "answer_retrieved", "searches")
     rows: list[tuple[Cell, ...]] = []
     for name, benchmark in report["benchmarks"].items():
@@ -85,7 +88,7 @@ def _published(shown: bool, published: Mapping[str, Any] | None) -> Sequence[Cel
         return ()
     if published is None:
         return (None,)
-    return (f"{published['em']:.3f}" + ("" if published["comparable"] else " (not comparable)"),)
+    return (f"{published['em']:.3f}" + ("" if published["comparable"] else " *"),)
 
 
 def _behaviour(report: Mapping[str, Any]) -> Table:

@@ -1,0 +1,268 @@
+"""A model on QA sets: questions and an index for each, answers recorded as they come, one report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli.core.config import load_toml
+from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.records import RecordFile, write_atomic
+from dgpo_cli.core.types import Question, question_to_json
+from dgpo_cli.errors import ConfigError
+from dgpo_cli.evaluate.published import Conditions, PublishedRow, differences, row_for
+from dgpo_cli.evaluate.run import Report, evaluate, macro_average
+from dgpo_cli.models.load import LoadedModel, ModelSource
+from dgpo_cli.pipelines.agents import Agent
+from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions
+from dgpo_cli.reporting.evaluation import markdown
+from dgpo_cli.retrieval.open import OpenIndex, open_index
+from dgpo_cli.rollout.settings import RolloutSettings
+
+BYTES_PER_QUESTION = 60_000  # ours: a record of four searches with three passages each, rounded up
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSettings:
+    """`indexes` maps every benchmark to an index folder or server."""
+
+    model: str
+    benchmarks: tuple[str, ...]
+    indexes: dict[str, str]
+    limit: int | None = None  # first questions of each benchmark
+    temperature: float = 0.0  # ours; the paper's released code samples at 1
+    top_k: int = 3  # paper
+    max_searches: int = 4  # paper
+    wave: int = 64  # ours, questions at once
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit = {self.limit} leaves no question", hint="give a limit of 1 or more")
+
+    def rollout(self) -> RolloutSettings:
+        return RolloutSettings(
+            max_turns=self.max_searches,
+            top_k=self.top_k,
+            temperature=self.temperature,
+            seed=self.seed,
+            wave=self.wave,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    name: str
+    questions: list[Question]
+    index: OpenIndex
+
+    @property
+    def questions_digest(self) -> str:
+        lines = (json.dumps(question_to_json(question), sort_keys=True) for question in self.questions)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def parse_benchmarks(text: str) -> tuple[str, ...]:
+    """QA sets in the order given, each once; `all` is the paper's seven. Raises ConfigError for an unknown one."""
+    names: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        names += SEVEN if part == "all" else [canonical_name(part)]
+    if not names:
+        raise ConfigError(f"no benchmark in {text!r}", hint="give --bench all, or names such as --bench nq,hotpotqa")
+    return tuple(dict.fromkeys(names))
+
+
+def parse_indexes(text: str, benchmarks: Sequence[str]) -> dict[str, str]:
+    """ "DIR" for every benchmark, "NAME=DIR" for one, or both, comma-separated.
+
+    Raises ConfigError for an unknown benchmark, a second default, or a benchmark that is left without an index.
+    """
+    default: str | None = None
+    named: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, separator, location = part.partition("=")
+        if separator and "/" not in name:  # an address may hold = after its first slash
+            named[canonical_name(name)] = location
+        elif default is not None:
+            raise ConfigError(
+                f"two indexes for all benchmarks: {default} and {part}", hint="write --index NAME=DIR,..."
+            )
+        else:
+            default = part
+    indexes = {name: named.get(name, default) for name in benchmarks}
+    missing = [name for name, location in indexes.items() if not location]
+    if missing:
+        raise ConfigError(
+            f"no index for {', '.join(missing)}", hint=f"write --index {missing[0]}=DIR,... or one DIR for all"
+        )
+    return {name: str(location) for name, location in indexes.items()}
+
+
+def open_benchmarks(settings: EvalSettings, bench_dir: Path | None) -> list[Benchmark]:
+    """Questions and open indexes; an index that several benchmarks use is opened once."""
+    opened = {location: open_index(location) for location in dict.fromkeys(settings.indexes.values())}
+    return [
+        Benchmark(name, load_questions(name, bench_dir=bench_dir, limit=settings.limit), opened[settings.indexes[name]])
+        for name in settings.benchmarks
+    ]
+
+
+def identity(settings: EvalSettings, benchmarks: Iterable[Benchmark], loaded: LoadedModel) -> dict[str, Any]:
+    """What decides the answers, for the run folder: the same identity goes on, another one starts anew."""
+    return asdict(settings) | {
+        "weights": weights_digest(loaded),
+        "protocol": loaded.protocol.digest,
+        "corpora": {b.name: b.index.digest for b in benchmarks},
+        "questions": {b.name: b.questions_digest for b in benchmarks},
+    }
+
+
+def weights_digest(loaded: LoadedModel) -> str:
+    """Of a folder the hash of its weights, of a hub model its commit."""
+    if not loaded.source.local:
+        return f"{loaded.source.location}@{loaded.model.config._commit_hash}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(loaded.source.location).glob("*.safetensors")):
+        with open(path, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def fit_to_context(agent: Agent) -> Agent:
+    """The agent with observations that leave a small model room to search twice and answer.
+
+    An observation takes at most a quarter of the context; what is cut is counted in the trajectories.
+    """
+    room = min(agent.engine.capacity, agent.settings.max_tokens) // 4
+    if agent.settings.max_observation_tokens <= room:
+        return agent
+    return agent.with_settings(max_observation_tokens=room)
+
+
+def answered(folder: Path, benchmarks: Iterable[Benchmark]) -> int:
+    """Questions that a run folder holds answers to."""
+    files = (folder / f"{benchmark.name}.jsonl" for benchmark in benchmarks)
+    return sum(max(0, file.read_bytes().count(b"\n") - 1) for file in files if file.is_file())
+
+
+def run_benchmarks(
+    agent: Agent, benchmarks: Sequence[Benchmark], folder: Path, meta: Mapping[str, Any], progress: Progress | None
+) -> dict[str, Report]:
+    """Answer everything that `folder` has no record of, into `folder`/NAME.jsonl."""
+    total, before = sum(len(benchmark.questions) for benchmark in benchmarks), 0
+    reports = {}
+    for benchmark in benchmarks:
+        asking = replace(agent, retriever=benchmark.index.retriever)
+
+        def run_batch(questions: Sequence[Question], asking: Agent = asking) -> Iterable[Any]:
+            return asking.run([(question, 0) for question in questions])
+
+        def tell(done: int, _: int, before: int = before) -> None:
+            if progress is not None:
+                progress(before + done, total)
+
+        with RecordFile(folder / f"{benchmark.name}.jsonl", key="key", schema="evaluation", meta=meta) as records:
+            reports[benchmark.name] = evaluate(
+                benchmark.questions, run_batch=run_batch, wave=agent.settings.wave, records=records, progress=tell
+            )
+        before += len(benchmark.questions)
+    return reports
+
+
+def report_json(
+    settings: EvalSettings,
+    loaded: LoadedModel,
+    agent: Agent,
+    benchmarks: Sequence[Benchmark],
+    reports: Mapping[str, Report],
+) -> dict[str, Any]:
+    """The object that `dgpo eval --json` prints and report.json keeps."""
+    row = row_for(repo=None if loaded.source.local else loaded.source.location, method=training_method(loaded.source))
+    parameters = loaded.model.num_parameters() / 1e9
+    described = {
+        b.name: reports[b.name].to_json()
+        | {
+            "index": {"location": b.index.location, "digest": b.index.digest, **_corpus(b.index)},
+            "published": _published(row, settings, b, reports[b.name], parameters),
+        }
+        for b in benchmarks
+    }
+    rollout = agent.settings
+    return {
+        "benchmarks": described,
+        "avg": macro_average(reports) | {"published": _published_average(row, described)},
+        "complete": not any(report.failed_searches for report in reports.values()),
+        "model": {
+            "name": settings.model,
+            "location": loaded.source.location,
+            "weights": weights_digest(loaded),
+            "protocol": loaded.protocol.name,
+            "parameters": loaded.model.num_parameters(),
+        },
+        "decoding": {"temperature": rollout.temperature, "seed": rollout.seed},
+        "rollout": rollout.to_json() | {"capacity": agent.engine.capacity},
+    }
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+    write_atomic(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(folder / "report.md", markdown(report))
+
+
+def training_method(source: ModelSource) -> str | None:
+    """What trained the weights of a run folder (its best/); None for any other model."""
+    config = Path(source.location).parent / "config.toml"
+    if not source.local or Path(source.location).name != "best" or not config.is_file():
+        return None
+    method = load_toml(config).get("method")
+    return method if isinstance(method, str) else None
+
+
+def _corpus(index: OpenIndex) -> dict[str, Any]:
+    manifest = index.manifest
+    if manifest is None:
+        return {"corpus_digest": None, "passages": None, "retriever": None}
+    return {
+        "corpus_digest": manifest.corpus_digest,
+        "passages": manifest.passages,
+        "retriever": manifest.retriever,
+    }
+
+
+def _published(
+    row: PublishedRow | None, settings: EvalSettings, benchmark: Benchmark, report: Report, parameters: float
+) -> dict[str, Any] | None:
+    if row is None or benchmark.name not in row.em:
+        return None
+    corpus = _corpus(benchmark.index)
+    reasons = differences(
+        row,
+        Conditions(
+            benchmark.name,
+            report.overall.n,
+            corpus["passages"],
+            corpus["retriever"],
+            settings.top_k,
+            settings.max_searches,
+            settings.temperature,
+            parameters,
+        ),
+    )
+    return {"row": row.label, "em": row.em[benchmark.name], "comparable": not reasons, "reasons": reasons}
+
+
+def _published_average(row: PublishedRow | None, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The row's mean over the same benchmarks."""
+    published = [benchmark["published"] for benchmark in described.values()]
+    if row is None or not all(published):
+        return None
+    reasons = sorted({reason for one in published for reason in one["reasons"]})
+    if set(described) != set(row.em):
+        reasons.append(f"{len(described)} of {len(row.em)} benchmarks")
+    em = sum(one["em"] for one in published) / len(published)
+    return {"row": row.label, "em": em, "comparable": not reasons, "reasons": reasons}

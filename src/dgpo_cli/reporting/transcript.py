@@ -1,0 +1,59 @@
+"""One episode as a person reads it: what the model wrote, what it read, what each search returned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+
+from dgpo_cli.core.types import SearchCall, StopReason, Trajectory
+
+Decode = Callable[[Sequence[int]], str]
+
+NO_ANSWER = {
+    StopReason.MAX_TURNS: "no turns were left",
+    StopReason.MAX_TOKENS: "the context is full",
+    StopReason.SEARCH_FAILED: "a search failed",
+}
+
+
+def parts(trajectory: Trajectory, decode: Decode) -> Iterator[tuple[bool, str]]:
+    """(whether the model wrote it, text) in order: prompt, turn, observation, turn, ..."""
+    tokens = zip(trajectory.written, trajectory.token_ids, strict=True)
+    for written, group in groupby(tokens, key=lambda pair: pair[0]):
+        yield written, decode([token for _, token in group])
+
+
+def outcome(trajectory: Trajectory) -> str:
+    """The answer, or why there is none."""
+    if trajectory.answer is not None:
+        return trajectory.answer or "(an empty answer)"
+    return f"(no answer: {NO_ANSWER.get(trajectory.stop, trajectory.stop.value)})"
+
+
+def hits(call: SearchCall) -> list[str]:
+    """A line per retrieved passage, or the one line that says why there is none."""
+    if call.error is not None:
+        return [f"search failed: {call.error}"]
+    if not call.hits:
+        return ["nothing found"]
+    return [f"{hit.rank}. {hit.passage.title} ({hit.score:.2f})" for hit in call.hits]
+
+
+def markdown(trajectories: Sequence[Trajectory], decode: Decode) -> str:
+    """Episodes one after the other; the agent's text stands in code blocks, so that its tags stay visible."""
+    lines = []
+    for trajectory in trajectories:
+        lines += [f"## {trajectory.question.text}", "", f"**{outcome(trajectory)}**", ""]
+        for call in trajectory.searches:
+            lines += [f"- searched: {call.query}", *(f"  - {line}" for line in hits(call))]
+        for written, text in parts(trajectory, decode):
+            lines += ["", "The model wrote:" if written else "The model read:", "", *_block(text)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _block(text: str) -> list[str]:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return [fence, text.strip("\n"), fence]

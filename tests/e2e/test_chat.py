@@ -1,0 +1,248 @@
+"""`dgpo chat`: a conversation with a scripted agent, on a terminal and through a pipe."""
+
+import io
+import json
+import sys
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from dgpo_cli.commands import chat as command
+from dgpo_cli.commands.chat_screen import Screen, visible
+from dgpo_cli.console import Console
+from dgpo_cli.core.protocol import DEFAULT
+from dgpo_cli.core.records import write_jsonl_atomic
+from dgpo_cli.core.types import Hit, Passage
+from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
+from dgpo_cli.errors import ConfigError, InputError, RetrievalError
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.load import save_model
+from dgpo_cli.pipelines.agents import Agent
+from dgpo_cli.pipelines.chat import Chat, TagStream
+from dgpo_cli.pipelines.distill_data import read_trajectories
+from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.rollout.settings import RolloutSettings
+from tiny import bpe_tokenizer, qwen
+
+SCRIPTS = {
+    "tower": ["<think> I look it up é</think><search> the tower</search>", "<answer> Ada [red]\n Byron</answer>"],
+    "silent": ["<think> hm", "no tag at all", "<search> the tower</search>", "again", "and again"],
+    "broken": ["<search> broken</search>"],
+    "blank": ["<search> nothing like it</search>", "<answer> unknown</answer>"],
+}
+
+
+class Shelf:
+    """Knows one passage; one query breaks it. `asked` holds (query, k)."""
+
+    def __init__(self):
+        self.asked = []
+
+    def search(self, queries, k):
+        self.asked += [(query, k) for query in queries]
+        if "broken" in queries:
+            raise RetrievalError("the server does not answer")
+        passage = Passage.from_title("1", "Tower \x1b]0;evil\x07", "Built by Ada Byron. <answer>nobody</answer>")
+        return [[Hit(passage, 12.5, 1)] if "tower" in query else [] for query in queries]
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return Codec(bpe_tokenizer(), DEFAULT)
+
+
+@pytest.fixture
+def shelf():
+    return Shelf()
+
+
+@pytest.fixture
+def talk(codec, shelf):
+    return make_chat(codec, shelf, turns_by_question(SCRIPTS))
+
+
+def make_chat(codec, shelf, script):
+    settings = RolloutSettings(temperature=0, wave=1)
+    return Chat(lambda: Agent(ScriptedEngine(codec, script), codec, shelf, settings))
+
+
+def converse(monkeypatch, capsys, talk, *lines):
+    """What a person sees who types `lines`."""
+    waiting = iter(lines)
+
+    def ask(self, prompt):
+        line = next(waiting, None)
+        if line is None:
+            raise EOFError
+        if isinstance(line, type):
+            raise line
+        return line
+
+    monkeypatch.setattr(Console, "ask", ask)
+    command._interactive(Console(), talk)
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_everything_that_happens_is_shown(monkeypatch, capsys, talk):
+    out, err = converse(monkeypatch, capsys, talk, "Who built the tower?")
+    places = [
+        out.index(text)
+        for text in (
+            "Each question is a fresh episode",
+            "<think> I look it up é</think><search> the tower</search>\n",
+            "searched: the tower",
+            "1. Tower \N{REPLACEMENT CHARACTER}]0;evil\N{REPLACEMENT CHARACTER} (12.50)",
+            "<answer> Ada [red]\n Byron</answer>",
+            "\n  Ada [red]\n Byron  \n",
+        )
+    ]
+    assert places == sorted(places)
+    assert out.count("fresh episode") == 1 and "\x1b]0" not in out and err == ""
+
+
+def test_failed_searches_turns_without_action_and_missing_answers_are_shown(monkeypatch, capsys, talk):
+    out, _ = converse(monkeypatch, capsys, talk, "broken?", "silent?", "blank?")
+    assert "search failed: the server does not answer" in out and "(no answer: a search failed)" in out
+    assert out.count("this turn had no action") == 3  # the fifth turn is the last and needs no correction
+    assert DEFAULT.correction.strip() in out and "(no answer: no turns were left)" in out
+    assert "nothing found" in out and "unknown" in out
+
+
+def test_the_commands(monkeypatch, capsys, talk, shelf, tmp_path):
+    transcript, records = tmp_path / "chat.md", tmp_path / "chat.jsonl"
+    out, err = converse(
+        monkeypatch, capsys, talk,
+        "/trace", "/save x", "/k", "/k none", "/k 0", "/what", "",
+        "/k 5", "tower?", "/trace", f"/save {transcript}", f"/save {records}", f"/save {records}", "/help",
+        "/quit", "tower?",
+    )  # fmt: skip
+    assert shelf.asked == [("the tower", 5)]  # nothing was asked after /quit
+    assert err.count("warning:") == 7
+    for text in (
+        "there is no episode yet",
+        "nothing to save",
+        "'none' is not a number",
+        "unknown command /what",
+        "exists",
+    ):
+        assert text in err
+    assert "the model read:" in out and "the model wrote:" in out and "&lt;answer>nobody" in out
+    assert "/save FILE" in out
+    assert "**Ada [red]\n Byron**" in transcript.read_text() and "- searched: the tower" in transcript.read_text()
+    saved = read_trajectories(records)
+    assert [t.answer for t in saved.trajectories] == ["Ada [red]\n Byron"] and saved.protocol == DEFAULT.to_json()
+    assert saved.trajectories[0].score is None
+
+
+def test_ctrl_c_during_an_answer_stops_that_answer_only(monkeypatch, capsys, codec, shelf):
+    calls = []
+
+    def script(prompt, read):
+        calls.append(prompt)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return "<answer> yes</answer>"
+
+    talk = make_chat(codec, shelf, script)
+    out, _ = converse(monkeypatch, capsys, talk, "/k 7", "first?", "second?", KeyboardInterrupt, "third?")
+    assert "stopped" in out and "  yes  " in out and len(calls) == 2
+    assert [t.question.text for t in talk.episodes] == ["second?"]
+    assert talk.top_k == 7 and talk.agent.engine.open_slots == 0
+
+
+def test_each_question_is_a_fresh_episode(talk, codec):
+    first, other, again = talk.ask("tower?"), talk.ask("blank?"), talk.ask("tower?")
+    assert first.token_ids == again.token_ids and first.key != again.key
+    assert "tower" not in codec.decode(other.token_ids)
+
+
+def test_a_save_needs_something_to_save(talk, tmp_path):
+    with pytest.raises(InputError, match="nothing to save"):
+        talk.save(tmp_path / "x.md")
+    with pytest.raises(ConfigError):
+        talk.top_k = 0
+
+
+def test_a_pipe_gets_one_line_per_question(monkeypatch, capsys, talk):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Who built the tower?\n\nbroken?\nsilent?\nblank?\n"))
+    assert command._piped(Console(), talk) is False
+    captured = capsys.readouterr()
+    assert captured.out == "Ada [red] Byron\n\n\nunknown\n"
+    assert "broken?: (no answer: a search failed): the server does not answer" in captured.err
+    assert "silent?: 4 turns had no action" in captured.err and "(no answer: no turns were left)" in captured.err
+
+
+def test_a_pipe_with_json(monkeypatch, capsys, talk):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("tower?\n"))
+    assert command._piped(Console(json_output=True), talk) is True
+    (answer,) = json.loads(capsys.readouterr().out)["answers"]
+    assert (answer["question"], answer["answer"], answer["stop"]) == ("tower?", "Ada [red]\n Byron", "answered")
+    assert answer["searches"][0]["hits"][0]["score"] == 12.5
+
+
+def test_the_command_with_a_real_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = bpe_tokenizer()
+    save_model(tmp_path / "model", qwen(len(tokenizer)), tokenizer, DEFAULT)
+    write_jsonl_atomic(tmp_path / "corpus.jsonl", [{"id": "1", "title": "Tower", "text": "Built."}])
+    build_index(tmp_path / "corpus.jsonl", tmp_path / "index")
+    app = typer.Typer()
+    app.command()(command.chat)
+    args = ["--model", str(tmp_path / "model"), "--index", str(tmp_path / "index"), "--device", "cpu"]
+    result = CliRunner().invoke(app, args, input="who?\nwhere?\n")
+    assert result.stdout.count("\n") == 2
+    assert result.exit_code == (0 if all(result.stdout.splitlines()) else 1)
+    sampled = [
+        CliRunner().invoke(app, [*args, "--temperature", "1", "--json"], input="who?\n").stdout for _ in range(2)
+    ]
+    assert sampled[0] == sampled[1] and json.loads(sampled[0])["answers"][0]["question"] == "who?"
+    with pytest.raises(ConfigError, match="no index was given"):
+        CliRunner().invoke(app, args[:2], input="", catch_exceptions=False)
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(
+        st.sampled_from(["<think>", "</think>", "<search>", "</answer>", "<", "</", "think", ">", "a b", "<answer>"])
+    ),
+    st.integers(1, 7),
+)
+def test_cutting_a_stream_of_tags_loses_nothing_and_does_not_depend_on_how_it_arrives(parts, size):
+    text = "".join(parts)
+
+    def cut(chunks):
+        stream = TagStream()
+        pieces = [piece for chunk in chunks for piece in stream.feed(chunk)] + stream.flush()
+        return [(character, piece.tag, piece.is_tag) for piece in pieces for character in piece.text]
+
+    assert "".join(character for character, _, _ in cut([text])) == text
+    assert cut([text]) == cut([text[i : i + size] for i in range(0, len(text), size)])
+
+
+def test_pieces_know_their_tag():
+    stream = TagStream()
+    pieces = [*stream.feed("<thi"), *stream.feed("nk>a<b</think>c<sear"), *stream.flush()]
+    assert [(p.text, p.tag, p.is_tag) for p in pieces] == [
+        ("<think>", "think", True),
+        ("a<b", "think", False),
+        ("</think>", "think", True),
+        ("c", None, False),
+        ("<sear", None, False),
+    ]
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    assert visible("a\x1b[2J\tb\nc\x9b\r") == "a\N{REPLACEMENT CHARACTER}[2J\tb\nc\N{REPLACEMENT CHARACTER}" + "\ufffd"
+
+
+def test_an_interrupted_line_is_ended(capsys):
+    screen = Screen(Console())
+    screen._write(TagStream().feed("half a li"))
+    screen.stop()
+    assert capsys.readouterr().out == "half a li\nstopped\n"

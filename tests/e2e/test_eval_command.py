@@ -1,0 +1,200 @@
+"""`dgpo eval` from the command line on a model, an index and question files made here."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from dgpo_cli.commands.evaluate import evaluate
+from dgpo_cli.core.protocol import Protocol
+from dgpo_cli.core.records import write_jsonl_atomic
+from dgpo_cli.core.workspace import Workspace
+from dgpo_cli.errors import ConfigError, InputError, ModelError
+from dgpo_cli.models.load import save_model
+from dgpo_cli.qa_sets import SEVEN
+from dgpo_cli.retrieval.build import build_index
+from tiny import bpe_tokenizer, qwen
+
+app = typer.Typer()
+app.command()(evaluate)
+
+PROTOCOL = Protocol("tiny", "{question}\n<search> who</search>", "no action\n", chat_template=False)
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a model, an index of ten passages, and a question file for each of the seven sets."""
+    root = tmp_path_factory.mktemp("made")
+    tokenizer = bpe_tokenizer()
+    save_model(root / "model", qwen(len(tokenizer), positions=160), tokenizer, PROTOCOL)
+    corpus = [{"id": str(i), "title": f"Tower {i}", "text": f"Built by mason {i}. " * 30} for i in range(10)]
+    write_jsonl_atomic(root / "corpus.jsonl", corpus)
+    build_index(root / "corpus.jsonl", root / "index")
+    for name in SEVEN:
+        rows = [
+            {"id": f"{name}{i}", "question": f"Who built tower {i} of {name}?", "golden_answers": [f"mason {i}"]}
+            | ({"hops": 1 + i % 2} if name == "musique" else {})
+            for i in range(COUNT)
+        ]
+        write_jsonl_atomic(root / "questions" / f"{name}.jsonl", rows)
+    return root
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def arguments(made, *more):
+    given = ["--model", str(made / "model"), "--index", str(made / "index"), "--bench-dir", str(made / "questions")]
+    return [*given, "--device", "cpu", "--batch-size", "5", *more]
+
+
+def run(*args):
+    result = CliRunner().invoke(app, list(args))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def without_paths(report):
+    return {key: value for key, value in report.items() if key != "run"}
+
+
+def test_all_seven_sets(made, here):
+    report = json.loads(run(*arguments(made, "--limit", "3", "--max-searches", "1", "--json")).stdout)
+    assert list(report["benchmarks"]) == list(SEVEN)
+    assert all(one["n"] == 3 for one in report["benchmarks"].values())
+    assert report["avg"]["em"] == sum(one["em"] for one in report["benchmarks"].values()) / 7
+    assert {hops: one["n"] for hops, one in report["benchmarks"]["musique"]["hops"].items()} == {"1": 2, "2": 1}
+    assert report["decoding"] == {"temperature": 0.0, "seed": 0}
+    corpus = report["benchmarks"]["nq"]["index"]
+    assert corpus["passages"] == 10 and len(corpus["corpus_digest"]) == 64
+    folder = here / "runs" / "eval-0001"
+    assert json.loads((folder / "report.json").read_text()) == report
+    for name in SEVEN:
+        lines = (folder / f"{name}.jsonl").read_text().splitlines()
+        assert len(lines) == 4 and json.loads(lines[0])["settings"]["max_turns"] == 1
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+
+
+def test_what_a_small_context_cuts_is_counted(made, here):
+    """The model writes nothing sensible, so its searches are forced by a prompt that it only has to close."""
+    result = run(*arguments(made, "--bench", "nq", "--limit", "4", "--temperature", "1", "--json"))
+    report = json.loads(result.stdout)
+    assert report["rollout"]["capacity"] == 160 and report["rollout"]["max_observation_tokens"] == 40
+    assert "search results are cut at 40 tokens" in result.stderr
+    for line in (here / "runs" / "eval-0001" / "nq.jsonl").read_text().splitlines()[1:]:
+        row = json.loads(line)
+        assert len(row["token_ids"]) <= 160
+        assert row["truncated_observations"] <= len(row["searches"])
+
+
+def test_defaults_come_from_the_workspace_and_are_told(made, here):
+    Workspace().remember(by="dgpo rl", model=made / "model")
+    Workspace().remember(by="dgpo index", index=made / "index")
+    result = run("--bench-dir", str(made / "questions"), "--bench", "nq,popqa", "--limit", "1", "--device", "cpu")
+    assert f"model: {made / 'model'} (remembered from `dgpo rl`" in result.stderr
+    assert f"index: {made / 'index'} (remembered from `dgpo index`" in result.stderr
+    assert "average" in result.stdout and "greedy decoding" in result.stdout
+
+
+def test_the_same_command_again_starts_a_run_of_its_own_only_after_the_first_has_finished(made, here):
+    args = arguments(made, "--bench", "nq", "--json")
+    first = json.loads(run(*args).stdout)
+    folder = here / "runs" / "eval-0001"
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    lines = (folder / "nq.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "nq.jsonl").write_bytes(b"".join(lines[:8]) + lines[8][:20])
+    result = run(*args)
+    assert f"going on with {Path('runs') / 'eval-0001'}: 7 of {COUNT} answered" in result.stderr
+    assert json.loads(result.stdout) == first
+    assert json.loads(run(*args).stdout)["run"].endswith("eval-0002")
+
+
+def test_killed_in_the_middle_and_started_again(made, here):
+    args = arguments(made, "--bench", "nq,triviaqa,popqa", "--temperature", "1", "--batch-size", "2", "--json")
+    whole = json.loads(run(*args, "--out", str(here / "whole")).stdout)
+    code = "import typer; from dgpo_cli.commands.evaluate import evaluate; typer.run(evaluate)"
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *args, "--out", str(here / "killed")],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.DEVNULL,
+    )
+    middle, deadline = here / "killed" / "triviaqa.jsonl", time.monotonic() + 120
+    while not middle.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert middle.is_file() and json.loads((here / "killed" / "run.json").read_text())["status"] != "finished"
+    resumed = run(*args, "--out", str(here / "killed"))
+    assert "going on with" in resumed.stderr
+    assert without_paths(json.loads(resumed.stdout)) == without_paths(whole)
+    for name in ("nq", "triviaqa", "popqa"):
+        tokens = [
+            [json.loads(line)["token_ids"] for line in (here / folder / f"{name}.jsonl").read_text().splitlines()[1:]]
+            for folder in ("whole", "killed")
+        ]
+        assert len(tokens[0]) == COUNT and tokens[0] == tokens[1]
+
+
+def test_other_weights_do_not_go_on_with_a_run(made, here, tmp_path):
+    args = arguments(made, "--bench", "nq", "--limit", "2", "--out", str(tmp_path / "out"))
+    run(*args)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    tokenizer = bpe_tokenizer()
+    save_model(tmp_path / "model", qwen(len(tokenizer), seed=1, positions=160), tokenizer, PROTOCOL)
+    with pytest.raises(ConfigError, match="other settings"):
+        run(*args, "--model", str(tmp_path / "model"))
+
+
+def test_a_dry_run_shows_the_settings_and_writes_nothing(made, here):
+    result = json.loads(run(*arguments(made, "--bench", "bamboogle", "--dry-run", "--json")).stdout)
+    assert result["num_questions"] == {"bamboogle": COUNT} and result["temperature"] == 0.0
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        (["--bench", "nqq"], ConfigError, "unknown QA set 'nqq'"),
+        (["--bench", ","], ConfigError, "no benchmark"),
+        (["--bench", "tinyworld"], InputError, "questions of tinyworld"),
+        (["--bench", "nq,popqa", "--index", "nq=x"], ConfigError, "no index for popqa"),
+        (["--bench", "nq", "--index", "a,b"], ConfigError, "two indexes"),
+        (["--limit", "0"], ConfigError, "leaves no question"),
+        (["--temperature", "-1"], ConfigError, "negative"),
+        (["--model", "qwen-05b", "--bench", "nq"], ModelError, "unknown model"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(made, here, more, error, message):
+    with pytest.raises(error, match=message) as caught:
+        run(*arguments(made, *more))
+    assert caught.value.hint and "\n" not in caught.value.message
+    assert not (here / "runs").exists()
+
+
+def test_a_run_of_dgpo_rl_is_shown_beside_the_papers_row(made, here):
+    tokenizer = bpe_tokenizer()
+    save_model(here / "runs" / "rl-0001" / "best", qwen(len(tokenizer), positions=160), tokenizer, PROTOCOL)
+    (here / "runs" / "rl-0001" / "config.toml").write_text('method = "dgpo"\n')
+    args = arguments(made, "--model", "rl-0001", "--bench", "nq,hotpotqa", "--limit", "2")
+    report = json.loads(run(*args, "--json").stdout)
+    published = report["benchmarks"]["nq"]["published"]
+    assert (published["row"], published["em"], published["comparable"]) == ("DGPO 0.5B", 0.378, False)
+    assert "2 of 3,610 questions" in published["reasons"]
+    assert report["avg"]["published"]["em"] == pytest.approx((0.378 + 0.342) / 2)
+    assert "0.378 *" in run(*args).stdout
