@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn, cast
 import typer
 
 from dgpo_cli import __version__
-from dgpo_cli.commands import distill_data, doctor, evaluate, index, kd, rl, runs
+from dgpo_cli.commands import chat, distill_data, doctor, evaluate, index, kd, quickstart, rl, runs
 from dgpo_cli.errors import DgpoError
 
 app = typer.Typer(
@@ -20,11 +20,13 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("index")(index.index)
+app.command("quickstart")(quickstart.quickstart)
+app.add_typer(index.app, name="index")
 app.command("distill-data")(distill_data.distill_data)
 app.command("kd")(kd.kd)
 app.command("rl")(rl.rl)
 app.command("eval")(evaluate.evaluate)
+app.command("chat")(chat.chat)
 app.command("runs")(runs.runs)
 app.command("doctor")(doctor.doctor)
 
@@ -62,9 +64,9 @@ def root(
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line; exit 1 for an error that the user can fix, 2 for wrong usage, 130 when interrupted."""
     if os.environ.get("DGPO_DEBUG"):
-        sys.exit(app(argv))
+        sys.exit(app(argv, prog_name="dgpo"))
     try:
-        status = app(argv, standalone_mode=False)
+        status = app(argv, prog_name="dgpo", standalone_mode=False)
     except DgpoError as error:
         _fail(error.message, error.hint)
     except (KeyboardInterrupt, typer.Abort):

@@ -1,0 +1,85 @@
+"""What the doctor finds, and what it concludes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgpo_cli.pipelines import doctor
+from dgpo_cli.pipelines.doctor import Check, Device, judge
+
+SOUND = {name: Check(name, "ok", "") for name in ("packages", "memory", "disk", "hub")}
+
+
+def works(device: Device, **changed: str) -> dict[str, bool]:
+    checks = SOUND | {name: Check(name, status, "") for name, status in changed.items()}  # type: ignore[arg-type]
+    return {verdict.task: verdict.works for verdict in judge(device, checks)}
+
+
+def test_memory_decides_what_can_be_trained() -> None:
+    # 0.49e9 parameters trained at 16 bytes are 7.8 GB; rl has two such models, and a 3.09e9 teacher at 2 or 1 bytes.
+    rl, rl_8bit, kd = "dgpo rl", "dgpo rl --teacher-8bit", "dgpo kd, qwen-0.5b from qwen-3b"
+    large = works(Device("H100", 80.0, accelerated=True))
+    assert all(large.values())
+    middle = works(Device("card", 25.0, accelerated=True))
+    assert (middle[rl], middle[rl_8bit], middle[kd]) == (False, True, True)
+    small = works(Device("card", 8.0, accelerated=True))
+    assert (small[rl_8bit], small[kd], small["dgpo quickstart"]) == (False, False, True)
+
+
+def test_nothing_works_without_the_packages() -> None:
+    assert not any(works(Device("H100", 80.0, accelerated=True), packages="problem").values())
+
+
+def test_a_full_disk_stops_the_quickstart() -> None:
+    assert not works(Device("CPU", 16.0, accelerated=False), disk="problem")["dgpo quickstart"]
+
+
+def test_a_container_limit_counts_as_memory(tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    limit.write_text("500000000\n")
+    assert doctor.memory_gb(limit) == 0.5
+    limit.write_text("max\n")
+    assert doctor.memory_gb(limit) == doctor.memory_gb(tmp_path / "none") > 0.5
+
+
+def test_a_missing_or_old_package_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda _: ["torch>=99", "no-such-thing>=1", "pytest; extra == 'dev'"])
+    check = doctor.check_packages()
+    assert check.status == "problem"
+    assert "no-such-thing>=1" in check.found
+    assert "torch>=99 (is " in check.found
+    assert "pytest" not in check.found
+
+
+def test_the_hub_may_be_switched_off_or_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert doctor.check_hub().found == "switched off by HF_HUB_OFFLINE"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    check = doctor.check_hub()
+    assert check.status == "note"
+    assert "does not answer" in check.found
+
+
+def test_the_command_reports_everything(dgpo: Callable[..., Any]) -> None:
+    ended = dgpo("doctor", "--json", "--quiet")
+    report = json.loads(ended.out)
+    assert ended.status == (0 if report["healthy"] else 1)
+    assert [check["name"] for check in report["checks"]] == [
+        "python", "processor", "memory", "device", "disk", "packages", "8-bit", "hub",
+    ]  # fmt: skip
+    assert {check["name"]: check["status"] for check in report["checks"]}["8-bit"] == "ok"
+    assert report["works"][0]["task"] == "dgpo quickstart"
+
+
+def test_a_sick_machine_ends_with_status_1(dgpo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "check_packages", lambda: Check("packages", "problem", "missing: x", "install x"))
+    ended = dgpo("doctor", "--quiet")
+    assert ended.status == 1
+    assert "packages: install x" in ended.out

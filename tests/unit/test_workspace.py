@@ -1,0 +1,45 @@
+"""The memory of a working folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dgpo_cli.core.workspace import Workspace
+from dgpo_cli.errors import InputError
+
+
+def test_given_beats_remembered_beats_default(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / ".dgpo")
+    assert workspace.resolve("index", None, "fallback").value == "fallback"
+    assert workspace.resolve("index", None, "fallback").origin == "default"
+    workspace.remember(by="dgpo index", index=Path("/data/wiki"))
+    remembered = Workspace(tmp_path / ".dgpo").resolve("index", None, "fallback")
+    assert remembered.value == "/data/wiki"
+    assert remembered.origin.startswith("remembered from `dgpo index`, 2")
+    given = workspace.resolve("index", "other")
+    assert (given.value, given.origin) == ("other", "given")
+
+
+def test_keys_are_kept_apart_and_none_forgets_one(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.remember(by="dgpo kd", student="a", model="a")
+    workspace.remember(by="dgpo rl", model="b", student=None)
+    assert workspace.resolve("student", None).value is None
+    assert workspace.resolve("model", None).value == "b"
+    assert "dgpo rl" in workspace.resolve("model", None).origin
+
+
+def test_an_unknown_key_is_a_bug(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not 'indx'"):
+        Workspace(tmp_path).remember(by="x", indx="a")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", json.dumps({"index": {"value": "x"}}).encode()])
+def test_a_damaged_memory_is_named_with_the_remedy(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "workspace.json").write_bytes(content)
+    with pytest.raises(InputError, match="is damaged") as caught:
+        Workspace(tmp_path).resolve("index", None)
+    assert caught.value.hint == f"delete {tmp_path / 'workspace.json'}"
