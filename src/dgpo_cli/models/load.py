@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from dgpo_cli.core.protocol import DEFAULT, Protocol
 from dgpo_cli.core.records import write_atomic
@@ -25,6 +26,7 @@ from dgpo_cli.models import published_prompt
 from dgpo_cli.models.aliases import ALIASES, expects_search_r1_prompt
 
 PROTOCOL_FILE = "protocol.json"
+transformers_logging.disable_progress_bar()  # a bar per file read says nothing, and stderr belongs to our own progress
 T = TypeVar("T")
 
 

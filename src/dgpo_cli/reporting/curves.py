@@ -1,4 +1,4 @@
-"""Learning curves: a picture for the terminal and a PNG. Heavy plotting libraries are imported where they draw."""
+"""Learning curves: a picture for the terminal and a PNG. Plotting libraries are imported where they draw."""
 
 from __future__ import annotations
 
@@ -6,25 +6,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
+_MARKERS = "ox+*#@%&"
 
 
 def terminal_chart(curves: Curves, *, x_label: str, y_label: str, width: int = 90, height: int = 20) -> str:
-    """Points (x, y) by name as text of about `width` by `height` characters."""
+    """Points (x, y) by name as plain text of `width` by `height` characters."""
     import plotext
 
-    plotext.clear_figure()
-    plotext.plotsize(width, height)
-    plotext.theme("clear")
-    for name, points in curves.items():
+    figure = plotext.figure
+    figure.clear()
+    figure.plot_size(width, height)
+    for place, (name, points) in enumerate(curves.items()):
         if points:
-            plotext.plot([x for x, _ in points], [y for _, y in points], label=name)
-    plotext.xlabel(x_label)
-    plotext.ylabel(y_label)
-    return str(plotext.build())
+            marker = _MARKERS[place % len(_MARKERS)]
+            signal = figure.signal([x for x, _ in points], [y for _, y in points], marker=marker)
+            signal.label(name)
+            signal.lines()
+            figure.draw(signal)
+    figure.label(x_label, "x")
+    figure.label(y_label, "y")
+    return str(plotext.uncolorize(str(figure.build())))
 
 
 def save_chart(curves: Curves, path: Path, *, title: str, x_label: str, y_label: str) -> None:
-    """The same as a PNG."""
+    """The same as a PNG, y from 0 to 1."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

@@ -1,0 +1,110 @@
+"""`dgpo quickstart`: the whole path, offline, in minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, absolute
+from dgpo_cli.console import Console
+
+LABELS = {
+    "student": "student, untrained",
+    "teacher": "teacher",
+    "kd": "cold start (kd)",
+    "kd_longer": "kd continued for dgpo's time",
+    "ppo": "ppo",
+    "dgpo_k1": "dgpo, k1 in the reward (reference)",
+    "dgpo": "dgpo, full-loss",
+}
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("quickstart"),
+    seed: Annotated[int, typer.Option(help="Seed of the world, the models and every draw.")] = 0,
+    device: DeviceOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier quickstart made in that folder.")] = False,
+    dry_run: DryRunFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Watch a weak student learn to search, offline: world, teacher, cold start, RL, one table.
+
+    A second call reuses what is done. Example: `dgpo quickstart`
+    """
+    import shutil
+
+    from dgpo_cli.core.config import to_toml
+    from dgpo_cli.pipelines.quickstart import Quickstart, recipe
+
+    console = Console(json_output=json, quiet=quiet)
+    if dry_run:
+        console.print(to_toml(recipe()))
+        console.result(recipe())
+        return
+    if fresh and out.exists():
+        for part in ("world", "index", "models", "runs", "demonstrations.jsonl"):
+            target = out / part
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+    work = Quickstart(out.resolve(), seed=seed, device=device or "auto", say=console.info, bar=console.progress)
+    result = work.run()
+    _show(console, result)
+    curves = work.curves()
+    _draw(console, curves, out / "learning-curves.png")
+    _remember(result, out)
+    console.print(
+        f"{result['seconds']:.0f} s in all; everything is in {out}/, the curves are in {out}/learning-curves.png\n"
+        "Talk to the model that was just trained:  dgpo chat\n"
+        f"A question that it can look up:          {_example(out)}\n"
+        "The same path with real models:           dgpo index wiki.jsonl, dgpo rl --teacher qwen-3b"
+    )
+    console.result(result | {"curves": curves})
+
+
+def _show(console: Console, result: dict[str, Any]) -> None:
+    rows = []
+    for name, label in LABELS.items():
+        row = result["rows"][name]
+        hops = row["em_by_hops"]
+        rows.append(
+            [label, *(f"{100 * value:.1f}" for value in (row["em"], hops.get("1", 0.0), hops.get("2", 0.0))), f"{row['searches']:.2f}"]
+        )
+    questions = result["rows"]["dgpo"]["questions"]
+    columns = ["model", "EM %", "one hop", "two hops", "searches"]
+    console.table(f"{questions} held-out test questions, greedy decoding", columns, rows)
+
+
+def _draw(console: Console, curves: dict[str, list[tuple[float, float]]], png: Path) -> None:
+    from dgpo_cli.reporting.curves import save_chart, terminal_chart
+
+    labels = {"x_label": "training seconds", "y_label": "validation EM"}
+    save_chart(curves, png, title="quickstart: validation EM", **labels)
+    if not console.json_output:
+        console.print(terminal_chart(curves, **labels))
+
+
+def _remember(result: dict[str, Any], out: Path) -> None:
+    from dgpo_cli.core.workspace import Workspace
+
+    models = result["models"]
+    Workspace().remember(
+        by="dgpo quickstart",
+        index=absolute(str(out / "index")),
+        questions=absolute(str(out / "world" / "train.jsonl")),
+        trajectories=absolute(str(out / "runs" / "distill-data")),
+        teacher=models["teacher"],
+        student=models["kd"],
+        model=models["dgpo"],
+        last_run=models["dgpo"],
+    )
+
+
+def _example(out: Path) -> str:
+    from dgpo_cli.qa_sets import read_questions
+
+    return next(q.text for q in read_questions(out / "world" / "test.jsonl") if q.hops == 2)

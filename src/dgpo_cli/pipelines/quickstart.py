@@ -1,0 +1,322 @@
+"""The whole path on the offline world: world, index, teacher, trajectories, cold start, RL, evaluation, one table.
+
+Every stage is what the command of its name runs, with settings from `recipes/quickstart.toml`. A stage that is done is
+not done again; a stage that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen2ForCausalLM
+
+from dgpo_cli.core.config import apply_options
+from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.protocol import TINYWORLD
+from dgpo_cli.core.records import write_atomic, write_jsonl_atomic
+from dgpo_cli.core.run_dir import RunDir, config_digest
+from dgpo_cli.core.types import Trajectory
+from dgpo_cli.engine.scripted import ScriptedEngine
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.load import load_model, save_model
+from dgpo_cli.pipelines.agents import Agent, grade, rollout_settings
+from dgpo_cli.pipelines.distill_data import distill_data
+from dgpo_cli.pipelines.kd import run_kd
+from dgpo_cli.pipelines.rl import run_rl
+from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings, RolloutOptions
+from dgpo_cli.qa_sets import read_questions
+from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.rollout.loop import run_episodes
+from dgpo_cli.tinyworld.demonstrations import Demonstrator, Fault, passages_in
+from dgpo_cli.tinyworld.files import write_world
+from dgpo_cli.tinyworld.sizes import STUDENT, TEACHER, ModelSize, qwen2_config
+from dgpo_cli.tinyworld.world import World, build_world
+from dgpo_cli.train.devices import inference_dtype, training_device
+
+ROWS = ("student", "teacher", "kd", "kd_longer", "ppo", "dgpo_k1", "dgpo")
+Say = Callable[[str], None]
+Bar = Callable[[str, str], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model on the held-out test questions; shares from 0 to 1."""
+
+    em: float
+    em_by_hops: dict[str, float]
+    questions: int
+    searches: float
+
+
+def recipe() -> dict[str, Any]:
+    import tomllib
+
+    text = resources.files("dgpo_cli.recipes").joinpath("quickstart.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+class Quickstart:
+    """`folder` keeps everything that is made. `say` gets one line per stage, `bar` makes a progress bar."""
+
+    def __init__(self, folder: Path, *, seed: int, device: str, say: Say, bar: Bar) -> None:
+        self.folder, self.seed, self.device = folder, seed, device
+        self._say, self._bar = say, bar
+        self.recipe = recipe()
+        self.rollout = apply_options(RolloutOptions, self.recipe["rollout"])
+        self.world_folder, self.index_folder = folder / "world", folder / "index"
+
+    def run(self) -> dict[str, Any]:
+        """All stages; returns {"seconds", "em", "rows", "reused", "settings"}."""
+        started = time.perf_counter()
+        self.reused: list[str] = []
+        world = self._world()
+        teacher = self._teacher(world)
+        trajectories = self._distill_data(teacher)
+        student = self._initial_model("student", STUDENT)
+        cold = self._kd("kd", student, teacher, trajectories, self.recipe["kd"])
+        dgpo = self._rl("dgpo", cold, teacher)
+        models = {
+            "student": student,
+            "teacher": teacher,
+            "kd": cold,
+            "ppo": self._rl("ppo", cold, teacher),
+            "dgpo_k1": self._rl("dgpo_k1", cold, teacher),
+            "dgpo": dgpo,
+        }
+        longer = self.recipe["kd"] | {"seconds": self._result("dgpo")["seconds"], "steps": 1_000_000, "schedule": "constant"}
+        models["kd_longer"] = self._kd("kd_longer", cold, teacher, trajectories, longer | {"lr": longer["lr"] / 3})
+        rows = {name: self._evaluate(name, models[name]) for name in ROWS}
+        return {
+            "seconds": time.perf_counter() - started,
+            "em": {name: row.em for name, row in rows.items()},
+            "rows": {name: asdict(row) for name, row in rows.items()},
+            "reused": self.reused,
+            "folder": str(self.folder),
+            "models": {name: str(path) for name, path in models.items()},
+        }
+
+    def path(self, stage: str) -> Path:
+        return self.folder / "runs" / stage
+
+    def _world(self) -> World:
+        world = build_world(self.seed)
+        stamp = self.world_folder / "world.json"
+        digest = config_digest("world", {"seed": self.seed, "passages": [p.contents for p in world.passages]})
+        if stamp.is_file() and json.loads(stamp.read_text())["digest"] == digest:
+            self._reuse("world and index")
+            return world
+        self._say(f"world: {len(world.passages):,} passages, questions about {', '.join(world.questions)}")
+        write_world(world, self.world_folder)
+        build_index(self.world_folder / "corpus.jsonl", self.index_folder, overwrite=True)
+        write_atomic(stamp, json.dumps({"digest": digest, "seed": self.seed}))
+        return world
+
+    def _initial_model(self, name: str, size: ModelSize) -> Path:
+        """A model with random weights, saved like any other so that every stage loads models by name."""
+        folder = self.folder / "models" / name
+        if not (folder / "config.json").is_file():
+            codec = self._codec()
+            torch.manual_seed(self.seed)
+            model = Qwen2ForCausalLM(qwen2_config(size, codec.vocabulary_size))
+            save_model(folder, model, codec.tokenizer, TINYWORLD)
+        return folder
+
+    def _codec(self) -> Codec:
+        from transformers import AutoTokenizer
+
+        return Codec(AutoTokenizer.from_pretrained(self.world_folder / "tokenizer"), TINYWORLD)
+
+    def _teacher(self, world: World) -> Path:
+        demonstrations = self.folder / "demonstrations.jsonl"
+        if not demonstrations.is_file():
+            self._say("demonstrations: scripted episodes with a systematic fault, for the teacher")
+            self._demonstrate(world, demonstrations)
+        start = self._initial_model("teacher", TEACHER)
+        return self._kd("teacher", start, start, demonstrations, self.recipe["teacher"])
+
+    def _demonstrate(self, world: World, file: Path) -> None:
+        codec = self._codec()
+        questions = world.questions["demonstrations"][: self.recipe["world"]["demonstrations"]]
+        by_prompt = {codec.protocol.render_prompt(question.text)[0]: question for question in questions}
+        demonstrator = Demonstrator(world, Fault(), self.seed)
+
+        def script(prompt: str, read: Sequence[str]) -> str:
+            return demonstrator.turn(by_prompt[prompt], [passages_in(observation) for observation in read])
+
+        settings = rollout_settings(self.rollout, self.seed)
+        engine = ScriptedEngine(codec, script)
+        retriever = open_index(self.index_folder).retriever
+        episodes = run_episodes(
+            [(q, 0) for q in questions], engine=engine, codec=codec, retriever=retriever, settings=settings
+        )
+        header = {"schema": "trajectories", "version": 1, "protocol": TINYWORLD.to_json(), "settings": settings.to_json()}
+        write_jsonl_atomic(file, [header, *({"key": t.key} | t.to_json() for t in map(grade, episodes))])
+
+    def _distill_data(self, teacher: Path) -> Path:
+        settings = DistillDataSettings(
+            teacher=str(teacher),
+            index=str(self.index_folder),
+            questions=str(self.world_folder / "train.jsonl"),
+            keep=self.recipe["distill-data"]["keep"],
+            limit=self.recipe["distill-data"]["questions"],
+            seed=self.seed,
+            device=self.device,
+            rollout=self.rollout,
+        )
+
+        def work(run: RunDir) -> Mapping[str, Any]:
+            device = training_device(self.device)
+            loaded = load_model(settings.teacher, device=device, dtype=inference_dtype(device))
+            agent = Agent.of(
+                loaded.model,
+                Codec(loaded.tokenizer, loaded.protocol),
+                open_index(settings.index).retriever,
+                rollout_settings(settings.rollout, settings.seed),
+            )
+            questions = read_questions(Path(settings.questions))[: settings.limit]
+            with self._bar("teacher's episodes", "episode") as progress:
+                summary = distill_data(
+                    agent, questions, samples=settings.samples, keep=settings.keep, folder=run.path, progress=progress
+                )
+            run.finish(summary)
+            return summary
+
+        summary = self._stage("distill-data", "distill-data", asdict(settings), work)
+        self._say(f"distill-data: {summary['kept']} of {summary['episodes']} episodes right and kept")
+        return self.path("distill-data") / "trajectories.jsonl"
+
+    def _kd(self, stage: str, student: Path, teacher: Path, data: Path, options: Mapping[str, Any]) -> Path:
+        settings = apply_options(
+            KDSettings,
+            dict(options)
+            | {
+                "student": str(student),
+                "teacher": str(teacher),
+                "trajectories": str(data),
+                "eval_index": str(self.index_folder),
+                "eval_questions": str(self.world_folder / "validation.jsonl"),
+                "eval_limit": self.recipe["world"]["validation_questions"],
+                "seed": self.seed,
+                "device": self.device,
+                "rollout": asdict(self.rollout),
+            },
+        )
+
+        def work(run: RunDir) -> Mapping[str, Any]:
+            with self._bar(stage, "step") as progress:
+                return run_kd(settings, run, keep=1, progress=progress)
+
+        self._stage(stage, "kd", asdict(settings), work)
+        return self.path(stage)
+
+    def _rl(self, stage: str, student: Path, teacher: Path) -> Path:
+        options = self.recipe["rl"] | self.recipe[stage]
+        settings = apply_options(
+            RLSettings,
+            options
+            | {
+                "method": "ppo" if stage == "ppo" else "dgpo",
+                "student": str(student),
+                "teacher": str(teacher),
+                "index": str(self.index_folder),
+                "questions": str(self.world_folder / "train.jsonl"),
+                "validation": str(self.world_folder / "validation.jsonl"),
+                "seed": self.seed,
+                "device": self.device,
+                "rollout": asdict(self.rollout),
+            },
+        )
+
+        def work(run: RunDir) -> Mapping[str, Any]:
+            with self._bar(stage, "step") as progress:
+                return run_rl(settings, run, keep=1, progress=progress)
+
+        self._stage(stage, "rl", asdict(settings), work)
+        return self.path(stage)
+
+    def _stage(
+        self, stage: str, command: str, config: Mapping[str, Any], work: Callable[[RunDir], Mapping[str, Any]]
+    ) -> Mapping[str, Any]:
+        """Do a stage unless its folder holds a finished run of the same settings."""
+        path = self.path(stage)
+        digest = config_digest(command, config)
+        if (path / "run.json").is_file():
+            record = json.loads((path / "run.json").read_text())
+            if record["digest"] == digest and record["status"] == "finished":
+                self._reuse(stage)
+                return dict(record["result"])
+        started = time.perf_counter()
+        same = (path / "run.json").is_file() and json.loads((path / "run.json").read_text())["digest"] == digest
+        with RunDir.open(command, config, out=path, fresh=not same) as run:
+            result = work(run)
+        best = f", best validation EM {result['best']:.1%}" if result.get("best") is not None else ""
+        self._say(f"{stage}: {time.perf_counter() - started:.0f} s{best}")
+        return result
+
+    def _result(self, stage: str) -> Mapping[str, Any]:
+        return dict(json.loads((self.path(stage) / "run.json").read_text())["result"])
+
+    def _reuse(self, what: str) -> None:
+        self.reused.append(what)
+        self._say(f"{what}: done before, reused")
+
+    def _evaluate(self, name: str, model: Path) -> Row:
+        """EM on held-out test questions, greedy."""
+        settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0, wave=200)
+        config = {"model": str(model), "rollout": settings.to_json(), "questions": self.recipe["world"]["test_questions"]}
+        config["weights"] = self._fingerprint(model)
+
+        def work(run: RunDir) -> Mapping[str, Any]:
+            device = training_device(self.device)
+            loaded = load_model(str(model), device=device)
+            agent = Agent.of(
+                loaded.model, Codec(loaded.tokenizer, loaded.protocol), open_index(self.index_folder).retriever, settings
+            )
+            questions = read_questions(self.world_folder / "test.jsonl")[: config["questions"]]
+            row = asdict(_row(list(agent.run([(question, 0) for question in questions]))))
+            run.finish(row)
+            return row
+
+        return Row(**self._stage(f"eval-{name}", "eval", config, work))
+
+    def _fingerprint(self, model: Path) -> str:
+        import hashlib
+
+        folder = model / "best" if (model / "best").is_dir() else model
+        return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+
+    def curves(self) -> dict[str, list[tuple[float, float]]]:
+        """Validation EM over training seconds, by row."""
+        result = {}
+        for name in ("kd", "kd_longer", "ppo", "dgpo_k1", "dgpo"):
+            points, seconds = [], 0.0
+            for line in (self.path(name) / "metrics.jsonl").read_text().splitlines():
+                row = json.loads(line)
+                seconds = row.get("seconds", seconds)
+                if "eval_em" in row:
+                    points.append((seconds, row["eval_em"]))
+            result[name] = points
+        return result
+
+
+def _row(trajectories: list[Trajectory]) -> Row:
+    by_hops: dict[str, list[bool]] = {}
+    for t in trajectories:
+        assert t.score is not None
+        by_hops.setdefault(str(t.question.hops), []).append(t.score.correct)
+    count = len(trajectories)
+    return Row(
+        em=sum(sum(right) for right in by_hops.values()) / count,
+        em_by_hops={hops: sum(right) / len(right) for hops, right in sorted(by_hops.items())},
+        questions=count,
+        searches=sum(len(t.searches) for t in trajectories) / count,
+    )
