@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import bpe_tokenizer
+from tests.tiny import bpe_tokenizer
 
 from dgpo_cli.core.protocol import DEFAULT, TAG_TOKENS, Protocol
 from dgpo_cli.core.types import Passage

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from tiny import bpe_tokenizer, qwen
+from tests.tiny import bpe_tokenizer, qwen
 
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.engine.base import Sampling, TurnEnd

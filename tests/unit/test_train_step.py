@@ -1,0 +1,209 @@
+"""One optimizer step against the same quantities computed naively, all logits at once."""
+
+import copy
+import random
+
+import pytest
+import torch
+from tests.tiny import bpe_tokenizer, qwen
+
+from dgpo_cli.core.protocol import DEFAULT
+from dgpo_cli.core.types import Question, Score, StopReason, Trajectory
+from dgpo_cli.errors import TrainingError
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.critic import Critic
+from dgpo_cli.objectives import registry
+from dgpo_cli.train.batch import Sample
+from dgpo_cli.train.credit import student_samples, teacher_samples
+from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings
+from dgpo_cli.train.step import optimizer_step
+
+CODEC = Codec(bpe_tokenizer(), DEFAULT)
+V = CODEC.vocabulary_size
+
+
+def learner(method="kd", options=None, **settings):
+    student, teacher = qwen(V + 5, seed=1), qwen(V + 9, seed=2)  # vocabularies padded to different widths
+    objective = registry.create(method, options or {})
+    made = Learner(
+        objective=objective,
+        codec=CODEC,
+        student=student,
+        policy_optimizer=Optimizer(student, OptimizerSettings(1e-3), 10),
+        teacher=teacher,
+        **settings,
+    )
+    if method in ("ppo", "dgpo"):
+        made.reference = copy.deepcopy(student)
+        made.critic = Critic(copy.deepcopy(student), seed=3)
+        made.value_optimizer = Optimizer(made.critic, OptimizerSettings(1e-2), 10)
+    return made
+
+
+def trajectories(count=7, seed=0):
+    rng = random.Random(seed)
+    made = []
+    for i in range(count):
+        length = rng.randrange(6, 40)
+        written = [False, False] + [rng.random() < 0.5 for _ in range(length - 3)] + [True]
+        made.append(
+            Trajectory(
+                question=Question(f"q{i}", "?", ("x",), "set"),
+                token_ids=tuple(rng.randrange(V) for _ in range(length)),
+                written=tuple(written),
+                logprobs=None,
+                searches=(),
+                stop=StopReason.ANSWERED,
+                answer="x",
+                score=Score(float(i % 3 == 0), i % 3 == 0, {"em": float(i % 3 == 0)}),
+            )
+        )
+    return made
+
+
+def gradients(module):
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def step_gradients(made, samples, monkeypatch):
+    """Gradients of a step before clipping and updating."""
+    monkeypatch.setattr(Optimizer, "step", lambda self, what: {})
+    metrics = optimizer_step(made, samples)
+    critic = gradients(made.critic) if made.critic is not None else {}
+    return gradients(made.student), critic, metrics
+
+
+def naive_kd(made, data):
+    total, count = 0.0, 0
+    for t in data:
+        ids = torch.tensor([t.token_ids])
+        logp = made.student(input_ids=ids).logits[0, :-1, :V].log_softmax(-1)
+        with torch.no_grad():
+            logt = made.teacher(input_ids=ids).logits[0, :-1, :V].log_softmax(-1)
+        keep = torch.tensor(t.written[1:])
+        nll = -logp.gather(1, ids[0, 1:, None]).squeeze(1)
+        kl = (logt.exp() * (logt - logp)).sum(-1)
+        total, count = total + ((nll + kl) * keep).sum(), count + int(keep.sum())
+    loss = total / count
+    loss.backward()
+    return float(loss.detach())
+
+
+@pytest.mark.parametrize(("budget", "chunk"), [(10_000, 1_000), (60, 1_000), (10_000, 3), (1, 1)])
+def test_kd_gradient_equals_the_naive_one_however_the_step_is_split(budget, chunk, monkeypatch):
+    data = trajectories()
+    reference = learner()
+    loss = naive_kd(reference, data)
+    expected = gradients(reference.student)
+    made = learner(micro_batch_tokens=budget, chunk_tokens=chunk)
+    found, _, metrics = step_gradients(made, teacher_samples(data), monkeypatch)
+    assert metrics["policy_loss"] == pytest.approx(loss, rel=1e-4)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["k1-reward", "full-loss"])
+def test_dgpo_step_does_not_depend_on_how_it_is_split(form, monkeypatch):
+    results = []
+    for budget, chunk in ((10_000, 1_000), (50, 4)):
+        made = learner("dgpo", {"kl_form": form, "kl_coef": 0.5}, micro_batch_tokens=budget, chunk_tokens=chunk)
+        samples, _ = student_samples(made, trajectories())
+        results.append(step_gradients(made, samples, monkeypatch))
+    for first, second in zip(results[0][:2], results[1][:2], strict=True):
+        for name in first:
+            torch.testing.assert_close(first[name], second[name], rtol=2e-3, atol=1e-6)
+    assert results[0][2] == pytest.approx(results[1][2], rel=1e-3, abs=1e-6)
+
+
+def test_the_teacher_reads_only_wrong_episodes(monkeypatch):
+    made = learner("dgpo", {"kl_form": "full-loss", "kl_coef": 0.5})
+    data = trajectories()
+    samples, _ = student_samples(made, data)
+    assert [s.kl_weight for s in samples] == [0.0 if t.score.correct else 0.5 for t in data]
+    read = []
+    decoder = made.teacher.get_decoder()
+    decoder.register_forward_pre_hook(lambda m, a, k: read.append(len(k["input_ids"])), with_kwargs=True)
+    step_gradients(made, samples, monkeypatch)
+    assert sum(read) == sum(not t.score.correct for t in data)
+
+
+@pytest.mark.parametrize("method", ["ppo", "dgpo"])
+def test_tokens_that_no_model_wrote_carry_nothing(method, monkeypatch):
+    """Advantages, returns, values and log-probabilities of read tokens may be anything."""
+    results = []
+    for noise in (0.0, 1e3):
+        made = learner(method, {"kl_coef": 0.1})
+        samples, _ = student_samples(made, trajectories())
+        for sample in samples:
+            for name, values in sample.fields.items():
+                sample.fields[name] = torch.where(sample.written, values, noise)
+        results.append(step_gradients(made, samples, monkeypatch)[:2])
+    for first, second in zip(*results, strict=True):
+        assert first.keys() == second.keys()
+        for name in first:
+            assert torch.equal(first[name], second[name])
+
+
+def test_the_first_ratio_is_one_and_advantages_are_whitened_over_written_tokens(monkeypatch):
+    made = learner("ppo", {"kl_coef": 0.1})
+    samples, metrics = student_samples(made, trajectories())
+    advantages = torch.cat([s.fields["advantages"][s.written] for s in samples])
+    assert float(advantages.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(advantages.var()) == pytest.approx(1, rel=1e-4)
+    _, _, logged = step_gradients(made, samples, monkeypatch)
+    assert logged["behavior_kl"] == pytest.approx(0, abs=1e-5) and logged["clip_fraction"] == 0
+    assert metrics["em"] == pytest.approx(3 / 7)
+
+
+def test_a_failed_search_trains_nothing(monkeypatch):
+    data = trajectories()
+    broken = [
+        Trajectory(
+            **{f: getattr(t, f) for f in ("question", "token_ids", "written", "logprobs", "searches", "answer", "score")},
+            stop=StopReason.SEARCH_FAILED,
+        )
+        for t in data[:2]
+    ]
+    kept, mixed = learner("ppo", {"kl_coef": 0.0}), learner("ppo", {"kl_coef": 0.0})
+    without = step_gradients(kept, student_samples(kept, data[2:])[0], monkeypatch)
+    within = step_gradients(mixed, student_samples(mixed, broken + data[2:])[0], monkeypatch)
+    for name in without[0]:
+        torch.testing.assert_close(without[0][name], within[0][name], rtol=1e-3, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_moves_no_weight():
+    made = learner("seqkd")
+    before = {n: p.detach().clone() for n, p in made.student.named_parameters()}
+    with torch.no_grad():
+        made.student.model.norm.weight.fill_(float("nan"))
+    before["model.norm.weight"] = made.student.model.norm.weight.detach().clone()
+    with pytest.raises(TrainingError, match="policy_loss is nan"):
+        optimizer_step(made, teacher_samples(trajectories()))
+    for name, parameter in made.student.named_parameters():
+        assert torch.equal(parameter, before[name]) or name == "model.norm.weight"
+        assert parameter.grad is None
+
+
+def test_training_brings_the_student_to_the_teacher():
+    made = learner("kd", {"ce_weight": 0.0})
+    made.policy_optimizer = Optimizer(made.student, OptimizerSettings(1e-2, warmup_steps=5), 200)
+    samples = teacher_samples(trajectories(4))
+    first = optimizer_step(made, samples)["forward_kl"]
+    for _ in range(80):
+        last = optimizer_step(made, samples)["forward_kl"]
+    assert last < 0.05 * first
+
+
+def test_an_empty_step_does_nothing():
+    assert optimizer_step(learner("seqkd"), [Sample(torch.tensor([1, 2]), torch.tensor([False, False]))]) == {}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "update", "expected"),
+    [("constant", 0, 0.25), ("constant", 3, 1.0), ("constant", 9, 1.0), ("linear", 4, 1.0), ("linear", 7, 0.5),
+     ("cosine", 4, 1.0), ("cosine", 7, 0.5)],
+)
+def test_learning_rate_schedules(schedule, update, expected):
+    settings = OptimizerSettings(1.0, warmup_steps=4, schedule=schedule)
+    assert settings.lr_at(update, 10) == pytest.approx(expected)
