@@ -1,0 +1,151 @@
+"""Write the pages that follow from the code: docs/cli.md, docs/methods/*.md, and the pinned list of flags.
+
+`make docs` runs it; `python docs/generate.py --check` only compares, and a test does the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from dgpo_cli.cli import app
+from dgpo_cli.core import registry
+from dgpo_cli.core.config import describe
+from dgpo_cli.objectives.base import Need
+from dgpo_cli.objectives.registry import OBJECTIVES, create
+from dgpo_cli.pipelines.settings import KDSettings, RLSettings, RolloutOptions
+
+ROOT = Path(__file__).parent.parent
+HIDDEN_OPTIONS = {"--install-completion", "--show-completion", "--help"}
+# Where deviations from the reference are declared that concern every method trained by reinforcement.
+LOOP_MODULES = ("dgpo_cli.core.protocol", "dgpo_cli.rollout.loop", "dgpo_cli.train.credit")
+
+
+def walk(command: Any, path: str = "dgpo") -> Iterator[tuple[str, Any]]:
+    """(command path, Typer's command) of every command that does something, in order of registration."""
+    if children := getattr(command, "commands", None):
+        for name, child in children.items():
+            yield from walk(child, f"{path} {name}")
+    else:
+        yield path, command
+
+
+def parameters(command: Any) -> Iterator[tuple[str, Any]]:
+    """(name as typed, Typer's parameter) without what every command has."""
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            yield parameter.metavar or parameter.name.upper(), parameter
+        elif not HIDDEN_OPTIONS & set(parameter.opts):
+            yield ", ".join(sorted([*parameter.opts, *parameter.secondary_opts], key=len, reverse=True)), parameter
+
+
+def cli_flags() -> str:
+    """One line per flag; pinned by a test, since flags only ever grow."""
+    root = typer.main.get_command(app)
+    return "".join(f"{path} {name}\n" for path, command in walk(root) for name, _ in parameters(command))
+
+
+def cli_page() -> str:
+    root = typer.main.get_command(app)
+    lines = ["# Commands", "", "Generated from the program by `make docs`. `dgpo COMMAND --help` shows the same.", ""]
+    for path, command in walk(root):
+        lines += [f"## `{path}`", "", _unwrapped(command.help or ""), ""]
+        lines += ["| option | default | meaning |", "|---|---|---|"]
+        lines += [f"| `{name}` | {_default(p)} | {_cell(p.help or '')} |" for name, p in parameters(command)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _default(parameter: Any) -> str:
+    value = parameter.default
+    if callable(value) or value is None or value is False or value == ():
+        return "required" if parameter.required else ""
+    return f"`{value}`"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _unwrapped(text: str) -> str:
+    """Paragraphs on one line each, as Markdown wants them."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
+
+
+def method_page(name: str) -> str:
+    objective = registry.load(OBJECTIVES, name, "method")
+    module = import_module(objective.__module__)
+    rewarded = Need.REWARD in create(name, {}).needs
+    command = "rl" if rewarded else "kd"
+    lines = [
+        f"# {name}",
+        "",
+        f"Generated from the code by `make docs`. Run it with `dgpo {command} --method {name}`.",
+        "",
+    ]
+    lines += [_unwrapped(module.__doc__ or ""), "", _unwrapped(inspect.getdoc(objective) or ""), ""]
+    if rewarded:
+        lines += ["## Deviations of the loop around it", ""]
+        lines += [f"- {text}" for text in _loop_deviations()] + [""]
+    notes = describe(objective.Config)
+    if notes:
+        lines += ["## Settings", "", f"Given as `-o objective.NAME=VALUE` to `dgpo {command}`.", ""]
+        lines += ["| name | type | default | meaning | source |", "|---|---|---|---|---|"]
+        lines += [
+            f"| `{n.name}` | {_cell(n.type)} | `{n.default}` | {_cell(n.help)} | {_cell(n.source)} |" for n in notes
+        ]
+        lines.append("")
+    lines += _run_settings(RLSettings if rewarded else KDSettings, command)
+    if rewarded:
+        lines += _run_settings(RolloutOptions, command, section="rollout")
+    return "\n".join(lines)
+
+
+def _loop_deviations() -> list[str]:
+    """What the modules of the loop declare as deviations from the reference, a paragraph each."""
+    paragraphs = [p for name in LOOP_MODULES for p in (import_module(name).__doc__ or "").split("\n\n")]
+    return [_cell(p.partition(":")[2]) for p in paragraphs if p.startswith("Deviation")]
+
+
+def _run_settings(cls: type, command: str, section: str = "") -> list[str]:
+    """A dataclass of run settings as a table; the comment beside a field says where its default is from."""
+    prefix = f"{section}." if section else ""
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(cls), flags=re.MULTILINE))
+    lines = [f"## Settings of the {section or 'run'}", "", f"Given as `-o {prefix}NAME=VALUE` to `dgpo {command}`.", ""]
+    lines += ["| name | default | source |", "|---|---|---|"]
+    for note in describe(cls):
+        if not isinstance(note.default, dict) and not hasattr(note.default, "__dataclass_fields__"):
+            default = "" if repr(note.default).startswith("<") else f"`{note.default}`"
+            lines.append(f"| `{note.name}` | {default} | {_cell(comments.get(note.name, ''))} |")
+    return [*lines, ""]
+
+
+def pages() -> dict[Path, str]:
+    methods = {ROOT / "docs" / "methods" / f"{name}.md": method_page(name) for name in OBJECTIVES}
+    return {
+        ROOT / "docs" / "cli.md": cli_page(),
+        ROOT / "tests" / "contract" / "cli_flags.txt": cli_flags(),
+    } | methods
+
+
+def main() -> None:
+    check = sys.argv[1:] == ["--check"]
+    stale = [path for path, text in pages().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    if check and stale:
+        sys.exit(f"stale, run `make docs`: {', '.join(str(path.relative_to(ROOT)) for path in stale)}")
+    if not check:
+        for path in stale:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(pages()[path], encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

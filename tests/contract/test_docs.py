@@ -1,0 +1,54 @@
+"""Pages that follow from the code are as the code says, and links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+
+
+def test_generated_pages_and_the_list_of_flags_are_not_stale() -> None:
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+    assert len(PAGES) > 8
+
+
+def test_the_pages_name_only_commands_and_options_that_exist() -> None:
+    flags = (ROOT / "tests" / "contract" / "cli_flags.txt").read_text(encoding="utf-8").splitlines()
+    known: dict[str, set[str]] = {}
+    for line in flags:
+        words = line.replace(",", "").split()
+        command = " ".join(word for word in words if not word.startswith("-") and word.islower())
+        known.setdefault(command, set()).update(word for word in words if word.startswith("-"))
+    commands = {name.split()[1] for name in known}
+    wrong = []
+    for page in (ROOT / "README.md", ROOT / "docs" / "how-to.md", ROOT / "docs" / "formats.md"):
+        for call in re.findall(r"dgpo ((?:[a-z]|--)[^`|#\n]*)", page.read_text(encoding="utf-8")):
+            words = call.split()
+            if words[0].startswith("-"):
+                continue
+            if words[0].rstrip(",.") not in commands:
+                wrong.append(f"{page.name}: dgpo {call}")
+                continue
+            sub = " ".join(words[:2]) if f"dgpo {' '.join(words[:2])}" in known else words[0]
+            sub = "index build" if sub == "index" else sub
+            options = known.get(f"dgpo {sub}", set()) | {"--help"}
+            wrong += [
+                f"{page.name}: dgpo {call}" for w in words if w.startswith("--") and w.rstrip(",.") not in options
+            ]
+    assert wrong == []
