@@ -24,8 +24,8 @@ class Console:
         self.json_output, self.quiet = json_output, quiet
         # Without a terminal there is no width to keep to, and a table that is cut off in a file is lost.
         width = None if sys.stdout.isatty() else 160
-        self._out = RichConsole(highlight=False, soft_wrap=True, width=width)
-        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._out = RichConsole(highlight=False, soft_wrap=True, emoji=False, width=width)
+        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     @property
     def interactive(self) -> bool:
@@ -34,7 +34,7 @@ class Console:
 
     def info(self, text: str) -> None:
         if not self.quiet:
-            self._err.print(escape(text), style="dim")
+            self._err.print(text, style="dim", markup=False)
 
     def warn(self, text: str) -> None:
         self._err.print(f"[yellow]warning:[/yellow] {escape(text)}")
@@ -42,11 +42,11 @@ class Console:
     def print(self, text: str = "", style: str | None = None) -> None:
         """A line of the human-readable result; nothing with --json."""
         if not self.json_output:
-            self._out.print(escape(text), style=style)
+            self._out.print(text, style=style, markup=False)
 
     def stream(self, text: str, style: str | None = None) -> None:
         """Text without a line end, shown at once."""
-        self._out.print(escape(text), style=style, end="")
+        self._out.print(text, style=style, end="", markup=False)
         self._out.file.flush()
 
     def ask(self, prompt: str) -> str:

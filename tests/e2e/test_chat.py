@@ -246,3 +246,8 @@ def test_an_interrupted_line_is_ended(capsys):
     screen._write(TagStream().feed("half a li"))
     screen.stop()
     assert capsys.readouterr().out == "half a li\nstopped\n"
+
+
+def test_model_text_is_shown_as_it_is(capsys):
+    Screen(Console())._write(TagStream().feed(":fire: [b]x[/b] \\"))
+    assert capsys.readouterr().out == ":fire: [b]x[/b] \\"
