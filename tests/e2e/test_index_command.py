@@ -1,0 +1,123 @@
+"""`dgpo index` and `dgpo index check` from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.retrieval_corpora import TOWNS, write_corpus, write_lines
+
+from dgpo_cli.core.workspace import Workspace
+
+QUESTIONS = (
+    {"id": "1", "question": "who is the mayor of Vesapo?", "golden_answers": ["Mira Holt"], "supporting_ids": ["a"]},
+    {
+        "id": "2",
+        "question": "which weavers town?",
+        "golden_answers": ["Tarn"],
+        "supporting_titles": ["Tarn", "Nowhere"],
+    },
+)
+
+
+def test_build_then_reuse_then_check(dgpo: Callable[..., Any], folder: Path) -> None:
+    corpus = write_corpus(folder / "towns.jsonl")
+    corpus.write_bytes(corpus.read_bytes() + b"broken\n" * 12)
+    built = dgpo("index", "towns.jsonl", "--json")
+    result = json.loads(built.out)
+    assert (built.status, result["passages"], result["skipped"], result["reused"]) == (0, 5, 12, False)
+    assert result["bytes"] == sum(
+        p.stat().st_size for p in (folder / "indexes/towns").rglob("*") if p.is_file() and p.name != "manifest.json"
+    )
+    assert result["seconds"] > 0
+    assert "line 6: not JSON" in built.err
+    assert built.err.count("skipped line") == 10
+    assert "and 2 more" in built.err
+    assert Workspace().resolve("index", None).value == str(folder / "indexes" / "towns")
+
+    again = dgpo("index", "towns.jsonl")
+    assert (again.status, "used as it is" in again.out) == (0, True)
+
+    write_lines(folder / "questions.jsonl", QUESTIONS)
+    checked = dgpo("index", "check", "--questions", "questions.jsonl", "-k", "5,1", "--json")
+    quality = json.loads(checked.out)
+    assert "remembered from `dgpo index`" in checked.err
+    assert quality["recall"] == {"1": 0.75, "5": 0.75}
+    assert quality["answer_hit"] == {"1": 1.0, "5": 1.0}
+    assert (quality["passages"], quality["questions"], quality["with_gold"]) == (5, 2, 2)
+    shown = dgpo("index", "check", "--index", "indexes/towns", "--questions", "questions.jsonl")
+    assert "5 passages, whole" in shown.out
+    assert "0.750" in shown.out
+
+
+def test_a_corpus_named_check_is_reached_as_a_path(dgpo: Callable[..., Any], folder: Path) -> None:
+    write_corpus(folder / "check")
+    assert dgpo("index", "./check", "--out", "i").status == 0
+    assert dgpo("index", "build", "check", "--out", "j").status == 0
+    assert json.loads(dgpo("index", "check", "--index", "i", "--json").out)["passages"] == len(TOWNS)
+
+
+def test_options_before_the_corpus_and_settings(dgpo: Callable[..., Any], folder: Path) -> None:
+    write_corpus(folder / "c.jsonl")
+    built = dgpo("index", "--retriever", "rank-bm25", "-o", "idf=lucene", "--out", "i", "c.jsonl", "--json")
+    assert json.loads(built.out)["settings"] == {"idf": "lucene", "k1": 1.5, "b": 0.75, "stopwords": "english"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["none.jsonl"], "none.jsonl: No such file or directory"),
+        (["empty.jsonl"], "empty.jsonl holds no usable passage"),
+        (["bad.jsonl", "--strict"], "bad.jsonl: line 1: not JSON"),
+        (["c.jsonl", "--retriever", "bm52"], "unknown retriever 'bm52'"),
+        (["c.jsonl", "-o", "k9=1"], "has no option 'k9'"),
+        (["c.jsonl", "-o", "k1=big"], "k1"),
+        (["c.jsonl", "--encoder", "e5"], "--encoder has no effect on bm25"),
+        (["c.jsonl", "--out", "full"], "full exists and is not an index"),
+        (["c.jsonl", "--colour"], "--colour"),
+        (["check"], "no index was given and none is remembered"),
+        (["check", "--index", "full"], "full is not an index"),
+        (["check", "--index", "full", "-k", "2"], "-k has no effect without --questions"),
+        (["check", "--questions", "q.jsonl", "-k", "two"], "-k 'two' is not a list of numbers"),
+        (["check", "--questions", "q.jsonl", "-k", "0"], "below 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_not_zero(
+    dgpo: Callable[..., Any], folder: Path, argv: list[str], message: str
+) -> None:
+    write_corpus(folder / "c.jsonl")
+    write_lines(folder / "q.jsonl", QUESTIONS)
+    (folder / "empty.jsonl").touch()
+    (folder / "bad.jsonl").write_text("{")
+    (folder / "full").mkdir()
+    (folder / "full" / "thesis.tex").touch()
+    ended = dgpo("index", *argv)
+    assert ended.status != 0
+    assert len(ended.errors) == 1
+    assert message in ended.errors[0]
+    assert "Traceback" not in ended.err
+    assert not (folder / "indexes").exists() or not any((folder / "indexes").iterdir())
+
+
+SHARED = Path(os.environ.get("DGPO_SHARED_DATA", ""))
+# Recall at 2 and 5 in percent, as published with these files.
+SHARED_RECALL = {
+    "2wikimultihopqa": (54.4, 64.9),
+    "musique": (33.1, 43.6),
+    "hotpotqa": (53.7, 70.0),
+    "popqa_hipporag2": (27.0, 47.0),
+}
+
+
+@pytest.mark.skipif(not os.environ.get("DGPO_SHARED_DATA"), reason="DGPO_SHARED_DATA names no folder of real corpora")
+@pytest.mark.parametrize("name", [*SHARED_RECALL, "wiki18mini"])
+def test_real_corpora(dgpo: Callable[..., Any], name: str) -> None:
+    assert dgpo("index", str(SHARED / f"corpus_{name}.jsonl.gz"), "--strict").status == 0
+    if name in SHARED_RECALL:
+        checked = dgpo("index", "check", "--questions", str(SHARED / f"{name}.jsonl.gz"), "-k", "2,5", "--json")
+        recall = json.loads(checked.out)["recall"]
+        assert [100 * recall["2"], 100 * recall["5"]] == pytest.approx(SHARED_RECALL[name], abs=2.0)

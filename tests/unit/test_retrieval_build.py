@@ -1,0 +1,208 @@
+"""Building, reusing, replacing and opening index folders; what is refused and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.retrieval_corpora import TOWNS, write_corpus
+
+from dgpo_cli.core.types import Passage
+from dgpo_cli.errors import ConfigError, InputError, RetrievalError
+from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.check import check_integrity
+from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.retrieval.store import PASSAGES
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "towns.jsonl")
+
+
+@pytest.fixture
+def index(tmp_path: Path, corpus: Path) -> Path:
+    build_index(corpus, tmp_path / "index")
+    return tmp_path / "index"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.mark.parametrize("retriever", ["bm25", "rank-bm25"])
+def test_build_and_open(tmp_path: Path, corpus: Path, retriever: str) -> None:
+    manifest, reused = build_index(corpus, tmp_path / "deep" / "index", retriever=retriever)
+    opened = open_index(tmp_path / "deep" / "index")
+    assert not reused
+    assert opened.manifest == manifest
+    assert opened.passages is not None
+    assert list(opened.passages) == list(TOWNS)
+    assert [hit.passage.id for hit in opened.retriever.search(["weavers"], 3)[0]] == ["e"]
+    assert check_integrity(opened) == len(TOWNS) == manifest.passages
+    assert manifest.bytes == sum(p.stat().st_size for p in opened_files(tmp_path / "deep" / "index"))
+    assert {"bm25s", "numpy", "python", "dgpo-cli"} <= manifest.versions.keys()
+
+
+def opened_files(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"]
+
+
+def test_the_same_build_is_reused_and_another_refused(tmp_path: Path, corpus: Path, index: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in opened_files(index)}
+    manifest, reused = build_index(corpus, index)
+    assert reused
+    assert before == {p: p.stat().st_mtime_ns for p in opened_files(index)}
+    with pytest.raises(ConfigError, match="of this corpus with another k1") as refused:
+        build_index(corpus, index, settings={"k1": "2.0"})
+    assert "--overwrite" in (refused.value.hint or "")
+    with pytest.raises(ConfigError, match="of this corpus by bm25"):
+        build_index(corpus, index, retriever="rank-bm25")
+    other = write_corpus(tmp_path / "other.jsonl", TOWNS[:3])
+    with pytest.raises(ConfigError, match="of another corpus"):
+        build_index(other, index)
+    replaced, reused = build_index(other, index, overwrite=True)
+    assert (replaced.passages, reused) == (3, False)
+    assert replaced.digest != manifest.digest
+    assert names(tmp_path) == ["index", "other.jsonl", "towns.jsonl"], "nothing is left beside it"
+
+
+def test_the_digest_is_that_of_what_a_search_returns(tmp_path: Path, corpus: Path) -> None:
+    first = build_index(corpus, tmp_path / "a")[0]
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(corpus.read_bytes())
+    assert build_index(copy, tmp_path / "b")[0].digest == first.digest
+    assert build_index(corpus, tmp_path / "c", settings={"b": 0.5})[0].digest != first.digest
+
+
+@pytest.mark.parametrize("holds", ["a file", "a folder of somebody's"])
+def test_only_an_index_is_ever_replaced(tmp_path: Path, corpus: Path, holds: str) -> None:
+    out = tmp_path / "precious"
+    if holds == "a file":
+        out.write_text("precious")
+    else:
+        out.mkdir()
+        (out / "thesis.tex").write_text("precious")
+    with pytest.raises(ConfigError, match="is not an index"):
+        build_index(corpus, out, overwrite=True)
+    assert (out if holds == "a file" else out / "thesis.tex").read_text() == "precious"
+
+
+def test_strict_is_strict_about_an_index_that_is_there(tmp_path: Path, corpus: Path) -> None:
+    corpus.write_bytes(corpus.read_bytes() + b"broken\n")
+    manifest, _ = build_index(corpus, tmp_path / "index")
+    assert (manifest.skipped, manifest.passages) == (1, len(TOWNS))
+    with pytest.raises(InputError, match="line 6"):
+        build_index(corpus, tmp_path / "index", strict=True)
+    with pytest.raises(InputError, match="line 6"):
+        build_index(corpus, tmp_path / "new", strict=True)
+    assert names(tmp_path) == ["index", "towns.jsonl"], "a failed build leaves nothing"
+
+
+def test_unknown_retrievers_and_settings_are_refused(tmp_path: Path, corpus: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown retriever 'bm52'"):
+        build_index(corpus, tmp_path / "i", retriever="bm52")
+    with pytest.raises(ConfigError, match="retriever bm25 has no option 'k2'"):
+        build_index(corpus, tmp_path / "i", settings={"k2": 1})
+    with pytest.raises(ConfigError, match="variant"):
+        build_index(corpus, tmp_path / "i", settings={"variant": "bm25+"})
+
+
+def edit_manifest(index: Path, **values: Any) -> None:
+    record = json.loads((index / "manifest.json").read_text())
+    (index / "manifest.json").write_text(json.dumps(record | values))
+
+
+def test_missing_and_truncated_files_are_refused_with_the_command_that_helps(index: Path, corpus: Path) -> None:
+    blob = index / PASSAGES
+    content = blob.read_bytes()
+    blob.write_bytes(content[:-5])
+    with pytest.raises(RetrievalError, match=rf"has {len(content) - 5} bytes, {len(content)} were written") as refused:
+        open_index(index)
+    command = (refused.value.hint or "").partition("dgpo index ")[2].split()
+    assert command[:3] == [str(corpus.resolve()), "--out", str(index)]
+    blob.unlink()
+    with pytest.raises(RetrievalError, match="is missing"):
+        open_index(index)
+    with pytest.raises(ConfigError, match="not a usable index"):
+        build_index(corpus, index)
+    assert build_index(corpus, index, overwrite=True)[0].passages == len(TOWNS)
+    assert check_integrity(open_index(index)) == len(TOWNS)
+
+
+def test_the_rebuilding_command_names_settings_other_than_the_defaults(tmp_path: Path, corpus: Path) -> None:
+    manifest, _ = build_index(corpus, tmp_path / "i", retriever="rank-bm25", settings={"idf": "lucene"})
+    command = manifest.rebuild_command(tmp_path / "i")
+    assert (
+        command
+        == f"dgpo index {corpus.resolve()} --out {tmp_path / 'i'} --retriever rank-bm25 -o idf=lucene --overwrite"
+    )
+
+
+def test_a_changed_byte_is_found(index: Path) -> None:
+    blob = index / PASSAGES
+    content = bytearray(blob.read_bytes())
+    place = content.index(b"Vesapo")
+    content[place] = ord("W")
+    blob.write_bytes(content)
+    opened = open_index(index)  # sizes agree; only reading everything can tell
+    with pytest.raises(RetrievalError, match="changed after it was written"):
+        check_integrity(opened)
+
+
+def test_folders_that_are_no_index_are_refused(tmp_path: Path, index: Path) -> None:
+    with pytest.raises(RetrievalError, match="does not exist"):
+        open_index(tmp_path / "none")
+    with pytest.raises(RetrievalError, match="is not an index"):
+        open_index(tmp_path)
+    edit_manifest(index, format=99)
+    with pytest.raises(RetrievalError, match="format 99, this version of dgpo reads 1"):
+        open_index(index)
+    (index / "manifest.json").write_text("{")
+    with pytest.raises(RetrievalError, match="damaged"):
+        open_index(index)
+
+
+def test_manifests_that_contradict_the_files_are_refused(index: Path) -> None:
+    edit_manifest(index, passages=4)
+    with pytest.raises(RetrievalError, match="holds 5 passages, its manifest says 4"):
+        open_index(index)
+    edit_manifest(index, passages=5, settings={"k9": 1})
+    with pytest.raises(RetrievalError, match="other settings"):
+        open_index(index)
+
+
+def test_progress_counts_passages(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl", (Passage(str(n), f"passage number {n}") for n in range(4_500)))
+    calls: list[tuple[int, int]] = []
+    build_index(corpus, tmp_path / "i", progress=lambda done, total: calls.append((done, total)))
+    assert [done for done, _ in calls] == [2_000, 4_000, 4_500, 0, 2_000, 4_000]
+
+
+def test_a_killed_build_leaves_no_index_and_the_next_one_replaces_its_leftovers(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl", (Passage(str(n), f"passage number {n}") for n in range(4_000)))
+    out = tmp_path / "index"
+    code = (
+        "import os, signal, sys; from pathlib import Path; from dgpo_cli.retrieval.build import build_index\n"
+        "def kill(done, total):\n"
+        "    if done == 2000: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "build_index(Path(sys.argv[1]), Path(sys.argv[2]), progress=kill)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", code, str(corpus), str(out)], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert names(tmp_path) == [".index.writing", "c.jsonl"]
+    manifest, reused = build_index(corpus, out)
+    assert (manifest.passages, reused) == (4_000, False)
+    assert names(tmp_path) == ["c.jsonl", "index"]
+    undisturbed = build_index(corpus, tmp_path / "other")[0]
+    assert {name: asdict(file) for name, file in manifest.files.items()} == {
+        name: asdict(file) for name, file in undisturbed.files.items()
+    }

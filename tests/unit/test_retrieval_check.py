@@ -1,0 +1,62 @@
+"""Recall and answer-hit at k, worked by hand on a scripted retriever."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tests.retrieval_corpora import TOWNS, write_corpus
+
+from dgpo_cli.core.types import Hit, Passage, Question
+from dgpo_cli.errors import RetrievalError
+from dgpo_cli.retrieval import check
+from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.check import check_integrity, measure
+from dgpo_cli.retrieval.open import OpenIndex, open_index
+
+
+class InOrder:
+    """Every query gets the passages as they stand."""
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        self._hits = [Hit(passage, 1.0 / rank, rank) for rank, passage in enumerate(passages, start=1)]
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        return [self._hits[:k] for _ in queries]
+
+
+def asked(
+    *, ids: tuple[str, ...] = (), titles: tuple[str, ...] = (), answers: tuple[str, ...] = ("nothing",)
+) -> Question:
+    return Question("q", "?", answers, "set", supporting_titles=titles, supporting_ids=ids)
+
+
+def test_recall_and_answer_hit_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "_BATCH", 2)
+    index = OpenIndex("scripted", InOrder(TOWNS), None, None)  # a, b, c, d, e
+    questions = [
+        asked(ids=("a", "c")),  # recall@1 1/2, @2 1/2, @5 1
+        asked(ids=("b",), titles=("Vesapo",)),  # ids come first: @1 0, @2 1, @5 1
+        asked(titles=("Mira Holt", "Nowhere")),  # @1 0, @2 0, @5 1/2
+        asked(answers=("the Mayor of Vesapo!",)),  # no gold; the answer stands in the first passage
+        asked(answers=("weavers", "x")),  # no gold; in the fifth
+    ]
+    quality = measure(index, questions, [1, 2, 5])
+    assert (quality.questions, quality.with_gold) == (5, 3)
+    assert quality.recall == pytest.approx({1: 0.5 / 3, 2: 1.5 / 3, 5: 2.5 / 3})
+    assert quality.answer_hit == pytest.approx({1: 1 / 5, 2: 1 / 5, 5: 2 / 5})
+
+
+def test_without_gold_passages_there_is_no_recall() -> None:
+    quality = measure(OpenIndex("scripted", InOrder(TOWNS), None, None), [asked(answers=("river",))], [1, 3])
+    assert (quality.recall, quality.answer_hit) == ({}, {1: 1.0, 3: 1.0})
+
+
+def test_only_a_folder_can_be_checked(tmp_path: Path) -> None:
+    with pytest.raises(RetrievalError, match="is a server"):
+        check_integrity(open_index("http://127.0.0.1:9"))
+    build_index(write_corpus(tmp_path / "c.jsonl"), tmp_path / "i")
+    calls: list[tuple[int, int]] = []
+    assert check_integrity(open_index(tmp_path / "i"), lambda done, total: calls.append((done, total))) == 5
+    assert calls == [(0, 5)]

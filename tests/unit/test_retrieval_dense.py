@@ -1,0 +1,175 @@
+"""Dense retrieval with a tiny encoder made here, against an encoder and a search written out by hand."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.retrieval_corpora import TOWNS, write_corpus
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+
+from dgpo_cli.core.types import Passage
+from dgpo_cli.errors import ConfigError, RetrievalError
+from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
+from dgpo_cli.retrieval.open import open_index
+
+WORDS = sorted({word for p in TOWNS for word in p.contents.lower().replace('"', " ").replace(".", " . ").split()})
+LONG = Passage("long", '"Long"\n' + " ".join(["river"] * 60))
+
+
+def make_encoder(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    vocabulary = {w: n for n, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "query", "passage", ":", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=48,
+        initializer_range=0.5,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture
+def build(tmp_path: Path, encoder_folder: Path) -> Callable[..., Path]:
+    corpus = write_corpus(tmp_path / "towns.jsonl", [*TOWNS, LONG])
+
+    def run(**settings: Any) -> Path:
+        settings = {"encoder": str(encoder_folder), "max_length": 40, "batch_size": 4} | settings
+        build_index(corpus, tmp_path / "index", retriever="dense", settings=settings, overwrite=True)
+        return tmp_path / "index"
+
+    return run
+
+
+def vector_by_hand(folder: Path, text: str, max_length: int) -> np.ndarray:
+    """One text alone, so without padding: mean of its hidden states, divided by its length."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    ids = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        mean = model(input_ids=ids).last_hidden_state[0].mean(0).numpy()
+    normalized: np.ndarray = mean / np.sqrt((mean**2).sum())
+    return normalized
+
+
+def test_vectors_and_ranking_are_those_made_by_hand(build: Callable[..., Path], encoder_folder: Path) -> None:
+    opened = open_index(build())
+    queries = ["who is the mayor", "novel by Mira Holt", "river in the north"]
+    passages = [*TOWNS, LONG]
+    matrix = np.stack([vector_by_hand(encoder_folder, f"passage: {p.contents}", 40) for p in passages])
+    for query, hits in zip(queries, opened.retriever.search(queries, 4), strict=True):
+        scores = matrix @ vector_by_hand(encoder_folder, f"query: {query}", 40)
+        order = np.argsort(-scores)[:4]
+        assert [hit.passage.id for hit in hits] == [passages[row].id for row in order]
+        assert [hit.score for hit in hits] == pytest.approx(scores[order].tolist(), abs=1e-5)
+        assert [hit.rank for hit in hits] == [1, 2, 3, 4]
+
+
+def test_prefixes_pooling_and_batches(encoder_folder: Path) -> None:
+    texts = [p.contents for p in TOWNS]
+
+    def encode(prefix: str = "passage: ", **options: Any) -> np.ndarray:
+        return Encoder(EncoderConfig(encoder=str(encoder_folder), max_length=40, **options)).encode(texts, prefix)
+
+    usual = encode()
+    assert usual.dtype == np.float32
+    assert np.linalg.norm(usual, axis=1) == pytest.approx(np.ones(len(texts)), abs=1e-6)
+    assert encode(batch_size=2) == pytest.approx(usual, abs=1e-5)
+    assert np.abs(encode("query: ") - usual).max() > 0.01
+    assert np.abs(encode(pooling="cls") - usual).max() > 0.01
+
+
+def test_blank_queries_and_large_k(build: Callable[..., Path]) -> None:
+    retriever = open_index(build()).retriever
+    hits, blank = retriever.search(["mayor", "  "], 50)
+    assert (len(hits), blank) == (len(TOWNS) + 1, [])
+    assert retriever.search([""], 3) == [[]]
+
+
+def test_what_is_cut_is_counted(build: Callable[..., Path]) -> None:
+    manifest = open_index(build()).manifest
+    assert manifest is not None
+    assert manifest.state["truncated_passages"] == 1
+    assert manifest.settings["query_prefix"] == "query: "
+    assert {"faiss-cpu", "torch", "transformers"} <= manifest.versions.keys()
+
+
+def test_an_index_of_another_encoder_is_refused(
+    build: Callable[..., Path], encoder_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "encoder"
+    shutil.copytree(encoder_folder, folder)
+    index = build(encoder=str(folder))
+    assert open_index(index).retriever.search(["mayor"], 1)
+    make_encoder(folder, seed=1)
+    with pytest.raises(RetrievalError, match=r"other .* weights"):
+        open_index(index)
+    shutil.rmtree(folder)
+    with pytest.raises(RetrievalError, match="cannot be loaded"):
+        open_index(index)
+
+
+def test_a_single_changed_weight_changes_the_digest(encoder_folder: Path, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(encoder_folder)
+    with torch.no_grad():
+        model.encoder.layer[1].output.dense.weight[-1, -1] += 1e-3
+    other = tmp_path / "changed"
+    shutil.copytree(encoder_folder, other)
+    model.save_pretrained(other)
+    digests = [
+        Encoder(EncoderConfig(encoder=str(f), max_length=40)).digest() for f in (encoder_folder, other, encoder_folder)
+    ]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_impossible_settings_are_refused(build: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match="48 tokens at most"):
+        build(max_length=256)
+    with pytest.raises(ConfigError, match="batch_size"):
+        build(batch_size=0)
+    with pytest.raises(RetrievalError, match="cannot be loaded"):
+        build(encoder="/nowhere/encoder")
+
+
+def test_weights_that_are_pickles_are_not_loaded(encoder_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(encoder_folder, folder)
+    torch.save(AutoModel.from_pretrained(folder).state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(RetrievalError, match="cannot be loaded"):
+        Encoder(EncoderConfig(encoder=str(folder), max_length=40))
+
+
+def test_vectors_that_are_not_numbers_are_refused(encoder_folder: Path, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(encoder_folder)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight.fill_(float("nan"))
+    broken = tmp_path / "broken"
+    shutil.copytree(encoder_folder, broken)
+    model.save_pretrained(broken)
+    with pytest.raises(RetrievalError, match="not finite"):
+        Encoder(EncoderConfig(encoder=str(broken), max_length=40)).encode(["river"], "query: ")
