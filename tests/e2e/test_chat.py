@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from dgpo_cli.commands import chat as command
+from dgpo_cli.commands import chat_screen
 from dgpo_cli.commands.chat_screen import Screen, visible
 from dgpo_cli.console import Console
 from dgpo_cli.core.protocol import DEFAULT
@@ -82,7 +83,7 @@ def converse(monkeypatch, capsys, talk, *lines):
         return line
 
     monkeypatch.setattr(Console, "ask", ask)
-    command._interactive(Console(), talk)
+    chat_screen.converse(Console(), talk)
     captured = capsys.readouterr()
     return captured.out, captured.err
 

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, absolute, choose, choose_index
 from dgpo_cli.console import Console
-from dgpo_cli.errors import ConfigError, DgpoError
 
 if TYPE_CHECKING:
     from dgpo_cli.core.types import Trajectory
     from dgpo_cli.pipelines.chat import Chat
-
-HELP = """/help        this list
-/trace       the last episode, token for token as the model saw it
-/k N         passages per search
-/save FILE   all episodes: .jsonl as records, anything else as Markdown
-/quit        leave (also Ctrl-C or Ctrl-D at the prompt)"""
 
 
 def chat(
@@ -52,7 +44,9 @@ def chat(
     where = choose_index(console, index)
     talk = _open(console, chosen, where, top_k, temperature, max_searches, seed, device or "auto")
     if console.interactive and not json:
-        _interactive(console, talk)
+        from dgpo_cli.commands.chat_screen import converse
+
+        converse(console, talk)
     elif not _piped(console, talk):
         raise typer.Exit(1)
 
@@ -77,65 +71,6 @@ def _open(
         console.warn(f"{model} was not trained to search; expect turns without an action")
     codec = Codec(loaded.tokenizer, loaded.protocol)
     return Chat(lambda: fit_to_context(Agent.of(loaded.model, codec, retriever, settings)))
-
-
-def _interactive(console: Console, talk: Chat) -> None:
-    from dgpo_cli.commands.chat_screen import Screen
-
-    console.print(
-        "Ask a question; /help lists what else there is. Each question is a fresh episode: the model does not"
-    )
-    console.print("know what you asked before.")
-    screen = Screen(console)
-    while True:
-        try:
-            line = console.ask("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            console.print()
-            return
-        if line in ("/quit", "/exit"):
-            return
-        try:
-            if line.startswith("/"):
-                _command(console, talk, line)
-            elif line:
-                talk.ask(line, screen)
-        except KeyboardInterrupt:
-            screen.stop()
-        except DgpoError as error:
-            console.warn(error.message + (f" ({error.hint})" if error.hint else ""))
-
-
-def _command(console: Console, talk: Chat, line: str) -> None:
-    """Raises ConfigError or InputError for what cannot be done; the conversation goes on."""
-    name, _, rest = line.partition(" ")
-    if name == "/help":
-        console.print(HELP)
-    elif name == "/trace":
-        _trace(console, talk)
-    elif name == "/k":
-        if not rest.strip().isdecimal():
-            raise ConfigError(f"/k {rest.strip()!r} is not a number", hint=f"now {talk.top_k}; write it like /k 5")
-        talk.top_k = int(rest)
-        console.print(f"{talk.top_k} passages per search")
-    elif name == "/save":
-        if not rest.strip():
-            raise ConfigError("/save needs a file name", hint="write it like /save chat.md")
-        talk.save(Path(rest.strip()))
-        console.print(f"saved {len(talk.episodes)} episodes to {rest.strip()}")
-    else:
-        raise ConfigError(f"unknown command {name}", hint="/help lists the commands")
-
-
-def _trace(console: Console, talk: Chat) -> None:
-    from dgpo_cli.commands.chat_screen import visible
-    from dgpo_cli.reporting.transcript import parts
-
-    if not talk.episodes:
-        raise ConfigError("there is no episode yet", hint="ask a question first")
-    for written, text in parts(talk.episodes[-1], talk.agent.codec.decode):
-        console.print("the model wrote:" if written else "the model read:", style="bold")
-        console.print(visible(text), style="green" if written else "dim")
 
 
 def _piped(console: Console, talk: Chat) -> bool:
