@@ -27,7 +27,7 @@ BAD_LINES = {
     "contents that are a number": (b'{"id": "1", "contents": 3}\n', "neither contents nor title and text"),
     "empty passage": (b'{"id": "1", "contents": "\\"\\"\\n  "}\n', "empty passage"),
     "duplicate id": (b'{"id": "good", "contents": "again"}\n', "id 'good' occurs twice"),
-    "half a surrogate pair": (b'{"id": "1", "contents": "\\ud800"}\n', "surrogate"),
+    "half a surrogate pair": (b'{"id": "1", "contents": "\\ud800"}\n', "not UTF-8"),
 }
 
 

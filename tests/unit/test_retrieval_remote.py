@@ -103,6 +103,7 @@ def test_more_hits_than_asked_for_are_left_out(server: Server, client: Callable[
         {"result": [[{"id": "7"}]]},
         {"result": [[{"document": DOCUMENT, "score": "high"}]]},
         {"result": [[{"document": DOCUMENT}]]},
+        {"result": [[{"id": "7", "contents": "\ud800"}]]},
         b'{"result": [[{"document": {"id": "7", "contents": "x"}, "score": NaN}]]}',
     ],
 )

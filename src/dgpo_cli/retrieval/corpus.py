@@ -22,7 +22,6 @@ from dgpo_cli.retrieval.identities import SeenIds
 KEPT_PROBLEMS = 10
 _REPORT_EVERY = 2_000  # passages
 _SHOWN = 60  # characters of an id in a message
-_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(slots=True)
@@ -52,8 +51,6 @@ def read_corpus(
     seen = SeenIds()
     for number, line, share in _lines(path):
         digest.update(line)
-        if number == 1:
-            line = line.removeprefix(_BOM)
         if not line.strip():
             continue
         try:
@@ -113,10 +110,6 @@ def _passage(row: dict[str, Any], place: str, seen: SeenIds) -> Passage:
         passage = Passage.from_title(str(identity), " ".join(row.get("title", "").split()), row["text"])
     else:
         raise InputError(f"{place}: neither contents nor title and text")
-    try:
-        (passage.id + passage.contents).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{place}: holds half of a surrogate pair, which is not text") from error
     if not passage.text.strip() and not passage.title.strip():
         raise InputError(f"{place}: empty passage")
     if not seen.add(passage.id):

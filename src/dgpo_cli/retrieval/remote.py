@@ -84,10 +84,14 @@ class RemoteRetriever:
             raise self._refuse(f"gave a score of {score}")
         identity = str(document.get("id", ""))
         if isinstance(document.get("contents"), str):
-            return Hit(Passage(identity, document["contents"]), float(score), rank)
-        if isinstance(document.get("title"), str) and isinstance(document.get("text"), str):
-            return Hit(Passage.from_title(identity, document["title"], document["text"]), float(score), rank)
-        raise self._refuse(f"gave a document without contents: {str(document)[:_QUOTED]}")
+            passage = Passage(identity, document["contents"])
+        elif isinstance(document.get("title"), str) and isinstance(document.get("text"), str):
+            passage = Passage.from_title(identity, " ".join(document["title"].split()), document["text"])
+        else:
+            raise self._refuse(f"gave a document without contents: {str(document)[:_QUOTED]}")
+        if any("\ud800" <= character <= "\udfff" for character in passage.id + passage.contents):
+            raise self._refuse("gave half of a surrogate pair, which JSON allows and no text holds")
+        return Hit(passage, float(score), rank)
 
     def _refuse(self, what: str) -> RetrievalError:
         return RetrievalError(f"{self._url} {what}", hint="the server must speak Search-R1's /retrieve protocol")
