@@ -66,3 +66,11 @@ def dgpo(folder: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended
         return Ended(code if isinstance(code, int) else int(code is not None), captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def offline(tmp_path_factory: pytest.TempPathFactory):
+    """A very small world with index, teacher and student; read it, do not write to it."""
+    from tests.offline import make
+
+    return make(tmp_path_factory.mktemp("offline"))

@@ -1,0 +1,218 @@
+"""Work that is interrupted at any point ends as if it had not been."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+from safetensors.torch import load_file
+from tests.offline import ROLLOUT
+
+from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.errors import InputError
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.load import load_model
+from dgpo_cli.pipelines.agents import Agent, rollout_settings
+from dgpo_cli.pipelines.distill_data import distill_data, read_trajectories
+from dgpo_cli.pipelines.kd import run_kd
+from dgpo_cli.pipelines.rl import run_rl
+from dgpo_cli.pipelines.settings import KDSettings, RLSettings
+from dgpo_cli.qa_sets import read_questions
+from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.train import checkpoint, loop
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it, nothing is cleaned up after it."""
+
+
+class KilledAt:
+    """A progress callback that dies at the given call, and a step that dies in the middle."""
+
+    def __init__(self, call):
+        self.left = call
+
+    def __call__(self, done, total):
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def trajectories(offline, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trajectories")
+    agent = teacher_agent(offline)
+    questions = read_questions(offline.questions("train"))[:24]
+    distill_data(agent, questions, samples=1, keep="all", folder=folder, progress=None)
+    return folder / "trajectories.jsonl"
+
+
+def teacher_agent(offline):
+    import torch
+
+    loaded = load_model(str(offline.teacher), device=torch.device("cpu"))
+    codec = Codec(loaded.tokenizer, loaded.protocol)
+    return Agent.of(loaded.model, codec, open_index(offline.index).retriever, rollout_settings(ROLLOUT, 0))
+
+
+def kd_settings(offline, trajectories):
+    return KDSettings(
+        student=str(offline.student),
+        teacher=str(offline.teacher),
+        trajectories=str(trajectories),
+        epochs=3,
+        batch_size=5,
+        lr=1e-2,
+        validation_share=0.2,
+        device="cpu",
+    )
+
+
+def rl_settings(offline, method):
+    return RLSettings(
+        student=str(offline.student),
+        teacher=str(offline.teacher),
+        index=str(offline.index),
+        questions=str(offline.questions("train")),
+        validation=str(offline.questions("validation")),
+        method=method,
+        objective={"kl_coef": 0.1},
+        steps=6,
+        batch_size=8,
+        mini_batches=2,
+        lr=1e-2,
+        warmup_steps=0,
+        critic_lr=1e-2,
+        eval_every=3,
+        eval_questions=4,
+        save_every=2,
+        device="cpu",
+        rollout=ROLLOUT,
+    )
+
+
+def train(kind, settings, out, progress=None):
+    command = {"kd": run_kd, "rl": run_rl}[kind]
+    with RunDir.open(kind, asdict(settings), out=out) as run:
+        return command(settings, run, keep=1, progress=progress)
+
+
+def weights(run):
+    state = checkpoint.list_states(run / "state")[-1]
+    files = [*sorted(state.glob("*.safetensors")), run / "best" / "model.safetensors"]
+    return {(f.parent.name == "best", f.name): load_file(f) for f in files}
+
+
+def logged(run):
+    """Metrics without what depends on the clock."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("seconds", "tokens_per_second"))} for row in rows]
+
+
+def assert_same_run(one, other):
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys() and len(first) >= 3
+    for file, tensors in first.items():
+        assert tensors.keys() == second[file].keys()
+        for name, tensor in tensors.items():
+            assert tensor.equal(second[file][name]), (file, name)
+    assert logged(one) == logged(other)
+
+
+def interrupt(kind, settings, out, calls):
+    """Kill at each of the given progress calls in turn, then let the run end."""
+    for call in calls:
+        with pytest.raises(Killed):
+            train(kind, settings, out, KilledAt(call))
+    return train(kind, settings, out)
+
+
+@pytest.mark.parametrize("calls", [[2], [6, 3], [5, 9, 4]])
+def test_kd_ends_with_the_same_weights(offline, trajectories, tmp_path, calls):
+    settings = kd_settings(offline, trajectories)
+    expected = train("kd", settings, tmp_path / "whole")
+    result = interrupt("kd", settings, tmp_path / "killed", calls)
+    assert result["steps"] == expected["steps"] and result["best"] == expected["best"]
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize(("method", "calls"), [("ppo", [4]), ("dgpo", [2, 5, 3])])
+def test_rl_ends_with_the_same_weights(offline, tmp_path, method, calls):
+    settings = rl_settings(offline, method)
+    train("rl", settings, tmp_path / "whole")
+    interrupt("rl", settings, tmp_path / "killed", calls)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("place", ["before the rename", "in the middle of a step"])
+def test_a_kill_inside_saving_or_a_step_loses_nothing(offline, tmp_path, monkeypatch, place):
+    settings = rl_settings(offline, "dgpo")
+    train("rl", settings, tmp_path / "whole")
+    calls = 0
+
+    def die(original, at):
+        def replaced(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise Killed
+            return original(*args, **kwargs)
+
+        return replaced
+
+    with monkeypatch.context() as patch:
+        if place == "before the rename":
+            patch.setattr(checkpoint.json, "dumps", die(checkpoint.json.dumps, 2))
+        else:
+            patch.setattr(loop, "optimizer_step", die(loop.optimizer_step, 8))
+        with pytest.raises(Killed):
+            train("rl", settings, tmp_path / "killed")
+    train("rl", settings, tmp_path / "killed")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert not list((tmp_path / "killed" / "state").glob(".writing*"))
+
+
+@pytest.mark.parametrize("rows", [0, 3, 11])
+def test_distill_data_makes_the_same_episodes_once(offline, trajectories, tmp_path, rows):
+    """A kill leaves some rows of a wave and half a line; the next call adds what is missing."""
+    questions = read_questions(offline.questions("train"))[:24]
+    whole = (trajectories.parent / "episodes.jsonl").read_text().splitlines(keepends=True)
+    torn = whole[: 1 + rows] + [whole[1 + rows][:40]]
+    (tmp_path / "episodes.jsonl").write_text("".join(torn))
+    distill_data(teacher_agent(offline), questions, samples=1, keep="all", folder=tmp_path, progress=None)
+
+    def comparable(path):
+        made = [t.to_json() for t in read_trajectories(path).trajectories]
+        for record in made:
+            for call in record["searches"]:
+                call["seconds"] = 0.0
+        return made
+
+    assert comparable(tmp_path / "trajectories.jsonl") == comparable(trajectories)
+    assert len(comparable(trajectories)) == 24
+
+
+def test_a_damaged_state_is_refused_and_kept(offline, trajectories, tmp_path):
+    settings = kd_settings(offline, trajectories)
+    with pytest.raises(Killed):
+        train("kd", settings, tmp_path / "run", KilledAt(7))
+    state = checkpoint.list_states(tmp_path / "run" / "state")[-1]
+    damaged = (state / "student.safetensors").read_bytes()[:100]
+    (state / "student.safetensors").write_bytes(damaged)
+    with pytest.raises(InputError, match="cannot be used"):
+        train("kd", settings, tmp_path / "run")
+    assert (state / "student.safetensors").read_bytes() == damaged
+
+
+def test_the_loop_stops_a_run_whose_retriever_is_broken(offline, tmp_path, monkeypatch):
+    from dgpo_cli.errors import RetrievalError, TrainingError
+    from dgpo_cli.retrieval.bm25 import BM25Retriever
+    from dgpo_cli.rollout import loop as rollout_loop
+
+    def fail(self, queries, k):
+        raise RetrievalError("the index is on fire")
+
+    monkeypatch.setattr(BM25Retriever, "search", fail)
+    # Untrained models do not search by themselves: every turn is read as a search.
+    monkeypatch.setattr(rollout_loop, "parse_turn", lambda text: rollout_loop.Turn(text, "search", "x"), raising=False)
+    with pytest.raises(TrainingError, match="on fire"):
+        train("rl", rl_settings(offline, "ppo"), tmp_path / "run")

@@ -1,0 +1,54 @@
+"""A very small offline world with models that nobody trained, for tests of whole commands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+from dgpo_cli.core.protocol import TINYWORLD
+from dgpo_cli.models.load import save_model
+from dgpo_cli.pipelines.settings import RolloutOptions
+from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.tinyworld.files import write_world
+from dgpo_cli.tinyworld.sizes import ModelSize, qwen2_config
+from dgpo_cli.tinyworld.world import WorldSize, build_world
+
+ROLLOUT = RolloutOptions(
+    top_k=2,
+    max_turns=2,
+    max_new_tokens=16,
+    max_observation_tokens=96,
+    max_prompt_tokens=64,
+    max_tokens=200,
+    wave=8,
+)
+
+
+@dataclass(frozen=True)
+class Offline:
+    folder: Path
+    index: Path
+    teacher: Path
+    student: Path
+
+    def questions(self, split: str) -> Path:
+        return self.folder / "world" / f"{split}.jsonl"
+
+    @property
+    def corpus(self) -> Path:
+        return self.folder / "world" / "corpus.jsonl"
+
+
+def make(folder: Path) -> Offline:
+    world = build_world(0, WorldSize(demonstrations=20, train=30, validation=10, test=10))
+    write_world(world, folder / "world")
+    build_index(folder / "world" / "corpus.jsonl", folder / "index")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "world" / "tokenizer")
+    for seed, (name, hidden) in enumerate((("teacher", 32), ("student", 16))):
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(qwen2_config(ModelSize(hidden, 2, 4), len(tokenizer)))
+        save_model(folder / name, model, tokenizer, TINYWORLD)
+    return Offline(folder, folder / "index", folder / "teacher", folder / "student")
