@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
-from typing import Annotated, NoReturn, cast
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
+from typer.core import TyperGroup
 
 from dgpo_cli import __version__
-from dgpo_cli.commands import chat, distill_data, doctor, evaluate, index, kd, quickstart, rl, runs
+from dgpo_cli.commands import chat, distill_data, doctor, evaluate, export, index, kd, models, quickstart, rl, runs
 from dgpo_cli.errors import DgpoError
+
+
+class _InOrderOfUse(TyperGroup):
+    """Typer lists groups, such as `index`, after all commands; a reader meets it second."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = [name for name in self.commands if name != "index"]
+        return [*names[:1], "index", *names[1:]]
+
 
 app = typer.Typer(
     name="dgpo",
+    cls=_InOrderOfUse,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -27,6 +39,8 @@ app.command("kd")(kd.kd)
 app.command("rl")(rl.rl)
 app.command("eval")(evaluate.evaluate)
 app.command("chat")(chat.chat)
+app.command("export")(export.export)
+app.command("models")(models.models)
 app.command("runs")(runs.runs)
 app.command("doctor")(doctor.doctor)
 
@@ -34,8 +48,11 @@ app.command("doctor")(doctor.doctor)
 _CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
 _INTERRUPTED = 130
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+_WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+# Libraries written in Rust pass the system's errors on as text in exceptions of their own.
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def _version(show: bool) -> None:
@@ -78,6 +95,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _fail_by_system(error)
     except _CommandLineError as error:
         _fail_usage(error)
+    except Exception as error:
+        if found := _SYSTEM_ERROR.search(str(error)):
+            _fail_by_system(OSError(int(found[1]), os.strerror(int(found[1]))))
+        raise
     if status == _INTERRUPTED:
         print("stopped; the same command goes on from what was saved (`dgpo runs` lists it)", file=sys.stderr)
     sys.exit(status)
@@ -91,12 +112,14 @@ def _fail(message: str, hint: str | None, *, code: int = 1) -> NoReturn:
 
 
 def _fail_by_system(error: OSError) -> NoReturn:
-    """A full disk and a missing permission are the user's to mend; anything else is a bug."""
-    if error.errno in _DISK_FULL:
-        where = f" ({error.filename})" if error.filename else ""
-        _fail(f"the disk is full{where}", "free some space, or write to another disk; what was saved is kept")
+    """A full disk, a missing permission and a wrong path are the user's to mend; anything else is a bug."""
+    where = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    if error.errno in _NO_ROOM:
+        _fail(f"no room to write: {where}", "free some space, or write to another disk; what was saved is kept")
     if error.errno in _NO_PERMISSION:
-        _fail(f"no permission: {error.filename or error.strerror}", "give a place that you may read and write")
+        _fail(f"no permission: {where}", "give a place that you may read and write")
+    if error.errno in _WRONG_PATH and error.filename:
+        _fail(where, "check the path")
     raise error
 
 

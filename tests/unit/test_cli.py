@@ -37,27 +37,31 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
     return install
 
 
+HINT_FULL = "hint: free some space, or write to another disk; what was saved is kept"
+FULL = ["error: no room to write: No space left on device: runs/x", HINT_FULL]
+FULL_BARE = ["error: no room to write: No space left on device", HINT_FULL]
+
+
 @pytest.mark.parametrize(
     ("error", "status", "lines"),
     [
         (InputError("a\nb", hint="do\nthis"), 1, ["error: a b", "hint: do this"]),
         (InputError("a"), 1, ["error: a"]),
-        (
-            OSError(errno.ENOSPC, "No space left on device", "runs/x"),
-            1,
-            [
-                "error: the disk is full (runs/x)",
-                "hint: free some space, or write to another disk; what was saved is kept",
-            ],
-        ),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, FULL),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 1, FULL_BARE),
         (
             PermissionError(errno.EACCES, "Permission denied", "/root/x"),
             1,
-            ["error: no permission: /root/x", "hint: give a place that you may read and write"],
+            ["error: no permission: Permission denied: /root/x", "hint: give a place that you may read and write"],
+        ),
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", "a.txt/runs"),
+            1,
+            ["error: Not a directory: a.txt/runs", "hint: check the path"],
         ),
         (KeyboardInterrupt(), 130, ["stopped; the same command goes on from what was saved (`dgpo runs` lists it)"]),
     ],
-    ids=["hint", "plain", "disk-full", "permission", "interrupt"],
+    ids=["hint", "plain", "disk-full", "disk-full-in-rust", "permission", "path", "interrupt"],
 )
 def test_each_way_to_fail(
     failing: Callable[[BaseException], None],
@@ -71,7 +75,9 @@ def test_each_way_to_fail(
     assert (ended.status, ended.err.splitlines(), ended.out) == (status, lines, "")
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), ValueError("bug"), KeyError("k")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), FileNotFoundError(errno.ENOENT, "x"), ValueError("bug")]
+)
 def test_a_bug_keeps_its_traceback(failing: Callable[[BaseException], None], error: Exception) -> None:
     failing(error)
     with pytest.raises(type(error)):
