@@ -29,10 +29,10 @@ LOOP_MODULES = ("dgpo_cli.core.protocol", "dgpo_cli.rollout.loop", "dgpo_cli.tra
 
 
 def walk(command: Any, path: str = "dgpo") -> Iterator[tuple[str, Any]]:
-    """(command path, Typer's command) of every command that does something, in order of registration."""
+    """(command path, Typer's command) of every command that does something, in the order of the help."""
     if children := getattr(command, "commands", None):
-        for name, child in children.items():
-            yield from walk(child, f"{path} {name}")
+        for name in command.list_commands(None):
+            yield from walk(children[name], f"{path} {name}")
     else:
         yield path, command
 
