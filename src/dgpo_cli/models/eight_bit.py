@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from transformers import BitsAndBytesConfig
 
+OUTLIER_THRESHOLD = 6.0  # of the paper: columns with larger activations stay in 16 bit
+
 
 def quantization() -> BitsAndBytesConfig:
-    """Outlier threshold 6 as in the paper; embeddings and output layer stay as they are."""
-    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
+    """For from_pretrained; embeddings and output layer stay as they are. Works on CPU too."""
+    # It would say for every layer and call that activations are cast to float16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=OUTLIER_THRESHOLD)
 
 
 def count_eight_bit(model: torch.nn.Module) -> int:
     """Number of modules whose weights are kept in 8 bit."""
-    from bitsandbytes.nn import Linear8bitLt
+    from bitsandbytes.nn.modules import Linear8bitLt
 
-    return sum(isinstance(module, Linear8bitLt) for module in model.modules())
+    return sum(isinstance(module, Linear8bitLt) and module.weight.dtype == torch.int8 for module in model.modules())

@@ -1,33 +1,39 @@
 """Models by name: alias, hub id, local folder or earlier run; saved as folders that transformers loads.
 
-Weights are safetensors only and no code of a model repository ever runs.
+Weights are safetensors only and no code of a model repository ever runs. A weight that is missing or of another shape
+is an error here, where transformers would draw it at random.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import os
-import shutil
-from collections.abc import Callable
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from dgpo_cli.core.protocol import DEFAULT, Protocol
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.errors import ModelError
-from dgpo_cli.models import published_prompt
+from dgpo_cli.errors import InputError, ModelError
+from dgpo_cli.models import hub, published_prompt, storage
 from dgpo_cli.models.aliases import ALIASES, expects_search_r1_prompt
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.load_errors import explain
 
 PROTOCOL_FILE = "protocol.json"
-transformers_logging.disable_progress_bar()  # a bar per file read says nothing, and stderr belongs to our own progress
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,127 +58,188 @@ def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
     """Alias, folder, run (its best weights) or hub id. Raises ModelError that names the nearest known names."""
     if name in ALIASES:
         return ModelSource(name, ALIASES[name].repo, local=False)
-    for folder in (Path(name), runs_root / name):
+    given = Path(name).expanduser()
+    for folder in (given, runs_root / name):
+        storage.recover(folder / "best")
         if (folder / "best" / "config.json").is_file():
             return ModelSource(name, str(folder / "best"), local=True)
         if (folder / "config.json").is_file():
             return ModelSource(name, str(folder), local=True)
         if (folder / "run.json").is_file():
-            raise ModelError(f"the run {folder} has no weights yet", hint="let it finish its first evaluation")
-    if Path(name).exists() or name.startswith((".", "/", "~")):
-        raise ModelError(f"{name} is not a model folder (no config.json)", hint="give a folder that holds a model, or a run")
-    if name.count("/") == 1:
+            raise ModelError(
+                f"the run {folder} has no weights", hint="let it get to its first evaluation; see `dgpo runs`"
+            )
+    if given.exists() or name.startswith((".", "/", "~")):
+        state = "is not a model folder (no config.json)" if given.exists() else "does not exist"
+        raise ModelError(f"{name} {state}", hint="give a folder that holds a model, or a run: `dgpo runs` lists them")
+    if name.count("/") == 1 and all(name.split("/")):
         return ModelSource(name, name, local=False)
     near = difflib.get_close_matches(name, [*ALIASES, *(p.name for p in runs_root.glob("*"))], n=3)
     suggestion = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ModelError(f"unknown model {name!r}", hint=f"{suggestion}`dgpo models` lists names; folders and hub ids work too")
+    raise ModelError(
+        f"unknown model {name!r}", hint=f"{suggestion}`dgpo models` lists names; folders and hub ids work too"
+    )
 
 
 def load_tokenizer(name: str | ModelSource) -> PreTrainedTokenizerBase:
     source = resolve(name) if isinstance(name, str) else name
-    tokenizer: PreTrainedTokenizerBase = _from_hub(source, lambda: AutoTokenizer.from_pretrained(source.location))
+    options = _options(source)
+    with _explained(source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location, **options)
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # what transformers makes where the files are missing
+        raise ModelError(
+            f"{source.location} has no tokenizer", hint="add its tokenizer.json, or export the model again"
+        )
     return tokenizer
 
 
 def load_config(name: str | ModelSource) -> Any:
     source = resolve(name) if isinstance(name, str) else name
-    return _from_hub(source, lambda: AutoConfig.from_pretrained(source.location))
+    options = _options(source)
+    with _explained(source):
+        return AutoConfig.from_pretrained(source.location, **options)
 
 
 def load_model(
-    name: str | ModelSource, *, device: torch.device, dtype: torch.dtype = torch.float32, eight_bit: bool = False
+    name: str | ModelSource,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = torch.float32,
+    eight_bit: bool = False,
 ) -> LoadedModel:
-    """Model in evaluation mode with tokenizer and protocol. Raises ModelError when anything cannot be had or is damaged.
+    """Model in evaluation mode with tokenizer and protocol; `dtype` None keeps the one it was saved in.
 
     `eight_bit` keeps linear layers in bitsandbytes' 8-bit form (Dettmers et al. 2022); such a model is never trained.
+    Raises ModelError when anything cannot be had, is damaged, or does not fit together.
     """
     source = resolve(name) if isinstance(name, str) else name
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    protocol, own = load_protocol(source)
+    tokenizer = load_tokenizer(source)
+    options = _options(source) | {"dtype": dtype or "auto", "use_safetensors": True}
     if eight_bit:
         from dgpo_cli.models.eight_bit import quantization
 
-        options |= {"quantization_config": quantization(), "device_map": {"": device}}
-    model = _from_hub(source, lambda: AutoModelForCausalLM.from_pretrained(source.location, **options))
-    if not eight_bit:
-        model = model.to(device)
-    protocol, own = load_protocol(source)
-    return LoadedModel(model.eval(), load_tokenizer(source), protocol, source, own)
+        options |= {"quantization_config": quantization()}
+    if eight_bit or device.type != "cpu":
+        options |= {"device_map": {"": device}}
+    with _explained(source):
+        # A mismatch is reported below by name; from_pretrained would only say that there is one.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.location, **options, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    model, report = loaded
+    _require_complete(source, report)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        raise ModelError(
+            f"{source.location}: the tokenizer has {len(tokenizer)} tokens, the model knows {rows}",
+            hint="model and tokenizer are not from one training; download or export them together",
+        )
+    return LoadedModel(model.eval(), tokenizer, protocol, source, own)
+
+
+def _require_complete(source: ModelSource, report: dict[str, Any]) -> None:
+    broken = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"])
+    if broken:
+        raise ModelError(
+            f"{source.location} lacks {len(broken)} weights of its own configuration, first {broken[0]}",
+            hint="download or export the model again",
+        )
 
 
 def load_protocol(source: ModelSource) -> tuple[Protocol, bool]:
     """The agent text recorded with a model, and whether the model was trained with it."""
     if source.local:
-        file = Path(source.location) / PROTOCOL_FILE
-        if not file.is_file():
-            return DEFAULT, False
-        try:
-            return Protocol.from_json(json.loads(file.read_text(encoding="utf-8"))), True
-        except (ValueError, OSError) as error:
-            raise ModelError(f"{file} is damaged: {error}", hint="export the model again with `dgpo export`") from error
-    if expects_search_r1_prompt(source.location):
+        beside = Path(source.location) / PROTOCOL_FILE
+        file = beside if beside.is_file() else None
+    else:
+        fetched = hub.fetch(source.location, PROTOCOL_FILE)
+        file = None if fetched is None else Path(fetched)
+    if file is not None:
+        return read_protocol(file), True
+    if not source.local and expects_search_r1_prompt(source.location):
         return published_prompt.search_r1_protocol(), True
     return DEFAULT, False
 
 
-def save_model(
-    directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: Protocol
-) -> None:
+def read_protocol(file: Path) -> Protocol:
+    try:
+        return Protocol.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, OSError, TypeError, AttributeError, InputError) as error:
+        raise ModelError(f"{file} is damaged: {error}", hint="export the model again with `dgpo export`") from error
+
+
+def save_model(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
     """A folder with safetensors, tokenizer, generation config and protocol; replaced as a whole."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.with_name(f".{directory.name}.writing")
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    write_atomic(temporary / PROTOCOL_FILE, json.dumps(protocol.to_json(), indent=1) + "\n")
-    old = directory.with_name(f".{directory.name}.old")
-    if old.exists():
-        shutil.rmtree(old)
-    if directory.exists():
-        os.rename(directory, old)
-    os.rename(temporary, directory)
-    if old.exists():
-        shutil.rmtree(old)
+    with storage.replacing(directory) as folder:
+        write_model(folder, model, tokenizer, protocol)
+
+
+def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
+    codec = Codec(tokenizer, protocol)
+    with _quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        # Greedy, and every token that may end a turn: sampling settings of the base model are not the agent's.
+        GenerationConfig(
+            eos_token_id=sorted(codec.eos_ids), pad_token_id=codec.pad_id, do_sample=False
+        ).save_pretrained(folder)
+    write_atomic(folder / PROTOCOL_FILE, json.dumps(protocol.to_json(), indent=1, ensure_ascii=False) + "\n")
 
 
 def require_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """A teacher scores the student's token ids, so both must map the same ids. Raises ModelError with the first difference."""
+    """A teacher scores the student's token ids, so both must read the same ids alike. Raises ModelError otherwise."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
-    if ours == theirs:
-        return
+    hint = "choose both from one model family, e.g. qwen-0.5b and qwen-3b"
     differing = sorted(
         (token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)),
         key=lambda token: (ours.get(token, theirs.get(token)), token),
     )
-    first = differing[0]
-    raise ModelError(
-        f"student and teacher have different tokenizers ({len(differing)} tokens differ, first {first!r}: "
-        f"id {ours.get(first)} and {theirs.get(first)})",
-        hint="choose both from one model family, e.g. qwen-0.5b and qwen-3b",
-    )
-
-
-def _from_hub(source: ModelSource, load: Callable[[], T]) -> T:
-    """Run a loader of transformers and turn what can go wrong into one line."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
-    try:
-        return load()
-    except GatedRepoError as error:
+    if differing:
+        first = differing[0]
         raise ModelError(
-            f"{source.location} is gated", hint="accept its licence on its hub page, then run `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(f"the hub has no model {source.location!r}", hint="check the name; `dgpo models` lists aliases") from error
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ModelError(f"{source.location} is damaged: {error}", hint="download or export the model again") from error
-    except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
-        if source.local:
-            reason = str(error).splitlines()[0]
-            raise ModelError(f"{source.location} cannot be loaded: {reason}", hint="download or export the model again") from error
-        if isinstance(error, OSError | HfHubHTTPError):
+            f"student and teacher have different tokenizers ({len(differing)} tokens differ, first {first!r}: "
+            f"id {ours.get(first)} and {theirs.get(first)})",
+            hint=hint,
+        )
+    special, other = ({i: t.special for i, t in x.added_tokens_decoder.items()} for x in (student, teacher))
+    for index in sorted(special.keys() | other.keys()):
+        if special.get(index, False) != other.get(index, False):
+            token = student.convert_ids_to_tokens(index)
             raise ModelError(
-                f"{source.location} is not cached and the hub cannot be reached",
-                hint="connect once, or give a local folder: --model FOLDER (see `dgpo doctor`)",
-            ) from error
-        raise
+                f"token {token!r} is special to one of student and teacher and text to the other", hint=hint
+            )
+
+
+def _options(source: ModelSource) -> dict[str, Any]:
+    """Arguments of every from_pretrained. Raises ModelError if the hub is needed and not there."""
+    # Left out, trust_remote_code makes transformers ask the user whether to run the repository's code.
+    local_only = source.local or hub.must_be_local(source.location)
+    return {"trust_remote_code": False, "local_files_only": local_only}
+
+
+@contextmanager
+def _explained(source: ModelSource) -> Iterator[None]:
+    """Whatever goes wrong while foreign files are read becomes one line about them."""
+    try:
+        with _quiet():
+            yield
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise explain(error, source.location, local=source.local) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and reports: what matters in them is checked here."""
+    from transformers.utils import logging as reports
+
+    logger = logging.getLogger("transformers")
+    level, bars = logger.level, reports.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    reports.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            reports.enable_progress_bar()

@@ -12,6 +12,7 @@ from pathlib import Path
 from dgpo_cli.core.protocol import DEFAULT, Protocol
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import ModelError
+from dgpo_cli.models import hub
 
 DATASET = "PeterJinGo/nq_hotpotqa_train"
 # Characters and SHA-256 of the whole prompt for a question, from the data scripts of Search-R1 at a14dc3a.
@@ -72,13 +73,17 @@ def template_of(prompt: str) -> str:
 
 def _first_prompt() -> str:
     """The user message of the data set's first row; its rows differ in the question alone."""
+    hint = "connect once; or use a local model folder with its own protocol.json"
+    reason = hub.unreachable()
+    if reason is not None:
+        raise ModelError(f"the prompt of the published checkpoints is not cached, and {reason}", hint=hint)
     from datasets import load_dataset
 
     try:
         row = next(iter(load_dataset(DATASET, split="train", streaming=True)))
+        return str(row["prompt"][0]["content"])
     except Exception as error:  # the library raises errors of many families for "not reachable"
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(
-            f"the prompt of the published checkpoints is not cached, and {DATASET} cannot be reached",
-            hint="connect once; or use a local model folder with its own protocol.json",
+            f"the prompt of the published checkpoints cannot be read from {DATASET}: {reason}", hint
         ) from error
-    return str(row["prompt"][0]["content"])

@@ -1,0 +1,72 @@
+"""The hub, asked once whether it answers: without a network its library would retry every file for half a minute."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from functools import cache
+
+from dgpo_cli.errors import ModelError
+
+TIMEOUT_S = 4.0
+
+
+@cache
+def unreachable() -> str | None:
+    """Why nothing can be fetched, or None if the hub answers. Asked once per process."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return None  # it answered
+    except (OSError, ValueError) as error:
+        return f"{constants.ENDPOINT} does not answer ({getattr(error, 'reason', None) or error})"
+    return None
+
+
+def is_cached(repo: str) -> bool:
+    """Whether configuration and all weights of a model are in the hub library's cache."""
+    import json
+
+    if not isinstance(_cached(repo, "config.json"), str):
+        return False
+    index = _cached(repo, "model.safetensors.index.json")
+    if not isinstance(index, str):
+        return isinstance(_cached(repo, "model.safetensors"), str)
+    with open(index, encoding="utf-8") as stream:
+        shards = set(json.load(stream)["weight_map"].values())
+    return all(isinstance(_cached(repo, shard), str) for shard in shards)
+
+
+def must_be_local(repo: str) -> bool:
+    """False if the hub answers, True if it does not but has been read before. Raises ModelError if neither."""
+    reason = unreachable()
+    if reason is None:
+        return False
+    if not isinstance(_cached(repo, "config.json"), str):
+        raise ModelError(
+            f"{repo} is not cached, and {reason}",
+            hint="connect once, or give a local folder or an earlier run: `dgpo models` shows what is here",
+        )
+    return True
+
+
+def fetch(repo: str, file: str) -> str | None:
+    """Path of a small file of a model repository; None if it has no such file. Raises ModelError as `must_be_local`."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return hf_hub_download(repo, file, local_files_only=must_be_local(repo))
+    except EntryNotFoundError:  # also of a cached repository whose other files alone were fetched
+        return None
+
+
+def _cached(repo: str, file: str) -> object:
+    from huggingface_hub import try_to_load_from_cache
+
+    return try_to_load_from_cache(repo, file)

@@ -1,0 +1,73 @@
+"""What goes wrong when a model is read, as one line with a way out."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+
+import torch
+from safetensors import SafetensorError
+
+from dgpo_cli.errors import DgpoError, ModelError
+
+
+def explain(error: Exception, location: str, *, local: bool) -> Exception:
+    """The error to raise for `error`; one of ours, and one of the disk, stays as it is."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    causes = list(_causes(error))
+    if isinstance(error, DgpoError):
+        return error
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return cause
+    if _any(causes, torch.OutOfMemoryError):
+        return ModelError(
+            f"{location} does not fit into the device's memory", hint="load it in 8 bit, or take a smaller one"
+        )
+    if _any(causes, GatedRepoError):
+        return ModelError(f"{location} is gated", hint="accept its licence on its hub page, then run `hf auth login`")
+    if _any(causes, RepositoryNotFoundError):
+        return ModelError(
+            f"the hub has no model {location!r}, or it is private",
+            hint="check the name (`dgpo models` lists aliases); for a private one run `hf auth login`",
+        )
+    again = (
+        "export the model again with `dgpo export`, or take another"
+        if local
+        else "delete it from the hub cache and retry"
+    )
+    if _any(causes, SafetensorError, json.JSONDecodeError):
+        return ModelError(f"{location} is damaged: {_first_line(error)}", hint=again)
+    if _any(causes, LocalEntryNotFoundError, ConnectionError, TimeoutError):
+        return ModelError(
+            f"{location} is not cached completely, and the hub does not answer",
+            hint="connect and retry; the download goes on where it stopped",
+        )
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{location} brings code of its own, which is never run", hint="take a model that transformers knows"
+        )
+    if "safetensors" in str(error):
+        return ModelError(
+            f"{location} has no weights as safetensors", hint="convert it, or take another revision of it"
+        )
+    return ModelError(f"{location} cannot be loaded: {_first_line(error)}", hint=again)
+
+
+def _any(causes: list[BaseException], *kinds: type[BaseException]) -> bool:
+    return any(isinstance(cause, kinds) for cause in causes)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it was raised from: transformers wraps the hub's errors in an OSError."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

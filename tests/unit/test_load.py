@@ -1,0 +1,290 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import bpe_tokenizer, qwen
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
+from dgpo_cli.errors import ModelError
+from dgpo_cli.models import hub, storage
+from dgpo_cli.models.load import (
+    load_config,
+    load_model,
+    load_protocol,
+    load_tokenizer,
+    require_same_tokenizer,
+    resolve,
+    save_model,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A saved model; tests that damage it take a copy."""
+    folder = tmp_path_factory.mktemp("models") / "agent"
+    tokenizer = bpe_tokenizer(chat=True)
+    model = qwen(len(tokenizer))
+    save_model(folder, model, tokenizer, TINYWORLD)
+    return folder, model, tokenizer
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    return shutil.copytree(made[0], tmp_path / "copy")
+
+
+def fails(name, *parts, load=True):
+    """The one line and the hint that loading `name` ends with."""
+    with pytest.raises(ModelError) as caught:
+        if load:
+            load_model(str(name), device=CPU)
+        else:
+            resolve(str(name))
+    text = f"{caught.value.message} | {caught.value.hint}"
+    assert caught.value.hint and "\n" not in text
+    for part in parts:
+        assert part in text, text
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_alias_leads_to_its_hub_id_and_a_hub_id_to_itself():
+    assert resolve("qwen-0.5b").location == "Qwen/Qwen2.5-0.5B-Instruct"
+    source = resolve("someone/some-model")
+    assert (source.location, source.local) == ("someone/some-model", False)
+
+
+def test_a_run_leads_to_its_best_weights_by_path_and_by_name(made, folder):
+    shutil.copytree(made[0], folder / "runs" / "kd-0001" / "best")
+    for name in ("kd-0001", "runs/kd-0001", "runs/kd-0001/best", str(folder / "runs" / "kd-0001")):
+        source = resolve(name)
+        assert source.local and (folder / source.location).resolve() == folder / "runs" / "kd-0001" / "best", name
+
+
+def test_an_unknown_name_is_told_the_nearest_aliases_and_runs(folder):
+    (folder / "runs" / "rl-0001").mkdir(parents=True)
+    fails("qwen-0.5", "qwen-0.5b", "dgpo models", load=False)
+    fails("rl-001", "rl-0001", load=False)
+
+
+def test_what_is_no_model_is_said_to_be_none(folder):
+    (folder / "empty").mkdir()
+    (folder / "runs" / "rl-0001").mkdir(parents=True)
+    (folder / "runs" / "rl-0001" / "run.json").write_text("{}")
+    fails("empty", "no config.json", load=False)
+    fails("./absent", "does not exist", load=False)
+    fails("/absent/model", "does not exist", load=False)
+    fails("rl-0001", "no weights", "dgpo runs", load=False)
+
+
+# --- a saved model --------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_comes_back_as_it_was(made):
+    folder, model, tokenizer = made
+    loaded = load_model(str(folder), device=CPU)
+    ids = torch.randint(0, len(tokenizer), (2, 9))
+    assert torch.equal(loaded.model(ids).logits, model(ids).logits)
+    assert loaded.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert loaded.tokenizer.chat_template == tokenizer.chat_template
+    assert (loaded.protocol, loaded.trained_with_protocol) == (TINYWORLD, True)
+    assert not loaded.model.training
+    assert load_config(str(folder)).hidden_size == model.config.hidden_size
+
+
+def test_others_can_load_the_folder_without_this_package(made):
+    folder, model, tokenizer = made
+    ids = torch.randint(0, len(tokenizer), (1, 5))
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(ids).logits, model(ids).logits)
+    assert AutoTokenizer.from_pretrained(folder)("who").input_ids == tokenizer("who").input_ids
+    generation = GenerationConfig.from_pretrained(folder)
+    assert not generation.do_sample and tokenizer.eos_token_id in generation.eos_token_id
+    assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pkl"))
+
+
+def test_a_model_without_protocol_is_a_raw_one(copy):
+    (copy / "protocol.json").unlink()
+    assert load_protocol(resolve(str(copy))) == (DEFAULT, False)
+
+
+def test_the_saved_precision_is_kept_on_request(made, tmp_path):
+    _, model, tokenizer = made
+    save_model(tmp_path / "half", qwen(len(tokenizer)).to(torch.bfloat16), tokenizer, TINYWORLD)
+    assert load_model(str(tmp_path / "half"), device=CPU, dtype=None).model.dtype == torch.bfloat16
+    assert load_model(str(tmp_path / "half"), device=CPU).model.dtype == torch.float32
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [0, 4, 0.5, 0.999], ids=str)
+def test_truncated_weights(copy, keep):
+    file = copy / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    fails(copy, "damaged", "export")
+
+
+def test_noise_instead_of_weights(copy):
+    (copy / "model.safetensors").write_bytes(b"\xff" * 300)
+    fails(copy, "damaged")
+
+
+@pytest.mark.parametrize("change", ["missing", "shape"])
+def test_weights_that_transformers_would_draw_at_random(copy, change):
+    file, name = copy / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    tensors = load_file(file)
+    tensor = tensors.pop(name)
+    if change == "shape":
+        tensors[name] = tensor[:3].clone()
+    save_file(tensors, file, metadata={"format": "pt"})
+    fails(copy, "lacks 1 weights", name)
+
+
+def test_weights_in_a_format_that_can_run_code_are_not_read(copy):
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    fails(copy, "safetensors")
+
+
+def test_code_of_a_repository_is_neither_run_nor_asked_about(copy, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("the user was asked"))
+    (copy / "evil.py").write_text("raise SystemExit('this ran')")
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    fails(copy, "code of its own")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("config.json", "{", "damaged"),
+        ("config.json", '{"model_type": "nonesuch"}', "nonesuch"),
+        ("tokenizer.json", '{"version": ', "damaged"),
+        ("tokenizer.json", '{"version": "1.0"}', "cannot be loaded"),
+        ("protocol.json", "{", "protocol.json is damaged"),
+        ("protocol.json", "[]", "protocol.json is damaged"),
+        ("protocol.json", '{"name": "x"}', "protocol.json is damaged"),
+        ("protocol.json", '{"name": "x", "prompt": "no hole", "correction": ""}', "protocol.json is damaged"),
+    ],
+)
+def test_damaged_files_beside_the_weights(copy, file, content, says):
+    (copy / file).write_text(content)
+    fails(copy, says)
+
+
+def test_a_missing_tokenizer_is_not_replaced_by_an_empty_one(copy):
+    (copy / "tokenizer.json").unlink()
+    fails(copy, "no tokenizer")
+
+
+def test_a_tokenizer_larger_than_the_model(made, tmp_path):
+    _, _, tokenizer = made
+    save_model(tmp_path / "x", qwen(len(tokenizer) - 5), tokenizer, TINYWORLD)
+    fails(tmp_path / "x", f"{len(tokenizer)} tokens", "not from one training")
+
+
+# --- the hub --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["qwen-0.5b", "someone/some-model"])
+def test_without_a_hub_a_model_that_is_not_cached_is_refused_at_once(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    fails(name, "not cached", "HF_HUB_OFFLINE", "local folder")
+    assert not hub.is_cached("Qwen/Qwen2.5-0.5B-Instruct")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_briefly(tmp_path):
+    """In a process of its own, with an address where nobody listens: no retries, one line."""
+    program = (
+        "import time, torch\n"
+        "from dgpo_cli.errors import ModelError\n"
+        "from dgpo_cli.models.load import load_model\n"
+        "began = time.monotonic()\n"
+        "for _ in range(2):\n"
+        "    try: load_model('qwen-0.5b', device=torch.device('cpu'))\n"
+        "    except ModelError as error: print(error.message)\n"
+        "print(time.monotonic() - began < 6)\n"
+    )
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    lines = ended.stdout.splitlines()
+    assert lines[2:] == ["True"] and lines[0] == lines[1], ended
+    assert "127.0.0.1:9 does not answer" in lines[0] and "Qwen/Qwen2.5-0.5B-Instruct is not cached" in lines[0]
+    assert not ended.stderr, "nothing but the error itself"
+
+
+def test_a_cached_model_loads_without_a_hub(made, tmp_path, monkeypatch):
+    """The cache's layout is the hub library's: a snapshot folder and a reference to it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path), raising=False)
+    root = tmp_path / "models--someone--some-model"
+    commit = "0" * 40
+    shutil.copytree(made[0], root / "snapshots" / commit)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(commit)
+    assert hub.is_cached("someone/some-model")
+    loaded = load_model("someone/some-model", device=CPU)
+    assert (loaded.protocol, loaded.trained_with_protocol) == (TINYWORLD, True)
+    assert torch.equal(loaded.model.model.embed_tokens.weight, made[1].model.embed_tokens.weight)
+    (root / "snapshots" / commit / "protocol.json").unlink()
+    assert load_protocol(resolve("someone/some-model")) == (DEFAULT, False)
+
+
+# --- two tokenizers -------------------------------------------------------------------------------------------------
+
+
+def test_tokenizers_that_agree():
+    require_same_tokenizer(bpe_tokenizer(), bpe_tokenizer(chat=True))
+
+
+def test_tokenizers_of_another_size_or_order():
+    with pytest.raises(ModelError, match=r"1 tokens differ, first '<extra>': id 420 and None"):
+        larger = bpe_tokenizer()
+        larger.add_tokens(["<extra>"])
+        require_same_tokenizer(larger, bpe_tokenizer())
+    with pytest.raises(ModelError, match="different tokenizers"):
+        require_same_tokenizer(bpe_tokenizer(420), bpe_tokenizer(400))
+
+
+def test_tokenizers_that_read_one_id_differently():
+    text, special = bpe_tokenizer(), bpe_tokenizer()
+    text.add_tokens(["<tool>"])
+    special.add_special_tokens({"additional_special_tokens": ["<tool>"]})
+    assert text.get_vocab() == special.get_vocab()
+    with pytest.raises(ModelError, match="'<tool>' is special to one"):
+        require_same_tokenizer(text, special)
+
+
+# --- replacing a folder ---------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    place = tmp_path / "best"
+    for content in ("first", "second"):
+        with storage.replacing(place) as folder:
+            (folder / content).write_text(content)
+        assert [p.name for p in place.iterdir()] == [content]
+    with pytest.raises(RuntimeError), storage.replacing(place) as folder:
+        (folder / "third").write_text("third")
+        raise RuntimeError
+    assert [p.name for p in place.iterdir()] == ["second"]
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+
+
+def test_killed_between_the_two_renames_nothing_is_lost(made, folder):
+    run = folder / "runs" / "kd-0001"
+    shutil.copytree(made[0], run / ".best.old")
+    (run / "run.json").write_text("{}")
+    assert resolve("kd-0001").location == str(run.relative_to(folder) / "best")
+    assert load_tokenizer("kd-0001").get_vocab() == made[2].get_vocab()
