@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.records import read_jsonl
 from dgpo_cli.core.types import Question, question_from_json
 from dgpo_cli.errors import ConfigError, InputError
@@ -141,13 +142,15 @@ def _download(name: str, split: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
+    reason = unreachable()
     try:
-        return Path(hf_hub_download(HUB, f"{name}/{split}.jsonl", repo_type="dataset"))
+        file = hf_hub_download(HUB, f"{name}/{split}.jsonl", repo_type="dataset", local_files_only=reason is not None)
     except (OSError, EntryNotFoundError) as error:
+        what = f"are not cached, and {reason}" if reason else f"cannot be had from {HUB}: {error}"
         raise InputError(
-            f"questions of {name} ({split}) are not cached, and {HUB} cannot be reached",
-            hint="give files of the same form: --bench-dir DIR",
+            f"questions of {name} ({split}) {what}", hint="give files of the same form: --bench-dir DIR"
         ) from error
+    return Path(file)
 
 
 def training_set(chosen: str, bench_dir: Path | None = None) -> list[Question]:

@@ -9,10 +9,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from dgpo_cli.core.hub import unreachable
 from dgpo_cli.errors import ConfigError, RetrievalError
 
 
@@ -43,14 +45,18 @@ class Encoder:
 
         self._config = config
         self.truncated = 0
+        reason = None if Path(config.encoder).is_dir() else unreachable()
+        offline = reason is not None
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(config.encoder)
+            self._tokenizer = AutoTokenizer.from_pretrained(config.encoder, local_files_only=offline)
             # Safetensors only: an encoder from a stranger must not be able to run code.
-            self._model = AutoModel.from_pretrained(config.encoder, use_safetensors=True, dtype=torch.float32).eval()
+            self._model = AutoModel.from_pretrained(
+                config.encoder, use_safetensors=True, dtype=torch.float32, local_files_only=offline
+            ).eval()
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            what = f"it is not cached, and {reason}" if offline else next(iter(str(error).splitlines()), repr(error))
             raise RetrievalError(
-                f"encoder {config.encoder!r} cannot be loaded: {reason}",
+                f"encoder {config.encoder!r} cannot be loaded: {what}",
                 hint="give --encoder a cached hub id, or a local folder with safetensors and a tokenizer",
             ) from error
         positions = self._model.config.to_dict().get("max_position_embeddings")

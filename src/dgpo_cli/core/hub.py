@@ -1,0 +1,28 @@
+"""The model hub, asked once whether it answers: its library would retry every file for half a minute."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from functools import cache
+
+_TIMEOUT_S = 4.0
+
+
+@cache
+def unreachable() -> str | None:
+    """Why nothing can be fetched, as the end of a sentence, or None if the hub answers. Asked once per process."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return None  # it answered
+    except urllib.error.URLError as error:
+        return f"{constants.ENDPOINT} does not answer ({error.reason})"
+    except (OSError, ValueError) as error:
+        return f"{constants.ENDPOINT} does not answer ({error})"
+    return None
