@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import bpe_tokenizer, qwen
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
@@ -21,6 +20,7 @@ from dgpo_cli.models.load import (
     resolve,
     save_model,
 )
+from tiny import bpe_tokenizer, qwen
 
 CPU = torch.device("cpu")
 
@@ -116,7 +116,7 @@ def test_a_model_without_protocol_is_a_raw_one(copy):
 
 
 def test_the_saved_precision_is_kept_on_request(made, tmp_path):
-    _, model, tokenizer = made
+    _, _, tokenizer = made
     save_model(tmp_path / "half", qwen(len(tokenizer)).to(torch.bfloat16), tokenizer, TINYWORLD)
     assert load_model(str(tmp_path / "half"), device=CPU, dtype=None).model.dtype == torch.bfloat16
     assert load_model(str(tmp_path / "half"), device=CPU).model.dtype == torch.float32

@@ -1,0 +1,128 @@
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dgpo_cli.core.protocol import TINYWORLD
+from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.models.load import load_model, save_model
+from dgpo_cli.pipelines.benchmarks import weights_digest
+from tiny import bpe_tokenizer, qwen
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    tokenizer = bpe_tokenizer(chat=True)
+    folder = tmp_path_factory.mktemp("export") / "best"
+    save_model(folder, qwen(len(tokenizer)), tokenizer, TINYWORLD)
+    return folder
+
+
+@pytest.fixture
+def runs(folder, weights):
+    """A cold start from a hub model, then RL from it, and an evaluation of the latter."""
+    kd_config = {"student": "qwen-0.5b", "teacher": "qwen-3b", "method": "kd", "lr": 1e-4, "seed": 0}
+    with RunDir.open("kd", kd_config) as run:
+        shutil.copytree(weights, run.path / "best")
+        run.finish({})
+    started_from = str((folder / "runs" / "kd-0001").resolve())
+    rl_config = {"student": started_from, "teacher": "qwen-3b", "method": "dgpo", "index": str(folder / "index")}
+    with RunDir.open("rl", rl_config) as run:
+        shutil.copytree(weights, run.path / "best")
+        run.finish({})
+    loaded = load_model("rl-0001", device=CPU)
+    for step, (em, complete) in enumerate([(0.1, True), (0.25, True), (0.9, False)]):
+        report = {
+            "model": {"weights": weights_digest(loaded)},
+            "complete": complete,
+            "decoding": {"temperature": 0.0},
+            "benchmarks": {
+                "nq": {"n": 1200, "em": em, "f1": 0.5, "index": {"retriever": "bm25", "passages": 1000}},
+            },
+        }
+        with RunDir.open("eval", {"step": step}) as run:
+            (run.path / "report.json").write_text(json.dumps(report))
+            run.finish({})
+    return folder
+
+
+def test_an_exported_run_loads_elsewhere_with_its_agent_text(dgpo, runs):
+    ended = dgpo("export", "rl-0001", "agent", "--json")
+    assert ended.status == 0, ended.err
+    result = json.loads(ended.out)
+    original = load_model("rl-0001", device=CPU)
+    ids = torch.randint(0, 400, (1, 6))
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(runs / "agent")(ids).logits, original.model(ids).logits)
+    assert AutoTokenizer.from_pretrained(runs / "agent").chat_template == original.tokenizer.chat_template
+    assert load_model("agent", device=CPU).protocol == TINYWORLD
+    assert result["parameters"] == original.model.num_parameters() and result["dtype"] == "float32"
+    assert result["bytes"] == sum(p.stat().st_size for p in (runs / "agent").iterdir())
+    names = {p.name for p in (runs / "agent").iterdir()}
+    assert {"README.md", "protocol.json", "generation_config.json", "config.json", "tokenizer.json"} <= names
+
+
+def test_the_card_tells_origin_results_and_settings_and_no_folder_of_this_machine(dgpo, runs):
+    dgpo("export", "rl-0001", "agent")
+    card = (runs / "agent" / "README.md").read_text()
+    _, metadata, body = card.split("---", 2)
+    assert 'base_model: "Qwen/Qwen2.5-0.5B-Instruct"' in metadata and 'license: "apache-2.0"' in metadata
+    assert body.index("kd-0001: cross-entropy") < body.index("rl-0001: DGPO")
+    assert "teacher qwen-3b" in body
+    assert re.findall(r"^\| nq .*", body, re.MULTILINE) == [
+        "| nq | 1,200 | 0.250 | 0.500 | greedy, bm25 over 1,000 passages |"
+    ]
+    assert 'student = "kd-0001"' in body and "lr = 0.0001" in body
+    assert str(runs) not in card and "transformers " in body.splitlines()[-1]
+
+
+def test_without_evaluations_the_card_says_so(dgpo, runs):
+    for path in (runs / "runs").glob("eval-*"):
+        shutil.rmtree(path)
+    dgpo("export", "kd-0001", "agent")
+    assert "Not measured" in (runs / "agent" / "README.md").read_text()
+
+
+def test_weights_are_rounded_only_on_request(dgpo, runs):
+    dgpo("export", "rl-0001", "full")
+    dgpo("export", "rl-0001", "half", "--dtype", "bfloat16")
+    full, half = (load_model(name, device=CPU, dtype=None).model for name in ("full", "half"))
+    assert (full.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(full.to(torch.bfloat16).lm_head.weight, half.lm_head.weight)
+
+
+def test_what_is_there_is_not_replaced_unless_asked(dgpo, runs):
+    dgpo("export", "rl-0001", "agent")
+    (runs / "agent" / "mine.txt").write_text("kept")
+    refused = dgpo("export", "rl-0001", "agent")
+    assert refused.status == 1 and "--overwrite" in refused.err and (runs / "agent" / "mine.txt").exists()
+    assert dgpo("export", "rl-0001", "agent", "--overwrite").status == 0
+    assert not (runs / "agent" / "mine.txt").exists()
+
+
+def test_a_folder_that_holds_no_model_is_never_replaced(dgpo, runs):
+    (runs / "thesis").mkdir()
+    (runs / "thesis" / "chapter1.tex").write_text("years of work")
+    refused = dgpo("export", "rl-0001", "thesis", "--overwrite")
+    assert refused.status == 1 and "no model folder" in refused.err
+    assert (runs / "thesis" / "chapter1.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("nonesuch", "agent"), "unknown model"),
+        (("rl-0001", "agent", "--dtype", "int3"), "bfloat16"),
+        (("rl-0001", "agent", "--public"), "--push"),
+        (("rl-0001", "agent", "--push", "no-owner"), "OWNER/NAME"),
+        (("rl-0001", "agent", "--push", "me/agent"), "HF_HUB_OFFLINE"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_written(dgpo, runs, argv, says):
+    ended = dgpo("export", *argv)
+    assert ended.status == 1 and len(ended.errors) == 1 and says in ended.err
+    assert not (runs / "agent").exists()
