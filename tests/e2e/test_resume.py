@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file
 from tests.offline import ROLLOUT
 
+from dgpo_cli.core.protocol import Turn
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import InputError
 from dgpo_cli.models.codec import Codec
@@ -213,6 +214,6 @@ def test_the_loop_stops_a_run_whose_retriever_is_broken(offline, tmp_path, monke
 
     monkeypatch.setattr(BM25Retriever, "search", fail)
     # Untrained models do not search by themselves: every turn is read as a search.
-    monkeypatch.setattr(rollout_loop, "parse_turn", lambda text: rollout_loop.Turn(text, "search", "x"), raising=False)
+    monkeypatch.setattr(rollout_loop, "parse_turn", lambda text: Turn(text, "search", "x"))
     with pytest.raises(TrainingError, match="on fire"):
         train("rl", rl_settings(offline, "ppo"), tmp_path / "run")

@@ -44,7 +44,9 @@ def test_flattening_takes_the_output_before_each_written_token_and_unflattening_
     width = batch.input_ids.shape[1]
     expected = [row * width + t - 1 for row, s in enumerate(made) for t in range(len(s.written)) if s.written[t]]
     assert flat.tolist() == expected
-    assert batch.token_ids.tolist() == [int(s.token_ids[t]) for s in made for t in range(len(s.written)) if s.written[t]]
+    assert batch.token_ids.tolist() == [
+        int(s.token_ids[t]) for s in made for t in range(len(s.written)) if s.written[t]
+    ]
     advantages = batch.field("advantages")
     for row, sample in zip(batch.unflatten(advantages), made, strict=True):
         torch.testing.assert_close(row, torch.where(sample.written, sample.fields["advantages"], 0.0))

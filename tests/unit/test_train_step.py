@@ -160,7 +160,10 @@ def test_a_failed_search_trains_nothing(monkeypatch):
     data = trajectories()
     broken = [
         Trajectory(
-            **{f: getattr(t, f) for f in ("question", "token_ids", "written", "logprobs", "searches", "answer", "score")},
+            **{
+                f: getattr(t, f)
+                for f in ("question", "token_ids", "written", "logprobs", "searches", "answer", "score")
+            },
             stop=StopReason.SEARCH_FAILED,
         )
         for t in data[:2]
@@ -201,8 +204,15 @@ def test_an_empty_step_does_nothing():
 
 @pytest.mark.parametrize(
     ("schedule", "update", "expected"),
-    [("constant", 0, 0.25), ("constant", 3, 1.0), ("constant", 9, 1.0), ("linear", 4, 1.0), ("linear", 7, 0.5),
-     ("cosine", 4, 1.0), ("cosine", 7, 0.5)],
+    [
+        ("constant", 0, 0.25),
+        ("constant", 3, 1.0),
+        ("constant", 9, 1.0),
+        ("linear", 4, 1.0),
+        ("linear", 7, 0.5),
+        ("cosine", 4, 1.0),
+        ("cosine", 7, 0.5),
+    ],
 )
 def test_learning_rate_schedules(schedule, update, expected):
     settings = OptimizerSettings(1.0, warmup_steps=4, schedule=schedule)

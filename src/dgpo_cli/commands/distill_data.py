@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,7 +30,9 @@ from dgpo_cli.console import Console
 
 def distill_data(
     teacher: Annotated[str | None, typer.Option(help="Alias, hub id, folder or run; qwen-3b by default.")] = None,
-    data: Annotated[str | None, typer.Option(help="QA sets or question files, comma-separated; nq,hotpotqa by default.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="QA sets or question files, comma-separated; nq,hotpotqa by default.")
+    ] = None,
     index: Annotated[str | None, typer.Option(help="Index folder or server address.")] = None,
     keep: Annotated[str | None, typer.Option(help="correct or all.")] = None,
     samples: Annotated[int | None, typer.Option(help="Attempts per question.")] = None,
@@ -57,7 +58,7 @@ def distill_data(
     """
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.core.workspace import Workspace
-    from dgpo_cli.errors import ConfigError
+    from dgpo_cli.pipelines.distill_data import run_distill_data
     from dgpo_cli.pipelines.settings import DistillDataSettings
     from dgpo_cli.qa_sets import training_set
 
@@ -75,18 +76,22 @@ def distill_data(
         "rollout": {} if temperature is None else {"temperature": temperature},
     }
     settings = settings_from(DistillDataSettings, "distill-data", config=config, options=set_, values=values)
-    if settings.keep not in ("correct", "all"):
-        raise ConfigError(f"--keep {settings.keep!r}", hint="choose correct or all")
     count = settings.limit if steps is None else min(settings.limit or 1 << 60, steps * settings.rollout.wave)
     questions = training_set(settings.questions, bench_dir)[:count]
     if dry_run:
         console.result(show_settings(console, settings) | {"num_questions": len(questions)})
         return
-    run = RunDir.open("distill-data", asdict(settings) | {"num_questions": len(questions)}, out=out, resume=resume, fresh=fresh)
-    console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
-    summary = _generate(console, settings, questions, run.path)
-    run.finish(summary)
-    Workspace().remember(by="dgpo distill-data", trajectories=absolute(str(run.path)), teacher=settings.teacher)
+    recorded = asdict(settings) | {"num_questions": len(questions)}
+    with RunDir.open("distill-data", recorded, out=out, resume=resume, fresh=fresh) as run:
+        console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
+        with console.progress("teacher's episodes", "episode") as progress:
+            summary = run_distill_data(settings, run, questions=questions, progress=progress)
+    Workspace().remember(
+        by="dgpo distill-data",
+        trajectories=absolute(str(run.path)),
+        teacher=settings.teacher,
+        questions=settings.questions,
+    )
     console.table(
         "",
         ["episodes", "EM", "kept", "searches", "tokens"],
@@ -94,24 +99,3 @@ def distill_data(
     )
     console.print(f"kept trajectories: {summary['path']}\nnext: dgpo kd")
     console.result(summary | {"run": str(run.path)})
-
-
-def _generate(console: Console, settings: object, questions: list, folder: Path) -> dict:  # type: ignore[type-arg]
-    from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.load import load_model
-    from dgpo_cli.pipelines.agents import Agent, rollout_settings
-    from dgpo_cli.pipelines.distill_data import distill_data as generate
-    from dgpo_cli.pipelines.settings import DistillDataSettings
-    from dgpo_cli.retrieval.open import open_index
-    from dgpo_cli.train.devices import inference_dtype, training_device
-
-    assert isinstance(settings, DistillDataSettings)
-    retriever = open_index(settings.index).retriever
-    where = training_device(settings.device)
-    loaded = load_model(settings.teacher, device=where, dtype=inference_dtype(where), eight_bit=settings.teacher_8bit)
-    codec = Codec(loaded.tokenizer, loaded.protocol)
-    agent = Agent.of(loaded.model, codec, retriever, rollout_settings(settings.rollout, settings.seed))
-    with console.progress("teacher's episodes", "episode") as progress:
-        return generate(
-            agent, questions, samples=settings.samples, keep=settings.keep, folder=folder, progress=progress  # type: ignore[arg-type]
-        )

@@ -33,11 +33,15 @@ if TYPE_CHECKING:
 
 def kd(
     student: Annotated[str | None, typer.Option(help="Alias, hub id, folder or run; qwen-0.5b by default.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="The model that wrote the trajectories; qwen-3b by default.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The model that wrote the trajectories; qwen-3b by default.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Trajectory file or distill-data run.")] = None,
     method: Annotated[str | None, typer.Option(help="kd or seqkd; --list shows all.")] = None,
     index: Annotated[str | None, typer.Option(help="Index for EM on validation questions (with --eval-data).")] = None,
-    eval_data: Annotated[str | None, typer.Option(help="Question file: pick the best weights by EM instead of likelihood.")] = None,
+    eval_data: Annotated[
+        str | None, typer.Option(help="Question file: pick the best weights by EM instead of likelihood.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; 1e-4 by default.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the trajectories; 5 by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
@@ -71,7 +75,9 @@ def kd(
     values: dict[str, Any] = {
         "student": absolute(choose(console, "student", student, "qwen-0.5b", hint="give --student")),
         "teacher": absolute(choose(console, "teacher", teacher, "qwen-3b", hint="give --teacher")),
-        "trajectories": absolute(choose(console, "trajectories", data, hint="make some with `dgpo distill-data`, or give --data")),
+        "trajectories": absolute(
+            choose(console, "trajectories", data, hint="make some with `dgpo distill-data`, or give --data")
+        ),
         "method": method,
         "eval_index": None if index is None else absolute(index),
         "eval_questions": None if eval_data is None else absolute(eval_data),

@@ -25,7 +25,9 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("quickstart"),
     seed: Annotated[int, typer.Option(help="Seed of the world, the models and every draw.")] = 0,
     device: DeviceOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier quickstart made in that folder.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget what an earlier quickstart made in that folder.")
+    ] = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -72,7 +74,11 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         row = result["rows"][name]
         hops = row["em_by_hops"]
         rows.append(
-            [label, *(f"{100 * value:.1f}" for value in (row["em"], hops.get("1", 0.0), hops.get("2", 0.0))), f"{row['searches']:.2f}"]
+            [
+                label,
+                *(f"{100 * value:.1f}" for value in (row["em"], hops.get("1", 0.0), hops.get("2", 0.0))),
+                f"{row['searches']:.2f}",
+            ]
         )
     questions = result["rows"]["dgpo"]["questions"]
     columns = ["model", "EM %", "one hop", "two hops", "searches"]
@@ -82,10 +88,10 @@ def _show(console: Console, result: dict[str, Any]) -> None:
 def _draw(console: Console, curves: dict[str, list[tuple[float, float]]], png: Path) -> None:
     from dgpo_cli.reporting.curves import save_chart, terminal_chart
 
-    labels = {"x_label": "training seconds", "y_label": "validation EM"}
-    save_chart(curves, png, title="quickstart: validation EM", **labels)
+    x_label, y_label = "training seconds", "validation EM"
+    save_chart(curves, png, title="quickstart: validation EM", x_label=x_label, y_label=y_label)
     if not console.json_output:
-        console.print(terminal_chart(curves, **labels))
+        console.print(terminal_chart(curves, x_label=x_label, y_label=y_label))
 
 
 def _remember(result: dict[str, Any], out: Path) -> None:

@@ -36,12 +36,16 @@ def rl(
     student: Annotated[str | None, typer.Option(help="Where training starts: alias, hub id, folder or run.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Alias, hub id, folder or run; qwen-3b by default.")] = None,
     method: Annotated[str | None, typer.Option(help="dgpo or ppo; --list shows all.")] = None,
-    data: Annotated[str | None, typer.Option(help="QA sets or question files, comma-separated; nq,hotpotqa by default.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="QA sets or question files, comma-separated; nq,hotpotqa by default.")
+    ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Validation questions; held out of --data by default.")] = None,
     index: Annotated[str | None, typer.Option(help="Index folder or server address.")] = None,
     kl_form: Annotated[str | None, typer.Option(help="k1-reward (the reference) or full-loss (exact KL).")] = None,
     kl_coef: Annotated[float | None, typer.Option(help="Weight of the KL; 0.001 by default.")] = None,
-    kl_gate: Annotated[str | None, typer.Option(help="Episodes that follow the teacher: wrong, always or never.")] = None,
+    kl_gate: Annotated[
+        str | None, typer.Option(help="Episodes that follow the teacher: wrong, always or never.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; 1e-6 by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Rollout steps; 1000 by default.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Episodes per step; 512 by default.")] = None,

@@ -21,7 +21,9 @@ FreshFlag = Annotated[bool, typer.Option("--fresh", help="Start a new run even i
 ResumeOption = Annotated[Path | None, typer.Option(help="Go on with this run folder.")]
 OutOption = Annotated[Path | None, typer.Option(help="Run folder to write; a new one under runs/ by default.")]
 ConfigOption = Annotated[Path | None, typer.Option(help="Settings of an earlier run: its config.toml.")]
-SetOption = Annotated[list[str] | None, typer.Option("-o", "--set", help="Any other setting, e.g. -o objective.kl_coef=0.1.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("-o", "--set", help="Any other setting, e.g. -o objective.kl_coef=0.1.")
+]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of every draw.")]
 BenchDirOption = Annotated[
@@ -30,7 +32,7 @@ BenchDirOption = Annotated[
 
 
 def choose(console: Console, key: str, given: str | None, default: str | None = None, *, hint: str) -> str:
-    """A value given, remembered or default, in that order; says where it is from. Raises ConfigError if there is none."""
+    """A value given, remembered or default, in that order; says where it is from. ConfigError if there is none."""
     resolved = Workspace().resolve(key, given, default)
     if resolved.value is None:
         raise ConfigError(f"no {key} was given and none is remembered in this folder", hint=hint)

@@ -64,7 +64,7 @@ class HFEngine:
 
     @property
     def capacity(self) -> int:
-        return self._capacity
+        return int(self._capacity)
 
     @property
     def free_slots(self) -> int:

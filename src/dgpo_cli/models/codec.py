@@ -59,8 +59,6 @@ class Codec:
             if index in added:
                 text = "" if added[index]["special"] else added[index]["content"]
                 table.append(text.encode())
-            elif token is None:
-                table.append(b"")
             else:
                 table.append(bytes(alphabet[character] for character in token))
         return table

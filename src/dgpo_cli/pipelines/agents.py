@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Question, Trajectory
+from dgpo_cli.engine.base import Engine
 from dgpo_cli.engine.hf import HFEngine
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.pipelines.settings import RolloutOptions
@@ -20,7 +21,7 @@ from dgpo_cli.rollout.settings import RolloutSettings
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    engine: HFEngine
+    engine: Engine
     codec: Codec
     retriever: Retriever
     settings: RolloutSettings
@@ -59,11 +60,11 @@ def grade(trajectory: Trajectory) -> Trajectory:
     return trajectory.with_score(exact_match.score(trajectory.question, trajectory))
 
 
-def evaluator(agent: Agent, questions: Sequence[Question]) -> Callable[[int], Mapping[str, float]]:
-    """An evaluation for the training loop: greedy and sampled EM on validation questions; "score" is the greedy one."""
+def evaluator(agent: Agent, questions: Sequence[Question]) -> Callable[[], Mapping[str, float]]:
+    """An evaluation for the training loop: greedy EM on validation questions, as "score" too."""
     greedy = agent.with_settings(temperature=0.0)
 
-    def evaluate(step: int) -> Mapping[str, float]:
+    def evaluate() -> Mapping[str, float]:
         trajectories = list(greedy.run([(question, 0) for question in questions]))
         count = max(1, len(trajectories))
         em = sum(t.score.correct for t in trajectories if t.score is not None) / count

@@ -9,9 +9,15 @@ from typing import Any, Literal
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile, read_records, write_jsonl_atomic
+from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question, StopReason, Trajectory
 from dgpo_cli.errors import InputError, TrainingError
-from dgpo_cli.pipelines.agents import Agent
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.load import load_model
+from dgpo_cli.pipelines.agents import Agent, rollout_settings
+from dgpo_cli.pipelines.settings import DistillDataSettings
+from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.train.devices import inference_dtype, training_device
 from dgpo_cli.train.loop import MAX_FAILED_SEARCHES
 
 Keep = Literal["correct", "all"]
@@ -24,6 +30,22 @@ class TrajectorySet:
     path: Path
     protocol: dict[str, Any]
     trajectories: list[Trajectory]
+
+
+def run_distill_data(
+    settings: DistillDataSettings, run: RunDir, *, questions: Sequence[Question], progress: Progress | None
+) -> dict[str, Any]:
+    """Load what the settings name, and let the teacher answer `questions`."""
+    device = training_device(settings.device)
+    retriever = open_index(settings.index).retriever
+    loaded = load_model(settings.teacher, device=device, dtype=inference_dtype(device), eight_bit=settings.teacher_8bit)
+    codec = Codec(loaded.tokenizer, loaded.protocol)
+    agent = Agent.of(loaded.model, codec, retriever, rollout_settings(settings.rollout, settings.seed))
+    summary = distill_data(
+        agent, questions, samples=settings.samples, keep=settings.keep, folder=run.path, progress=progress
+    )
+    run.finish(summary)
+    return summary
 
 
 def distill_data(
@@ -100,5 +122,7 @@ def read_trajectories(path: Path) -> TrajectorySet:
         try:
             trajectories.append(Trajectory.from_json(row))
         except (KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{file}:{line}: not a trajectory ({error})", hint="write it again with `dgpo distill-data`") from error
+            raise InputError(
+                f"{file}:{line}: not a trajectory ({error})", hint="write it again with `dgpo distill-data`"
+            ) from error
     return TrajectorySet(file, header["protocol"], trajectories)

@@ -37,7 +37,9 @@ def make_objective(settings: KDSettings) -> Objective:
     """Raises ConfigError for a method that trains on rewards."""
     objective = registry.create(settings.method, settings.objective)
     if Need.REWARD in objective.needs:
-        raise ConfigError(f"method {settings.method!r} trains on rewards", hint=f"use `dgpo rl --method {settings.method}`")
+        raise ConfigError(
+            f"method {settings.method!r} trains on rewards", hint=f"use `dgpo rl --method {settings.method}`"
+        )
     return objective
 
 
@@ -70,7 +72,7 @@ def distil(
     student: LoadedModel,
     teacher: LoadedModel | None,
     data: TrajectorySet,
-    evaluate: Callable[[int], Mapping[str, float]] | None = None,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
     keep: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def distil(
     training, validation = split(data.trajectories, settings.validation_share, settings.seed)
     source = TeacherTrajectories(training, settings.batch_size, settings.seed)
     steps = settings.steps or settings.epochs * source.steps_per_epoch
-    optimizer = OptimizerSettings(settings.lr, settings.warmup_steps, settings.schedule)  # type: ignore[arg-type]
+    optimizer = OptimizerSettings(settings.lr, settings.warmup_steps, settings.schedule)
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(student.model)
     learner = Learner(
@@ -98,20 +100,16 @@ def distil(
     every = settings.eval_every if settings.eval_every is not None else source.steps_per_epoch
     plan = Plan(steps, eval_every=every, save_every=every, seed=settings.seed, seconds=settings.seconds)
 
-    def validate(step: int) -> Mapping[str, float]:
+    def validate() -> Mapping[str, float]:
         metrics = {"nll": nll(learner, validation)} if validation else {}
         if evaluate is not None:
-            return metrics | evaluate(step)
-        return metrics | ({"score": -metrics["nll"]} if metrics else {"score": float(step)})
+            return metrics | dict(evaluate())
+        return metrics | ({"score": -metrics["nll"]} if metrics else {})
 
-    return run_training(
-        run, learner, source, plan, evaluate=validate, protocol=protocol, keep=keep, progress=progress
-    )
+    return run_training(run, learner, source, plan, evaluate=validate, protocol=protocol, keep=keep, progress=progress)
 
 
-def split(
-    trajectories: Sequence[Trajectory], share: float, seed: int
-) -> tuple[list[Trajectory], list[Trajectory]]:
+def split(trajectories: Sequence[Trajectory], share: float, seed: int) -> tuple[list[Trajectory], list[Trajectory]]:
     """Training and validation trajectories; all samples of one question fall on the same side."""
     questions = sorted({f"{t.question.qa_set}/{t.question.id}" for t in trajectories})
     random.Random(f"validation {seed}").shuffle(questions)

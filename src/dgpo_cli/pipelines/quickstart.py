@@ -28,7 +28,7 @@ from dgpo_cli.engine.scripted import ScriptedEngine
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.pipelines.agents import Agent, grade, rollout_settings
-from dgpo_cli.pipelines.distill_data import distill_data
+from dgpo_cli.pipelines.distill_data import run_distill_data
 from dgpo_cli.pipelines.kd import run_kd
 from dgpo_cli.pipelines.rl import run_rl
 from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings, RolloutOptions
@@ -40,7 +40,7 @@ from dgpo_cli.tinyworld.demonstrations import Demonstrator, Fault, passages_in
 from dgpo_cli.tinyworld.files import write_world
 from dgpo_cli.tinyworld.sizes import STUDENT, TEACHER, ModelSize, qwen2_config
 from dgpo_cli.tinyworld.world import World, build_world
-from dgpo_cli.train.devices import inference_dtype, training_device
+from dgpo_cli.train.devices import training_device
 
 ROWS = ("student", "teacher", "kd", "kd_longer", "ppo", "dgpo_k1", "dgpo")
 Say = Callable[[str], None]
@@ -92,7 +92,11 @@ class Quickstart:
             "dgpo_k1": self._rl("dgpo_k1", cold, teacher),
             "dgpo": dgpo,
         }
-        longer = self.recipe["kd"] | {"seconds": self._result("dgpo")["seconds"], "steps": 1_000_000, "schedule": "constant"}
+        longer = self.recipe["kd"] | {
+            "seconds": self._result("dgpo")["seconds"],
+            "steps": 1_000_000,
+            "schedule": "constant",
+        }
         models["kd_longer"] = self._kd("kd_longer", cold, teacher, trajectories, longer | {"lr": longer["lr"] / 3})
         rows = {name: self._evaluate(name, models[name]) for name in ROWS}
         return {
@@ -158,7 +162,12 @@ class Quickstart:
         episodes = run_episodes(
             [(q, 0) for q in questions], engine=engine, codec=codec, retriever=retriever, settings=settings
         )
-        header = {"schema": "trajectories", "version": 1, "protocol": TINYWORLD.to_json(), "settings": settings.to_json()}
+        header = {
+            "schema": "trajectories",
+            "version": 1,
+            "protocol": TINYWORLD.to_json(),
+            "settings": settings.to_json(),
+        }
         write_jsonl_atomic(file, [header, *({"key": t.key} | t.to_json() for t in map(grade, episodes))])
 
     def _distill_data(self, teacher: Path) -> Path:
@@ -174,21 +183,9 @@ class Quickstart:
         )
 
         def work(run: RunDir) -> Mapping[str, Any]:
-            device = training_device(self.device)
-            loaded = load_model(settings.teacher, device=device, dtype=inference_dtype(device))
-            agent = Agent.of(
-                loaded.model,
-                Codec(loaded.tokenizer, loaded.protocol),
-                open_index(settings.index).retriever,
-                rollout_settings(settings.rollout, settings.seed),
-            )
             questions = read_questions(Path(settings.questions))[: settings.limit]
             with self._bar("teacher's episodes", "episode") as progress:
-                summary = distill_data(
-                    agent, questions, samples=settings.samples, keep=settings.keep, folder=run.path, progress=progress
-                )
-            run.finish(summary)
-            return summary
+                return run_distill_data(settings, run, questions=questions, progress=progress)
 
         summary = self._stage("distill-data", "distill-data", asdict(settings), work)
         self._say(f"distill-data: {summary['kept']} of {summary['episodes']} episodes right and kept")
@@ -272,14 +269,21 @@ class Quickstart:
     def _evaluate(self, name: str, model: Path) -> Row:
         """EM on held-out test questions, greedy."""
         settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0, wave=200)
-        config = {"model": str(model), "rollout": settings.to_json(), "questions": self.recipe["world"]["test_questions"]}
+        config = {
+            "model": str(model),
+            "rollout": settings.to_json(),
+            "questions": self.recipe["world"]["test_questions"],
+        }
         config["weights"] = self._fingerprint(model)
 
         def work(run: RunDir) -> Mapping[str, Any]:
             device = training_device(self.device)
             loaded = load_model(str(model), device=device)
             agent = Agent.of(
-                loaded.model, Codec(loaded.tokenizer, loaded.protocol), open_index(self.index_folder).retriever, settings
+                loaded.model,
+                Codec(loaded.tokenizer, loaded.protocol),
+                open_index(self.index_folder).retriever,
+                settings,
             )
             questions = read_questions(self.world_folder / "test.jsonl")[: config["questions"]]
             row = asdict(_row(list(agent.run([(question, 0) for question in questions]))))

@@ -104,7 +104,7 @@ def with_agent_text(student: LoadedModel, teacher: LoadedModel) -> LoadedModel:
         return student
     if student.trained_with_protocol and teacher.trained_with_protocol:
         raise ModelError(
-            f"student and teacher were trained with other agent texts ({student.protocol.name}, {teacher.protocol.name})",
+            f"student ({student.protocol.name}) and teacher ({teacher.protocol.name}) were trained with other agent texts",
             hint="cold-start the student on this teacher's trajectories: dgpo distill-data, dgpo kd",
         )
     return student if student.trained_with_protocol else replace(student, protocol=teacher.protocol)
@@ -119,7 +119,7 @@ def reinforce(
     retriever: Retriever,
     questions: Sequence[Question],
     validation: Sequence[Question],
-    evaluate: Callable[[int], Mapping[str, float]] | None = None,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
     keep: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:

@@ -7,6 +7,7 @@ used for the cold start, "ours" where neither says anything.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dgpo_cli.errors import ConfigError
 
@@ -30,7 +31,7 @@ class DistillDataSettings:
     teacher: str
     index: str
     questions: str  # where they come from, for the record
-    keep: str = "correct"  # paper
+    keep: Literal["correct", "all"] = "correct"  # paper
     samples: int = 1  # ours
     limit: int | None = None
     seed: int = 0
@@ -50,7 +51,7 @@ class KDSettings:
     epochs: int = 5  # paper
     steps: int | None = None  # overrides epochs
     batch_size: int = 64  # TAID
-    schedule: str = "cosine"  # TAID
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"  # TAID
     warmup_steps: int = 0  # TAID
     validation_share: float = 0.05  # ours
     eval_index: str | None = None  # with eval_questions: the best weights by EM instead of likelihood (ours)

@@ -15,7 +15,7 @@ from dgpo_cli.train.learner import Learner
 from dgpo_cli.train.loop import Hooks, Plan, train
 from dgpo_cli.train.source import Source
 
-Evaluate = Callable[[int], Mapping[str, float]]
+Evaluate = Callable[[], Mapping[str, float]]
 
 
 def run_training(
@@ -46,7 +46,7 @@ def run_training(
         if progress is not None:
             progress(done, plan.steps)
 
-    def best(done: int) -> None:
+    def best() -> None:
         save_model(run.path / "best", learner.student, learner.codec.tokenizer, protocol)
 
     def save(done: int, more: Mapping[str, Any]) -> None:

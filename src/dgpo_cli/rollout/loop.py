@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.core.protocol import CLOSING_TAGS, Turn, parse_turn
+from dgpo_cli.core.protocol import CLOSING_TAGS, parse_turn
 from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory
 from dgpo_cli.engine.base import Engine, Sampling, TurnEnd
 from dgpo_cli.errors import RetrievalError

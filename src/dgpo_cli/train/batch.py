@@ -97,7 +97,8 @@ class Batch:
     def unflatten(self, values: Tensor) -> list[Tensor]:
         """Per-token values [N] back to one full-length tensor [L] per sample on the CPU, zero where not written."""
         full = []
-        parts = values.detach().float().cpu().split([int(s.written.sum()) for s in self.samples])
+        counts = [int(s.written.sum()) for s in self.samples]
+        parts = torch.split(values.detach().float().cpu(), counts)
         for sample, part in zip(self.samples, parts, strict=True):
             row = torch.zeros(len(sample.token_ids))
             row[sample.written] = part

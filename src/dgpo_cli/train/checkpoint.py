@@ -77,16 +77,14 @@ def load_latest(directory: Path, learner: Learner) -> tuple[int, dict[str, Any]]
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         raise InputError(
             f"the saved state {path} cannot be used: {error}",
-            hint=f"delete that folder to go on from the state before it, or start again with --fresh ({len(states)} kept)",
+            hint=f"start again with --fresh, or delete that folder to go on from the one before ({len(states)} kept)",
         ) from error
     return int(state["step"]), dict(state["extra"])
 
 
 def state_bytes(learner: Learner) -> int:
     """Size of one state on disk: parameters and two moments each."""
-    return sum(
-        3 * sum(p.numel() * p.element_size() for p in module.parameters()) for _, module in _modules(learner)
-    )
+    return sum(3 * sum(p.numel() * p.element_size() for p in module.parameters()) for _, module in _modules(learner))
 
 
 def _modules(learner: Learner) -> list[tuple[str, torch.nn.Module]]:

@@ -5,7 +5,7 @@ Deviation from the reference: advantages are whitened over written tokens only (
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,16 +28,14 @@ def student_samples(learner: Learner, trajectories: Sequence[Trajectory]) -> tup
     A failed search gives its episode weight 0: the model is not to blame for it.
     """
     episodes = signals.fill(learner, trajectories)
-    credits = learner.objective.credit(episodes)
+    credited = learner.objective.credit(episodes)
     trained = [t.stop is not StopReason.SEARCH_FAILED for t in trajectories]
-    advantages = _whiten(episodes, credits, trained)
+    advantages = _whiten(episodes, credited, trained)
     samples = []
     for trajectory, episode, credit, advantage, counts in zip(
-        trajectories, episodes, credits, advantages, trained, strict=True
+        trajectories, episodes, credited, advantages, trained, strict=True
     ):
-        sample = Sample.of(
-            trajectory, weight=credit.weight * counts, kl_weight=credit.kl_weight, by_student=True
-        )
+        sample = Sample.of(trajectory, weight=credit.weight * counts, kl_weight=credit.kl_weight, by_student=True)
         optional = {
             "behavior_logprobs": episode.behavior_logprobs,
             "teacher_logprobs": episode.teacher_logprobs,
@@ -49,7 +47,7 @@ def student_samples(learner: Learner, trajectories: Sequence[Trajectory]) -> tup
         sample.fields = {name: value for name, value in optional.items() if value is not None}
         samples.append(sample)
     _agree(samples)
-    return samples, episode_metrics(trajectories, episodes, credits) | _needs_metrics(learner, trajectories, episodes)
+    return samples, episode_metrics(trajectories, episodes, credited) | _needs_metrics(learner, trajectories, episodes)
 
 
 def _agree(samples: Sequence[Sample]) -> None:
@@ -99,7 +97,7 @@ def episode_metrics(
 
 def _needs_metrics(
     learner: Learner, trajectories: Sequence[Trajectory], episodes: Sequence[Episode]
-) -> Mapping[str, float]:
+) -> dict[str, float]:
     """How far the engine's log-probabilities are from the trainer's, and the teacher's from the student's."""
     metrics = {}
     pairs = [

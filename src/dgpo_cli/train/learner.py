@@ -55,7 +55,7 @@ class Optimizer:
         )
 
     def step(self, what: str) -> dict[str, float]:
-        """One update; returns the learning rate and the gradient norm. Raises TrainingError if the norm is not finite."""
+        """One update; returns learning rate and gradient norm. Raises TrainingError if the norm is not finite."""
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
         if not math.isfinite(norm):
             raise TrainingError(

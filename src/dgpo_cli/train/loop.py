@@ -35,9 +35,9 @@ class Hooks:
     """What the loop tells its caller. `step` counts finished steps."""
 
     log: Callable[[int, Mapping[str, float]], None]
-    evaluate: Callable[[int], Mapping[str, float]]
+    evaluate: Callable[[], Mapping[str, float]]
     save: Callable[[int, Mapping[str, Any]], None]
-    best: Callable[[int], None]  # the weights just evaluated are the best so far
+    best: Callable[[], None]  # the weights just evaluated are the best so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def train(
     """Train from `step` to the end of the plan.
 
     `extra` is what the last checkpoint carried: {} at the start, else {"best": x, "seconds": s}.
-    An evaluation's "score" (larger is better) decides which weights are the best.
+    An evaluation's "score" (larger is better) decides which weights are the best; without one the last are.
     """
     best, seconds = extra.get("best"), float(extra.get("seconds", 0.0))
     evaluated = False
@@ -85,12 +85,16 @@ def run_step(learner: Learner, source: Source, plan: Plan, step: int) -> dict[st
         failed = sum(t.stop is StopReason.SEARCH_FAILED for t in trajectories)
         if failed > MAX_FAILED_SEARCHES * len(trajectories):
             cause = next(call.error for t in trajectories for call in t.searches if call.error is not None)
-            raise TrainingError(f"{failed} of {len(trajectories)} episodes failed to search: {cause}", hint="check --index")
+            raise TrainingError(
+                f"{failed} of {len(trajectories)} episodes failed to search: {cause}", hint="check --index"
+            )
         samples, metrics = student_samples(learner, trajectories)
     else:
         samples = teacher_samples(trajectories)
     clock.append(time.perf_counter())
-    updates = [optimizer_step(learner, part, policy=step >= plan.critic_warmup_steps) for part in _split(samples, plan, step)]
+    updates = [
+        optimizer_step(learner, part, policy=step >= plan.critic_warmup_steps) for part in _split(samples, plan, step)
+    ]
     for name in {name for update in updates for name in update}:
         values = [update[name] for update in updates if name in update]
         metrics[name] = sum(values) / len(values)
@@ -109,10 +113,12 @@ def _split(samples: list[Sample], plan: Plan, step: int) -> list[list[Sample]]:
 
 
 def _evaluate(learner: Learner, hooks: Hooks, step: int, best: float | None) -> float | None:
-    metrics = hooks.evaluate(step)
+    metrics = hooks.evaluate()
     learner.objective.after_eval(metrics)
     hooks.log(step, {f"eval_{name}": value for name, value in metrics.items()})
-    if "score" in metrics and (best is None or metrics["score"] > best):
-        hooks.best(step)
+    if "score" not in metrics:  # nothing to compare by: the latest weights count
+        hooks.best()
+    elif best is None or metrics["score"] > best:
+        hooks.best()
         return metrics["score"]
     return best

@@ -68,7 +68,7 @@ def _accumulate(learner: Learner, batch: Batch, total_weight: float) -> dict[str
         tokens = _token_batch(learner, leaves, teacher_hidden, fields, rows)
         result = learner.objective.loss(tokens)
         total = torch.stack([(term * tokens.weights).sum() for term in result.terms.values()]).sum()
-        (total / total_weight).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(total / total_weight)
         logged = {f"{name}_loss": term for name, term in result.terms.items()} | result.metrics
         for name, value in logged.items():
             added = (value.detach() * tokens.weights).sum()
