@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dgpo_cli.core import hub
 from dgpo_cli.pipelines import doctor
 from dgpo_cli.pipelines.doctor import Check, Device, judge
 
@@ -58,11 +59,14 @@ def test_a_missing_or_old_package_is_a_problem(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_hub_may_be_switched_off_or_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.unreachable.cache_clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert doctor.check_hub().found == "switched off by HF_HUB_OFFLINE"
+    assert doctor.check_hub().found == "HF_HUB_OFFLINE is set"
+    hub.unreachable.cache_clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     check = doctor.check_hub()
+    hub.unreachable.cache_clear()
     assert check.status == "note"
     assert "does not answer" in check.found
 
