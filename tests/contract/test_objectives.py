@@ -308,6 +308,13 @@ def test_dgpo_on_wrong_answers_is_ppo_with_the_teacher_as_reference():
         torch.testing.assert_close(first.advantages, second.advantages)
 
 
+def test_the_entropy_bonus_is_the_entropy_and_is_rewarded():
+    batch, _ = tokens()
+    with_bonus, without = (PPO(PPO.Config(entropy_coef=c)).loss(batch).terms["policy"] for c in (0.5, 0.0))
+    expected = torch.distributions.Categorical(logits=batch.logits).entropy()
+    torch.testing.assert_close(without - with_bonus, 0.5 * expected)
+
+
 def test_full_loss_adds_the_exact_reverse_kl_where_its_weight_is():
     batch, _ = tokens()
     dgpo, ppo = DGPO(DGPO.Config(kl_form="full-loss")), PPO()

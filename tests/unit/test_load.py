@@ -2,9 +2,11 @@ import json
 import shutil
 import subprocess
 import sys
+import urllib.error
 
 import pytest
 import torch
+from huggingface_hub.constants import ENDPOINT
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -224,6 +226,25 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_briefly(tmp_path):
     assert not ended.stderr, "nothing but the error itself"
 
 
+def test_the_hub_is_asked_once_per_process(monkeypatch):
+    asked = []
+
+    def refuse(request, timeout):
+        asked.append(timeout)
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    hub.unreachable.cache_clear()
+    try:
+        assert [str(hub.unreachable()), str(hub.unreachable())] == 2 * [
+            "https://huggingface.co does not answer (no route)"
+        ]
+        assert asked == [hub.TIMEOUT_S]
+    finally:
+        hub.unreachable.cache_clear()
+
+
 def test_a_cached_model_loads_without_a_hub(made, tmp_path, monkeypatch):
     """The cache's layout is the hub library's: a snapshot folder and a reference to it."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -288,3 +309,11 @@ def test_killed_between_the_two_renames_nothing_is_lost(made, folder):
     (run / "run.json").write_text("{}")
     assert resolve("kd-0001").location == str(run.relative_to(folder) / "best")
     assert load_tokenizer("kd-0001").get_vocab() == made[2].get_vocab()
+
+
+def test_a_replacement_that_fails_after_a_killed_one_still_loses_nothing(tmp_path):
+    (tmp_path / ".best.old").mkdir()
+    (tmp_path / ".best.old" / "weights").write_text("precious")
+    with pytest.raises(OSError), storage.replacing(tmp_path / "best"):
+        raise OSError(28, "No space left on device")
+    assert (tmp_path / "best" / "weights").read_text() == "precious"
