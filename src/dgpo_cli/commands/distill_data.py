@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
@@ -76,13 +76,14 @@ def distill_data(
         "rollout": {} if temperature is None else {"temperature": temperature},
     }
     settings = settings_from(DistillDataSettings, "distill-data", config=config, options=set_, values=values)
-    count = settings.limit if steps is None else min(settings.limit or 1 << 60, steps * settings.rollout.wave)
-    questions = training_set(settings.questions, bench_dir)[:count]
+    if steps is not None:
+        waves = steps * settings.rollout.wave
+        settings = replace(settings, limit=min(settings.limit or waves, waves))
+    questions = training_set(settings.questions, bench_dir)[: settings.limit]
     if dry_run:
         console.result(show_settings(console, settings) | {"num_questions": len(questions)})
         return
-    recorded = asdict(settings) | {"num_questions": len(questions)}
-    with RunDir.open("distill-data", recorded, out=out, resume=resume, fresh=fresh) as run:
+    with RunDir.open("distill-data", asdict(settings), out=out, resume=resume, fresh=fresh) as run:
         console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
         with console.progress("teacher's episodes", "episode") as progress:
             summary = run_distill_data(settings, run, questions=questions, progress=progress)

@@ -86,7 +86,7 @@ def distil(
     training, validation = split(data.trajectories, settings.validation_share, settings.seed)
     source = TeacherTrajectories(training, settings.batch_size, settings.seed)
     steps = settings.steps or settings.epochs * source.steps_per_epoch
-    optimizer = OptimizerSettings(settings.lr, settings.warmup_steps, settings.schedule)
+    optimizer = OptimizerSettings(settings.lr, settings.warmup_steps, settings.schedule, beta2=settings.beta2)
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(student.model)
     learner = Learner(

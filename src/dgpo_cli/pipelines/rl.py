@@ -152,7 +152,7 @@ def _learner(
     settings: RLSettings, objective: Objective, student: LoadedModel, teacher: LoadedModel | None, codec: Codec
 ) -> Learner:
     updates = settings.steps * settings.mini_batches
-    policy = OptimizerSettings(settings.lr, settings.warmup_steps * settings.mini_batches)
+    policy = OptimizerSettings(settings.lr, settings.warmup_steps * settings.mini_batches, beta2=settings.beta2)
     learner = Learner(
         objective=objective,
         codec=codec,
@@ -167,7 +167,8 @@ def _learner(
         learner.reference = deepcopy(student.model).eval().requires_grad_(False)
     if Need.VALUES in objective.needs:
         learner.critic = Critic(deepcopy(student.model), seed=settings.seed)
-        critic = OptimizerSettings(settings.critic_lr, settings.critic_warmup_lr_steps * settings.mini_batches)
+        critic_warmup = settings.critic_warmup_lr_steps * settings.mini_batches
+        critic = OptimizerSettings(settings.critic_lr, critic_warmup, beta2=settings.beta2)
         learner.value_optimizer = Optimizer(learner.critic, critic, updates)
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(student.model)

@@ -53,6 +53,7 @@ class KDSettings:
     batch_size: int = 64  # TAID
     schedule: Literal["constant", "cosine", "linear"] = "cosine"  # TAID
     warmup_steps: int = 0  # TAID
+    beta2: float = 0.999  # TAID, of AdamW
     validation_share: float = 0.05  # ours
     eval_index: str | None = None  # with eval_questions: the best weights by EM instead of likelihood (ours)
     eval_questions: str | None = None
@@ -92,6 +93,7 @@ class RLSettings:
     critic_lr: float = 1e-5  # paper
     critic_warmup_lr_steps: int = 15  # paper, 0.015 of 1000
     critic_warmup_steps: int = 0  # paper
+    beta2: float = 0.999  # paper, of AdamW
     eval_every: int = 200  # paper
     eval_questions: int = 256  # ours
     save_every: int = 50  # paper

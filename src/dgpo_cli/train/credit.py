@@ -1,6 +1,7 @@
 """Trajectories to samples: what each written token is worth.
 
-Deviation from the reference: advantages are whitened over written tokens only (the reference includes retrieved ones).
+Deviation from the reference: advantages are whitened over written tokens only (the reference includes retrieved ones),
+and no episode of a batch is dropped.
 """
 
 from __future__ import annotations

@@ -29,6 +29,10 @@ class Plan:
     seed: int = 0
     seconds: float | None = None  # stop after this much training time, evaluation and saving not counted
 
+    def ends(self, step: int, seconds: float) -> bool:
+        """Whether `step` finished steps in `seconds` are all."""
+        return step >= self.steps or (self.seconds is not None and seconds >= self.seconds)
+
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
@@ -56,22 +60,21 @@ def train(
     An evaluation's "score" (larger is better) decides which weights are the best; without one the last are.
     """
     best, seconds = extra.get("best"), float(extra.get("seconds", 0.0))
-    evaluated = False
-    while step < plan.steps and (plan.seconds is None or seconds < plan.seconds):
+    if step and plan.ends(step, seconds):  # interrupted after its last save
+        return Outcome(step, best, seconds)
+    while not plan.ends(step, seconds):
         started = time.perf_counter()
         metrics = run_step(learner, source, plan, step)
         step += 1
         learner.objective.after_step(metrics, step / plan.steps)
         seconds += time.perf_counter() - started
         hooks.log(step, metrics | {"seconds": seconds})
-        evaluated = bool(plan.eval_every) and step % plan.eval_every == 0
-        if evaluated:
+        last = plan.ends(step, seconds)
+        if last or (plan.eval_every and step % plan.eval_every == 0):
             best = _evaluate(learner, hooks, step, best)
-        if plan.save_every and step % plan.save_every == 0:
+        # Saved after the evaluation, so that a resumed run never repeats one.
+        if last or (plan.save_every and step % plan.save_every == 0):
             hooks.save(step, {"best": best, "seconds": seconds})
-    if not evaluated:
-        best = _evaluate(learner, hooks, step, best)
-    hooks.save(step, {"best": best, "seconds": seconds})
     return Outcome(step, best, seconds)
 
 
