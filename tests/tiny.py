@@ -40,7 +40,9 @@ def bpe_tokenizer(vocab_size: int = 420, *, chat: bool = False) -> PreTrainedTok
     return fast
 
 
-def qwen(vocab_size: int, seed: int = 0, *, hidden: int = 32, layers: int = 2, positions: int = 512) -> Qwen2ForCausalLM:
+def qwen(
+    vocab_size: int, seed: int = 0, *, hidden: int = 32, layers: int = 2, positions: int = 512
+) -> Qwen2ForCausalLM:
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=vocab_size,

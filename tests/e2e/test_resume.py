@@ -177,7 +177,7 @@ def test_distill_data_makes_the_same_episodes_once(offline, trajectories, tmp_pa
     """A kill leaves some rows of a wave and half a line; the next call adds what is missing."""
     questions = read_questions(offline.questions("train"))[:24]
     whole = (trajectories.parent / "episodes.jsonl").read_text().splitlines(keepends=True)
-    torn = whole[: 1 + rows] + [whole[1 + rows][:40]]
+    torn = [*whole[: 1 + rows], whole[1 + rows][:40]]
     (tmp_path / "episodes.jsonl").write_text("".join(torn))
     distill_data(teacher_agent(offline), questions, samples=1, keep="all", folder=tmp_path, progress=None)
 

@@ -43,5 +43,6 @@ def test_the_protocol_survives_its_record():
 def test_results_hold_title_and_text_of_every_passage():
     passages = [Passage.from_title("1", "Vesapo", "A town."), Passage("2", "no quotes\nsecond\nthird")]
     text, escaped = DEFAULT.render_observation(passages)
-    assert text == '\n\n<information>Doc 1(Title: "Vesapo") A town.\nDoc 2(Title: no quotes) second\nthird</information>\n\n'
+    results = 'Doc 1(Title: "Vesapo") A town.\nDoc 2(Title: no quotes) second\nthird'
+    assert text == f"\n\n<information>{results}</information>\n\n"
     assert escaped == 0

@@ -200,14 +200,14 @@ def test_waves_keep_order_and_change_nothing():
         engine = ScriptedEngine(CODEC, script)
         rollout = RolloutSettings(wave=wave, top_k=1)
         pairs = [(question(i), 0) for i in range(23)]
-        seen = []
+        seen: list[tuple[int, int]] = []
         made = run_episodes(
             pairs,
             engine=engine,
             codec=CODEC,
             retriever=Library(),
             settings=rollout,
-            progress=lambda d, t: seen.append((d, t)),
+            progress=lambda d, t, seen=seen: seen.append((d, t)),
         )
         results.append([(t.question.id, t.answer, t.token_ids, t.written) for t in made])
         assert seen[-1] == (23, 23)

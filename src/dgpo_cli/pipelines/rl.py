@@ -104,7 +104,7 @@ def with_agent_text(student: LoadedModel, teacher: LoadedModel) -> LoadedModel:
         return student
     if student.trained_with_protocol and teacher.trained_with_protocol:
         raise ModelError(
-            f"student ({student.protocol.name}) and teacher ({teacher.protocol.name}) were trained with other agent texts",
+            f"student and teacher learned other agent texts ({student.protocol.name} and {teacher.protocol.name})",
             hint="cold-start the student on this teacher's trajectories: dgpo distill-data, dgpo kd",
         )
     return student if student.trained_with_protocol else replace(student, protocol=teacher.protocol)
