@@ -19,10 +19,10 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from dgpo_cli.core.protocol import DEFAULT, Protocol
@@ -82,10 +82,13 @@ def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
 
 
 def load_tokenizer(name: str | ModelSource) -> PreTrainedTokenizerBase:
+    """What tokenizer.json says, to the letter: AutoTokenizer would put the model type's own rules for splitting and
+    normalizing text in the place of those that the model was trained with.
+    """
     source = resolve(name) if isinstance(name, str) else name
     options = _options(source)
     with _explained(source):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location, **options)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(source.location, **options)
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # what transformers makes where the files are missing
         raise ModelError(
             f"{source.location} has no tokenizer", hint="add its tokenizer.json, or export the model again"

@@ -49,6 +49,10 @@ def explain(error: Exception, location: str, *, local: bool) -> Exception:
         return ModelError(
             f"{location} brings code of its own, which is never run", hint="take a model that transformers knows"
         )
+    if "backend tokenizer" in str(error):
+        return ModelError(
+            f"{location} has no tokenizer.json", hint="add it from the base model, or export the model again"
+        )
     if "safetensors" in str(error):
         return ModelError(
             f"{location} has no weights as safetensors", hint="convert it, or take another revision of it"
