@@ -28,6 +28,8 @@ def runs(folder, weights):
     """A cold start from a hub model, then RL from it, and an evaluation of the latter."""
     kd_config = {"student": "qwen-0.5b", "teacher": "qwen-3b", "method": "kd", "lr": 1e-4, "seed": 0}
     with RunDir.open("kd", kd_config) as run:
+        for step, em in enumerate((0.125, 0.375, 0.25)):
+            run.log(step, {"eval_em": em})
         shutil.copytree(weights, run.path / "best")
         run.finish({})
     started_from = str((folder / "runs" / "kd-0001").resolve())
@@ -84,7 +86,8 @@ def test_without_evaluations_the_card_says_so(dgpo, runs):
     for path in (runs / "runs").glob("eval-*"):
         shutil.rmtree(path)
     dgpo("export", "kd-0001", "agent")
-    assert "Not measured" in (runs / "agent" / "README.md").read_text()
+    card = (runs / "agent" / "README.md").read_text()
+    assert "Not measured" in card and "validation questions of its run: 0.375" in card
 
 
 def test_weights_are_rounded_only_on_request(dgpo, runs):

@@ -44,7 +44,7 @@ def export(
         pipeline.check_push(push)
     console.info(f"reading {run}")
     result = pipeline.export(run, directory, dtype=dtype)
-    size = f"{result['parameters'] / 1e6:,.1f} M parameters as {result['dtype']}, {result['bytes'] / 1e6:,.1f} MB"
+    size = f"{result['parameters']:,} parameters as {result['dtype']}, {result['bytes'] / 1e6:,.1f} MB"
     console.print(f"{directory}: {size}")
     if push is not None:
         console.info(f"pushing to {push}")

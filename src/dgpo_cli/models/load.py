@@ -89,11 +89,7 @@ def load_tokenizer(name: str | ModelSource) -> PreTrainedTokenizerBase:
     options = _options(source)
     with _explained(source):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(source.location, **options)
-    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # what transformers makes where the files are missing
-        raise ModelError(
-            f"{source.location} has no tokenizer", hint="add its tokenizer.json, or export the model again"
-        )
-    return tokenizer
+    return cast(PreTrainedTokenizerBase, tokenizer)
 
 
 def load_config(name: str | ModelSource) -> Any:

@@ -53,6 +53,7 @@ class CardFacts:
     protocol: str
     stages: Sequence[Stage]  # oldest first
     measurements: Sequence[Measurement]
+    validation_em: float | None  # the best of the run's own periodic evaluations
     versions: Mapping[str, str]
 
 
@@ -65,7 +66,7 @@ def render(facts: CardFacts) -> str:
         "## Origin",
         _origin(facts),
         "## Results",
-        _results(facts.measurements),
+        _results(facts.measurements, facts.validation_em),
         "## Use",
         _use(facts),
         "## Limits",
@@ -81,7 +82,7 @@ def render(facts: CardFacts) -> str:
 
 def _summary(facts: CardFacts) -> str:
     return (
-        f"A language model of {facts.parameters / 1e6:,.1f} M parameters that answers questions by searching: "
+        f"A language model of {facts.parameters:,} parameters that answers questions by searching: "
         "it thinks, asks a search engine, reads what comes back, and answers. Made with dgpo-cli."
     )
 
@@ -101,7 +102,9 @@ def _metadata(facts: CardFacts) -> str:
 
 
 def _origin(facts: CardFacts) -> str:
-    base = f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base_on_hub else facts.base
+    base = (
+        f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base_on_hub else f"{facts.base} (not published)"
+    )
     lines = [f"- base model: {base}"]
     for stage in facts.stages:
         teacher = f", teacher {stage.teacher}" if stage.teacher is not None else ""
@@ -113,9 +116,10 @@ def _origin(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def _results(measurements: Sequence[Measurement]) -> str:
+def _results(measurements: Sequence[Measurement], validation_em: float | None) -> str:
     if not measurements:
-        return "Not measured with `dgpo eval` yet."
+        best = "" if validation_em is None else f" Best EM on the validation questions of its run: {validation_em:.3f}."
+        return f"Not measured with `dgpo eval` yet.{best}"
     rows = [f"| {m.benchmark} | {m.questions:,} | {m.em:.3f} | {m.f1:.3f} | {m.conditions} |" for m in measurements]
     return "\n".join(["| benchmark | questions | EM | F1 | conditions |", "|---|--:|--:|--:|---|", *rows])
 

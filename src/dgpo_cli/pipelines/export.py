@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.core.run_dir import check_space, list_runs, read_run
+from dgpo_cli.core.run_dir import check_space, list_runs, read_metrics, read_run
 from dgpo_cli.errors import ConfigError, InputError, ModelError
 from dgpo_cli.models import hub, storage
 from dgpo_cli.models.aliases import ALIASES
@@ -71,7 +71,10 @@ def facts(name: str, loaded: LoadedModel, runs_root: Path) -> CardFacts:
         parameters=loaded.model.num_parameters(),
         protocol=loaded.protocol.name,
         stages=stages,
-        measurements=list(measurements(weights_digest(loaded), runs_root)),
+        measurements=measurements(
+            weights_digest(loaded), {runs_root} if newest is None else {runs_root, newest.parent}
+        ),
+        validation_em=None if newest is None else _validation_em(newest),
         versions={} if newest is None else read_run(newest).get("versions", {}),
     )
 
@@ -101,10 +104,10 @@ def history(source: ModelSource, runs_root: Path) -> tuple[list[Stage], str]:
     return stages, source.name if not source.local else source.location
 
 
-def measurements(weights: str, runs_root: Path) -> Iterator[Measurement]:
+def measurements(weights: str, roots: Collection[Path]) -> list[Measurement]:
     """Results of the finished `dgpo eval` runs of exactly these weights; of one benchmark the newest."""
     newest: dict[tuple[str, str], Measurement] = {}
-    for run in list_runs(runs_root):
+    for run in (run for root in sorted({root.resolve() for root in roots}) for run in list_runs(root)):
         file = run / "report.json"
         if read_run(run)["command"] != "eval" or not file.is_file():
             continue
@@ -120,7 +123,12 @@ def measurements(weights: str, runs_root: Path) -> Iterator[Measurement]:
             passages = values["index"].get("passages")
             corpus = "" if passages is None else f", {values['index']['retriever']} over {passages:,} passages"
             newest[name, decoding] = Measurement(name, values["n"], values["em"], values["f1"], decoding + corpus)
-    yield from newest.values()
+    return list(newest.values())
+
+
+def _validation_em(run: Path) -> float | None:
+    scores = [row["eval_em"] for row in read_metrics(run) if isinstance(row.get("eval_em"), int | float)]
+    return max(scores, default=None)
 
 
 def push(folder: Path, repo: str, *, public: bool) -> str:
