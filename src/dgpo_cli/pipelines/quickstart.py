@@ -26,7 +26,7 @@ from dgpo_cli.core.run_dir import RunDir, config_digest
 from dgpo_cli.core.types import Trajectory
 from dgpo_cli.engine.scripted import ScriptedEngine
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import load_model, save_model
+from dgpo_cli.models.load import ModelSource, load_model, load_tokenizer, save_model
 from dgpo_cli.pipelines.agents import Agent, grade, rollout_settings
 from dgpo_cli.pipelines.distill_data import run_distill_data
 from dgpo_cli.pipelines.kd import run_kd
@@ -135,9 +135,8 @@ class Quickstart:
         return folder
 
     def _codec(self) -> Codec:
-        from transformers import AutoTokenizer
-
-        return Codec(AutoTokenizer.from_pretrained(self.world_folder / "tokenizer"), TINYWORLD)
+        tokenizer = load_tokenizer(ModelSource("tinyworld", str(self.world_folder / "tokenizer"), local=True))
+        return Codec(tokenizer, TINYWORLD)
 
     def _teacher(self, world: World) -> Path:
         demonstrations = self.folder / "demonstrations.jsonl"
