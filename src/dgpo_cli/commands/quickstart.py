@@ -28,6 +28,9 @@ def quickstart(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what an earlier quickstart made in that folder.")
     ] = False,
+    search: Annotated[
+        bool, typer.Option("--search", help="Try the recipe's grid of settings for the RL rows.")
+    ] = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -54,6 +57,12 @@ def quickstart(
             else:
                 target.unlink(missing_ok=True)
     work = Quickstart(out.resolve(), seed=seed, device=device or "auto", say=console.info, bar=console.progress)
+    if search:
+        found = work.search()
+        rows = [list(entry.values()) for entry in found["grid"]]
+        console.table("best EM on validation questions", ["row", "learning rate", "steps", "EM"], rows)
+        console.result(found)
+        return
     result = work.run()
     _show(console, result)
     curves = work.curves()

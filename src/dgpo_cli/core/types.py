@@ -159,9 +159,7 @@ class Trajectory:
             searches=tuple(
                 SearchCall(
                     query=call["query"],
-                    hits=tuple(
-                        Hit(Passage(h["id"], h["contents"]), h["score"], h["rank"]) for h in call["hits"]
-                    ),
+                    hits=tuple(Hit(Passage(h["id"], h["contents"]), h["score"], h["rank"]) for h in call["hits"]),
                     seconds=call["seconds"],
                     error=call["error"],
                 )

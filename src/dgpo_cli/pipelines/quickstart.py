@@ -42,6 +42,7 @@ from dgpo_cli.tinyworld.sizes import STUDENT, TEACHER, ModelSize, qwen2_config
 from dgpo_cli.tinyworld.world import World, build_world
 from dgpo_cli.train.devices import training_device
 
+RL_ROWS = ("ppo", "dgpo_k1", "dgpo")
 ROWS = ("student", "teacher", "kd", "kd_longer", "ppo", "dgpo_k1", "dgpo")
 Say = Callable[[str], None]
 Bar = Callable[[str, str], AbstractContextManager[Progress]]
@@ -77,12 +78,7 @@ class Quickstart:
     def run(self) -> dict[str, Any]:
         """All stages; returns {"seconds", "em", "rows", "reused", "settings"}."""
         started = time.perf_counter()
-        self.reused: list[str] = []
-        world = self._world()
-        teacher = self._teacher(world)
-        trajectories = self._distill_data(teacher)
-        student = self._initial_model("student", STUDENT)
-        cold = self._kd("kd", student, teacher, trajectories, self.recipe["kd"])
+        student, teacher, trajectories, cold = self._start()
         dgpo = self._rl("dgpo", cold, teacher)
         models = {
             "student": student,
@@ -107,6 +103,32 @@ class Quickstart:
             "folder": str(self.folder),
             "models": {name: str(path) for name, path in models.items()},
         }
+
+    def search(self) -> dict[str, Any]:
+        """Every RL row over the recipe's grid of learning rates and steps; best EM on validation questions."""
+        _, teacher, _, cold = self._start()
+        grid = self.recipe["search"]
+        found = []
+        for row in RL_ROWS:
+            for lr in grid["lr"]:
+                for steps in grid["steps"]:
+                    stage = f"search/{row}-lr{lr:g}-steps{steps}"
+                    self._rl(stage, cold, teacher, row, {"lr": lr, "steps": steps})
+                    found.append({"row": row, "lr": lr, "steps": steps, "validation_em": self._result(stage)["best"]})
+        return {"grid": found, "folder": str(self.folder)}
+
+    def _start(self) -> tuple[Path, Path, Path, Path]:
+        """Untrained student, teacher, its trajectories, and the cold start that every RL row begins with."""
+        if training_device(self.device).type == "cpu":
+            # One thread: tiny models gain nothing from a second one, lose much where the other core is busy, and give
+            # the same figures on any number of cores.
+            torch.set_num_threads(1)
+        self.reused: list[str] = []
+        world = self._world()
+        teacher = self._teacher(world)
+        trajectories = self._distill_data(teacher)
+        student = self._initial_model("student", STUDENT)
+        return student, teacher, trajectories, self._kd("kd", student, teacher, trajectories, self.recipe["kd"])
 
     def path(self, stage: str) -> Path:
         return self.folder / "runs" / stage
@@ -214,13 +236,16 @@ class Quickstart:
         self._stage(stage, "kd", asdict(settings), work)
         return self.path(stage)
 
-    def _rl(self, stage: str, student: Path, teacher: Path) -> Path:
-        options = self.recipe["rl"] | self.recipe[stage]
+    def _rl(
+        self, stage: str, student: Path, teacher: Path, row: str | None = None, changes: Mapping[str, Any] | None = None
+    ) -> Path:
+        row = row or stage
+        options = self.recipe["rl"] | self.recipe[row] | dict(changes or {})
         settings = apply_options(
             RLSettings,
             options
             | {
-                "method": "ppo" if stage == "ppo" else "dgpo",
+                "method": "ppo" if row == "ppo" else "dgpo",
                 "student": str(student),
                 "teacher": str(teacher),
                 "index": str(self.index_folder),

@@ -8,27 +8,29 @@ trained on them makes the same mistake, so it is imperfect in a way that a stude
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dgpo_cli.core.types import Passage, Question
-from dgpo_cli.tinyworld.world import Hop, World
+from dgpo_cli.tinyworld.world import FORMS, KINDS, Hop, World
 
 ASKED = {"birthplace": "born", "school": "studied", "director": "directed", "star": "starring", "founder": "founded"}
-READ = {  # relation: words before and after its answer in a passage's text
-    "birthplace": ("Born in ", ", studied"),
-    "school": ("studied at ", "."),
-    "director": ("directed by ", ", starring"),
-    "star": ("starring ", "."),
-    "founder": ("founded by ", "."),
-}
-PHRASES = (
-    *(f" {word}" for word in ASKED.values()),
-    *(f" {relation}" for relation in ASKED),
-    " {} then {}.",
-    " It is {}.",
-    " Not found.",
-    " unknown",
+_THOUGHT = "It is {}."
+_NOT_FOUND = "Not found."
+_UNKNOWN = "unknown"
+
+
+def _plan(relations: Sequence[str]) -> str:
+    return f"{' then '.join(relations)}."
+
+
+SCRIPT_FORMS = (  # everything that the script writes, tags aside; {} stands for a name
+    *(f"{{}} {word}" for word in ASKED.values()),
+    *(_plan(kind.relations) for kind in KINDS),
+    _THOUGHT,
+    _NOT_FOUND,
+    _UNKNOWN,
 )
 
 
@@ -37,23 +39,31 @@ class Fault:
     """Share of faulty demonstrations by kind of question; kinds that are not named are always right."""
 
     by_kind: Mapping[str, float] = field(
-        default_factory=lambda: {"star-birthplace": 0.6, "star-school": 0.6, "founder-birthplace": 0.6}
+        default_factory=lambda: {"star-birthplace": 0.75, "star-school": 0.75, "founder-birthplace": 0.75}
     )
+
+
+def _pattern(relation: str) -> re.Pattern[str]:
+    form = next(form for form in FORMS.values() if f"{{{relation}}}" in form)
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(form)))
+
+
+_PATTERNS = {relation: _pattern(relation) for relation in ASKED}
 
 
 def read_answer(hop: Hop, passages: Sequence[Passage]) -> str | None:
     """What the passage about the hop's subject says of its relation; None if it was not retrieved."""
-    before, after = READ[hop.relation]
     for passage in passages:
-        if passage.title == hop.subject and before in passage.text:
-            return passage.text.partition(before)[2].partition(after)[0]
+        match = _PATTERNS[hop.relation].fullmatch(passage.text)
+        if passage.title == hop.subject and match is not None:
+            return match[hop.relation]
     return None
 
 
 class Demonstrator:
-    """Writes the turns of an episode. `turn` is asked once per turn with what was retrieved so far."""
+    """Writes the turns of an episode. `turn` is asked once per turn, with what was retrieved so far."""
 
-    def __init__(self, world: World, fault: Fault, seed: int) -> None:
+    def __init__(self, world: World, fault: Fault, seed: int = 0) -> None:
         self._world, self._fault, self._seed = world, fault, seed
 
     def stops_early(self, question: Question) -> bool:
@@ -64,19 +74,23 @@ class Demonstrator:
         """Text of the next turn, after `results` of the searches so far."""
         hops = self._world.hops[question.id]
         if not results:
-            return f"<think> {self._plan(question)}.</think>" + self._search(hops[0].subject, hops[0].relation)
-        hop = hops[len(results) - 1]
-        found = read_answer(hop, results[-1])
+            plan = _plan(self._world.kind(question).relations)
+            return f"<think>{plan}</think>{_search(hops[0])}"
+        found = read_answer(hops[len(results) - 1], results[-1])
         if found is None:
-            return "<think> Not found.</think><answer> unknown</answer>"
-        last = len(results) == len(hops) or self.stops_early(question)
-        if last:
-            return f"<answer> {found}</answer>"
-        following = hops[len(results)]
-        return f"<think> It is {found}.</think>" + self._search(found, following.relation)
+            return f"<think>{_NOT_FOUND}</think><answer>{_UNKNOWN}</answer>"
+        if len(results) == len(hops) or self.stops_early(question):
+            return f"<answer>{found}</answer>"
+        return f"<think>{_THOUGHT.format(found)}</think>{_search(hops[len(results)])}"
 
-    def _plan(self, question: Question) -> str:
-        return " then ".join(self._world.kind(question).relations)
 
-    def _search(self, subject: str, relation: str) -> str:
-        return f"<search> {subject} {ASKED[relation]}</search>"
+def _search(hop: Hop) -> str:
+    return f"<search>{hop.subject} {ASKED[hop.relation]}</search>"
+
+
+_RESULT = re.compile(r'Doc \d+\(Title: "(.*?)"\) (.*?)(?=\nDoc |</information>)', re.DOTALL)
+
+
+def passages_in(observation: str) -> list[Passage]:
+    """The passages that an observation of this world shows."""
+    return [Passage.from_title("", title, text) for title, text in _RESULT.findall(observation)]

@@ -1,7 +1,7 @@
-"""Invented names: one word of two syllables each, no word twice, so that every split has names of its own.
+"""Invented names: one word of two pieces, no word twice, so that every split has names of its own.
 
-There are 225 syllables: with few of them, the second syllable of a name would be hard to find again in a passage that
-holds a dozen names, and a tiny model would need long to learn to copy.
+A start is 1 of 100 and an ending 1 of 225, each a token of the world's tokenizer. Fewer pieces would make an ending
+hard to find again in a passage that holds a dozen names; more would make each too rare to learn within minutes.
 """
 
 from __future__ import annotations
@@ -9,17 +9,25 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-CONSONANTS = "bdfghklmnprstvz"
-VOWELS = "aeiou"
-ENDINGS = ("", "n", "s")
-SYLLABLES = tuple(c + v + e for c in CONSONANTS for v in VOWELS for e in ENDINGS)
+_VOWELS = "aeiou"
+_ONSETS = (*"BDFGKLMNPRSTVZ", "Br", "Dr", "Kl", "Pl", "St", "Tr")
+_CONSONANTS = "bdfgklmnprstvwz"
+
+STARTS = tuple(onset + vowel for onset in _ONSETS for vowel in _VOWELS)
+ENDINGS = tuple(consonant + vowel + coda for consonant in _CONSONANTS for vowel in _VOWELS for coda in ("", "n", "x"))
 
 
-def words(rng: random.Random) -> Iterator[str]:
-    """Capitalized words without end; a word that was given once is not given again."""
-    seen: set[str] = set()
-    while True:
-        word = (rng.choice(SYLLABLES) + rng.choice(SYLLABLES)).capitalize()
-        if word not in seen:
-            seen.add(word)
-            yield word
+def names(rng: random.Random) -> Iterator[str]:
+    """Every combination of a start and an ending once, in an order drawn from `rng`."""
+    combinations = [start + ending for start in STARTS for ending in ENDINGS]
+    rng.shuffle(combinations)
+    yield from combinations
+
+
+def merges() -> list[tuple[str, str]]:
+    """The merges of a byte-level BPE that gives exactly two tokens for every name, start and ending."""
+    chains: dict[tuple[str, str], None] = {}  # in order and without repeats
+    for piece in (*STARTS, *ENDINGS):
+        for length in range(1, len(piece)):
+            chains[piece[:length], piece[length]] = None
+    return list(chains)

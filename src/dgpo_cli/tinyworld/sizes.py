@@ -16,8 +16,8 @@ class ModelSize:
     heads: int
 
 
-TEACHER = ModelSize(hidden=128, layers=4, heads=4)
-STUDENT = ModelSize(hidden=64, layers=3, heads=4)
+TEACHER = ModelSize(hidden=128, layers=2, heads=4)
+STUDENT = ModelSize(hidden=64, layers=2, heads=2)
 POSITIONS = 384  # longest episode in tokens
 
 
@@ -32,6 +32,9 @@ def qwen2_config(size: ModelSize, vocabulary: int) -> Qwen2Config:
         num_attention_heads=size.heads,
         num_key_value_heads=size.heads,
         max_position_embeddings=POSITIONS,
+        # Qwen2's own 0.02 and 1,000,000 suit wide models and long texts: these train at a third of the speed with them.
+        initializer_range=0.05,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000.0},
         tie_word_embeddings=True,
         attention_dropout=0.0,
         bos_token_id=None,

@@ -1,8 +1,8 @@
 """A small invented world: people, films and towns, one passage each, and questions of one or two hops about them.
 
 A passage names its subject in the title alone, so an answer can only be had by finding the right passage and reading
-it. Train, validation and test questions are about different people, films, towns and schools, whose names are new
-combinations of syllables that all occur in training.
+it. The splits are about different people, films, towns and schools, whose names are new combinations of pieces that
+all occur in training.
 """
 
 from __future__ import annotations
@@ -13,18 +13,27 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from dgpo_cli.core.types import Passage, Question
-from dgpo_cli.tinyworld.names import words
+from dgpo_cli.tinyworld.names import names
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("demonstrations", "train", "validation", "test")  # the first is the teacher's schooling
+QA_SET = "tinyworld"
+MAX_RESULTS = 3  # passages in one observation that the tokenizer has phrases for
+
+FORMS = {  # what the passages of each sort of thing say
+    "person": "Born in {birthplace}, studied at {school}.",
+    "film": "Film directed by {director}, starring {star}.",
+    "town": "Town in {region}, founded by {founder}.",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class WorldSize:
-    """People per split; films and towns follow. The defaults give about 6,000 passages."""
+    """People per split; films and towns follow. The defaults give about 7,000 passages."""
 
-    train: int = 2_000
-    validation: int = 250
-    test: int = 700
+    demonstrations: int = 1_500
+    train: int = 1_500
+    validation: int = 120
+    test: int = 300
     films_per_person: float = 0.7
     towns_per_person: float = 0.35
 
@@ -75,31 +84,31 @@ class World:
 def build_world(seed: int = 0, size: WorldSize | None = None) -> World:
     """The same world for a seed on every machine."""
     size = size or WorldSize()
-    vocabulary = words(random.Random(f"tinyworld names {seed}"))
+    unused = names(random.Random(f"tinyworld names {seed}"))
     passages: list[Passage] = []
     questions: dict[str, tuple[Question, ...]] = {}
     hops: dict[str, tuple[Hop, ...]] = {}
-    for split in SPLITS:
-        facts = _facts(random.Random(f"tinyworld {split} {seed}"), vocabulary, getattr(size, split), size)
-        passages += facts.passages(len(passages))
+    people = (size.demonstrations, size.train, size.validation, size.test)
+    for split, count in zip(SPLITS, people, strict=True):
+        facts = _facts(random.Random(f"tinyworld {split} {seed}"), unused, count, size)
+        passages += facts.passages()
         made = list(_ask(split, facts))
         random.Random(f"tinyworld questions {split} {seed}").shuffle(made)
         questions[split] = tuple(question for question, _ in made)
         hops |= {question.id: steps for question, steps in made}
-    order = list(range(len(passages)))
-    random.Random(f"tinyworld order {seed}").shuffle(order)
-    renumbered = tuple(Passage(str(i), passages[place].contents) for i, place in enumerate(order))
-    return World(renumbered, questions, hops)
+    random.Random(f"tinyworld order {seed}").shuffle(passages)
+    numbered = tuple(Passage(str(number), passage.contents) for number, passage in enumerate(passages))
+    return World(numbered, questions, hops)
 
 
 def shuffled(world: World, seed: int = 0) -> World:
-    """A control: every text under another title of its kind, so reading gives wrong answers and memory no advantage."""
+    """A control: every text under another title of its sort, so reading gives wrong answers and memory no advantage."""
     rng = random.Random(f"tinyworld shuffled {seed}")
-    by_form: dict[str, list[int]] = {}
+    by_sort: dict[str, list[int]] = {}
     for place, passage in enumerate(world.passages):
-        by_form.setdefault(passage.text.split()[0], []).append(place)
+        by_sort.setdefault(passage.text.split()[0], []).append(place)
     moved = list(world.passages)
-    for places in by_form.values():
+    for places in by_sort.values():
         rng.shuffle(places)
         for place, other in zip(places, places[1:] + places[:1], strict=True):
             passage = world.passages[place]
@@ -111,40 +120,42 @@ def shuffled(world: World, seed: int = 0) -> World:
 class _Facts:
     """What is true in one split: relation -> subject -> answer."""
 
-    people: Sequence[str]
-    films: Sequence[str]
-    towns: Sequence[str]
+    subjects: dict[str, Sequence[str]]  # by sort of thing
     relations: dict[str, dict[str, str]]
 
-    def passages(self, first_id: int) -> list[Passage]:
-        relation = self.relations
-        texts = [
-            *((p, f"Born in {relation['birthplace'][p]}, studied at {relation['school'][p]}.") for p in self.people),
-            *((f, f"Film directed by {relation['director'][f]}, starring {relation['star'][f]}.") for f in self.films),
-            *((t, f"Town in {relation['region'][t]}, founded by {relation['founder'][t]}.") for t in self.towns),
-        ]
-        return [Passage.from_title(str(first_id + i), title, text) for i, (title, text) in enumerate(texts)]
+    def passages(self) -> list[Passage]:
+        made = []
+        for sort, subjects in self.subjects.items():
+            for subject in subjects:
+                facts = {name: table[subject] for name, table in self.relations.items() if subject in table}
+                made.append(Passage.from_title("", subject, FORMS[sort].format(**facts)))
+        return made
 
 
-def _facts(rng: random.Random, vocabulary: Iterator[str], count: int, size: WorldSize) -> _Facts:
-    people = list(islice(vocabulary, count))
-    films = list(islice(vocabulary, int(count * size.films_per_person)))
-    towns = list(islice(vocabulary, int(count * size.towns_per_person)))
-    schools = list(islice(vocabulary, max(2, count // 5)))
-    regions = list(islice(vocabulary, max(2, count // 20)))
+def _facts(rng: random.Random, unused: Iterator[str], count: int, size: WorldSize) -> _Facts:
+    people = _take(unused, count)
+    films = _take(unused, int(count * size.films_per_person))
+    towns = _take(unused, int(count * size.towns_per_person))
+    schools = _take(unused, max(2, count // 5))
+    regions = _take(unused, max(2, count // 20))
     return _Facts(
-        people,
-        films,
-        towns,
+        {"person": people, "film": films, "town": towns},
         {
             "birthplace": {p: rng.choice(towns) for p in people},
             "school": {p: rng.choice(schools) for p in people},
             "director": {f: rng.choice(people) for f in films},
             "star": {f: rng.choice(people) for f in films},
-            "founder": {t: rng.choice(people) for t in towns},
             "region": {t: rng.choice(regions) for t in towns},
+            "founder": {t: rng.choice(people) for t in towns},
         },
     )
+
+
+def _take(unused: Iterator[str], count: int) -> list[str]:
+    taken = list(islice(unused, count))
+    if len(taken) < count:
+        raise ValueError(f"the world is larger than there are names: {count - len(taken)} are missing")
+    return taken
 
 
 def _ask(split: str, facts: _Facts) -> Iterator[tuple[Question, tuple[Hop, ...]]]:
@@ -159,7 +170,7 @@ def _ask(split: str, facts: _Facts) -> Iterator[tuple[Question, tuple[Hop, ...]]
                     id=f"{split}/{kind.name}/{number}",
                     text=kind.text.format(subject=subject),
                     answers=(steps[-1].answer,),
-                    qa_set="tinyworld",
+                    qa_set=QA_SET,
                     hops=len(steps),
                     supporting_titles=tuple(step.subject for step in steps),
                 ),
