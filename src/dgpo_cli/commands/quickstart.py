@@ -72,6 +72,7 @@ def quickstart(
         f"{result['seconds']:.0f} s in all; everything is in {out}/, the curves are in {out}/learning-curves.png\n"
         "Talk to the model that was just trained:  dgpo chat\n"
         f"A question that it can look up:          {_example(out)}\n"
+        f"Measure it by hop count:                 dgpo eval --bench tinyworld --bench-dir {out}/world\n"
         "The same path with real models:           dgpo index wiki.jsonl, dgpo rl --teacher qwen-3b"
     )
     console.result(result | {"curves": curves})

@@ -66,12 +66,17 @@ def recipe() -> dict[str, Any]:
 
 
 class Quickstart:
-    """`folder` keeps everything that is made. `say` gets one line per stage, `bar` makes a progress bar."""
+    """`folder` keeps everything that is made. `say` gets one line per stage, `bar` makes a progress bar.
 
-    def __init__(self, folder: Path, *, seed: int, device: str, say: Say, bar: Bar) -> None:
+    `settings` has the recipe's form and replaces it.
+    """
+
+    def __init__(
+        self, folder: Path, *, seed: int, device: str, say: Say, bar: Bar, settings: Mapping[str, Any] | None = None
+    ) -> None:
         self.folder, self.seed, self.device = folder, seed, device
         self._say, self._bar = say, bar
-        self.recipe = recipe()
+        self.recipe = recipe() if settings is None else dict(settings)
         self.rollout = apply_options(RolloutOptions, self.recipe["rollout"])
         self.world_folder, self.index_folder = folder / "world", folder / "index"
 

@@ -1,0 +1,124 @@
+"""All stages of the quickstart in a few steps each: what is made, reused, resumed and told."""
+
+import copy
+import json
+from contextlib import nullcontext
+
+import pytest
+from typer.testing import CliRunner
+
+from dgpo_cli.cli import app
+from dgpo_cli.pipelines import quickstart
+from dgpo_cli.pipelines.quickstart import ROWS, Quickstart, recipe
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The recipe with everything made small."""
+    settings = copy.deepcopy(recipe())
+    settings["world"] |= {"test_questions": 30, "validation_questions": 10, "demonstrations": 80}
+    settings["distill-data"] |= {"questions": 30, "keep": "all"}
+    settings["teacher"] |= {"steps": 4, "eval_every": 2}
+    settings["kd"] |= {"steps": 4, "eval_every": 2}
+    settings["rl"] |= {"steps": 2, "batch_size": 16, "eval_every": 1, "save_every": 1, "eval_questions": 10}
+    settings["search"] = {"lr": [1e-3], "steps": [1]}
+    return settings
+
+
+@pytest.fixture(scope="module")
+def made(small, tmp_path_factory):
+    """A finished small quickstart: its folder, what it said, and its result."""
+    folder, said = tmp_path_factory.mktemp("quickstart"), []
+    work = Quickstart(folder, seed=3, device="cpu", say=said.append, bar=no_bar, settings=small)
+    return folder, said, work.run(), work
+
+
+def no_bar(description, unit):
+    return nullcontext(lambda done, total: None)
+
+
+def test_every_row_is_measured_on_the_same_questions(made):
+    _, _, result, _ = made
+    assert tuple(result["em"]) == ROWS and result["seconds"] > 0
+    assert {row["questions"] for row in result["rows"].values()} == {30}
+    for row in result["rows"].values():
+        assert set(row["em_by_hops"]) == {"1", "2"} and 0 <= row["em"] <= 1
+
+
+def test_rl_rows_start_from_the_cold_start_and_kd_longer_gets_dgpos_time(made):
+    folder, _, _, work = made
+    for row in ("ppo", "dgpo", "dgpo_k1", "kd_longer"):
+        config = (folder / "runs" / row / "config.toml").read_text()
+        assert f'student = "{folder / "runs" / "kd"}"' in config
+    longer = json.loads((folder / "runs" / "kd_longer" / "run.json").read_text())["result"]
+    dgpo = json.loads((folder / "runs" / "dgpo" / "run.json").read_text())["result"]
+    assert longer["seconds"] >= dgpo["seconds"]
+    assert all(points for points in work.curves().values())
+
+
+def test_a_second_run_reuses_every_stage_and_says_so(made, small):
+    folder, _, first, _ = made
+    said = []
+    again = Quickstart(folder, seed=3, device="cpu", say=said.append, bar=no_bar, settings=small).run()
+    assert again["em"] == first["em"]
+    stages = {"world and index", "teacher", "distill-data", "kd", "ppo", "dgpo", "dgpo_k1", "kd_longer"}
+    assert stages <= set(again["reused"])
+    assert all("reused" in line for line in said if not line.startswith("distill-data: "))
+
+
+def test_changed_settings_repeat_their_stage_alone(made, small, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(made[0], folder)
+    changed = copy.deepcopy(small)
+    changed["ppo"]["lr"] = 7e-4
+    # The copy lies elsewhere, so every path in the settings differs: all stages after the world are repeated.
+    result = Quickstart(folder, seed=3, device="cpu", say=lambda line: None, bar=no_bar, settings=changed).run()
+    assert result["reused"][0] == "world and index" and "ppo" not in result["reused"]
+    assert result["em"].keys() == made[2]["em"].keys()
+
+
+def test_the_search_covers_the_grid(made, small):
+    folder, _, _, _ = made
+    found = Quickstart(folder, seed=3, device="cpu", say=lambda line: None, bar=no_bar, settings=small).search()
+    assert [(g["row"], g["lr"], g["steps"]) for g in found["grid"]] == [
+        ("ppo", 1e-3, 1),
+        ("dgpo_k1", 1e-3, 1),
+        ("dgpo", 1e-3, 1),
+    ]
+    assert all(0 <= g["validation_em"] <= 1 for g in found["grid"])
+
+
+def test_the_command_tells_what_comes_next_and_prepares_it(made, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quickstart, "recipe", lambda: small)
+    folder = made[0]
+    runner = CliRunner()
+    shown = runner.invoke(app, ["quickstart", "--out", str(folder), "--seed", "3"])
+    assert shown.exit_code == 0, shown.output
+    for expected in ("dgpo chat", "30 held-out test questions", "dgpo, full-loss", "validation EM"):
+        assert expected in shown.stdout
+    assert (folder / "learning-curves.png").read_bytes().startswith(b"\x89PNG")
+    asked = runner.invoke(app, ["quickstart", "--out", str(folder), "--seed", "3", "--json", "--quiet"])
+    result = json.loads(asked.stdout)
+    assert set(result["em"]) == set(ROWS) and result["seconds"] >= 0
+    answered = runner.invoke(
+        app, ["eval", "--bench", "tinyworld", "--bench-dir", str(folder / "world"), "--limit", "5", "--json"]
+    )
+    assert answered.exit_code == 0, answered.output
+    assert json.loads(answered.stdout)["benchmarks"]["tinyworld"]["n"] == 5
+
+
+def test_the_recipe_has_only_settings_that_exist():
+    """Every shipped value reaches a settings class; an unknown one would be refused there."""
+    from dgpo_cli.core.config import apply_options
+    from dgpo_cli.pipelines.settings import KDSettings, RLSettings, RolloutOptions
+
+    shipped = recipe()
+    apply_options(RolloutOptions, shipped["rollout"])
+    for stage in ("teacher", "kd"):
+        apply_options(KDSettings, shipped[stage] | {"student": "s", "teacher": "t", "trajectories": "d"})
+    for row in quickstart.RL_ROWS:
+        options = shipped["rl"] | shipped[row] | {"student": "s", "teacher": "t", "index": "i", "questions": "q"}
+        apply_options(RLSettings, options)
