@@ -82,16 +82,12 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     rows = []
     for name, label in LABELS.items():
         row = result["rows"][name]
-        hops = row["em_by_hops"]
-        rows.append(
-            [
-                label,
-                *(f"{100 * value:.1f}" for value in (row["em"], hops.get("1", 0.0), hops.get("2", 0.0))),
-                f"{row['searches']:.2f}",
-            ]
-        )
+        low, high = row["em_interval"]
+        by_hops = [f"{100 * row['em_by_hops'].get(hops, 0.0):.1f}" for hops in ("1", "2")]
+        interval = f"{100 * low:.1f}-{100 * high:.1f}"
+        rows.append([label, f"{100 * row['em']:.1f}", interval, *by_hops, f"{row['searches']:.2f}"])
     questions = result["rows"]["dgpo"]["questions"]
-    columns = ["model", "EM %", "one hop", "two hops", "searches"]
+    columns = ["model", "EM %", "95 %", "one hop", "two hops", "searches"]
     console.table(f"{questions} held-out test questions, greedy decoding", columns, rows)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
@@ -21,13 +21,13 @@ from transformers import Qwen2ForCausalLM
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import TINYWORLD
-from dgpo_cli.core.records import write_atomic, write_jsonl_atomic
+from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import RunDir, config_digest
-from dgpo_cli.core.types import Trajectory
-from dgpo_cli.engine.scripted import ScriptedEngine
+from dgpo_cli.evaluate.run import Report, evaluate
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import ModelSource, load_model, load_tokenizer, save_model
-from dgpo_cli.pipelines.agents import Agent, grade, rollout_settings
+from dgpo_cli.pipelines.agents import Agent, rollout_settings
+from dgpo_cli.pipelines.demonstrations import write_demonstrations
 from dgpo_cli.pipelines.distill_data import run_distill_data
 from dgpo_cli.pipelines.kd import run_kd
 from dgpo_cli.pipelines.rl import run_rl
@@ -35,8 +35,7 @@ from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSetti
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.rollout.loop import run_episodes
-from dgpo_cli.tinyworld.demonstrations import Demonstrator, Fault, passages_in
+from dgpo_cli.tinyworld.demonstrations import Demonstrator, Fault
 from dgpo_cli.tinyworld.files import write_world
 from dgpo_cli.tinyworld.sizes import STUDENT, TEACHER, ModelSize, qwen2_config
 from dgpo_cli.tinyworld.world import World, build_world
@@ -50,12 +49,24 @@ Bar = Callable[[str, str], AbstractContextManager[Progress]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model on the held-out test questions; shares from 0 to 1."""
+    """One model on the held-out test questions; shares from 0 to 1, the interval of 95 %."""
 
     em: float
+    em_interval: tuple[float, float]
     em_by_hops: dict[str, float]
     questions: int
     searches: float
+
+    @classmethod
+    def of(cls, report: Report) -> Row:
+        overall = report.overall
+        return cls(
+            em=overall.em,
+            em_interval=(overall.em_interval.low, overall.em_interval.high),
+            em_by_hops={str(hops): summary.em for hops, summary in report.by_hops.items()},
+            questions=overall.n,
+            searches=overall.searches,
+        )
 
 
 def recipe() -> dict[str, Any]:
@@ -169,32 +180,16 @@ class Quickstart:
         demonstrations = self.folder / "demonstrations.jsonl"
         if not demonstrations.is_file():
             self._say("demonstrations: scripted episodes with a systematic fault, for the teacher")
-            self._demonstrate(world, demonstrations)
+            write_demonstrations(
+                Demonstrator(world, Fault(), self.seed),
+                world.questions["demonstrations"][: self.recipe["world"]["demonstrations"]],
+                demonstrations,
+                codec=self._codec(),
+                retriever=open_index(self.index_folder).retriever,
+                settings=rollout_settings(self.rollout, self.seed),
+            )
         start = self._initial_model("teacher", TEACHER)
         return self._kd("teacher", start, start, demonstrations, self.recipe["teacher"])
-
-    def _demonstrate(self, world: World, file: Path) -> None:
-        codec = self._codec()
-        questions = world.questions["demonstrations"][: self.recipe["world"]["demonstrations"]]
-        by_prompt = {codec.protocol.render_prompt(question.text)[0]: question for question in questions}
-        demonstrator = Demonstrator(world, Fault(), self.seed)
-
-        def script(prompt: str, read: Sequence[str]) -> str:
-            return demonstrator.turn(by_prompt[prompt], [passages_in(observation) for observation in read])
-
-        settings = rollout_settings(self.rollout, self.seed)
-        engine = ScriptedEngine(codec, script)
-        retriever = open_index(self.index_folder).retriever
-        episodes = run_episodes(
-            [(q, 0) for q in questions], engine=engine, codec=codec, retriever=retriever, settings=settings
-        )
-        header = {
-            "schema": "trajectories",
-            "version": 1,
-            "protocol": TINYWORLD.to_json(),
-            "settings": settings.to_json(),
-        }
-        write_jsonl_atomic(file, [header, *({"key": t.key} | t.to_json() for t in map(grade, episodes))])
 
     def _distill_data(self, teacher: Path) -> Path:
         settings = DistillDataSettings(
@@ -315,7 +310,8 @@ class Quickstart:
                 settings,
             )
             questions = read_questions(self.world_folder / "test.jsonl")[: config["questions"]]
-            row = asdict(_row(list(agent.run([(question, 0) for question in questions]))))
+            report = evaluate(questions, run_batch=lambda part: agent.run([(q, 0) for q in part]), wave=settings.wave)
+            row = asdict(Row.of(report))
             run.finish(row)
             return row
 
@@ -339,17 +335,3 @@ class Quickstart:
                     points.append((seconds, row["eval_em"]))
             result[name] = points
         return result
-
-
-def _row(trajectories: list[Trajectory]) -> Row:
-    by_hops: dict[str, list[bool]] = {}
-    for t in trajectories:
-        assert t.score is not None
-        by_hops.setdefault(str(t.question.hops), []).append(t.score.correct)
-    count = len(trajectories)
-    return Row(
-        em=sum(sum(right) for right in by_hops.values()) / count,
-        em_by_hops={hops: sum(right) / len(right) for hops, right in sorted(by_hops.items())},
-        questions=count,
-        searches=sum(len(t.searches) for t in trajectories) / count,
-    )
