@@ -19,9 +19,10 @@ def small():
     settings["world"] |= {"test_questions": 30, "validation_questions": 10, "demonstrations": 80}
     settings["distill-data"] |= {"questions": 30, "keep": "all"}
     settings["teacher"] |= {"steps": 4, "eval_every": 2}
+    settings["student"] |= {"steps": 2, "eval_every": 2}
     settings["kd"] |= {"steps": 4, "eval_every": 2}
     settings["rl"] |= {"steps": 2, "batch_size": 16, "eval_every": 1, "save_every": 1, "eval_questions": 10}
-    settings["search"] = {"lr": [1e-3], "steps": [1]}
+    settings["search"] = {"lr": [1e-3, 2e-3]}
     return settings
 
 
@@ -61,7 +62,7 @@ def test_a_second_run_reuses_every_stage_and_says_so(made, small):
     said = []
     again = Quickstart(folder, seed=3, device="cpu", say=said.append, bar=no_bar, settings=small).run()
     assert again["em"] == first["em"]
-    stages = {"world and index", "teacher", "distill-data", "kd", "ppo", "dgpo", "dgpo_k1", "kd_longer"}
+    stages = {"world and index", "teacher", "student", "distill-data", "kd", "ppo", "dgpo", "dgpo_k1", "kd_longer"}
     assert stages <= set(again["reused"])
     assert all("reused" in line for line in said if not line.startswith("distill-data: "))
 
@@ -82,11 +83,8 @@ def test_changed_settings_repeat_their_stage_alone(made, small, tmp_path):
 def test_the_search_covers_the_grid(made, small):
     folder, _, _, _ = made
     found = Quickstart(folder, seed=3, device="cpu", say=lambda line: None, bar=no_bar, settings=small).search()
-    assert [(g["row"], g["lr"], g["steps"]) for g in found["grid"]] == [
-        ("ppo", 1e-3, 1),
-        ("dgpo_k1", 1e-3, 1),
-        ("dgpo", 1e-3, 1),
-    ]
+    rates = [(g["row"], g["lr"]) for g in found["grid"]]
+    assert rates == [(row, lr) for row in ("ppo", "dgpo_k1", "dgpo") for lr in (1e-3, 2e-3)]
     assert all(0 <= g["validation_em"] <= 1 for g in found["grid"])
 
 

@@ -11,7 +11,7 @@ from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFl
 from dgpo_cli.console import Console
 
 LABELS = {
-    "student": "student, untrained",
+    "student": "student (reads, cannot search)",
     "teacher": "teacher",
     "kd": "cold start (kd)",
     "kd_longer": "kd continued for dgpo's time",
@@ -28,9 +28,7 @@ def quickstart(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what an earlier quickstart made in that folder.")
     ] = False,
-    search: Annotated[
-        bool, typer.Option("--search", help="Try the recipe's grid of settings for the RL rows.")
-    ] = False,
+    search: Annotated[bool, typer.Option("--search", help="Try the recipe's learning rates for the RL rows.")] = False,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -50,7 +48,7 @@ def quickstart(
         console.result(recipe())
         return
     if fresh and out.exists():
-        for part in ("world", "index", "models", "runs", "demonstrations.jsonl"):
+        for part in ("world", "index", "models", "runs", "demonstrations.jsonl", "reading.jsonl"):
             target = out / part
             if target.is_dir():
                 shutil.rmtree(target)
@@ -60,7 +58,7 @@ def quickstart(
     if search:
         found = work.search()
         rows = [list(entry.values()) for entry in found["grid"]]
-        console.table("best EM on validation questions", ["row", "learning rate", "steps", "EM"], rows)
+        console.table("best EM on validation questions", ["row", "learning rate", "EM"], rows)
         console.result(found)
         return
     result = work.run()

@@ -27,7 +27,7 @@ from dgpo_cli.evaluate.run import Report, evaluate
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import ModelSource, load_model, load_tokenizer, save_model
 from dgpo_cli.pipelines.agents import Agent, rollout_settings
-from dgpo_cli.pipelines.demonstrations import write_demonstrations
+from dgpo_cli.pipelines.demonstrations import write_demonstrations, write_reading_exercises
 from dgpo_cli.pipelines.distill_data import run_distill_data
 from dgpo_cli.pipelines.kd import run_kd
 from dgpo_cli.pipelines.rl import run_rl
@@ -109,7 +109,7 @@ class Quickstart:
             "steps": 1_000_000,
             "schedule": "constant",
         }
-        models["kd_longer"] = self._kd("kd_longer", cold, teacher, trajectories, longer | {"lr": longer["lr"] / 3})
+        models["kd_longer"] = self._kd("kd_longer", cold, teacher, trajectories, longer)
         rows = {name: self._evaluate(name, models[name]) for name in ROWS}
         return {
             "seconds": time.perf_counter() - started,
@@ -121,16 +121,14 @@ class Quickstart:
         }
 
     def search(self) -> dict[str, Any]:
-        """Every RL row over the recipe's grid of learning rates and steps; best EM on validation questions."""
+        """Every RL row over the recipe's grid of learning rates; best EM on validation questions."""
         _, teacher, _, cold = self._start()
-        grid = self.recipe["search"]
         found = []
         for row in RL_ROWS:
-            for lr in grid["lr"]:
-                for steps in grid["steps"]:
-                    stage = f"search/{row}-lr{lr:g}-steps{steps}"
-                    self._rl(stage, cold, teacher, row, {"lr": lr, "steps": steps})
-                    found.append({"row": row, "lr": lr, "steps": steps, "validation_em": self._result(stage)["best"]})
+            for lr in self.recipe["search"]["lr"]:
+                stage = f"search/{row}-lr{lr:g}"
+                self._rl(stage, cold, teacher, row, {"lr": lr})
+                found.append({"row": row, "lr": lr, "validation_em": self._result(stage)["best"]})
         return {"grid": found, "folder": str(self.folder)}
 
     def _start(self) -> tuple[Path, Path, Path, Path]:
@@ -143,7 +141,7 @@ class Quickstart:
         world = self._world()
         teacher = self._teacher(world)
         trajectories = self._distill_data(teacher)
-        student = self._initial_model("student", STUDENT)
+        student = self._reader(world)
         return student, teacher, trajectories, self._kd("kd", student, teacher, trajectories, self.recipe["kd"])
 
     def path(self, stage: str) -> Path:
@@ -191,6 +189,21 @@ class Quickstart:
         start = self._initial_model("teacher", TEACHER)
         return self._kd("teacher", start, start, demonstrations, self.recipe["teacher"])
 
+    def _reader(self, world: World) -> Path:
+        """The student before anything is distilled: it reads, as a pretrained model does, and cannot search."""
+        exercises = self.folder / "reading.jsonl"
+        if not exercises.is_file():
+            write_reading_exercises(
+                world,
+                world.questions["demonstrations"],
+                exercises,
+                codec=self._codec(),
+                retriever=open_index(self.index_folder).retriever,
+                settings=rollout_settings(self.rollout, self.seed),
+            )
+        start = self._initial_model("student", STUDENT)
+        return self._kd("student", start, start, exercises, self.recipe["student"])
+
     def _distill_data(self, teacher: Path) -> Path:
         settings = DistillDataSettings(
             teacher=str(teacher),
@@ -230,7 +243,7 @@ class Quickstart:
         )
 
         def work(run: RunDir) -> Mapping[str, Any]:
-            with self._bar(stage, "step") as progress:
+            with self._bar(stage, "step" if settings.seconds is None else "s") as progress:
                 return run_kd(settings, run, keep=1, progress=progress)
 
         self._stage(stage, "kd", asdict(settings), work)

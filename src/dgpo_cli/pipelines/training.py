@@ -38,13 +38,21 @@ def run_training(
     check_space(run.path, (keep + 1) * checkpoint.state_bytes(learner))
     step, extra = checkpoint.load_latest(state, learner)
     run.cut_metrics(step)
-    if progress is not None:
-        progress(step, plan.steps)
+
+    def tell(done: int, seconds: float) -> None:
+        if progress is None:
+            return
+        if plan.seconds is None:
+            progress(done, plan.steps)
+        else:
+            progress(round(min(seconds, plan.seconds)), round(plan.seconds))
+
+    tell(step, float(extra.get("seconds", 0.0)))
 
     def log(done: int, metrics: Mapping[str, float]) -> None:
         run.log(done, dict(metrics))
-        if progress is not None:
-            progress(done, plan.steps)
+        if "seconds" in metrics:
+            tell(done, metrics["seconds"])
 
     def best() -> None:
         save_model(run.path / "best", learner.student, learner.codec.tokenizer, protocol)

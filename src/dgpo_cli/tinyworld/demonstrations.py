@@ -84,8 +84,13 @@ class Demonstrator:
         return f"<think>{_THOUGHT.format(found)}</think>{_search(hops[len(results)])}"
 
 
+def query(hop: Hop) -> str:
+    """What the script searches for to take a hop."""
+    return f"{hop.subject} {ASKED[hop.relation]}"
+
+
 def _search(hop: Hop) -> str:
-    return f"<search>{hop.subject} {ASKED[hop.relation]}</search>"
+    return f"<search>{query(hop)}</search>"
 
 
 _RESULT = re.compile(r'Doc \d+\(Title: "(.*?)"\) (.*?)(?=\nDoc |</information>)', re.DOTALL)
