@@ -93,8 +93,12 @@ def test_the_first_ten_problems_are_kept_and_all_are_counted(tmp_path: Path) -> 
         ("blank.jsonl", b"\n\n", "no usable passage"),
         ("utf16.jsonl", '{"id": "1", "contents": "x"}\n'.encode("utf-16"), "line 1: not UTF-8"),
         ("plain.jsonl.gz", GOOD, "[Gg]zip"),
-        ("cut.jsonl.gz", gzip.compress(GOOD * 50)[:-20], "end"),
-        ("flipped.jsonl.gz", gzip.compress(GOOD)[:12] + b"\xff\xff" + gzip.compress(GOOD)[14:], "flipped"),
+        ("cut.jsonl.gz", gzip.compress(GOOD * 50, mtime=0)[:-20], "end"),
+        (
+            "flipped.jsonl.gz",
+            gzip.compress(GOOD, mtime=0)[:12] + b"\xff\xff" + gzip.compress(GOOD, mtime=0)[14:],
+            "flipped",
+        ),
     ],
 )
 def test_a_file_without_a_usable_line_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
