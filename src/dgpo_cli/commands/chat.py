@@ -22,9 +22,13 @@ def chat(
     index: Annotated[
         str | None, typer.Option(help="Index folder or server address; the current one by default.")
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Passages per search.")] = 3,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", "-k", help="Passages per search; as the model was trained by default.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy, 1 samples as in training.")] = 0.0,
-    max_searches: Annotated[int, typer.Option(help="Turns that may search; one more may only answer.")] = 4,
+    max_searches: Annotated[
+        int | None, typer.Option(help="Turns that may search, one more may only answer; as trained by default.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: DeviceOption = None,
     json: JsonFlag = False,
@@ -52,10 +56,17 @@ def chat(
 
 
 def _open(
-    console: Console, model: str, index: str, top_k: int, temperature: float, max_searches: int, seed: int, device: str
+    console: Console,
+    model: str,
+    index: str,
+    top_k: int | None,
+    temperature: float,
+    max_searches: int | None,
+    seed: int,
+    device: str,
 ) -> Chat:
     from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.load import load_model
+    from dgpo_cli.models.load import load_model, search_limits
     from dgpo_cli.pipelines.agents import Agent
     from dgpo_cli.pipelines.benchmarks import fit_to_context
     from dgpo_cli.pipelines.chat import Chat
@@ -63,7 +74,14 @@ def _open(
     from dgpo_cli.rollout.settings import RolloutSettings
     from dgpo_cli.train.devices import inference_dtype, training_device
 
-    settings = RolloutSettings(max_turns=max_searches, top_k=top_k, temperature=temperature, seed=seed, wave=1)
+    trained_k, trained_turns = search_limits(model)
+    settings = RolloutSettings(
+        max_turns=trained_turns if max_searches is None else max_searches,
+        top_k=trained_k if top_k is None else top_k,
+        temperature=temperature,
+        seed=seed,
+        wave=1,
+    )
     retriever = open_index(index).retriever
     where = training_device(device)
     loaded = load_model(model, device=where, dtype=inference_dtype(where))

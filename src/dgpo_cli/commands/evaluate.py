@@ -40,8 +40,12 @@ def evaluate(
     temperature: Annotated[
         float, typer.Option(help="0 is greedy; 1 is how the paper's released code evaluates.")
     ] = 0.0,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Passages per search.")] = 3,
-    max_searches: Annotated[int, typer.Option(help="Turns that may search; one more may only answer.")] = 4,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", "-k", help="Passages per search; as the model was trained by default.")
+    ] = None,
+    max_searches: Annotated[
+        int | None, typer.Option(help="Turns that may search, one more may only answer; as trained by default.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Questions at once.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: DeviceOption = None,
@@ -59,20 +63,22 @@ def evaluate(
     Examples: `dgpo eval` · `dgpo eval --model dgpo-qwen-0.5b --bench nq,hotpotqa --limit 200` ·
     `dgpo eval --bench-dir questions --index hotpotqa=indexes/hotpot,musique=indexes/musique --bench hotpotqa,musique`
     """
+    from dgpo_cli.models.load import search_limits
     from dgpo_cli.pipelines.benchmarks import EvalSettings, open_benchmarks, parse_benchmarks, parse_indexes
 
     console = Console(json_output=json, quiet=quiet)
     names = parse_benchmarks(bench)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose(console, "index", index, hint="build one with `dgpo index CORPUS`, or give --index DIR")
+    trained_k, trained_turns = search_limits(absolute(chosen))
     settings = EvalSettings(
         model=absolute(chosen),
         benchmarks=names,
         indexes={name: absolute(location) for name, location in parse_indexes(where, names).items()},
         limit=limit,
         temperature=temperature,
-        top_k=top_k,
-        max_searches=max_searches,
+        top_k=trained_k if top_k is None else top_k,
+        max_searches=trained_turns if max_searches is None else max_searches,
         wave=batch_size,
         seed=seed,
         device=device or "auto",

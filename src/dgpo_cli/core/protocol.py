@@ -79,6 +79,8 @@ class Protocol:
     observation: str = "\n\n<information>{results}</information>\n\n"
     chat_template: bool = True  # wrap the prompt as a user message if the tokenizer has a template
     add_question_mark: bool = True
+    top_k: int = 3  # passages per search that the model was trained with
+    max_turns: int = 4  # turns that may search, likewise
 
     def __post_init__(self) -> None:
         for template, hole in ((self.prompt, "{question}"), (self.observation, "{results}")):
@@ -141,4 +143,6 @@ TINYWORLD = Protocol(
     correction="\nno action\n",
     observation="<information>{results}</information>",
     chat_template=False,
+    top_k=2,
+    max_turns=2,
 )

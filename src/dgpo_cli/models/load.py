@@ -161,6 +161,14 @@ def load_protocol(source: ModelSource) -> tuple[Protocol, bool]:
     return DEFAULT, False
 
 
+def search_limits(name: str) -> tuple[int, int]:
+    """Passages per search and turns that may search, as the model was trained; the paper's for a model of the hub."""
+    source = resolve(name)
+    file = Path(source.location) / PROTOCOL_FILE
+    protocol = read_protocol(file) if source.local and file.is_file() else DEFAULT
+    return protocol.top_k, protocol.max_turns
+
+
 def read_protocol(file: Path) -> Protocol:
     try:
         return Protocol.from_json(json.loads(file.read_text(encoding="utf-8")))
