@@ -10,6 +10,7 @@ from huggingface_hub.constants import ENDPOINT
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from dgpo_cli.core import hub as core_hub
 from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models import hub, storage
@@ -243,12 +244,12 @@ def test_the_hub_is_asked_once_per_process(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    hub.unreachable.cache_clear()
+    core_hub.unreachable.cache_clear()
     try:
-        assert {hub.unreachable(), hub.unreachable()} == {f"{ENDPOINT} does not answer (no route)"}
-        assert asked == [hub.TIMEOUT_S]
+        assert {core_hub.unreachable(), core_hub.unreachable()} == {f"{ENDPOINT} does not answer (no route)"}
+        assert asked == [core_hub.TIMEOUT_S]
     finally:
-        hub.unreachable.cache_clear()
+        core_hub.unreachable.cache_clear()
 
 
 def test_a_cached_model_loads_without_a_hub(made, tmp_path, monkeypatch):

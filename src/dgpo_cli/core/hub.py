@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 from functools import cache
 
-_TIMEOUT_S = 4.0
+TIMEOUT_S = 4.0
 
 
 @cache
@@ -18,7 +18,7 @@ def unreachable() -> str | None:
         return "HF_HUB_OFFLINE is set"
     try:
         request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        urllib.request.urlopen(request, timeout=_TIMEOUT_S).close()
+        urllib.request.urlopen(request, timeout=TIMEOUT_S).close()
     except urllib.error.HTTPError:
         return None  # it answered
     except urllib.error.URLError as error:

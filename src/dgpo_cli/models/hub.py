@@ -1,31 +1,9 @@
-"""The hub, asked once whether it answers: without a network its library would retry every file for half a minute."""
+"""Model repositories of the hub: what is cached, and small files, without waiting for a hub that does not answer."""
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
-from functools import cache
-
+from dgpo_cli.core.hub import unreachable
 from dgpo_cli.errors import ModelError
-
-TIMEOUT_S = 4.0
-
-
-@cache
-def unreachable() -> str | None:
-    """Why nothing can be fetched, or None if the hub answers. Asked once per process."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        return None  # it answered
-    except (OSError, ValueError) as error:
-        return f"{constants.ENDPOINT} does not answer ({getattr(error, 'reason', None) or error})"
-    return None
 
 
 def is_cached(repo: str) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.protocol import DEFAULT, Protocol
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import ModelError
-from dgpo_cli.models import hub
 
 DATASET = "PeterJinGo/nq_hotpotqa_train"
 # Characters and SHA-256 of the whole prompt for a question, from the data scripts of Search-R1 at a14dc3a.
@@ -74,7 +74,7 @@ def template_of(prompt: str) -> str:
 def _first_prompt() -> str:
     """The user message of the data set's first row; its rows differ in the question alone."""
     hint = "connect once; or use a local model folder with its own protocol.json"
-    reason = hub.unreachable()
+    reason = unreachable()
     if reason is not None:
         raise ModelError(f"the prompt of the published checkpoints is not cached, and {reason}", hint=hint)
     from datasets import load_dataset

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from dgpo_cli.core.config import load_toml
+from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import check_space, list_runs, read_metrics, read_run
 from dgpo_cli.errors import ConfigError, InputError, ModelError
-from dgpo_cli.models import hub, storage
+from dgpo_cli.models import storage
 from dgpo_cli.models.aliases import ALIASES
 from dgpo_cli.models.load import LoadedModel, ModelSource, load_model, resolve, write_model
 from dgpo_cli.models.model_card import CardFacts, Measurement, Stage, render
@@ -154,7 +155,7 @@ def check_push(repo: str) -> None:
 
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise ConfigError(f"{repo!r} is no hub id", hint="give --push OWNER/NAME")
-    reason = hub.unreachable()
+    reason = unreachable()
     if reason is not None:
         raise ModelError(f"nothing can be pushed: {reason}", hint="leave --push out; the folder can be uploaded later")
     if get_token() is None:
