@@ -67,17 +67,20 @@ def test_a_second_run_reuses_every_stage_and_says_so(made, small):
     assert all("reused" in line for line in said if not line.startswith("distill-data: "))
 
 
-def test_changed_settings_repeat_their_stage_alone(made, small, tmp_path):
-    import shutil
+def test_changed_settings_repeat_their_stage_and_what_follows_from_it(small, tmp_path):
+    def run(settings):
+        work = Quickstart(tmp_path, seed=3, device="cpu", say=lambda line: None, bar=no_bar, settings=settings)
+        return set(work.run()["reused"])
 
-    folder = tmp_path / "copy"
-    shutil.copytree(made[0], folder)
+    run(small)
     changed = copy.deepcopy(small)
     changed["ppo"]["lr"] = 7e-4
-    # The copy lies elsewhere, so every path in the settings differs: all stages after the world are repeated.
-    result = Quickstart(folder, seed=3, device="cpu", say=lambda line: None, bar=no_bar, settings=changed).run()
-    assert result["reused"][0] == "world and index" and "ppo" not in result["reused"]
-    assert result["em"].keys() == made[2]["em"].keys()
+    assert {"teacher", "distill-data", "kd", "dgpo", "eval-kd"} <= run(changed)
+    # The trajectories lie in the same place and are others: the cold start on them is another one too.
+    changed["distill-data"]["questions"] = 25
+    kept = run(changed)
+    assert {"world and index", "teacher", "student", "eval-teacher"} <= kept
+    assert kept.isdisjoint({"distill-data", "kd", "ppo", "dgpo", "eval-kd", "eval-dgpo"})
 
 
 def test_the_search_covers_the_grid(made, small):

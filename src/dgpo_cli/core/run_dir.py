@@ -31,9 +31,9 @@ from dgpo_cli.errors import ConfigError, InputError
 _PACKAGES = ("dgpo-cli", "torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "bm25s", "numpy")
 
 
-def config_digest(command: str, config: Mapping[str, Any]) -> str:
+def config_digest(command: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> str:
     """Two runs with the same digest do the same work."""
-    canonical = json.dumps([command, _plain(config)], sort_keys=True)
+    canonical = json.dumps([command, _plain(config), *([dict(inputs)] if inputs else [])], sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -63,13 +63,15 @@ class RunDir:
         out: Path | None = None,
         resume: Path | None = None,
         fresh: bool = False,
+        inputs: Mapping[str, str] | None = None,
     ) -> RunDir:
         """The newest unfinished run with this config goes on; otherwise a new one starts.
 
-        `out` names the folder, `resume` a run that must go on, `fresh` starts anew in any case. Raises ConfigError
-        when `resume` or `out` holds a run of another config, or another process works in it.
+        `out` names the folder, `resume` a run that must go on, `fresh` starts anew in any case. `inputs` tells by path
+        what is in the files that the config names, where that may change; it counts as part of the config. Raises
+        ConfigError when `resume` or `out` holds a run of another config, or another process works in it.
         """
-        digest = config_digest(command, config)
+        digest = config_digest(command, config, inputs)
         if resume is not None:
             return cls._resume(resume, digest)
         if out is not None and (out / "run.json").is_file():

@@ -6,9 +6,10 @@ not done again; a stage that was interrupted goes on.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
@@ -67,6 +68,14 @@ class Row:
             questions=overall.n,
             searches=overall.searches,
         )
+
+
+def fingerprint(path: Path) -> str:
+    """Of a file, or of the weights that a model folder or a training run holds."""
+    folder = path / "best" if (path / "best").is_dir() else path
+    file = folder / "model.safetensors" if folder.is_dir() else folder
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def recipe() -> dict[str, Any]:
@@ -221,7 +230,7 @@ class Quickstart:
             with self._bar("teacher's episodes", "episode") as progress:
                 return run_distill_data(settings, run, questions=questions, progress=progress)
 
-        summary = self._stage("distill-data", "distill-data", asdict(settings), work)
+        summary = self._stage("distill-data", "distill-data", asdict(settings), [teacher], work)
         self._say(f"distill-data: {summary['kept']} of {summary['episodes']} episodes right and kept")
         return self.path("distill-data") / "trajectories.jsonl"
 
@@ -233,7 +242,7 @@ class Quickstart:
                 "student": str(student),
                 "teacher": str(teacher),
                 "trajectories": str(data),
-                "eval_index": str(self.index_folder),
+                "index": str(self.index_folder),
                 "eval_questions": str(self.world_folder / "validation.jsonl"),
                 "eval_limit": self.recipe["world"]["validation_questions"],
                 "seed": self.seed,
@@ -246,7 +255,7 @@ class Quickstart:
             with self._bar(stage, "step" if settings.seconds is None else "s") as progress:
                 return run_kd(settings, run, keep=1, progress=progress)
 
-        self._stage(stage, "kd", asdict(settings), work)
+        self._stage(stage, "kd", asdict(settings), [student, teacher, data], work)
         return self.path(stage)
 
     def _rl(
@@ -274,23 +283,30 @@ class Quickstart:
             with self._bar(stage, "step") as progress:
                 return run_rl(settings, run, keep=1, progress=progress)
 
-        self._stage(stage, "rl", asdict(settings), work)
+        self._stage(stage, "rl", asdict(settings), [student, teacher], work)
         return self.path(stage)
 
     def _stage(
-        self, stage: str, command: str, config: Mapping[str, Any], work: Callable[[RunDir], Mapping[str, Any]]
+        self,
+        stage: str,
+        command: str,
+        config: Mapping[str, Any],
+        inputs: Sequence[Path],
+        work: Callable[[RunDir], Mapping[str, Any]],
     ) -> Mapping[str, Any]:
-        """Do a stage unless its folder holds a finished run of the same settings."""
+        """Do a stage unless its folder holds a finished run of the same settings on the same inputs.
+
+        The settings only say where the inputs lie; that an earlier stage made one anew shows in its contents.
+        """
         path = self.path(stage)
-        digest = config_digest(command, config)
-        if (path / "run.json").is_file():
-            record = json.loads((path / "run.json").read_text())
-            if record["digest"] == digest and record["status"] == "finished":
-                self._reuse(stage)
-                return dict(record["result"])
+        seen = {str(source): fingerprint(source) for source in (self.world_folder / "world.json", *inputs)}
+        record = json.loads((path / "run.json").read_text()) if (path / "run.json").is_file() else {}
+        same = record.get("digest") == config_digest(command, config, seen)
+        if same and record["status"] == "finished":
+            self._reuse(stage)
+            return dict(record["result"])
         started = time.perf_counter()
-        same = (path / "run.json").is_file() and json.loads((path / "run.json").read_text())["digest"] == digest
-        with RunDir.open(command, config, out=path, fresh=not same) as run:
+        with RunDir.open(command, config, out=path, fresh=not same, inputs=seen) as run:
             result = work(run)
         best = f", best validation EM {result['best']:.1%}" if result.get("best") is not None else ""
         self._say(f"{stage}: {time.perf_counter() - started:.0f} s{best}")
@@ -311,7 +327,6 @@ class Quickstart:
             "rollout": settings.to_json(),
             "questions": self.recipe["world"]["test_questions"],
         }
-        config["weights"] = self._fingerprint(model)
 
         def work(run: RunDir) -> Mapping[str, Any]:
             device = training_device(self.device)
@@ -328,13 +343,7 @@ class Quickstart:
             run.finish(row)
             return row
 
-        return Row(**self._stage(f"eval-{name}", "eval", config, work))
-
-    def _fingerprint(self, model: Path) -> str:
-        import hashlib
-
-        folder = model / "best" if (model / "best").is_dir() else model
-        return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+        return Row(**self._stage(f"eval-{name}", "eval", config, [model], work))
 
     def curves(self) -> dict[str, list[tuple[float, float]]]:
         """Validation EM over training seconds, by row."""
