@@ -9,7 +9,7 @@ from tests.tiny import bpe_tokenizer, qwen
 
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.engine.base import Sampling, TurnEnd
-from dgpo_cli.engine.hf import HFEngine
+from dgpo_cli.engine.hf import Blend, HFEngine
 from dgpo_cli.engine.sampling import sample, stream_key, uniforms
 from dgpo_cli.models.codec import Codec
 
@@ -137,3 +137,24 @@ def test_uniforms_are_uniform_and_keyed():
     assert ((counts - 1000) ** 2 / 1000).sum() < 45  # chi-square, 19 degrees of freedom, p < 0.001
     assert len(np.unique(grid)) == grid.size
     assert len({stream_key(0, "a", 1), stream_key(1, "a", 1), stream_key(1, "a", 2), stream_key(1, "b", 2)}) == 4
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_a_blend_draws_from_the_mixture_of_both_models(setup, temperature):
+    model, codec = setup
+    second = qwen(len(codec.tokenizer), seed=9, hidden=16, layers=1)
+    result = run(HFEngine(model, codec, slots=7, capacity=200, blend=Blend(second, 0.3)), range(7), temperature)
+    differences = []
+    for sequence in result.values():
+        ids = torch.tensor([[t for t, _ in sequence]])
+        with torch.no_grad():
+            own, other = (
+                (m(input_ids=ids).logits[0, :, : codec.vocabulary_size] / temperature).softmax(-1)
+                for m in (model, second)
+            )
+        for place, (token, logprob) in enumerate(sequence):
+            if logprob is not None:
+                mixed = 0.7 * own[place - 1, token] + 0.3 * other[place - 1, token]
+                assert abs(float(mixed.log()) - logprob) < 2e-5
+                differences.append(abs(float(own[place - 1, token].log()) - logprob))
+    assert max(differences) > 0.1

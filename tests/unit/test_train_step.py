@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic
 from dgpo_cli.objectives import registry
 from dgpo_cli.train.batch import Sample
-from dgpo_cli.train.credit import student_samples, teacher_samples
+from dgpo_cli.train.credit import samples_of, student_samples, teacher_samples
 from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings
+from dgpo_cli.train.source import Sequences
 from dgpo_cli.train.step import optimizer_step
 
 CODEC = Codec(bpe_tokenizer(), DEFAULT)
@@ -33,8 +35,9 @@ def learner(method="kd", options=None, **settings):
         teacher=teacher,
         **settings,
     )
-    if method in ("ppo", "dgpo"):
+    if method in ("ppo", "dgpo", "grpo"):
         made.reference = copy.deepcopy(student)
+    if method in ("ppo", "dgpo"):
         made.critic = Critic(copy.deepcopy(student), seed=3)
         made.value_optimizer = Optimizer(made.critic, OptimizerSettings(1e-2), 10)
     return made
@@ -217,3 +220,65 @@ def test_an_empty_step_does_nothing():
 def test_learning_rate_schedules(schedule, update, expected):
     settings = OptimizerSettings(1.0, warmup_steps=4, schedule=schedule)
     assert settings.lr_at(update, 10) == pytest.approx(expected)
+
+
+def test_a_failed_search_is_no_measure_of_its_group():
+    made = learner("grpo", {"kl_coef": 0.0, "variant": "dr_grpo"})
+    data = [replace(t, question=trajectories()[0].question) for t in trajectories(3)]  # right, wrong, wrong
+    data[2] = replace(data[2], stop=StopReason.SEARCH_FAILED)
+    samples, _ = student_samples(made, data)
+    found = [sample.fields["advantages"][sample.written].unique().tolist() for sample in samples]
+    assert found == [[0.5], [-0.5], [0.0]] and [sample.weight for sample in samples] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(("budget", "chunk"), [(10_000, 1_000), (10_000, 3), (50, 4)])
+def test_gspo_takes_the_ratio_over_the_whole_sequence_however_it_is_split(budget, chunk, monkeypatch):
+    """Against the formula on whole sequences, with a policy that has moved since it wrote them."""
+    data = [replace(t, question=trajectories()[0].question) for t in trajectories()]
+    options = {"variant": "gspo", "clip": 0.9, "clip_high": 9.0, "entropy_coef": 0.0}
+    made = learner("grpo", options, micro_batch_tokens=budget, chunk_tokens=chunk)
+    samples, _ = student_samples(made, data)
+    shift = [
+        0.2 * torch.randn(len(s.token_ids), generator=torch.Generator().manual_seed(i)) for i, s in enumerate(samples)
+    ]
+    for sample, change in zip(samples, shift, strict=True):
+        sample.fields["behavior_logprobs"] = torch.where(
+            sample.written, sample.fields["behavior_logprobs"] + change, 0.0
+        )
+    total = 0.0
+    for t, sample in zip(data, samples, strict=True):
+        ids, keep = torch.tensor([t.token_ids]), torch.tensor(t.written[1:])
+        logp = made.student(input_ids=ids).logits[0, :-1, :V].log_softmax(-1)
+        own = logp.gather(1, ids[0, 1:, None]).squeeze(1)[keep]
+        log_ratio = (own - sample.fields["behavior_logprobs"][1:][keep]).mean()
+        total = total - sample.fields["advantages"][sample.written][0] * log_ratio.exp()
+    (total / len(data)).backward()
+    expected = gradients(made.student)
+    made.student.zero_grad()
+    found, _, _ = step_gradients(made, samples, monkeypatch)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=2e-3, atol=1e-6)
+
+
+def test_dr_grpo_divides_by_sequences_of_constant_length(monkeypatch):
+    data = [replace(t, question=trajectories()[0].question) for t in trajectories()]
+    found = []
+    for length in (100, 400):
+        made = learner("grpo", {"variant": "dr_grpo", "constant_length": length, "entropy_coef": 0.0})
+        found.append(step_gradients(made, student_samples(made, data)[0], monkeypatch)[0])
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, 4 * found[1][name], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["gkd", "distillm"])
+def test_what_the_student_wrote_is_trained_beside_the_teachers_text(method, monkeypatch):
+    """Who wrote a sequence does not change its divergence: only a likelihood term would tell them apart."""
+    made, other = learner(method), learner(method)
+    data = trajectories()
+    mixed, metrics = samples_of(made, Sequences(by_teacher=data[:4], by_student=data[4:]))
+    assert metrics["student_share"] == pytest.approx(3 / 7) and "em" in metrics
+    assert [s.by_student for s in mixed] == [False] * 4 + [True] * 3
+    first = step_gradients(made, mixed, monkeypatch)[0]
+    second = step_gradients(other, teacher_samples(data), monkeypatch)[0]
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-7)

@@ -20,6 +20,7 @@ from dgpo_cli.commands.shared import (
     SetOption,
     absolute,
     choose,
+    choose_index,
     settings_from,
     show_settings,
 )
@@ -37,8 +38,10 @@ def kd(
         str | None, typer.Option(help="The model that wrote the trajectories; qwen-3b by default.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Trajectory file or distill-data run.")] = None,
-    method: Annotated[str | None, typer.Option(help="kd or seqkd; --list shows all.")] = None,
-    index: Annotated[str | None, typer.Option(help="Index for EM on validation questions (with --eval-data).")] = None,
+    method: Annotated[str | None, typer.Option(help="kd by default; --list shows all.")] = None,
+    index: Annotated[
+        str | None, typer.Option(help="Index folder or server address, for methods that search and for --eval-data.")
+    ] = None,
     eval_data: Annotated[
         str | None, typer.Option(help="Question file: pick the best weights by EM instead of likelihood.")
     ] = None,
@@ -79,7 +82,7 @@ def kd(
             choose(console, "trajectories", data, hint="make some with `dgpo distill-data`, or give --data")
         ),
         "method": method,
-        "eval_index": None if index is None else absolute(index),
+        "index": None if index is None else absolute(index),
         "eval_questions": None if eval_data is None else absolute(eval_data),
         "lr": lr,
         "epochs": epochs,
@@ -90,6 +93,7 @@ def kd(
         "device": device,
     }
     settings: KDSettings = settings_from(KDSettings, "kd", config=config, options=set_, values=values)
+    settings = _with_index(console, settings)
     _check(settings)
     if dry_run:
         console.result(show_settings(console, settings))
@@ -98,6 +102,16 @@ def kd(
         console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
         result = _train(console, settings, run, keep)
     follow(console, "kd", run, result, after="dgpo rl", student=True)
+
+
+def _with_index(console: Console, settings: KDSettings) -> KDSettings:
+    """The remembered index, where the method searches while it trains and none was given."""
+    from dataclasses import replace
+
+    from dgpo_cli.pipelines.kd import make_objective, searches
+
+    needed = settings.index is None and searches(make_objective(settings))
+    return replace(settings, index=choose_index(console, None)) if needed else settings
 
 
 def _check(settings: KDSettings) -> None:

@@ -35,20 +35,22 @@ if TYPE_CHECKING:
 def rl(
     student: Annotated[str | None, typer.Option(help="Where training starts: alias, hub id, folder or run.")] = None,
     teacher: Annotated[str | None, typer.Option(help="Alias, hub id, folder or run; qwen-3b by default.")] = None,
-    method: Annotated[str | None, typer.Option(help="dgpo or ppo; --list shows all.")] = None,
+    method: Annotated[str | None, typer.Option(help="dgpo by default; --list shows all.")] = None,
     data: Annotated[
         str | None, typer.Option(help="QA sets or question files, comma-separated; nq,hotpotqa by default.")
     ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Validation questions; held out of --data by default.")] = None,
     index: Annotated[str | None, typer.Option(help="Index folder or server address.")] = None,
-    kl_form: Annotated[str | None, typer.Option(help="k1-reward (the reference) or full-loss (exact KL).")] = None,
+    kl_form: Annotated[
+        str | None, typer.Option(help="k1-reward (the reference), full-loss (exact KL) or another; see --describe.")
+    ] = None,
     kl_coef: Annotated[float | None, typer.Option(help="Weight of the KL; 0.001 by default.")] = None,
     kl_gate: Annotated[
         str | None, typer.Option(help="Episodes that follow the teacher: wrong, always or never.")
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate; 1e-6 by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Rollout steps; 1000 by default.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Episodes per step; 512 by default.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Questions per step; 512 by default.")] = None,
     teacher_8bit: Annotated[bool | None, typer.Option("--teacher-8bit", help="Load the teacher in 8 bit.")] = None,
     bench_dir: BenchDirOption = None,
     keep: KeepOption = 1,

@@ -22,6 +22,7 @@ from dgpo_cli.engine.stops import StopMatcher
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.vocab import precision, project
+from dgpo_cli.objectives.divergence import log_probs, mixture
 
 PREFILL_TOKENS = 16_384  # padded tokens of one prefill pass; bounds its activations
 
@@ -40,23 +41,56 @@ class _Slot:
     running: bool = True
 
 
-class HFEngine:
-    """`slots` episodes at once, each of at most `capacity` tokens. Raises ModelError for sliding-window models."""
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """A second model that reads along: tokens are drawn from share * its distribution + (1 - share) * the first's."""
 
-    def __init__(self, model: PreTrainedModel, codec: Codec, *, slots: int, capacity: int) -> None:
+    model: PreTrainedModel
+    share: float
+
+
+class _Reader:
+    """A model and the keys and values that it keeps of every slot."""
+
+    def __init__(self, model: PreTrainedModel, slots: int, capacity: int) -> None:
         config = model.config.get_text_config()
         if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
             raise ModelError(
                 f"{config.model_type}: sliding-window or linear attention is not supported by the rollout engine",
                 hint="use a Qwen2 or Llama family model",
             )
-        self._model, self._codec = model, codec
-        self._decoder = model.get_decoder()
-        self._capacity = min(capacity, config.max_position_embeddings)
-        self._device = next(model.parameters()).device
+        self.model, self.decoder = model, model.get_decoder()
+        device = next(model.parameters()).device
         with precision(model):
             dtype = torch.bfloat16 if torch.is_autocast_enabled("cuda") else next(model.parameters()).dtype
-        self._cache = SlotCache(config, slots, self._capacity, device=self._device, dtype=dtype)
+        self.cache = SlotCache(config, slots, capacity, device=device, dtype=dtype)
+
+    def last_hidden(self, rows: slice, ids: Tensor, place: Tensor, length: int, last: Tensor) -> Tensor:
+        """Hidden states [R, H] of each row's last new token, from ids and positions [R, Q]; `length` keys are seen."""
+        self.cache.window(rows, place, length)
+        mask = torch.arange(length, device=ids.device)[None, None, None, :] <= place[:, None, :, None]  # [R, 1, Q, K]
+        with precision(self.model):
+            hidden = self.decoder(
+                input_ids=ids,
+                position_ids=place,
+                attention_mask=mask,
+                past_key_values=self.cache,
+                use_cache=True,
+            ).last_hidden_state
+        return hidden[torch.arange(len(ids), device=ids.device), last]  # type: ignore[no-any-return]
+
+
+class HFEngine:
+    """`slots` episodes at once, each of at most `capacity` tokens. Raises ModelError for sliding-window models."""
+
+    def __init__(
+        self, model: PreTrainedModel, codec: Codec, *, slots: int, capacity: int, blend: Blend | None = None
+    ) -> None:
+        models = [model] if blend is None else [model, blend.model]
+        self._codec, self._blend = codec, blend
+        self._capacity = min([capacity, *(m.config.get_text_config().max_position_embeddings for m in models)])
+        self._device = next(model.parameters()).device
+        self._readers = [_Reader(m, slots, self._capacity) for m in models]
         self._rows: list[_Slot | None] = [None] * slots
         self._slots: dict[SlotId, _Slot] = {}
         self._running = 0  # rows [0, running) hold the slots in the middle of a turn
@@ -143,7 +177,8 @@ class HFEngine:
         other = self._rows[row]
         length = max(slot.length, other.length if other else 0)
         if length:
-            self._cache.swap(slot.row, row, length)
+            for reader in self._readers:
+                reader.cache.swap(slot.row, row, length)
         self._rows[slot.row], self._rows[row] = other, slot
         if other is not None:
             other.row = slot.row
@@ -185,23 +220,23 @@ class HFEngine:
         # at the very end of the cache, where a row's real last entry must win.
         if width > 1 and int(starts.max()) + width > self._capacity:
             return self._forward_one_by_one(slots, first_row)
-        self._cache.window(slice(first_row, first_row + len(slots)), place, max(total, int(positions.max()) + 1))
-        keys = torch.arange(max(total, int(positions.max()) + 1), device=self._device)
-        mask = keys[None, None, None, :] <= place[:, None, :, None]  # [R, 1, Q, K]
-        with precision(self._model):
-            hidden = self._decoder(
-                input_ids=torch.from_numpy(ids).to(self._device),
-                position_ids=place,
-                attention_mask=mask,
-                past_key_values=self._cache,
-                use_cache=True,
-            ).last_hidden_state
+        window = slice(first_row, first_row + len(slots))
+        inputs = (torch.from_numpy(ids).to(self._device), place, max(total, int(positions.max()) + 1))
         last = torch.from_numpy(counts - 1).to(self._device)
-        rows = hidden[torch.arange(len(slots), device=self._device), last]
+        logits = [
+            project(reader.model, reader.last_hidden(window, *inputs, last), self._codec.vocabulary_size)
+            for reader in self._readers
+        ]
         for s in slots:
             s.length += len(s.pending)
             s.pending = []
-        return project(self._model, rows, self._codec.vocabulary_size)
+        return logits[0] if self._blend is None else self._mixed(slots, logits[0], logits[1], self._blend.share)
+
+    def _mixed(self, slots: list[_Slot], own: Tensor, other: Tensor, share: float) -> Tensor:
+        """Logits [R, V] whose distribution at each row's temperature is the mixture of both at that temperature."""
+        temperature = torch.tensor([s.sampling.temperature or 1.0 for s in slots], device=self._device)[:, None]
+        mixed = mixture(log_probs(other / temperature), log_probs(own / temperature), share)
+        return mixed * temperature
 
     def _forward_one_by_one(self, slots: list[_Slot], first_row: int) -> Tensor:
         return torch.cat([self._forward([s], first_row + i) for i, s in enumerate(slots)])

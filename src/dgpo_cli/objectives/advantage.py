@@ -57,25 +57,47 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
     return advantages, torch.where(keep, advantages + values, 0.0)
 
 
-def group_advantages(totals: Tensor, groups: Sequence[str]) -> Tensor:
-    """GRPO (Shao et al. 2024): totals [B] centred and scaled within their group; a group of one keeps its total."""
+def group_advantages(totals: Tensor, groups: Sequence[str], kind: str = "standardized") -> Tensor:
+    """What each total [B] is worth beside the others of its group [B]; a group of one keeps its total.
+
+    "standardized" is GRPO's (Shao et al. 2024), "centred" leaves the spread (Liu et al. 2025), "leave-one-out"
+    subtracts the mean of the others (Ahmadian et al. 2024).
+    """
     result = totals.clone()
     for group in set(groups):
         members = torch.tensor([g == group for g in groups], device=totals.device)
-        if members.sum() > 1:
-            inside = totals[members]
-            result[members] = (inside - inside.mean()) / (inside.std() + GROUP_EPSILON)
+        count = int(members.sum())
+        if count > 1:
+            centred = totals[members] - totals[members].mean()
+            if kind == "standardized":
+                centred = centred / (totals[members].std() + GROUP_EPSILON)
+            elif kind == "leave-one-out":
+                centred = centred * count / (count - 1)
+            result[members] = centred
     return result
 
 
 def clipped_policy_loss(
-    logprobs: Tensor, behavior_logprobs: Tensor, advantages: Tensor, clip: float
+    logprobs: Tensor,
+    behavior_logprobs: Tensor,
+    advantages: Tensor,
+    clip: float,
+    *,
+    clip_high: float | None = None,
+    dual_clip: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """PPO's clipped surrogate per token and where the clip was active (Schulman et al. 2017, eq. 7)."""
+    """PPO's clipped surrogate per token and where the clip was active (Schulman et al. 2017, eq. 7).
+
+    The ratio counts within 1 - clip and 1 + clip_high (Yu et al. 2025; clip by default). With `dual_clip` c a negative
+    advantage costs at most c times its size (Ye et al. 2020).
+    """
     ratio = (logprobs - behavior_logprobs).exp()
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
-    return torch.maximum(unclipped, clipped), (clipped > unclipped).float()
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
+    loss = torch.maximum(unclipped, clipped)
+    if dual_clip is not None:
+        loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
+    return loss, (clipped > unclipped).float()
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:

@@ -28,6 +28,7 @@ class Need(Enum):
     REFERENCE_LOGPROBS = auto()  # under the policy as it was when training began
     REWARD = auto()
     VALUES = auto()
+    SEQUENCE_LOG_RATIO = auto()  # mean over a sequence's written tokens of log p - log p_old, before the step's update
 
 
 @dataclass(slots=True)
@@ -64,7 +65,9 @@ class TokenBatch:
     weights: Tensor  # [n]
     sequence_index: Tensor  # [n] which sequence of the micro-batch
     by_student: Tensor | None = None  # [n] bool: never put a likelihood term there
-    behavior_logprobs: Tensor | None = None  # [n]
+    behavior_logprobs: Tensor | None = None  # [n] of the student that wrote the token, recomputed by the trainer
+    sampling_logprobs: Tensor | None = None  # [n] of the distribution that the engine drew the token from
+    sequence_log_ratio: Tensor | None = None  # [n] of the token's sequence, without gradient
     teacher_logprobs: Tensor | None = None  # [n]
     teacher_logits: Tensor | None = None  # [n, V] float32; None in RL where every kl_weight is 0
     reference_logprobs: Tensor | None = None  # [n]
@@ -90,14 +93,32 @@ class Objective(ABC):
     """
 
     Config: ClassVar[type]
+    whitens_advantages: ClassVar[bool] = True  # to mean 0 and variance 1 over the written tokens of a step
+    evaluates_first: ClassVar[bool] = False  # `after_eval` is called once before the first step too
+    default_samples: ClassVar[int] = 1  # attempts at each question of a step
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
+
+    @classmethod
+    def configure(cls, options: dict[str, object]) -> dict[str, object]:
+        """Options as they were given, with what follows from them; they go over the defaults of `Config`."""
+        return options
 
     @property
     @abstractmethod
     def needs(self) -> frozenset[Need]:
         """Signals that this objective, as configured, reads."""
+
+    @property
+    def credits(self) -> bool:
+        """Whether the student's sequences get advantages from `credit`."""
+        return Need.REWARD in self.needs
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether the student may be asked to write in the search loop; the rest of the run needs an index then."""
+        return Need.REWARD in self.needs
 
     @property
     def student_fraction(self) -> float:
@@ -108,6 +129,30 @@ class Objective(ABC):
     def fresh_fraction(self) -> float:
         """Share of the student-written sequences that is newly generated; the rest is replayed."""
         return 1.0
+
+    @property
+    def replay_capacity(self) -> int:
+        """How many student-written sequences are kept to be trained on again."""
+        return 0
+
+    @property
+    def teacher_writes(self) -> bool:
+        """Whether the teacher writes its share anew instead of the stored trajectories."""
+        return False
+
+    @property
+    def sampled_from_teacher(self) -> float:
+        """Share of the teacher in the mixture from which the student's tokens are drawn."""
+        return 0.0
+
+    @property
+    def replaces_uninformative(self) -> bool:
+        """Whether groups of attempts that all earned the same are replaced by attempts at further questions."""
+        return False
+
+    def denominator(self, weight: float, sequences: int) -> float:
+        """What an update's summed loss is divided by: the weight of all its tokens, unless a method says otherwise."""
+        return weight
 
     def wants_teacher(self, score: Score) -> bool:
         """Whether an episode with this score is compared with the teacher; False spares the teacher's pass."""

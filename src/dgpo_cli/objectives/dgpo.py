@@ -2,7 +2,8 @@
 
 `kl_form` k1-reward is the reference: the log-ratio of the sampled token inside the reward, so a later token's
 divergence is credited to earlier ones. `full-loss` puts the exact KL(student || teacher) at every written token into
-the loss instead: the gradient of the per-token reverse KL at the visited states, without sampling noise.
+the loss instead: the gradient of the per-token reverse KL at the visited states, without sampling noise. The other
+forms are those of `ppo`, whose page says what gradient each has.
 Deviations from the reference: the gate is on correctness (the reference asks for a reward below 0.1), and only written
 tokens count.
 """
@@ -16,8 +17,7 @@ import torch
 from torch import Tensor
 
 from dgpo_cli.core.types import Score
-from dgpo_cli.objectives.advantage import k1
-from dgpo_cli.objectives.base import Episode, Need, TokenBatch, TokenLoss
+from dgpo_cli.objectives.base import Need, TokenBatch
 from dgpo_cli.objectives.divergence import kl, log_probs
 from dgpo_cli.objectives.ppo import PPO
 
@@ -27,11 +27,11 @@ class DGPO(PPO):
 
     @dataclass(frozen=True)
     class Config(PPO.Config):
-        kl_form: Literal["k1-reward", "full-loss"] = field(
+        kl_form: Literal["k1-reward", "k3-reward", "k1-token", "k2-loss", "k3-loss", "full-loss"] = field(  # type: ignore[assignment]
             default="k1-reward",
             metadata={
                 "source": "reference recipe (arXiv 2508.20324, train_dgpo.sh); full-loss is ours",
-                "help": "log-ratio of the sampled token in the reward, or the exact KL as a loss",
+                "help": "log-ratio of the sampled token in the reward, the exact KL as a loss, or another estimate",
             },
         )
         kl_gate: Literal["wrong", "always", "never"] = field(
@@ -42,34 +42,18 @@ class DGPO(PPO):
     config: Config
 
     @property
-    def needs(self) -> frozenset[Need]:
-        needs = {Need.REWARD, Need.VALUES}
-        if self.config.kl_coef and self.config.kl_gate != "never":
-            needs.add(Need.TEACHER_LOGPROBS if self.config.kl_form == "k1-reward" else Need.TEACHER_DISTRIBUTION)
-        return frozenset(needs)
+    def kl_target(self) -> Need | None:
+        if not self.config.kl_coef or self.config.kl_gate == "never":
+            return None
+        return Need.TEACHER_DISTRIBUTION if self.config.kl_form == "full-loss" else Need.TEACHER_LOGPROBS
 
     def wants_teacher(self, score: Score) -> bool:
         return self.config.kl_gate == "always" or (self.config.kl_gate == "wrong" and not score.correct)
 
-    def reward_penalty(self, episode: Episode) -> Tensor:
-        if Need.TEACHER_LOGPROBS not in self.needs or not self.wants_teacher(episode.score):
-            return torch.zeros_like(episode.behavior_logprobs)
-        assert episode.teacher_logprobs is not None
-        return self.config.kl_coef * k1(episode.behavior_logprobs, episode.teacher_logprobs)
-
-    def kl_loss_weight(self, episode: Episode) -> float:
-        follows = Need.TEACHER_DISTRIBUTION in self.needs and self.wants_teacher(episode.score)
-        return self.config.kl_coef if follows else 0.0
-
-    def loss(self, tokens: TokenBatch) -> TokenLoss:
-        result = super().loss(tokens)
-        if Need.TEACHER_DISTRIBUTION not in self.needs or tokens.teacher_logits is None:
-            return result
-        assert tokens.kl_weight is not None
-        follows = tokens.kl_weight > 0
-        divergence = torch.where(follows, kl(log_probs(tokens.logits), log_probs(tokens.teacher_logits)), 0.0)
-        result.terms["policy"] = result.terms["policy"] + tokens.kl_weight * divergence
-        # A mean over all tokens, 0 where the gate is shut: divided by the share it is the mean where it is open.
-        result.metrics["gated_reverse_kl"] = divergence.detach()
-        result.metrics["gated_share"] = follows.float()
-        return result
+    def token_kl(self, tokens: TokenBatch, acts: Tensor) -> tuple[str, Tensor]:
+        if self.kl_target is not Need.TEACHER_DISTRIBUTION:
+            return super().token_kl(tokens, acts)
+        if tokens.teacher_logits is None:  # spared, since no token of the micro-batch follows the teacher
+            return "reverse_kl", torch.zeros_like(tokens.logprobs)
+        exact = kl(log_probs(tokens.logits), log_probs(tokens.teacher_logits))
+        return "reverse_kl", torch.where(acts, exact, 0.0)

@@ -2,21 +2,31 @@
 
 The reward of the last written token is the episode's; every written token pays kl_coef times k1 against the
 reference. Deviation from the reference: only written tokens enter the advantages, whitening and value loss.
+
+The other forms of the KL, with r = log p - log p_other of the written token, and the gradient each has in expectation:
+`k1-reward` (r inside the reward) that of the sequence's KL(student || other), later tokens credited to earlier ones;
+`k3-reward` the same kind with exp(-r) - 1 + r, never negative, clamped at 10; `k1-token` (ratio times r without
+gradient, a loss) exactly that of KL(student || other) at the visited states; `k2-loss` (r squared, halved) the same;
+`k3-loss` that of the forward KL(other || student), with high variance where the other model is much surer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from dgpo_cli.core.types import Score
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.objectives.advantage import clipped_policy_loss, clipped_value_loss, gae, k1
+from dgpo_cli.objectives.advantage import clipped_policy_loss, clipped_value_loss, gae, k1, k3
 from dgpo_cli.objectives.base import Credit, Episode, Need, Objective, TokenBatch, TokenLoss
 from dgpo_cli.objectives.divergence import entropy, log_probs
 
+KLForm = Literal["k1-reward", "k3-reward", "k1-token", "k2-loss", "k3-loss"]
+_REWARD_FORMS = ("k1-reward", "k3-reward")
 _RECIPE = "reference recipe (arXiv 2508.20324, train_dgpo.sh)"
 
 
@@ -38,6 +48,9 @@ class PPO(Objective):
         kl_coef: float = field(
             default=0.001, metadata={"source": _RECIPE, "help": "weight of the KL to the reference, or to the teacher"}
         )
+        kl_form: KLForm = field(
+            default="k1-reward", metadata={"source": _RECIPE, "help": "how the KL is estimated, and where it acts"}
+        )
 
         def __post_init__(self) -> None:
             for name, low, high in (
@@ -55,20 +68,32 @@ class PPO(Objective):
     config: Config
 
     @property
+    def kl_target(self) -> Need | None:
+        """Whose log-probabilities or distribution the KL compares with; None where there is no KL."""
+        return Need.REFERENCE_LOGPROBS if self.config.kl_coef else None
+
+    @property
     def needs(self) -> frozenset[Need]:
-        reference = {Need.REFERENCE_LOGPROBS} if self.config.kl_coef else set()
-        return frozenset({Need.REWARD, Need.VALUES} | reference)
+        return frozenset({Need.REWARD, Need.VALUES} | ({self.kl_target} if self.kl_target else set()))
+
+    def wants_teacher(self, score: Score) -> bool:
+        """Whether the KL, to whichever model, acts on an episode with this score."""
+        return True
 
     def reward_penalty(self, episode: Episode) -> Tensor:
         """What each token pays inside the reward [L], if it is written."""
-        if not self.config.kl_coef:
+        if not self.kl_target or self.config.kl_form not in _REWARD_FORMS or not self.wants_teacher(episode.score):
             return torch.zeros_like(episode.behavior_logprobs)
-        assert episode.reference_logprobs is not None
-        return self.config.kl_coef * k1(episode.behavior_logprobs, episode.reference_logprobs)
+        teacher = self.kl_target is Need.TEACHER_LOGPROBS
+        other = episode.teacher_logprobs if teacher else episode.reference_logprobs
+        assert other is not None
+        estimate = k1 if self.config.kl_form == "k1-reward" else k3
+        return self.config.kl_coef * estimate(episode.behavior_logprobs, other)
 
     def kl_loss_weight(self, episode: Episode) -> float:
-        """Weight of a full-distribution KL in the loss of every written token of the episode."""
-        return 0.0
+        """Weight of a KL in the loss of every written token of the episode."""
+        acts = self.kl_target and self.config.kl_form not in _REWARD_FORMS and self.wants_teacher(episode.score)
+        return self.config.kl_coef if acts else 0.0
 
     def token_rewards(self, episode: Episode) -> Tensor:
         """Reward per token [L]: minus its penalty, and the score on the last written token."""
@@ -99,11 +124,14 @@ class PPO(Objective):
             for row, episode in enumerate(episodes)
         ]
 
-    def loss(self, tokens: TokenBatch) -> TokenLoss:
+    def surrogate(self, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+        """The clipped surrogate [n] and where the clip was active [n]."""
         assert tokens.behavior_logprobs is not None and tokens.advantages is not None
-        policy, clipped = clipped_policy_loss(
-            tokens.logprobs, tokens.behavior_logprobs, tokens.advantages, self.config.clip
-        )
+        return clipped_policy_loss(tokens.logprobs, tokens.behavior_logprobs, tokens.advantages, self.config.clip)
+
+    def loss(self, tokens: TokenBatch) -> TokenLoss:
+        assert tokens.behavior_logprobs is not None
+        policy, clipped = self.surrogate(tokens)
         spread = entropy(log_probs(tokens.logits))
         metrics = {
             "entropy": spread.detach(),
@@ -112,10 +140,29 @@ class PPO(Objective):
         }
         if self.config.entropy_coef:
             policy = policy - self.config.entropy_coef * spread
+        if self.kl_target and self.config.kl_form not in _REWARD_FORMS and tokens.kl_weight is not None:
+            name, divergence = self.token_kl(tokens, tokens.kl_weight > 0)
+            policy = policy + tokens.kl_weight * divergence
+            # Means over all tokens, 0 where the gate is shut: divided by the share they are means where it is open.
+            metrics |= {f"gated_{name}": divergence.detach(), "gated_share": (tokens.kl_weight > 0).float()}
         terms = {"policy": policy}
-        if tokens.values is not None:
+        if tokens.values is not None and Need.VALUES in self.needs:
             assert tokens.old_values is not None and tokens.returns is not None
             terms["value"] = clipped_value_loss(
                 tokens.values, tokens.old_values, tokens.returns, self.config.value_clip
             )
         return TokenLoss(terms, metrics)
+
+    def token_kl(self, tokens: TokenBatch, acts: Tensor) -> tuple[str, Tensor]:
+        """Name and value [n] of the KL's estimate as a loss, 0 where it does not act [n]."""
+        teacher = self.kl_target is Need.TEACHER_LOGPROBS
+        other = tokens.teacher_logprobs if teacher else tokens.reference_logprobs
+        assert other is not None and tokens.behavior_logprobs is not None
+        # Where the teacher was spared its log-probability is 0, whose exponential could overflow.
+        other = torch.where(acts, other, tokens.logprobs.detach())
+        if self.config.kl_form == "k1-token":
+            ratio = (tokens.logprobs - tokens.behavior_logprobs).exp()
+            return "k1", torch.where(acts, ratio * k1(tokens.behavior_logprobs, other), 0.0)
+        if self.config.kl_form == "k2-loss":
+            return "k2", 0.5 * k1(tokens.logprobs, other) ** 2
+        return "k3", k3(tokens.logprobs, other)

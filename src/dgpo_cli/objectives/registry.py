@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 OBJECTIVES: dict[str, str] = {
     "seqkd": "dgpo_cli.objectives.seqkd:SeqKD",
     "kd": "dgpo_cli.objectives.kd:KD",
+    "gkd": "dgpo_cli.objectives.gkd:GKD",
+    "distillm": "dgpo_cli.objectives.distillm:DistiLLM",
+    "taid": "dgpo_cli.objectives.taid:TAID",
+    "minillm": "dgpo_cli.objectives.minillm:MiniLLM",
+    "opd": "dgpo_cli.objectives.opd:OPD",
     "ppo": "dgpo_cli.objectives.ppo:PPO",
+    "grpo": "dgpo_cli.objectives.grpo:GRPO",
     "dgpo": "dgpo_cli.objectives.dgpo:DGPO",
 }
 
@@ -22,5 +28,5 @@ OBJECTIVES: dict[str, str] = {
 def create(name: str, options: Mapping[str, object]) -> Objective:
     """The objective registered as `name` with `options` over its defaults. Raises ConfigError on an unknown one."""
     objective = registry.load(OBJECTIVES, name, "method")
-    result: Objective = objective(apply_options(objective.Config, options))
+    result: Objective = objective(apply_options(objective.Config, objective.configure(dict(options))))
     return result

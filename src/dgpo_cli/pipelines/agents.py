@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Question, Trajectory
 from dgpo_cli.engine.base import Engine
-from dgpo_cli.engine.hf import HFEngine
+from dgpo_cli.engine.hf import Blend, HFEngine
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.pipelines.settings import RolloutOptions
 from dgpo_cli.retrieval.base import Retriever
@@ -27,9 +27,16 @@ class Agent:
     settings: RolloutSettings
 
     @classmethod
-    def of(cls, model: PreTrainedModel, codec: Codec, retriever: Retriever, settings: RolloutSettings) -> Agent:
+    def of(
+        cls,
+        model: PreTrainedModel,
+        codec: Codec,
+        retriever: Retriever,
+        settings: RolloutSettings,
+        blend: Blend | None = None,
+    ) -> Agent:
         """Slots for one wave; the model's parameters are read in place, so training it trains the agent."""
-        engine = HFEngine(model, codec, slots=settings.wave, capacity=settings.max_tokens)
+        engine = HFEngine(model, codec, slots=settings.wave, capacity=settings.max_tokens, blend=blend)
         return cls(engine, codec, retriever, settings)
 
     def with_settings(self, **changes: float) -> Agent:

@@ -17,8 +17,8 @@ from dgpo_cli.models.load import load_model
 from dgpo_cli.pipelines.agents import Agent, rollout_settings
 from dgpo_cli.pipelines.settings import DistillDataSettings
 from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.train.credit import MAX_FAILED_SEARCHES
 from dgpo_cli.train.devices import inference_dtype, training_device
-from dgpo_cli.train.loop import MAX_FAILED_SEARCHES
 
 Keep = Literal["correct", "all"]
 

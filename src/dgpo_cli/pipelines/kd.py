@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.core.types import Trajectory
+from dgpo_cli.core.types import Question, Trajectory
+from dgpo_cli.engine.hf import Blend
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import LoadedModel, load_model, require_same_tokenizer
@@ -25,12 +26,14 @@ from dgpo_cli.pipelines.distill_data import TrajectorySet, read_trajectories
 from dgpo_cli.pipelines.settings import KDSettings
 from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions
+from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.train.batch import Sample, micro_batches, pad
 from dgpo_cli.train.devices import inference_dtype, training_device
 from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
 from dgpo_cli.train.loop import Plan
-from dgpo_cli.train.source import TeacherTrajectories
+from dgpo_cli.train.replay import ReplayBuffer
+from dgpo_cli.train.source import Mixture, Source, TeacherTrajectories
 
 
 def make_objective(settings: KDSettings) -> Objective:
@@ -41,6 +44,11 @@ def make_objective(settings: KDSettings) -> Objective:
             f"method {settings.method!r} trains on rewards", hint=f"use `dgpo rl --method {settings.method}`"
         )
     return objective
+
+
+def searches(objective: Objective) -> bool:
+    """Whether sequences are written in the search loop while the objective trains."""
+    return objective.on_policy or objective.teacher_writes
 
 
 def run_kd(settings: KDSettings, run: RunDir, *, keep: int, progress: Progress | None) -> dict[str, Any]:
@@ -54,14 +62,18 @@ def run_kd(settings: KDSettings, run: RunDir, *, keep: int, progress: Progress |
             settings.teacher, device=device, dtype=inference_dtype(device), eight_bit=settings.teacher_8bit
         )
         require_same_tokenizer(student.tokenizer, teacher.tokenizer)
-    evaluate = None
-    if settings.eval_index is not None and settings.eval_questions is not None:
-        codec = Codec(student.tokenizer, Protocol.from_json(data.protocol))
-        options = rollout_settings(settings.rollout, settings.seed)
-        agent = Agent.of(student.model, codec, open_index(settings.eval_index).retriever, options)
-        evaluate = evaluator(agent, read_questions(Path(settings.eval_questions))[: settings.eval_limit])
     return distil(
-        settings, run, student=student, teacher=teacher, data=data, evaluate=evaluate, keep=keep, progress=progress
+        settings,
+        run,
+        student=student,
+        teacher=teacher,
+        data=data,
+        retriever=None if settings.index is None else open_index(settings.index).retriever,
+        validation_questions=()
+        if settings.eval_questions is None
+        else read_questions(Path(settings.eval_questions))[: settings.eval_limit],
+        keep=keep,
+        progress=progress,
     )
 
 
@@ -72,41 +84,78 @@ def distil(
     student: LoadedModel,
     teacher: LoadedModel | None,
     data: TrajectorySet,
-    evaluate: Callable[[], Mapping[str, float]] | None = None,
+    retriever: Retriever | None = None,
+    validation_questions: Sequence[Question] = (),
     keep: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train `student` on `data`; see `run_training` for the result.
 
-    Validation is the mean negative log-likelihood of held-out trajectories (split by question); with `evaluate` (EM in
-    the search loop) that decides which weights are the best.
+    Validation is the mean negative log-likelihood of held-out trajectories (split by question); with questions, EM in
+    the search loop decides which weights are the best. Raises ConfigError where the student is to write and there is no
+    `retriever`.
     """
     protocol = Protocol.from_json(data.protocol)
     codec = Codec(student.tokenizer, protocol)
+    objective = make_objective(settings)
     training, validation = split(data.trajectories, settings.validation_share, settings.seed)
-    source = TeacherTrajectories(training, settings.batch_size, settings.seed)
-    steps = settings.steps or settings.epochs * source.steps_per_epoch
+    stored = TeacherTrajectories(training, settings.batch_size, settings.seed)
+    steps = settings.steps or settings.epochs * stored.steps_per_epoch
     optimizer = OptimizerSettings(settings.lr, settings.warmup_steps, settings.schedule, beta2=settings.beta2)
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(student.model)
     learner = Learner(
-        objective=make_objective(settings),
+        objective=objective,
         codec=codec,
         student=student.model,
         policy_optimizer=Optimizer(student.model, optimizer, steps),
         teacher=None if teacher is None else teacher.model,
+        replay=ReplayBuffer(objective.replay_capacity) if objective.replay_capacity else None,
         micro_batch_tokens=settings.micro_batch_tokens,
     )
-    every = settings.eval_every if settings.eval_every is not None else source.steps_per_epoch
+    agent: Agent | None = None
+    source: Source = stored
+    if retriever is not None:
+        agent = Agent.of(student.model, codec, retriever, rollout_settings(settings.rollout, settings.seed))
+    if searches(objective):
+        source = _mixture(settings, learner, stored, agent)
+    every = settings.eval_every if settings.eval_every is not None else stored.steps_per_epoch
     plan = Plan(steps, eval_every=every, save_every=every, seed=settings.seed, seconds=settings.seconds)
+    em = None if agent is None or not validation_questions else evaluator(agent, validation_questions)
 
     def validate() -> Mapping[str, float]:
         metrics = {"nll": nll(learner, validation)} if validation else {}
-        if evaluate is not None:
-            return metrics | dict(evaluate())
+        if em is not None:
+            return metrics | dict(em())
         return metrics | ({"score": -metrics["nll"]} if metrics else {})
 
     return run_training(run, learner, source, plan, evaluate=validate, protocol=protocol, keep=keep, progress=progress)
+
+
+def _mixture(settings: KDSettings, learner: Learner, stored: TeacherTrajectories, agent: Agent | None) -> Mixture:
+    """The source of a method that lets the student, or the teacher, write while it trains."""
+    if agent is None:
+        raise ConfigError(
+            f"method {settings.method!r} searches while it trains, and there is no index", hint="give --index"
+        )
+    objective = learner.objective
+    learner.temperature = settings.rollout.temperature
+    writer, roll_teacher = agent, None
+    if objective.sampled_from_teacher:
+        assert learner.teacher is not None
+        blend = Blend(learner.teacher, objective.sampled_from_teacher)
+        writer = Agent.of(learner.student, learner.codec, agent.retriever, agent.settings, blend)
+    if objective.teacher_writes:
+        assert learner.teacher is not None
+        teacher = Agent.of(learner.teacher, learner.codec, agent.retriever, agent.settings)
+        roll_teacher = lambda pairs: list(teacher.run(pairs))  # noqa: E731
+    return Mixture(
+        stored,
+        objective,
+        roll=lambda pairs: list(writer.run(pairs)),
+        roll_teacher=roll_teacher,
+        replay=learner.replay,
+    )
 
 
 def split(trajectories: Sequence[Trajectory], share: float, seed: int) -> tuple[list[Trajectory], list[Trajectory]]:

@@ -35,6 +35,11 @@ def make_objective(settings: RLSettings) -> Objective:
     objective = registry.create(settings.method, settings.objective)
     if Need.REWARD not in objective.needs:
         raise ConfigError(f"method {settings.method!r} has no reward", hint=f"use `dgpo kd --method {settings.method}`")
+    if objective.default_samples > 1 and settings.samples == 1:
+        raise ConfigError(
+            f"method {settings.method!r} compares attempts at one question, and samples = 1 makes one",
+            hint=f"leave samples out for {objective.default_samples}, or give 2 or more",
+        )
     if settings.teacher is None and needs_teacher(objective):
         raise ConfigError(f"method {settings.method!r} needs a teacher", hint="give --teacher, e.g. --teacher qwen-3b")
     return objective
@@ -127,7 +132,15 @@ def reinforce(
     codec = Codec(student.tokenizer, student.protocol)
     agent = Agent.of(student.model, codec, retriever, rollout_settings(settings.rollout, settings.seed))
     learner = _learner(settings, make_objective(settings), student, teacher, codec)
-    source = Rollouts(questions, settings.batch_size, settings.seed, roll=lambda pairs: list(agent.run(pairs)))
+    objective = learner.objective
+    source = Rollouts(
+        questions,
+        settings.batch_size,
+        settings.seed,
+        roll=lambda pairs: list(agent.run(pairs)),
+        samples=settings.samples or objective.default_samples,
+        differing=objective.replaces_uninformative,
+    )
     plan = Plan(
         settings.steps,
         mini_batches=settings.mini_batches,

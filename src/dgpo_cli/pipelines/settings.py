@@ -55,8 +55,8 @@ class KDSettings:
     warmup_steps: int = 0  # TAID
     beta2: float = 0.999  # TAID, of AdamW
     validation_share: float = 0.05  # ours
-    eval_index: str | None = None  # with eval_questions: the best weights by EM instead of likelihood (ours)
-    eval_questions: str | None = None
+    index: str | None = None  # for what the student searches: methods that let it write, and eval_questions
+    eval_questions: str | None = None  # the best weights by EM on these instead of likelihood (ours)
     eval_limit: int = 256  # ours
     eval_every: int | None = None  # steps; once per epoch by default (ours)
     micro_batch_tokens: int = 16_384  # ours
@@ -69,8 +69,8 @@ class KDSettings:
 
     def __post_init__(self) -> None:
         _positive(self, "lr", "batch_size", "epochs", "micro_batch_tokens")
-        if (self.eval_index is None) != (self.eval_questions is None):
-            raise ConfigError("validation by EM needs an index and questions", hint="give both --index and --eval-data")
+        if self.eval_questions is not None and self.index is None:
+            raise ConfigError("validation by EM needs an index", hint="give --index beside --eval-data")
         if not 0 <= self.validation_share < 1:
             raise ConfigError(f"validation_share = {self.validation_share}", hint="give a share from 0 up to below 1")
 
@@ -86,7 +86,8 @@ class RLSettings:
     method: str = "dgpo"
     objective: dict[str, object] = field(default_factory=dict)
     steps: int = 1000  # paper
-    batch_size: int = 512  # paper, prompts per step with one rollout each
+    batch_size: int = 512  # paper, questions per step
+    samples: int | None = None  # attempts at each question; the method's by default (paper 1, grpo 5 as in Search-R1)
     mini_batches: int = 2  # paper, 256 of 512
     lr: float = 1e-6  # paper
     warmup_steps: int = 285  # paper, 0.285 of 1000

@@ -35,6 +35,8 @@ def save(directory: Path, learner: Learner, step: int, extra: Mapping[str, Any],
     for name, optimizer in learner.optimizers():
         save_file(_contiguous(optimizer.tensors()), temporary / f"{name}_optimizer.safetensors")
         updates[name] = optimizer.updates
+    if learner.replay is not None:
+        learner.replay.save(temporary / "replay.jsonl")
     state = {
         "format": FORMAT,
         "step": step,
@@ -74,6 +76,8 @@ def load_latest(directory: Path, learner: Learner) -> tuple[int, dict[str, Any]]
         for name, optimizer in learner.optimizers():
             optimizer.load(load_file(path / f"{name}_optimizer.safetensors"), state["updates"][name])
         learner.objective.load_state_dict(state["objective"])
+        if learner.replay is not None:
+            learner.replay.load(path / "replay.jsonl")
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         raise InputError(
             f"the saved state {path} cannot be used: {error}",

@@ -12,10 +12,44 @@ import torch
 from torch import Tensor
 
 from dgpo_cli.core.types import StopReason, Trajectory
+from dgpo_cli.errors import TrainingError
 from dgpo_cli.objectives.base import Credit, Episode, Need
 from dgpo_cli.train import signals
 from dgpo_cli.train.batch import Sample
 from dgpo_cli.train.learner import Learner
+from dgpo_cli.train.source import Sequences
+
+MAX_FAILED_SEARCHES = 0.1  # share of a step's episodes; above it the retriever is broken, not the model
+
+
+def samples_of(learner: Learner, sequences: Sequences) -> tuple[list[Sample], dict[str, float]]:
+    """Samples of a step, whoever wrote them, and the metrics of what the student wrote.
+
+    Raises TrainingError when so many searches failed that the retriever is broken, not the model.
+    """
+    samples = teacher_samples(sequences.by_teacher)
+    own = sequences.by_student
+    if not own:
+        return samples, {}
+    refuse_failed_searches(own)
+    if learner.objective.credits:
+        written, metrics = student_samples(learner, own)
+    else:
+        written = [Sample.of(t, weight=float(_counts(t)), by_student=True) for t in own]
+        metrics = rollout_metrics(own)
+    return samples + written, metrics | {"student_share": len(own) / (len(own) + len(samples))}
+
+
+def refuse_failed_searches(trajectories: Sequence[Trajectory]) -> None:
+    failed = sum(not _counts(t) for t in trajectories)
+    if failed > MAX_FAILED_SEARCHES * len(trajectories):
+        cause = next(call.error for t in trajectories for call in t.searches if call.error is not None)
+        raise TrainingError(f"{failed} of {len(trajectories)} episodes failed to search: {cause}", hint="check --index")
+
+
+def _counts(trajectory: Trajectory) -> bool:
+    """A failed search gives its episode weight 0: the model is not to blame for it."""
+    return trajectory.stop is not StopReason.SEARCH_FAILED
 
 
 def teacher_samples(trajectories: Sequence[Trajectory]) -> list[Sample]:
@@ -24,21 +58,25 @@ def teacher_samples(trajectories: Sequence[Trajectory]) -> list[Sample]:
 
 
 def student_samples(learner: Learner, trajectories: Sequence[Trajectory]) -> tuple[list[Sample], dict[str, float]]:
-    """Samples of scored rollouts with advantages and returns, and the metrics of the step's episodes.
-
-    A failed search gives its episode weight 0: the model is not to blame for it.
-    """
+    """Samples of scored rollouts with advantages and returns, and the metrics of the step's episodes."""
     episodes = signals.fill(learner, trajectories)
-    credited = learner.objective.credit(episodes)
-    trained = [t.stop is not StopReason.SEARCH_FAILED for t in trajectories]
-    advantages = _whiten(episodes, credited, trained)
+    trained = [_counts(t) for t in trajectories]
+    # What failed for want of a search is no measure of its group either.
+    credit_of = iter(learner.objective.credit([e for e, counts in zip(episodes, trained, strict=True) if counts]))
+    credited = [
+        next(credit_of) if counts else Credit(torch.zeros_like(episode.behavior_logprobs), weight=0.0)
+        for episode, counts in zip(episodes, trained, strict=True)
+    ]
+    if learner.objective.whitens_advantages:
+        advantages = _whiten(episodes, credited, trained)
+    else:
+        advantages = [credit.advantages for credit in credited]
     samples = []
-    for trajectory, episode, credit, advantage, counts in zip(
-        trajectories, episodes, credited, advantages, trained, strict=True
-    ):
-        sample = Sample.of(trajectory, weight=credit.weight * counts, kl_weight=credit.kl_weight, by_student=True)
+    for trajectory, episode, credit, advantage in zip(trajectories, episodes, credited, advantages, strict=True):
+        sample = Sample.of(trajectory, weight=credit.weight, kl_weight=credit.kl_weight, by_student=True)
         optional = {
             "behavior_logprobs": episode.behavior_logprobs,
+            "sampling_logprobs": None if trajectory.logprobs is None else torch.tensor(trajectory.logprobs),
             "teacher_logprobs": episode.teacher_logprobs,
             "reference_logprobs": episode.reference_logprobs,
             "advantages": advantage,
@@ -73,6 +111,18 @@ def episode_metrics(
     trajectories: Sequence[Trajectory], episodes: Sequence[Episode], credits: Sequence[Credit]
 ) -> dict[str, float]:
     """Means over the episodes of a step; log-probabilities over the written tokens that they are about."""
+    metrics = rollout_metrics(trajectories)
+    right = [e.behavior_logprobs[e.written] for e in episodes if e.score.correct]
+    if right:
+        metrics["right_logprob"] = float(torch.cat(right).mean())
+    for name in {name for c in credits for name in c.metrics}:
+        values = [c.metrics[name] for c in credits if name in c.metrics]
+        metrics[name] = sum(values) / len(values)
+    return metrics
+
+
+def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Means over the student's episodes of a step."""
     count = len(trajectories)
     scores = [t.score for t in trajectories if t.score is not None]
     metrics = {
@@ -87,12 +137,6 @@ def episode_metrics(
     }
     for name in {name for s in scores for name in s.parts}:
         metrics[f"reward_{name}"] = sum(s.parts.get(name, 0.0) for s in scores) / count
-    right = [e.behavior_logprobs[e.written] for e in episodes if e.score.correct]
-    if right:
-        metrics["right_logprob"] = float(torch.cat(right).mean())
-    for name in {name for c in credits for name in c.metrics}:
-        values = [c.metrics[name] for c in credits if name in c.metrics]
-        metrics[name] = sum(values) / len(values)
     return metrics
 
 
@@ -106,7 +150,7 @@ def _needs_metrics(
         for t, e in zip(trajectories, episodes, strict=True)
         if t.logprobs is not None
     ]
-    if pairs:
+    if pairs and not learner.objective.sampled_from_teacher:
         metrics["engine_mismatch"] = float(torch.cat([(a - b).abs() for a, b in pairs]).max())
     if Need.TEACHER_LOGPROBS in learner.objective.needs:
         gaps = [

@@ -15,6 +15,7 @@ from dgpo_cli.errors import TrainingError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic
 from dgpo_cli.objectives.base import Objective
+from dgpo_cli.train.replay import ReplayBuffer
 
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -116,6 +117,7 @@ class Learner:
     reference: PreTrainedModel | None = None
     critic: Critic | None = None
     value_optimizer: Optimizer | None = None
+    replay: ReplayBuffer | None = None
     micro_batch_tokens: int = 16_384  # padded tokens per forward and backward pass
     chunk_tokens: int = 1_024  # tokens whose logits exist at once
     temperature: float = 1.0  # of the rollouts; log-probabilities are taken at the same

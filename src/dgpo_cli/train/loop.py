@@ -8,15 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dgpo_cli.core.types import StopReason
-from dgpo_cli.errors import TrainingError
 from dgpo_cli.train.batch import Sample
-from dgpo_cli.train.credit import student_samples, teacher_samples
+from dgpo_cli.train.credit import samples_of
 from dgpo_cli.train.learner import Learner
 from dgpo_cli.train.source import Source
 from dgpo_cli.train.step import optimizer_step
-
-MAX_FAILED_SEARCHES = 0.1  # share of a step's episodes; above it the retriever is broken, not the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +58,8 @@ def train(
     best, seconds = extra.get("best"), float(extra.get("seconds", 0.0))
     if step and plan.ends(step, seconds):  # interrupted after its last save
         return Outcome(step, best, seconds)
+    if not step and learner.objective.evaluates_first:
+        best = _evaluate(learner, hooks, step, best)
     while not plan.ends(step, seconds):
         started = time.perf_counter()
         metrics = run_step(learner, source, plan, step)
@@ -81,19 +79,9 @@ def train(
 def run_step(learner: Learner, source: Source, plan: Plan, step: int) -> dict[str, float]:
     """Get trajectories, give credit, update the weights; metrics of the step, seconds by phase among them."""
     clock = [time.perf_counter()]
-    trajectories = source.next(step)
+    sequences = source.next(step)
     clock.append(time.perf_counter())
-    metrics: dict[str, float] = {}
-    if source.on_policy:
-        failed = sum(t.stop is StopReason.SEARCH_FAILED for t in trajectories)
-        if failed > MAX_FAILED_SEARCHES * len(trajectories):
-            cause = next(call.error for t in trajectories for call in t.searches if call.error is not None)
-            raise TrainingError(
-                f"{failed} of {len(trajectories)} episodes failed to search: {cause}", hint="check --index"
-            )
-        samples, metrics = student_samples(learner, trajectories)
-    else:
-        samples = teacher_samples(trajectories)
+    samples, metrics = samples_of(learner, sequences)
     clock.append(time.perf_counter())
     updates = [
         optimizer_step(learner, part, policy=step >= plan.critic_warmup_steps) for part in _split(samples, plan, step)
@@ -104,7 +92,7 @@ def run_step(learner: Learner, source: Source, plan: Plan, step: int) -> dict[st
     clock.append(time.perf_counter())
     names = ("seconds_rollout", "seconds_signals", "seconds_update")
     metrics |= {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
-    metrics["tokens_per_second"] = sum(t.num_written for t in trajectories) / (clock[-1] - clock[0])
+    metrics["tokens_per_second"] = sum(sample.num_trained for sample in samples) / (clock[-1] - clock[0])
     return metrics
 
 

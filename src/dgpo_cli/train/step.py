@@ -13,12 +13,20 @@ import torch
 from torch import Tensor
 
 from dgpo_cli.errors import TrainingError
-from dgpo_cli.models.vocab import chunks, gather_logprobs, hidden_states, project
+from dgpo_cli.models.vocab import chunks, gather_logprobs, hidden_states, project, token_logprobs
 from dgpo_cli.objectives.base import Need, TokenBatch
 from dgpo_cli.train.batch import Batch, Sample, micro_batches, pad
 from dgpo_cli.train.learner import Learner
 
-_FIELDS = ("behavior_logprobs", "teacher_logprobs", "reference_logprobs", "advantages", "returns", "old_values")
+_FIELDS = (
+    "behavior_logprobs",
+    "sampling_logprobs",
+    "teacher_logprobs",
+    "reference_logprobs",
+    "advantages",
+    "returns",
+    "old_values",
+)
 
 
 def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool = True) -> dict[str, float]:
@@ -30,10 +38,11 @@ def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool 
     total_weight = sum(sample.weight * sample.num_trained for sample in samples)
     if not total_weight:
         return {}
+    denominator = learner.objective.denominator(total_weight, sum(s.weight * s.num_trained > 0 for s in samples))
     sums: dict[str, float] = {}
     for group in micro_batches(samples, learner.micro_batch_tokens):
         batch = pad([samples[i] for i in group], learner.codec.pad_id, learner.device)
-        for name, value in _accumulate(learner, batch, total_weight).items():
+        for name, value in _accumulate(learner, batch, denominator).items():
             sums[name] = sums.get(name, 0.0) + value
     metrics = {name: value / total_weight for name, value in sums.items()}
     broken = [name for name, value in metrics.items() if name.endswith("_loss") and not math.isfinite(value)]
@@ -51,7 +60,7 @@ def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool 
     return metrics
 
 
-def _accumulate(learner: Learner, batch: Batch, total_weight: float) -> dict[str, float]:
+def _accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str, float]:
     """Add the gradients of one micro-batch; returns weighted sums of its losses and metrics."""
     hidden = batch.flatten(hidden_states(learner.student, batch.input_ids, batch.attention_mask))  # [N, H]
     roots, leaves = [hidden], [hidden.detach().requires_grad_()]
@@ -63,12 +72,13 @@ def _accumulate(learner: Learner, batch: Batch, total_weight: float) -> dict[str
     fields = {name: batch.field(name) for name in _FIELDS}
     fields |= {"token_ids": batch.token_ids, "weights": batch.weights, "sequence_index": batch.sequence_index}
     fields |= {"kl_weight": batch.kl_weight, "by_student": batch.by_student}
+    fields["sequence_log_ratio"] = _sequence_log_ratio(learner, batch, leaves[0])
     sums: dict[str, Tensor] = {}
     for rows in chunks(len(hidden), learner.chunk_tokens):
         tokens = _token_batch(learner, leaves, teacher_hidden, fields, rows)
         result = learner.objective.loss(tokens)
         total = torch.stack([(term * tokens.weights).sum() for term in result.terms.values()]).sum()
-        torch.autograd.backward(total / total_weight)
+        torch.autograd.backward(total / denominator)
         logged = {f"{name}_loss": term for name, term in result.terms.items()} | result.metrics
         for name, value in logged.items():
             added = (value.detach() * tokens.weights).sum()
@@ -84,6 +94,27 @@ def _teacher_hidden(learner: Learner, batch: Batch) -> Tensor | None:
     assert learner.teacher is not None, f"{type(learner.objective).__name__} needs a teacher"
     with torch.no_grad():
         return batch.flatten(hidden_states(learner.teacher, batch.input_ids, batch.attention_mask))
+
+
+def _sequence_log_ratio(learner: Learner, batch: Batch, hidden: Tensor) -> Tensor | None:
+    """Mean log-ratio to the policy that wrote it of each token's sequence [N], which no chunk sees as a whole."""
+    if Need.SEQUENCE_LOG_RATIO not in learner.objective.needs:
+        return None
+    behavior = batch.field("behavior_logprobs")
+    assert behavior is not None
+    logprobs = token_logprobs(
+        learner.student,
+        hidden.detach(),
+        batch.token_ids,
+        vocabulary_size=learner.codec.vocabulary_size,
+        chunk_size=learner.chunk_tokens,
+        temperature=learner.temperature,
+    )
+    rows = batch.sequence_index
+    sums, counts = (torch.zeros(len(batch.samples), device=rows.device) for _ in range(2))
+    sums.index_add_(0, rows, logprobs - behavior)
+    counts.index_add_(0, rows, torch.ones_like(behavior))
+    return (sums / counts.clamp(min=1))[rows]
 
 
 def _token_batch(

@@ -1,0 +1,153 @@
+"""GRPO (Shao et al. 2024) and its variants: PPO's surrogate with rewards compared inside a group, without a critic.
+
+`variant` names a published combination; every part of it can be set by itself:
+grpo: rewards standardized in their group, mean over sequences of token means, k3 loss to the reference.
+dr_grpo (Liu et al. 2025): centred only, tokens summed and divided by a constant length, no KL.
+dapo (Yu et al. 2025): clip 0.2 / 0.28, dual clip 10, token mean, groups without a difference replaced, no KL.
+gspo (Zheng et al. 2025): one ratio per sequence, its geometric token mean, clip 3e-4 / 4e-4, no KL.
+rloo (Ahmadian et al. 2024): the mean of the others is the baseline, tokens summed, k1 to the reference in the reward.
+Lengths count written tokens only. The paper reports that GRPO collapses in compact models (arXiv 2508.20324).
+Deviation from DAPO: its penalty on overlong answers acts on the number of written tokens and is off by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from dgpo_cli.errors import ConfigError
+from dgpo_cli.objectives.advantage import clipped_policy_loss, group_advantages
+from dgpo_cli.objectives.base import Credit, Episode, Need, TokenBatch
+from dgpo_cli.objectives.ppo import PPO
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "dr_grpo": {"advantage": "centred", "reduction": "constant", "kl_coef": 0.0},
+    "dapo": {
+        "reduction": "tokens",
+        "clip_high": 0.28,
+        "dual_clip": 10.0,
+        "replace_uninformative": True,
+        "kl_coef": 0.0,
+        "entropy_coef": 0.0,
+    },
+    "gspo": {"ratio": "sequence", "clip": 3e-4, "clip_high": 4e-4, "kl_coef": 0.0},
+    "rloo": {"advantage": "leave-one-out", "reduction": "constant", "kl_form": "k1-reward"},
+}
+_VARIANT = "the variant"
+_SEARCH_R1 = "Search-R1, train_grpo.sh"
+
+
+class GRPO(PPO):
+    """Term per token: "policy" = clipped surrogate of the group's advantage - entropy bonus + KL."""
+
+    @dataclass(frozen=True)
+    class Config(PPO.Config):
+        variant: Literal["grpo", "dr_grpo", "dapo", "gspo", "rloo"] = field(
+            default="grpo", metadata={"source": _SEARCH_R1, "help": "sets what is not set by itself"}
+        )
+        kl_form: Literal["k1-reward", "k3-reward", "k1-token", "k2-loss", "k3-loss"] = field(
+            default="k3-loss", metadata={"source": _SEARCH_R1, "help": "how the KL is estimated, and where it acts"}
+        )
+        advantage: Literal["standardized", "centred", "leave-one-out"] = field(
+            default="standardized", metadata={"source": _VARIANT, "help": "a reward's worth beside its group's"}
+        )
+        reduction: Literal["sequences", "tokens", "constant"] = field(
+            default="sequences",
+            metadata={"source": _VARIANT, "help": "mean of sequence means, of tokens, or sum / constant_length"},
+        )
+        constant_length: int = field(
+            default=2000, metadata={"source": "ours, four turns of 500", "help": "tokens that a full sequence has"}
+        )
+        ratio: Literal["token", "sequence"] = field(
+            default="token", metadata={"source": _VARIANT, "help": "what the probability ratio is taken over"}
+        )
+        clip_high: float | None = field(
+            default=None, metadata={"source": _VARIANT, "help": "upper clip; that of `clip` by default"}
+        )
+        dual_clip: float | None = field(
+            default=None, metadata={"source": _VARIANT, "help": "bound on the cost of a negative advantage"}
+        )
+        replace_uninformative: bool = field(
+            default=False, metadata={"source": _VARIANT, "help": "other questions for groups all right or all wrong"}
+        )
+        overlong_from: int | None = field(
+            default=None,
+            metadata={"source": "Yu et al. 2025, eq. 13", "help": "written tokens from which length is penalized"},
+        )
+        overlong_to: int = field(
+            default=2000, metadata={"source": "ours, four turns of 500", "help": "written tokens that cost 1"}
+        )
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.constant_length < 1:
+                raise ConfigError(f"constant_length = {self.constant_length}", hint="give 1 or more")
+            if self.overlong_from is not None and not 0 <= self.overlong_from < self.overlong_to:
+                raise ConfigError(
+                    f"overlong_from = {self.overlong_from}, overlong_to = {self.overlong_to}",
+                    hint="the penalty rises from 0 at the former to 1 at the latter, so it must be the smaller one",
+                )
+
+    config: Config
+    whitens_advantages = False
+    default_samples = 5  # Search-R1, train_grpo.sh
+
+    @classmethod
+    def configure(cls, options: dict[str, object]) -> dict[str, object]:
+        """The options with those of their variant beneath them."""
+        return VARIANTS.get(str(options.get("variant", "grpo")), {}) | options
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        needs = {Need.REWARD} | ({self.kl_target} if self.kl_target else set())
+        return frozenset(needs | ({Need.SEQUENCE_LOG_RATIO} if self.config.ratio == "sequence" else set()))
+
+    @property
+    def replaces_uninformative(self) -> bool:
+        return self.config.replace_uninformative
+
+    def denominator(self, weight: float, sequences: int) -> float:
+        return sequences * self.config.constant_length if self.config.reduction == "constant" else weight
+
+    def credit(self, episodes: Sequence[Episode]) -> list[Credit]:
+        lengths = [int(episode.written.sum()) for episode in episodes]
+        penalties = [float(self.reward_penalty(episode)[episode.written].sum()) for episode in episodes]
+        totals = [
+            episode.score.total - penalty - self.overlong_penalty(length)
+            for episode, penalty, length in zip(episodes, penalties, lengths, strict=True)
+        ]
+        worth = group_advantages(torch.tensor(totals), [e.group for e in episodes], self.config.advantage)
+        by_sequence = self.config.reduction == "sequences"
+        return [
+            Credit(
+                torch.where(episode.written, worth[row], 0.0),
+                kl_weight=self.kl_loss_weight(episode),
+                weight=1 / max(1, length) if by_sequence else 1.0,
+                metrics={"reward_penalty": penalty},
+            )
+            for row, (episode, penalty, length) in enumerate(zip(episodes, penalties, lengths, strict=True))
+        ]
+
+    def overlong_penalty(self, length: int) -> float:
+        start, end = self.config.overlong_from, self.config.overlong_to
+        return 0.0 if start is None else min(1.0, max(0.0, (length - start) / (end - start)))
+
+    def surrogate(self, tokens: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        assert tokens.behavior_logprobs is not None and tokens.advantages is not None
+        behavior = tokens.behavior_logprobs
+        if self.config.ratio == "sequence":
+            # The value of the sequence's ratio, with the gradient of the token's own log-probability.
+            assert tokens.sequence_log_ratio is not None
+            behavior = tokens.logprobs.detach() - tokens.sequence_log_ratio
+        return clipped_policy_loss(
+            tokens.logprobs,
+            behavior,
+            tokens.advantages,
+            self.config.clip,
+            clip_high=self.config.clip_high,
+            dual_clip=self.config.dual_clip,
+        )

@@ -1,0 +1,65 @@
+"""On-policy distillation (Thinking Machines 2025): the student searches and answers, the teacher grades every token.
+
+The advantage of a token is coef * (log p_teacher - log p_student) as it was written, without discount, group or
+baseline; its policy gradient is in expectation that of KL(student || teacher) at the visited states. Whether the
+answer was right does not enter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from dgpo_cli.errors import ConfigError
+from dgpo_cli.objectives.advantage import k1
+from dgpo_cli.objectives.base import Credit, Episode, Need, Objective, TokenBatch, TokenLoss
+
+_CODE = "tinker-cookbook (9dfcc3a)"
+
+
+class OPD(Objective):
+    """Loss per token: -(p / p_old) * advantage."""
+
+    @dataclass(frozen=True)
+    class Config:
+        coef: float = field(default=1.0, metadata={"source": _CODE, "help": "weight of the log-ratio"})
+
+        def __post_init__(self) -> None:
+            if self.coef <= 0:
+                raise ConfigError(f"coef = {self.coef} teaches nothing", hint="give a weight above 0")
+
+    config: Config
+    whitens_advantages = False
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({Need.TEACHER_LOGPROBS})
+
+    @property
+    def credits(self) -> bool:
+        return True
+
+    @property
+    def on_policy(self) -> bool:
+        return True
+
+    @property
+    def student_fraction(self) -> float:
+        return 1.0
+
+    def credit(self, episodes: Sequence[Episode]) -> list[Credit]:
+        result = []
+        for episode in episodes:
+            assert episode.teacher_logprobs is not None
+            gap = k1(episode.behavior_logprobs, episode.teacher_logprobs)
+            result.append(Credit(torch.where(episode.written, -self.config.coef * gap, 0.0)))
+        return result
+
+    def loss(self, tokens: TokenBatch) -> TokenLoss:
+        assert tokens.behavior_logprobs is not None and tokens.advantages is not None
+        assert tokens.teacher_logprobs is not None
+        ratio = (tokens.logprobs - tokens.behavior_logprobs).exp()
+        metrics = {"teacher_k1": k1(tokens.behavior_logprobs, tokens.teacher_logprobs), "ratio": ratio.detach()}
+        return TokenLoss({"policy": -ratio * tokens.advantages}, metrics)
