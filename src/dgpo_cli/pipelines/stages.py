@@ -1,0 +1,297 @@
+"""The stages of a path over the offline world: world, index, teacher, trajectories, training runs, evaluations.
+
+Every stage is what the command of its name runs. A stage that is done is not done again; a stage that was interrupted
+goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen2ForCausalLM
+
+from dgpo_cli.core.config import apply_options
+from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.protocol import TINYWORLD
+from dgpo_cli.core.records import write_atomic
+from dgpo_cli.core.run_dir import RunDir, config_digest
+from dgpo_cli.evaluate.run import Report, evaluate
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.load import ModelSource, load_model, load_tokenizer, save_model
+from dgpo_cli.pipelines.agents import Agent, rollout_settings
+from dgpo_cli.pipelines.demonstrations import write_demonstrations, write_reading_exercises
+from dgpo_cli.pipelines.distill_data import run_distill_data
+from dgpo_cli.pipelines.kd import run_kd
+from dgpo_cli.pipelines.rl import run_rl
+from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings, RolloutOptions
+from dgpo_cli.qa_sets import read_questions
+from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.tinyworld.demonstrations import Demonstrator, Fault
+from dgpo_cli.tinyworld.files import write_world
+from dgpo_cli.tinyworld.sizes import STUDENT, TEACHER, ModelSize, qwen2_config
+from dgpo_cli.tinyworld.world import World, build_world
+from dgpo_cli.train.devices import training_device
+
+Say = Callable[[str], None]
+Bar = Callable[[str, str], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model on the held-out test questions; shares from 0 to 1, the interval of 95 %."""
+
+    em: float
+    em_interval: tuple[float, float]
+    em_by_hops: dict[str, float]
+    questions: int
+    searches: float
+    right: str  # one character per question in their order: 1 where the answer was right
+
+    @classmethod
+    def of(cls, report: Report) -> Row:
+        overall = report.overall
+        return cls(
+            em=overall.em,
+            em_interval=(overall.em_interval.low, overall.em_interval.high),
+            em_by_hops={str(hops): summary.em for hops, summary in report.by_hops.items()},
+            questions=overall.n,
+            searches=overall.searches,
+            right="".join(str(int(outcome.em)) for outcome in report.outcomes),
+        )
+
+
+def fingerprint(path: Path) -> str:
+    """Of a file, or of the weights that a model folder or a training run holds."""
+    folder = path / "best" if (path / "best").is_dir() else path
+    file = folder / "model.safetensors" if folder.is_dir() else folder
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+def shipped_recipe(name: str) -> dict[str, Any]:
+    import tomllib
+
+    text = resources.files("dgpo_cli.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+class Stages:
+    """`folder` keeps everything that is made. `say` gets one line per stage, `bar` makes a progress bar."""
+
+    def __init__(
+        self, folder: Path, *, seed: int, device: str, say: Say, bar: Bar, settings: Mapping[str, Any]
+    ) -> None:
+        self.folder, self.seed, self.device = folder, seed, device
+        self._say, self._bar = say, bar
+        self.recipe = dict(settings)
+        self.rollout = apply_options(RolloutOptions, self.recipe["rollout"])
+        self.world_folder, self.index_folder = folder / "world", folder / "index"
+        self.reused: list[str] = []
+
+    def start(self) -> tuple[Path, Path, Path]:
+        """Student before anything is distilled, teacher, and the teacher's right trajectories."""
+        if training_device(self.device).type == "cpu":
+            # One thread: tiny models gain nothing from a second one, lose much where the other core is busy, and give
+            # the same figures on any number of cores.
+            torch.set_num_threads(1)
+        world = self._world()
+        teacher = self._teacher(world)
+        trajectories = self._distill_data(teacher)
+        return self._reader(world), teacher, trajectories
+
+    def path(self, stage: str) -> Path:
+        return self.folder / "runs" / stage
+
+    def _world(self) -> World:
+        world = build_world(self.seed)
+        stamp = self.world_folder / "world.json"
+        digest = config_digest("world", {"seed": self.seed, "passages": [p.contents for p in world.passages]})
+        if stamp.is_file() and json.loads(stamp.read_text())["digest"] == digest:
+            self._reuse("world and index")
+            return world
+        self._say(f"world: {len(world.passages):,} passages, questions about {', '.join(world.questions)}")
+        write_world(world, self.world_folder)
+        build_index(self.world_folder / "corpus.jsonl", self.index_folder, overwrite=True)
+        write_atomic(stamp, json.dumps({"digest": digest, "seed": self.seed}))
+        return world
+
+    def _initial_model(self, name: str, size: ModelSize) -> Path:
+        """A model with random weights, saved like any other so that every stage loads models by name."""
+        folder = self.folder / "models" / name
+        if not (folder / "config.json").is_file():
+            codec = self._codec()
+            torch.manual_seed(self.seed)
+            model = Qwen2ForCausalLM(qwen2_config(size, codec.vocabulary_size))
+            save_model(folder, model, codec.tokenizer, TINYWORLD)
+        return folder
+
+    def _codec(self) -> Codec:
+        tokenizer = load_tokenizer(ModelSource("tinyworld", str(self.world_folder / "tokenizer"), local=True))
+        return Codec(tokenizer, TINYWORLD)
+
+    def _teacher(self, world: World) -> Path:
+        demonstrations = self.folder / "demonstrations.jsonl"
+        if not demonstrations.is_file():
+            self._say("demonstrations: scripted episodes with a systematic fault, for the teacher")
+            write_demonstrations(
+                Demonstrator(world, Fault(), self.seed),
+                world.questions["demonstrations"][: self.recipe["world"]["demonstrations"]],
+                demonstrations,
+                codec=self._codec(),
+                retriever=open_index(self.index_folder).retriever,
+                settings=rollout_settings(self.rollout, self.seed),
+            )
+        start = self._initial_model("teacher", TEACHER)
+        return self.kd("teacher", start, start, demonstrations, self.recipe["teacher"])
+
+    def _reader(self, world: World) -> Path:
+        """The student before anything is distilled: it reads, as a pretrained model does, and cannot search."""
+        exercises = self.folder / "reading.jsonl"
+        if not exercises.is_file():
+            write_reading_exercises(
+                world,
+                world.questions["demonstrations"],
+                exercises,
+                codec=self._codec(),
+                retriever=open_index(self.index_folder).retriever,
+                settings=rollout_settings(self.rollout, self.seed),
+            )
+        start = self._initial_model("student", STUDENT)
+        return self.kd("student", start, start, exercises, self.recipe["student"])
+
+    def _distill_data(self, teacher: Path) -> Path:
+        settings = DistillDataSettings(
+            teacher=str(teacher),
+            index=str(self.index_folder),
+            questions=str(self.world_folder / "train.jsonl"),
+            keep=self.recipe["distill-data"]["keep"],
+            limit=self.recipe["distill-data"]["questions"],
+            seed=self.seed,
+            device=self.device,
+            rollout=self.rollout,
+        )
+
+        def work(run: RunDir) -> Mapping[str, Any]:
+            questions = read_questions(Path(settings.questions))[: settings.limit]
+            with self._bar("teacher's episodes", "episode") as progress:
+                return run_distill_data(settings, run, questions=questions, progress=progress)
+
+        summary = self._stage("distill-data", "distill-data", asdict(settings), [teacher], work)
+        self._say(f"distill-data: {summary['kept']} of {summary['episodes']} episodes right and kept")
+        return self.path("distill-data") / "trajectories.jsonl"
+
+    def kd(self, stage: str, student: Path, teacher: Path, data: Path, options: Mapping[str, Any]) -> Path:
+        settings = apply_options(
+            KDSettings,
+            dict(options)
+            | {
+                "student": str(student),
+                "teacher": str(teacher),
+                "trajectories": str(data),
+                "index": str(self.index_folder),
+                "eval_questions": str(self.world_folder / "validation.jsonl"),
+                "eval_limit": self.recipe["world"]["validation_questions"],
+                "seed": self.seed,
+                "device": self.device,
+                "rollout": asdict(self.rollout),
+            },
+        )
+
+        def work(run: RunDir) -> Mapping[str, Any]:
+            with self._bar(stage, "step" if settings.seconds is None else "s") as progress:
+                return run_kd(settings, run, keep=1, progress=progress)
+
+        self._stage(stage, "kd", asdict(settings), [student, teacher, data], work)
+        return self.path(stage)
+
+    def rl(self, stage: str, student: Path, teacher: Path, options: Mapping[str, Any]) -> Path:
+        settings = apply_options(
+            RLSettings,
+            dict(options)
+            | {
+                "student": str(student),
+                "teacher": str(teacher),
+                "index": str(self.index_folder),
+                "questions": str(self.world_folder / "train.jsonl"),
+                "validation": str(self.world_folder / "validation.jsonl"),
+                "seed": self.seed,
+                "device": self.device,
+                "rollout": asdict(self.rollout),
+            },
+        )
+
+        def work(run: RunDir) -> Mapping[str, Any]:
+            with self._bar(stage, "step") as progress:
+                return run_rl(settings, run, keep=1, progress=progress)
+
+        self._stage(stage, "rl", asdict(settings), [student, teacher], work)
+        return self.path(stage)
+
+    def _stage(
+        self,
+        stage: str,
+        command: str,
+        config: Mapping[str, Any],
+        inputs: Sequence[Path],
+        work: Callable[[RunDir], Mapping[str, Any]],
+    ) -> Mapping[str, Any]:
+        """Do a stage unless its folder holds a finished run of the same settings on the same inputs.
+
+        The settings only say where the inputs lie; that an earlier stage made one anew shows in its contents.
+        """
+        path = self.path(stage)
+        seen = {str(source): fingerprint(source) for source in (self.world_folder / "world.json", *inputs)}
+        record = json.loads((path / "run.json").read_text()) if (path / "run.json").is_file() else {}
+        same = record.get("digest") == config_digest(command, config, seen)
+        if same and record["status"] == "finished":
+            self._reuse(stage)
+            return dict(record["result"])
+        started = time.perf_counter()
+        with RunDir.open(command, config, out=path, fresh=not same, inputs=seen) as run:
+            result = work(run)
+        best = f", best validation EM {result['best']:.1%}" if result.get("best") is not None else ""
+        self._say(f"{stage}: {time.perf_counter() - started:.0f} s{best}")
+        return result
+
+    def result(self, stage: str) -> Mapping[str, Any]:
+        return dict(json.loads((self.path(stage) / "run.json").read_text())["result"])
+
+    def _reuse(self, what: str) -> None:
+        self.reused.append(what)
+        self._say(f"{what}: done before, reused")
+
+    def evaluate(self, name: str, model: Path) -> Row:
+        """EM on held-out test questions, greedy."""
+        settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0, wave=200)
+        config = {
+            "model": str(model),
+            "rollout": settings.to_json(),
+            "questions": self.recipe["world"]["test_questions"],
+        }
+
+        def work(run: RunDir) -> Mapping[str, Any]:
+            device = training_device(self.device)
+            loaded = load_model(str(model), device=device)
+            agent = Agent.of(
+                loaded.model,
+                Codec(loaded.tokenizer, loaded.protocol),
+                open_index(self.index_folder).retriever,
+                settings,
+            )
+            questions = read_questions(self.world_folder / "test.jsonl")[: config["questions"]]
+            report = evaluate(questions, run_batch=lambda part: agent.run([(q, 0) for q in part]), wave=settings.wave)
+            row = asdict(Row.of(report))
+            run.finish(row)
+            return row
+
+        return Row(**self._stage(f"eval-{name}", "eval", config, [model], work))
