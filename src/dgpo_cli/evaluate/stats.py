@@ -87,3 +87,29 @@ def sign_test(better: int, worse: int) -> float:
         ways = ways * (total - k) // (k + 1)
         splits += ways
     return min(1.0, 2 * splits / (1 << total))
+
+
+def nested_interval(
+    groups: Sequence[np.ndarray], *, over_groups: bool, seed: int = 0, confidence: float = CONFIDENCE
+) -> Interval:
+    """Percentile bootstrap of the mean of group means; each group holds -1, 0 or 1 per question.
+
+    Questions are resampled inside their group; with `over_groups` the groups (training seeds) are resampled first, so
+    that the interval is about further seeds too. With three seeds that part is coarse: it is at least as wide as their
+    spread, and no more is known.
+    """
+    shares = np.array([[(group == v).mean() for v in (-1, 0, 1)] for group in groups])  # [G, 3]
+    sizes = np.array([len(group) for group in groups])
+    generator = np.random.default_rng(seed)
+    count = len(groups)
+    chosen = np.tile(np.arange(count), (RESAMPLES, 1))
+    if over_groups:
+        chosen = generator.integers(count, size=(RESAMPLES, count))
+    means = np.zeros(RESAMPLES)
+    for place in range(count):
+        index = chosen[:, place]
+        drawn = generator.multinomial(sizes[index], shares[index])  # [RESAMPLES, 3]
+        means += (drawn[:, 2] - drawn[:, 0]) / sizes[index] / count
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(low), float(high))

@@ -5,7 +5,6 @@ The settings are those of `recipes/quickstart.toml`.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -82,13 +81,4 @@ class Quickstart(Stages):
 
     def curves(self) -> dict[str, list[tuple[float, float]]]:
         """Validation EM over training seconds, by row."""
-        result = {}
-        for name in ("kd", "kd_longer", "ppo", "dgpo_k1", "dgpo"):
-            points, seconds = [], 0.0
-            for line in (self.path(name) / "metrics.jsonl").read_text().splitlines():
-                row = json.loads(line)
-                seconds = row.get("seconds", seconds)
-                if "eval_em" in row:
-                    points.append((seconds, row["eval_em"]))
-            result[name] = points
-        return result
+        return {name: self.validation_curve(name) for name in ("kd", "kd_longer", "ppo", "dgpo_k1", "dgpo")}

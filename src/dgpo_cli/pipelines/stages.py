@@ -23,7 +23,7 @@ from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.core.run_dir import RunDir, config_digest
+from dgpo_cli.core.run_dir import RunDir, config_digest, read_metrics
 from dgpo_cli.evaluate.run import Report, evaluate
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import ModelSource, load_model, load_tokenizer, save_model
@@ -295,3 +295,12 @@ class Stages:
             return row
 
         return Row(**self._stage(f"eval-{name}", "eval", config, [model], work))
+
+    def validation_curve(self, stage: str) -> list[tuple[float, float]]:
+        """Validation EM over training seconds."""
+        points, seconds = [], 0.0
+        for row in read_metrics(self.path(stage)):
+            seconds = row.get("seconds", seconds)
+            if "eval_em" in row:
+                points.append((seconds, row["eval_em"]))
+        return points

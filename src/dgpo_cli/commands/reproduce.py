@@ -1,0 +1,121 @@
+"""`dgpo reproduce`: every row of the paper's table on the offline world, with intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFlag
+from dgpo_cli.console import Console
+
+if TYPE_CHECKING:
+    from dgpo_cli.pipelines.reproduce import Ladder, Record
+    from dgpo_cli.reporting.ladder import LadderRow
+
+AGAINST = "dgpo"
+
+
+def reproduce(
+    scale: Annotated[str, typer.Option(help="tiny: the offline world, on a CPU.")] = "tiny",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of them; several machines can share the work.")] = 0,
+    methods: Annotated[str | None, typer.Option(help="Rows, comma-separated; all by default.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of models and runs.")] = Path("reproduce"),
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of the finished rows' records and of the page; OUT/results by default.")
+    ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Try the recipe's learning rates on validation questions instead.")
+    ] = False,
+    device: DeviceOption = None,
+    dry_run: DryRunFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Make every row of the paper's table and its ablations from one start, and compare them.
+
+    Finished rows are kept as small records: the same command goes on after an interruption, also on another machine
+    that has the records. Example: `dgpo reproduce --seeds 3 --methods kd,ppo,dgpo`
+    """
+    from dgpo_cli.core.config import to_toml
+    from dgpo_cli.pipelines.reproduce import Ladder, choose, recipe, row_specs
+
+    console = Console(json_output=json, quiet=quiet)
+    settings = recipe(scale)
+    names = choose(row_specs(settings), None if methods is None else [m.strip() for m in methods.split(",")])
+    if dry_run:
+        console.print(to_toml(settings))
+        console.result({"rows": names, "settings": settings})
+        return
+    folder = (results or out / "results").resolve()
+    ladders = [
+        Ladder(
+            out.resolve() / f"seed-{seed}",
+            folder,
+            seed=seed,
+            device=device or "auto",
+            say=console.info,
+            bar=console.progress,
+            settings=settings,
+        )
+        for seed in range(first_seed, first_seed + seeds)
+    ]
+    if search:
+        _search(console, ladders[0], names)
+        return
+    made = []
+    for ladder in ladders:
+        console.info(f"seed {ladder.seed}")
+        made.append(ladder.run(names))
+    _show(console, ladders, made, folder, scale)
+
+
+def _search(console: Console, ladder: Ladder, names: list[str]) -> None:
+    found = ladder.search(names)
+    rows = [[trial["row"], f"{trial['lr']:g}", f"{100 * trial['validation_em']:.1f}"] for trial in found]
+    console.table("best EM % on validation questions", ["row", "learning rate", "EM"], rows)
+    console.result({"grid": found})
+
+
+def _show(console: Console, ladders: list[Ladder], made: list[dict[str, Record]], folder: Path, scale: str) -> None:
+    from dgpo_cli.core.records import write_atomic
+    from dgpo_cli.pipelines.reproduce import table
+    from dgpo_cli.reporting.curves import save_chart
+    from dgpo_cli.reporting.ladder import HEADER, cells, page
+
+    rows = table(ladders[0].specs, made, AGAINST)
+    console.table(
+        f"{_questions(made)} held-out test questions, greedy decoding", list(HEADER), [cells(r) for r in rows]
+    )
+    # One seed's curves: those of several in one picture cannot be told apart.
+    curves = {record.row: record.validation for record in made[0].values() if record.validation}
+    seeds = ", ".join(str(ladder.seed) for ladder in ladders)
+    save_chart(
+        curves,
+        folder / "learning-curves.png",
+        title=f"validation EM, seed {ladders[0].seed}",
+        x_label="training seconds",
+        y_label="EM",
+    )
+    notes = [
+        f"Written by `dgpo reproduce --scale {scale}` from the records beside this page; seeds {seeds}.",
+        f"EM in percent on {_questions(made)} held-out test questions, greedy. Intervals of 95 % are bootstraps; the "
+        f"differences to `{AGAINST}` are paired by question. `paper` is the paper's mean over its seven sets: another "
+        "task, other models, one run each, and only its order can be compared.",
+    ]
+    text = page(rows, title=f"The paper's rows, scale {scale}", notes=notes, picture="learning-curves.png")
+    write_atomic(folder / "README.md", text)
+    console.print(f"records, page and curves: {folder}")
+    console.result({"rows": [_json(row) for row in rows], "results": str(folder)})
+
+
+def _questions(made: list[dict[str, Record]]) -> str:
+    return f"{sum(records['teacher'].result.questions for records in made):,}"
+
+
+def _json(row: LadderRow) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(row) | {"em": row.mean, "em_by_seed": list(row.em)}

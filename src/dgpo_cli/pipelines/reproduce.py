@@ -1,0 +1,261 @@
+"""The paper's table and its ablations on the offline world: one row per method, several seeds, records that stay.
+
+A finished row is one small JSON file, which is all that the table needs. Its digest covers the settings that it and
+the rows before it had, so records made on another machine count and stale ones do not. A row is trained only where
+its record, or one that starts from it, is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dgpo_cli.core.records import write_atomic
+from dgpo_cli.core.run_dir import config_digest
+from dgpo_cli.errors import ConfigError
+from dgpo_cli.evaluate.stats import nested_interval
+from dgpo_cli.pipelines.stages import Bar, Row, Say, Stages, shipped_recipe
+from dgpo_cli.reporting.ladder import Difference, LadderRow
+
+BASE_ROWS = ("student", "teacher")
+_ROW_KEYS = ("label", "published", "command", "start", "as_long_as")
+_SHARED = ("world", "distill-data", "rollout", "teacher", "student")
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpec:
+    """One row of the recipe. `settings` are those of its command; `as_long_as` names the row whose time it gets."""
+
+    name: str
+    label: str
+    command: str
+    start: str
+    published: float | None
+    as_long_as: str | None
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A finished row of one seed."""
+
+    row: str
+    seed: int
+    digest: str
+    result: Row
+    train_seconds: float
+    validation: tuple[tuple[float, float], ...]  # (training seconds, EM)
+
+
+def recipe(scale: str) -> dict[str, Any]:
+    """Raises ConfigError for a scale without a recipe."""
+    if scale != "tiny":
+        raise ConfigError(
+            f"there is no recipe for --scale {scale}",
+            hint="tiny is; the paper's own sizes are single commands (`dgpo kd --list`, `dgpo rl --list`)",
+        )
+    return shipped_recipe(f"reproduce-{scale}")
+
+
+def row_specs(settings: Mapping[str, Any]) -> dict[str, RowSpec]:
+    """The recipe's rows, each after what it starts from. Raises ConfigError for one that starts from nothing."""
+    specs: dict[str, RowSpec] = {}
+    waiting = dict(settings["rows"])
+    while waiting:
+        ready = [n for n, row in waiting.items() if {row.get("start", "student"), row.get("as_long_as")} <= {
+            *BASE_ROWS, *specs, None}]  # fmt: skip
+        if not ready:
+            raise ConfigError(f"rows {', '.join(waiting)} start from rows that do not exist", hint="see the recipe")
+        for name in ready:
+            row = waiting.pop(name)
+            own = {key: value for key, value in row.items() if key not in _ROW_KEYS}
+            specs[name] = RowSpec(
+                name=name,
+                label=row["label"],
+                command=row["command"],
+                start=row.get("start", "student"),
+                published=row.get("published"),
+                as_long_as=row.get("as_long_as"),
+                settings=settings[row["command"]] | own,
+            )
+    return specs
+
+
+def choose(specs: Mapping[str, RowSpec], names: Sequence[str] | None) -> list[str]:
+    """The rows asked for, in the recipe's order; all of them by default. Raises ConfigError for an unknown one."""
+    if names is None:
+        return list(specs)
+    unknown = sorted(set(names) - {*specs, *BASE_ROWS})
+    if unknown:
+        raise ConfigError(f"no row is called {', '.join(unknown)}", hint=f"rows: {', '.join(specs)}")
+    return [name for name in specs if name in names]
+
+
+class Ladder(Stages):
+    """All rows of one seed. `records` is the folder of finished rows, `folder` that of models and runs."""
+
+    def __init__(
+        self,
+        folder: Path,
+        records: Path,
+        *,
+        seed: int,
+        device: str,
+        say: Say,
+        bar: Bar,
+        settings: Mapping[str, Any],
+    ) -> None:
+        super().__init__(folder, seed=seed, device=device, say=say, bar=bar, settings=settings)
+        self.records = records
+        self.specs = row_specs(settings)
+        self._started: tuple[Path, Path, Path] | None = None
+
+    def run(self, names: Sequence[str]) -> dict[str, Record]:
+        """Records of the student, the teacher and the rows named."""
+        return {name: self.record(name) for name in (*BASE_ROWS, *names)}
+
+    def record(self, name: str) -> Record:
+        digest = self.digest(name)
+        path = self.records / f"seed-{self.seed}" / f"{name}.json"
+        found = read_record(path)
+        if found is not None and found.digest == digest:
+            return found
+        model = self.model(name)
+        result = self.evaluate(name, model)
+        trained = {} if name in BASE_ROWS else self.result(name)
+        record = Record(name, self.seed, digest, result, round(trained.get("seconds", 0.0), 1), self._validation(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(asdict(record), indent=1) + "\n")
+        return record
+
+    def model(self, name: str) -> Path:
+        """The trained model of a row, made if it is not there."""
+        if self._started is None:
+            self._started = self.start()
+        student, teacher, trajectories = self._started
+        if name in BASE_ROWS:
+            return {"student": student, "teacher": teacher}[name]
+        spec = self.specs[name]
+        begin, settings = self.model(spec.start), dict(spec.settings)
+        if spec.as_long_as is not None:
+            # The time that the other row had, by its record: on another machine it may be trained no more.
+            settings |= {"seconds": self.record(spec.as_long_as).train_seconds, "steps": 1_000_000}
+        if spec.command == "rl":
+            return self.rl(name, begin, teacher, settings)
+        return self.kd(name, begin, teacher, trajectories, settings)
+
+    def digest(self, name: str) -> str:
+        """Of everything that decides what the row is, apart from the machine."""
+        shared = {key: self.recipe[key] for key in _SHARED}
+        if name in BASE_ROWS:
+            return config_digest(name, shared | {"seed": self.seed})
+        spec = self.specs[name]
+        before = [self.digest(other) for other in (spec.start, spec.as_long_as) if other is not None]
+        own = {"command": spec.command, "settings": spec.settings, "before": before, "seed": self.seed}
+        return config_digest(name, shared | own)
+
+    def search(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Every row over the recipe's grid of learning rates: best EM on validation questions, one record each."""
+        found = []
+        for name in names:
+            spec = self.specs[name]
+            if spec.as_long_as is not None:
+                continue
+            for lr in self.recipe["search"]["lr"]:
+                changed = {key: dict(value) for key, value in self.recipe["rows"].items()}
+                changed[name]["lr"] = lr
+                trial = Ladder(
+                    self.folder,
+                    self.records,
+                    seed=self.seed,
+                    device=self.device,
+                    say=self._say,
+                    bar=self._bar,
+                    settings=self.recipe | {"rows": changed},
+                )
+                found.append({"row": name, "lr": lr, "validation_em": trial.validation_em(name, f"{name}-lr{lr:g}")})
+        return found
+
+    def validation_em(self, name: str, trial: str) -> float:
+        """Best EM on validation questions of a row trained under another name; recorded like a row."""
+        digest = self.digest(name)
+        path = self.records / "search" / f"seed-{self.seed}" / f"{trial}.json"
+        if path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["digest"] == digest:
+                return float(record["validation_em"])
+        self.specs = self.specs | {trial: self.specs[name]}
+        self.model(trial)
+        best = float(self.result(trial)["best"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"trial": trial, "digest": digest, "validation_em": best}, indent=1) + "\n")
+        return best
+
+    def _validation(self, name: str) -> tuple[tuple[float, float], ...]:
+        if name in BASE_ROWS:
+            return ()
+        return tuple((round(seconds, 2), em) for seconds, em in self.validation_curve(name))
+
+
+def table(specs: Mapping[str, RowSpec], records: Sequence[Mapping[str, Record]], against: str) -> list[LadderRow]:
+    """Rows that every seed has, in the recipe's order, each compared with the row `against` where that is there.
+
+    `records` holds one mapping by seed. Intervals of 95 %; see `evaluate.stats.nested_interval`.
+    """
+    labels = {"student": "student (reads, cannot search)", "teacher": "teacher"} | {
+        n: s.label for n, s in specs.items()
+    }
+    published = {"student": 0.006, "teacher": 0.353} | {n: s.published for n, s in specs.items()}
+    rows = []
+    for name, label in labels.items():
+        if not all(name in seed for seed in records):
+            continue
+        made = [seed[name] for seed in records]
+        right = [_answers(record) for record in made]
+        difference = None
+        if name != against and all(against in seed for seed in records):
+            gaps = [a - _answers(seed[against]) for a, seed in zip(right, records, strict=True)]
+            difference = Difference(
+                float(np.mean([gap.mean() for gap in gaps])),
+                nested_interval(gaps, over_groups=False),
+                nested_interval(gaps, over_groups=True),
+            )
+        rows.append(
+            LadderRow(
+                name=name,
+                label=label,
+                published=published[name],
+                em=[float(r.mean()) for r in right],
+                interval=nested_interval(right, over_groups=True),
+                em_by_hops={
+                    hops: float(np.mean([r.result.em_by_hops.get(hops, 0.0) for r in made])) for hops in ("1", "2")
+                },
+                searches=float(np.mean([r.result.searches for r in made])),
+                seconds=float(np.mean([r.train_seconds for r in made])),
+                difference=difference,
+            )
+        )
+    return rows
+
+
+def _answers(record: Record) -> np.ndarray:
+    """1 where a question was answered right, else 0."""
+    return np.array([int(c) for c in record.result.right])
+
+
+def read_record(path: Path) -> Record | None:
+    """None where there is none of this form: it is made anew then."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        result = Row(**found["result"] | {"em_interval": tuple(found["result"]["em_interval"])})
+        points = tuple((float(x), float(y)) for x, y in found["validation"])
+        return Record(found["row"], found["seed"], found["digest"], result, found["train_seconds"], points)
+    except (ValueError, KeyError, TypeError):
+        return None

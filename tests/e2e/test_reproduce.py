@@ -1,0 +1,154 @@
+"""The ladder in a few steps per row: records, what is made again and what is not, the table."""
+
+import copy
+import json
+import shutil
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dgpo_cli.cli import app
+from dgpo_cli.core.config import apply_options
+from dgpo_cli.errors import ConfigError
+from dgpo_cli.objectives import registry
+from dgpo_cli.pipelines import reproduce
+from dgpo_cli.pipelines.reproduce import Ladder, choose, recipe, row_specs, table
+from dgpo_cli.pipelines.settings import KDSettings, RLSettings
+
+ROWS = ["kd", "dgpo", "opd", "kd-kd"]
+
+
+@pytest.fixture(scope="module")
+def small():
+    settings = copy.deepcopy(recipe("tiny"))
+    settings["world"] |= {"test_questions": 30, "validation_questions": 10, "demonstrations": 80}
+    settings["distill-data"] |= {"questions": 30, "keep": "all"}
+    for stage in ("teacher", "student", "kd"):
+        settings[stage] |= {"steps": 2, "eval_every": 1}
+    settings["rl"] |= {"steps": 2, "batch_size": 16, "eval_every": 1, "save_every": 1, "eval_questions": 10}
+    for row in settings["rows"].values():
+        row |= {key: value for key, value in (("steps", 2), ("batch_size", 8), ("eval_every", 1)) if key in row}
+    settings["search"] = {"lr": [1e-3, 2e-3]}
+    return settings
+
+
+def ladder(folder, records, settings):
+    return Ladder(
+        folder,
+        records,
+        seed=3,
+        device="cpu",
+        say=lambda line: None,
+        bar=lambda description, unit: nullcontext(lambda done, total: None),
+        settings=settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def made(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ladder")
+    return folder, ladder(folder / "work", folder / "records", small).run(ROWS)
+
+
+def test_records_alone_are_enough_and_a_missing_one_is_made_again_alike(made, small, tmp_path):
+    folder, first = made
+    shutil.copytree(folder / "records", tmp_path / "records")
+    elsewhere = ladder(tmp_path / "work", tmp_path / "records", small)
+    assert elsewhere.run(ROWS) == first
+    assert not (tmp_path / "work").exists()
+    (tmp_path / "records" / "seed-3" / "dgpo.json").unlink()
+    again = elsewhere.run(ROWS)["dgpo"]
+    assert again.result == first["dgpo"].result and again.digest == first["dgpo"].digest
+    assert (tmp_path / "work" / "runs" / "kd").is_dir() and not (tmp_path / "work" / "runs" / "opd").exists()
+
+
+def test_a_record_of_other_settings_does_not_count(made, small):
+    folder, _ = made
+    changed = copy.deepcopy(small)
+    changed["rows"]["kd"]["lr"] = 3e-3
+    before, after = ladder(folder, folder, small), ladder(folder, folder, changed)
+    differ = {name for name in (*ROWS, "taid", "teacher") if before.digest(name) != after.digest(name)}
+    assert differ == set(ROWS)  # all of them start from kd
+
+
+def test_a_damaged_record_is_made_again(made, small, tmp_path):
+    path = tmp_path / "kd.json"
+    path.write_text((made[0] / "records" / "seed-3" / "kd.json").read_text()[:50])
+    assert reproduce.read_record(path) is None and reproduce.read_record(tmp_path / "none.json") is None
+
+
+def test_the_continued_row_has_the_time_of_the_other(made):
+    _, records = made
+    assert records["kd-kd"].train_seconds >= records["dgpo"].train_seconds > 0
+
+
+def test_the_table_compares_by_question(made, small):
+    _, records = made
+    wanted = dict(records)
+    wanted["kd"] = with_right(records["kd"], "1" * 10 + "0" * 20)
+    wanted["dgpo"] = with_right(records["dgpo"], "0" * 5 + "1" * 15 + "0" * 10)
+    rows = {row.name: row for row in table(row_specs(small), [wanted, wanted], "dgpo")}
+    assert list(rows) == ["student", "teacher", "kd", "dgpo", "opd", "kd-kd"]
+    assert rows["kd"].em == [pytest.approx(1 / 3)] * 2 and rows["dgpo"].em == [pytest.approx(0.5)] * 2
+    difference = rows["kd"].difference
+    assert difference.mean == pytest.approx(-5 / 30) and rows["dgpo"].difference is None
+    # Five questions only kd got right, ten only dgpo, twice: the standard error of the mean is known.
+    error = np.sqrt((15 / 30 - (5 / 30) ** 2) / 60)
+    assert difference.over_questions.low == pytest.approx(-5 / 30 - 1.96 * error, abs=0.01)
+    assert difference.over_questions.high == pytest.approx(-5 / 30 + 1.96 * error, abs=0.01)
+
+
+def with_right(record, right):
+    from dataclasses import replace
+
+    return replace(record, result=replace(record.result, right=right))
+
+
+def test_the_search_has_one_record_per_trial(small, made):
+    folder, _ = made
+    found = ladder(folder / "work", folder / "records", small).search(["kd", "kd-kd"])
+    assert [(trial["row"], trial["lr"]) for trial in found] == [("kd", 1e-3), ("kd", 2e-3)]
+    stored = sorted(p.name for p in (folder / "records" / "search" / "seed-3").iterdir())
+    assert stored == ["kd-lr0.001.json", "kd-lr0.002.json"]
+    assert (folder / "records" / "seed-3" / "kd.json").is_file()
+
+
+def test_the_command_ends_in_a_table_and_a_page(made, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "recipe", lambda scale: small)
+    shutil.copytree(made[0] / "records", tmp_path / "results")
+    arguments = ["reproduce", "--seeds", "1", "--first-seed", "3", "--methods", ",".join(ROWS)]
+    arguments += ["--out", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "DGPO (exact KL)" in shown.stdout and "KD, then OPD" in shown.stdout
+    text = (tmp_path / "results" / "README.md").read_text()
+    assert text.count("\n|") == 2 + 6 and "29.8" in text  # the paper's KD
+    assert (tmp_path / "results" / "learning-curves.png").read_bytes().startswith(b"\x89PNG")
+    result = json.loads(CliRunner().invoke(app, [*arguments, "--json", "--quiet"]).stdout)
+    assert [row["name"] for row in result["rows"]] == ["student", "teacher", *ROWS]
+
+
+def test_every_row_of_the_recipe_is_one_that_its_command_takes():
+    """Settings, method and options of every shipped row are parsed as the commands would."""
+    specs = row_specs(recipe("tiny"))
+    assert {"ppo", "gkd", "seqkd", "kd", "distillm", "taid", "dgpo", "dgpo-k1", "opd", "grpo"} <= set(specs)
+    for spec in specs.values():
+        where = {"student": "s", "teacher": "t", "index": "i"}
+        if spec.command == "kd":
+            settings = apply_options(KDSettings, spec.settings | where | {"trajectories": "d"})
+        else:
+            settings = apply_options(RLSettings, spec.settings | where | {"questions": "q"})
+        registry.create(settings.method, settings.objective)
+
+
+def test_wrong_rows_and_scales_are_refused(small):
+    with pytest.raises(ConfigError, match="no row is called dpgo"):
+        choose(row_specs(small), ["dpgo"])
+    with pytest.raises(ConfigError, match="--scale huge"):
+        recipe("huge")
+    broken = copy.deepcopy(small)
+    broken["rows"]["kd"]["start"] = "dgpo"
+    with pytest.raises(ConfigError, match="start from rows that do not exist"):
+        row_specs(broken)
