@@ -99,12 +99,12 @@ def _show(console: Console, ladders: list[Ladder], made: list[dict[str, Record]]
         x_label="training seconds",
         y_label="EM",
     )
-    notes = [
-        f"Written by `dgpo reproduce --scale {scale}` from the records beside this page; seeds {seeds}.",
+    method = (
         f"EM in percent on {_questions(made)} held-out test questions, greedy. Intervals of 95 % are bootstraps; the "
         f"differences to `{AGAINST}` are paired by question. `paper` is the paper's mean over its seven sets: another "
-        "task, other models, one run each, and only its order can be compared.",
-    ]
+        "task, other models, one run each, and only its order can be compared."
+    )
+    notes = [f"Written by `dgpo reproduce --scale {scale}` from the records beside this page; seeds {seeds}.", method]
     text = page(rows, title=f"The paper's rows, scale {scale}", notes=notes, picture="learning-curves.png")
     write_atomic(folder / "README.md", text)
     console.print(f"records, page and curves: {folder}")
