@@ -12,7 +12,21 @@ import typer
 from typer.core import TyperGroup
 
 from dgpo_cli import __version__
-from dgpo_cli.commands import chat, distill_data, doctor, evaluate, export, index, kd, models, quickstart, rl, runs
+from dgpo_cli.commands import (
+    chat,
+    distill_data,
+    doctor,
+    evaluate,
+    export,
+    index,
+    kd,
+    models,
+    quickstart,
+    rl,
+    runs,
+    serve,
+)
+from dgpo_cli.commands.shared import use_search_token
 from dgpo_cli.errors import DgpoError
 
 
@@ -40,6 +54,7 @@ app.command("rl")(rl.rl)
 app.command("eval")(evaluate.evaluate)
 app.command("chat")(chat.chat)
 app.command("export")(export.export)
+app.command("serve")(serve.serve)
 app.command("models")(models.models)
 app.command("runs")(runs.runs)
 app.command("doctor")(doctor.doctor)
@@ -74,6 +89,7 @@ def root(
     **kd**, improve it with **rl**, measure it with **eval**, talk to it with
     **chat**. All of it offline, in minutes: **dgpo quickstart**.
     """
+    use_search_token()
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

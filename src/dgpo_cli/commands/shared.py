@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -29,6 +30,22 @@ SeedOption = Annotated[int | None, typer.Option(help="Seed of every draw.")]
 BenchDirOption = Annotated[
     Path | None, typer.Option(help="Folder with NAME.jsonl[.gz] and train_NAME.jsonl[.gz] instead of the hub.")
 ]
+
+
+TOKEN_VARIABLE = "DGPO_SEARCH_TOKEN"
+
+
+def search_token() -> str | None:
+    """The token of search servers, asked for by `dgpo serve` and sent by everything that searches; None if unset."""
+    return os.environ.get(TOKEN_VARIABLE) or None
+
+
+def use_search_token() -> None:
+    """Let every search server that is opened from now on get the token."""
+    if (token := search_token()) is not None:
+        from dgpo_cli.retrieval.remote import ServerAccess, use_access
+
+        use_access(ServerAccess(token=token))
 
 
 def choose(console: Console, key: str, given: str | None, default: str | None = None, *, hint: str) -> str:
