@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import random
+import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +18,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.bench.serve_load import percentile
+from tests.conftest import SOURCES
 from tests.e2e.test_resume import assert_same_run, logged
 from tests.offline import ROLLOUT
 from tests.retrieval_corpora import write_corpus
@@ -27,6 +34,8 @@ from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.retrieval.remote import RemoteRetriever, ServerAccess
 
+BENCH = Path(__file__).parents[1] / "bench" / "serve_load.py"
+PATH = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
 TOKEN = "correct-horse-battery-staple"
 QUERIES = ["the river that flows through a town", "Who directed the film?", "näve 川"]
 
@@ -165,7 +174,7 @@ def limited(offline):
         (b"not json", 422, "the request: Invalid JSON"),
         (b'{"queries": ["\xff"]}', 422, "the request: Invalid JSON"),
         (b" " * 601, 413, "the request is larger than max_body_bytes = 600"),
-        (b" " * 100_000, 413, "the request is larger than max_body_bytes = 600"),
+        (b" " * 2_000, 413, "the request is larger than max_body_bytes = 600"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -201,7 +210,10 @@ def test_only_the_token_opens(offline, tmp_path):
         for headers in ({}, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": TOKEN}, {"Authorization": "é"}):
             reply = server.retrieve(headers, queries=["x"])
             assert reply.status == 401 and "token" in reply.json["detail"]
+            assert "Dgpo-Index" not in reply.headers
             assert ask(f"{server.url}/metrics", headers=headers).status == 401
+        large = ask(f"{server.url}/retrieve", b"x" * 4_000_000)
+        assert large.status == 401, "the cause arrives although the request was not read"
         right = {"Authorization": f"Bearer {TOKEN}", "Host": "any.example"}
         assert server.retrieve(right, queries=["x"]).status == 200
         assert ask(f"{server.url}/metrics", headers=right).status == 200
@@ -321,6 +333,57 @@ def test_rl_over_http_ends_with_the_weights_of_rl_in_process(dgpo, folder, offli
         assert_same_run(folder / "local", folder / "other")
     written = [path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()]
     assert not any(TOKEN.encode() in content for content in written)
+
+
+def test_eval_over_two_servers_and_chat_over_one_answer_as_in_process(dgpo, folder, offline, searcher, monkeypatch):
+    (folder / "sets").mkdir()
+    (folder / "sets" / "nq.jsonl").write_bytes(offline.questions("test").read_bytes())
+
+    def evaluated(index, out):
+        ended = dgpo(
+            *("eval", "--model", str(searcher), "--index", index, "--bench", "nq", "--bench-dir", "sets"),
+            *("--batch-size", "4", "--device", "cpu", "--out", out),
+        )
+        assert ended.status == 0, ended.err
+        records = [json.loads(line) for line in (folder / out / "nq.jsonl").read_text().splitlines()[1:]]
+        return [json.dumps(record, sort_keys=True) for record in map(without_seconds, records)]
+
+    def chatted(index):
+        monkeypatch.setattr("sys.stdin", io.StringIO("Where does the Ona rise?\n"))
+        return dgpo("chat", "--model", str(searcher), "--index", index, "--json", "--device", "cpu").out
+
+    local = str(offline.index)
+    with served(offline.index) as one, served(offline.index) as two:
+        assert evaluated(f"{one.url},{two.url}", "remote") == evaluated(local, "local")
+        assert one.metric("dgpo_queries_total") > 0 < two.metric("dgpo_queries_total")
+        spoken = chatted(two.url)
+    assert spoken == chatted(local) and json.loads(spoken)["answers"][0]["searches"][0]["hits"]
+
+
+def without_seconds(record):
+    """A record without what depends on the clock."""
+    if isinstance(record, dict):
+        return {name: without_seconds(value) for name, value in record.items() if name != "seconds"}
+    return [without_seconds(value) for value in record] if isinstance(record, list) else record
+
+
+def test_the_load_test_counts_what_the_server_counts(offline):
+    command = [sys.executable, str(BENCH), "--index", str(offline.index), "--seconds", "1", "--clients", "4", "-k", "2"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": PATH})
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout)
+    assert result["errors"] == 0 and result["passages"] == len(open_index(offline.index).passages)
+    served_in_all = int(re.search(r"stopped after ([\d,]+) requests", ended.stderr)[1].replace(",", ""))
+    assert 0 < result["requests"] <= served_in_all
+    assert 0 < result["p50_ms"] <= result["p95_ms"] <= result["p99_ms"] <= result["max_ms"]
+    assert result["memory_mb"]["end"]["resident"] > result["memory_mb"]["end"]["own"] > 10
+    assert f"| 4 | 1 s | {result['requests']:,} |" in ended.stderr
+
+
+def test_a_percentile_is_the_value_that_so_many_do_not_exceed():
+    ordered = [number / 1000 for number in range(1, 201)]
+    assert [percentile(ordered, share) for share in (0.5, 0.95, 0.99, 1.0)] == [100, 190, 198, 200]
+    assert percentile([0.007], 0.5) == 7
 
 
 def test_rl_stops_with_the_cause_when_the_server_does_not_answer(dgpo, offline, searcher, access, monkeypatch):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -219,3 +222,14 @@ def test_addresses_in_a_row_are_servers_of_one_index(text: str, expected: dict[s
 def test_an_address_and_a_folder_are_two_indexes() -> None:
     with pytest.raises(ConfigError, match="two indexes"):
         parse_indexes("http://a,dir", ("nq",))
+
+
+def test_the_limits_in_the_docs_are_those_of_the_server() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[a-z_]+`(?:, `[a-z_]+`)?) \| ([0-9, ]+) \|", page, flags=re.MULTILINE)
+    told = {
+        name.strip("`"): float(value)
+        for names, values in rows
+        for name, value in zip(names.split(", "), values.split(", "), strict=True)
+    }
+    assert told == asdict(ServeSettings())

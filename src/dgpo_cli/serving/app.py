@@ -27,7 +27,7 @@ from dgpo_cli.serving.batcher import Batcher, Busy
 from dgpo_cli.serving.metrics import Metrics
 from dgpo_cli.serving.settings import ServeSettings
 
-_DRAINED = 4  # times the largest body: read and thrown away, so that a client that still sends gets to the cause
+_DRAINED = 4  # times the largest body
 _GONE = 499  # the client left before the reply
 _log = logging.getLogger(__name__)
 
@@ -98,7 +98,8 @@ class SearchServer:
         finally:
             self.metrics.in_flight -= 1
             self.metrics.finished(status, time.perf_counter() - started)
-        return Response(content, status, {INDEX_HEADER: self._about["digest"]}, "application/json")
+        headers = {INDEX_HEADER: self._about["digest"]} if status == 200 else None
+        return Response(content, status, headers, "application/json")
 
     async def health(self, request: Request) -> Response:
         """Whether the server lives; what it serves is told only to who may search."""
@@ -124,11 +125,20 @@ class SearchServer:
             raise Refused(421, f"this server is not called {name!r}; without a token it answers to its own names only")
 
     async def _answer(self, request: Request) -> bytes:
-        self._admit(request)
+        limit = self.settings.max_body_bytes
+        refused: Refused | None = None
         try:
-            body = await asyncio.wait_for(self._body(request), self.settings.body_timeout_s)
+            self._admit(request)
+        except Refused as error:
+            refused = error
+        try:
+            body = await asyncio.wait_for(_body(request, 0 if refused else limit, limit), self.settings.body_timeout_s)
         except TimeoutError as error:
             raise Refused(408, f"the request did not arrive within {self.settings.body_timeout_s:g} s") from error
+        if refused is not None:
+            raise refused
+        if body is None:
+            raise Refused(413, f"the request is larger than max_body_bytes = {limit}")
         question = self._parse(body)
         k = self.settings.default_topk if question.topk is None else question.topk
         answers = await self.batcher.search(question.queries, k)
@@ -136,18 +146,6 @@ class SearchServer:
         # json writes the shortest digits that read back as the same number, so scores survive exactly.
         content = {"result": [[item(hit) for hit in hits] for hits in answers]}
         return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
-
-    async def _body(self, request: Request) -> bytes:
-        limit, kept, size = self.settings.max_body_bytes, bytearray(), 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= limit:
-                kept += chunk
-            elif size > _DRAINED * limit:
-                break
-        if size > limit:
-            raise Refused(413, f"the request is larger than max_body_bytes = {limit}")
-        return bytes(kept)
 
     def _parse(self, body: bytes) -> Question:
         try:
@@ -166,6 +164,22 @@ class SearchServer:
         if question.topk is not None and not 1 <= question.topk <= settings.max_topk:
             raise Refused(422, f"topk: {question.topk} is not from 1 to max_topk = {settings.max_topk}")
         return question
+
+
+async def _body(request: Request, keep: int, limit: int) -> bytes | None:
+    """The request's body; None if it is larger than `keep` bytes.
+
+    What is not kept is still read, up to a few times `limit`: a client that cannot send its request to the end would
+    see a broken connection instead of the cause.
+    """
+    kept, size = bytearray(), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= keep:
+            kept += chunk
+        elif size > _DRAINED * limit:
+            break
+    return bytes(kept) if size <= keep else None
 
 
 def _scored(hit: Hit) -> dict[str, Any]:
