@@ -348,8 +348,10 @@ def test_eval_over_two_servers_and_chat_over_one_answer_as_in_process(dgpo, fold
         records = [json.loads(line) for line in (folder / out / "nq.jsonl").read_text().splitlines()[1:]]
         return [json.dumps(record, sort_keys=True) for record in map(without_seconds, records)]
 
+    questions = "".join(f"{question.text}\n" for question in read_questions(offline.questions("train"))[:5])
+
     def chatted(index):
-        monkeypatch.setattr("sys.stdin", io.StringIO("Where does the Ona rise?\n"))
+        monkeypatch.setattr("sys.stdin", io.StringIO(questions))
         return dgpo("chat", "--model", str(searcher), "--index", index, "--json", "--device", "cpu").out
 
     local = str(offline.index)
@@ -357,7 +359,8 @@ def test_eval_over_two_servers_and_chat_over_one_answer_as_in_process(dgpo, fold
         assert evaluated(f"{one.url},{two.url}", "remote") == evaluated(local, "local")
         assert one.metric("dgpo_queries_total") > 0 < two.metric("dgpo_queries_total")
         spoken = chatted(two.url)
-    assert spoken == chatted(local) and json.loads(spoken)["answers"][0]["searches"][0]["hits"]
+    assert spoken == chatted(local)
+    assert any(search["hits"] for answer in json.loads(spoken)["answers"] for search in answer["searches"])
 
 
 def without_seconds(record):
