@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.shared import TOKEN_VARIABLE, JsonFlag, QuietFlag, choose_index, search_token
+from dgpo_cli.commands.shared import TOKEN_VARIABLE, JsonFlag, QuietFlag, choose_index, search_token, sendable_token
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from dgpo_cli.retrieval.open import OpenIndex
+    from dgpo_cli.serving.metrics import Metrics
+    from dgpo_cli.serving.settings import ServeSettings
 
 _LEAST_TOKEN = 16  # characters
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -48,11 +52,12 @@ def serve(
     from dgpo_cli.core.config import apply_options, parse_options
     from dgpo_cli.retrieval.open import is_server, open_index
     from dgpo_cli.serving import run
+    from dgpo_cli.serving.metrics import Metrics
     from dgpo_cli.serving.settings import ServeSettings
 
     console = Console(json_output=json, quiet=quiet)
     settings = apply_options(ServeSettings, parse_options(options or ()))
-    token = _token(token_file)
+    token, metrics = _token(token_file), Metrics()
     where = choose_index(console, index)
     if is_server(where):
         raise ConfigError(f"{where} is a server already", hint="give --index DIR")
@@ -64,7 +69,7 @@ def serve(
             )
         opened = open_index(where)
         about = _about(opened)
-        app, metrics = _app(opened, settings, token, about, (*_LOOPBACK_NAMES, host.lower()))
+        app = _app(opened, settings, metrics, token, about, host)
         place = run.address(bound)
 
         def ready() -> None:
@@ -76,15 +81,15 @@ def serve(
     console.info(f"stopped after {sum(metrics.requests.values()):,} requests, {metrics.errors:,} of them errors")
 
 
-def _app(opened: OpenIndex, settings: Any, token: str | None, about: dict[str, Any], hosts: tuple[str, ...]) -> Any:
+def _app(
+    opened: OpenIndex, settings: ServeSettings, metrics: Metrics, token: str | None, about: dict[str, Any], host: str
+) -> FastAPI:
     from dgpo_cli.serving.app import SearchServer
     from dgpo_cli.serving.batcher import Batcher
-    from dgpo_cli.serving.metrics import Metrics
 
-    metrics = Metrics()
     batcher = Batcher(opened.retriever, settings, metrics)
-    server = SearchServer(batcher, settings, metrics, about=about, token=token, hosts=hosts)
-    return server.app(), metrics
+    hosts = (*_LOOPBACK_NAMES, host.lower())
+    return SearchServer(batcher, settings, metrics, about=about, token=token, hosts=hosts).app()
 
 
 def _about(opened: OpenIndex) -> dict[str, Any]:
@@ -101,15 +106,10 @@ def _token(file: Path | None) -> str | None:
     if file is None:
         token, source = search_token(), TOKEN_VARIABLE
     else:
-        try:
-            token, source = file.read_text(encoding="utf-8").strip(), str(file)
-        except UnicodeDecodeError:
-            token, source = "", str(file)
-    if token is None:
-        return None
-    if len(token) < _LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        token, source = sendable_token(file.read_text(encoding="utf-8", errors="replace"), str(file)), str(file)
+    if token is not None and len(token) < _LEAST_TOKEN:
         raise ConfigError(
-            f"{source} holds no token of {_LEAST_TOKEN} or more letters, digits and signs",
+            f"the token of {source} has {len(token)} characters, fewer than {_LEAST_TOKEN} can be guessed",
             hint="make one: python -c 'import secrets; print(secrets.token_hex(32))' > token.txt",
         )
     return token

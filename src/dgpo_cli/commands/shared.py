@@ -37,7 +37,19 @@ TOKEN_VARIABLE = "DGPO_SEARCH_TOKEN"
 
 def search_token() -> str | None:
     """The token of search servers, asked for by `dgpo serve` and sent by everything that searches; None if unset."""
-    return os.environ.get(TOKEN_VARIABLE) or None
+    value = os.environ.get(TOKEN_VARIABLE)
+    return sendable_token(value, TOKEN_VARIABLE) if value else None
+
+
+def sendable_token(text: str, source: str) -> str:
+    """A token as it goes into a header. Raises ConfigError, which does not show it, for one that cannot."""
+    token = text.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"{source} holds no token, which is one word of letters, digits and signs",
+            hint="make one: python -c 'import secrets; print(secrets.token_hex(32))' > token.txt",
+        )
+    return token
 
 
 def use_search_token() -> None:
