@@ -26,7 +26,7 @@ from dgpo_cli.commands import (
     runs,
     serve,
 )
-from dgpo_cli.commands.shared import use_search_token
+from dgpo_cli.commands.shared import use_search_environment
 from dgpo_cli.errors import DgpoError
 
 
@@ -89,7 +89,7 @@ def root(
     **kd**, improve it with **rl**, measure it with **eval**, talk to it with
     **chat**. All of it offline, in minutes: **dgpo quickstart**.
     """
-    use_search_token()
+    use_search_environment()
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.offline import ROLLOUT
 from tests.retrieval_corpora import write_corpus
 from tests.served import ask, served
 
+from dgpo_cli.errors import RetrievalError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.qa_sets import read_questions
@@ -162,3 +164,19 @@ def test_a_token_that_cannot_be_sent_is_not_shown(dgpo, offline, access, monkeyp
     assert ended.status == 1
     assert ended.errors == ["error: DGPO_SEARCH_TOKEN holds no token, which is one word of letters, digits and signs"]
     assert "secret\nof" not in ended.err and "a secret" not in ended.err
+
+
+def test_a_slow_server_is_given_the_time_that_the_environment_says(dgpo, folder, offline, access, monkeypatch):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("DGPO_SEARCH_TIMEOUT", "0.25")
+        assert dgpo("models").status == 0
+        opened = open_index(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("time.sleep", lambda _seconds: None)
+        started = time.monotonic()
+        with pytest.raises(RetrievalError, match="failed 4 times, the last time with: timed out"):
+            opened.retriever.search(["x"], 1)
+        assert 1.0 <= time.monotonic() - started < 10
+    monkeypatch.setenv("DGPO_SEARCH_TIMEOUT", "soon")
+    assert dgpo("models").errors == ["error: DGPO_SEARCH_TIMEOUT = 'soon' is no number of seconds"]

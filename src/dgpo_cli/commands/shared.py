@@ -32,7 +32,7 @@ BenchDirOption = Annotated[
 ]
 
 
-TOKEN_VARIABLE = "DGPO_SEARCH_TOKEN"
+TOKEN_VARIABLE, TIMEOUT_VARIABLE = "DGPO_SEARCH_TOKEN", "DGPO_SEARCH_TIMEOUT"
 
 
 def search_token() -> str | None:
@@ -52,12 +52,20 @@ def sendable_token(text: str, source: str) -> str:
     return token
 
 
-def use_search_token() -> None:
-    """Let every search server that is opened from now on get the token."""
-    if (token := search_token()) is not None:
-        from dgpo_cli.retrieval.remote import ServerAccess, use_access
+def use_search_environment() -> None:
+    """Let every search server that is opened from now on be asked as the environment says."""
+    token, timeout = search_token(), os.environ.get(TIMEOUT_VARIABLE)
+    if token is None and not timeout:
+        return
+    from dgpo_cli.retrieval.remote import ServerAccess, use_access
 
-        use_access(ServerAccess(token=token))
+    try:
+        timeout_s = float(timeout) if timeout else ServerAccess().timeout_s
+    except ValueError:
+        timeout_s = 0.0
+    if not 0 < timeout_s < float("inf"):
+        raise ConfigError(f"{TIMEOUT_VARIABLE} = {timeout!r} is no number of seconds", hint="give one, such as 120")
+    use_access(ServerAccess(token=token, timeout_s=timeout_s))
 
 
 def choose(console: Console, key: str, given: str | None, default: str | None = None, *, hint: str) -> str:
