@@ -2,6 +2,7 @@
 #
 #   make quickstart            install into .venv, then train a small search agent offline
 #   make test                  tests with coverage; lint, types, test-slow, docs, clean
+#   make load-test INDEX=DIR   64 clients against `dgpo serve` for SECONDS=600
 #   make venv CPU=1            with the CPU-only build of torch (a tenth of the download)
 #   make venv PYTHON=python3.12
 
@@ -15,8 +16,9 @@ TORCH_CPU := https://download.pytorch.org/whl/cpu
 PIP_OPTIONS := $(if $(CPU),--extra-index-url $(TORCH_CPU))
 QUICKSTART_OPTIONS ?=
 PYTEST_OPTIONS ?=
+SECONDS ?= 600
 
-.PHONY: venv quickstart test test-slow lint types docs clean
+.PHONY: venv quickstart test test-slow load-test lint types docs clean
 
 venv: $(STAMP)
 
@@ -37,6 +39,10 @@ test: venv
 
 test-slow: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_OPTIONS)
+
+load-test: venv
+	@test -n '$(INDEX)' || { echo 'error: name an index folder: make load-test INDEX=indexes/wiki' >&2; exit 1; }
+	$(BIN)/python tests/bench/serve_load.py --index '$(INDEX)' --seconds $(SECONDS)
 
 lint: venv
 	$(BIN)/ruff check .

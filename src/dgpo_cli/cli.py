@@ -25,7 +25,9 @@ from dgpo_cli.commands import (
     reproduce,
     rl,
     runs,
+    serve,
 )
+from dgpo_cli.commands.shared import use_search_environment
 from dgpo_cli.errors import DgpoError
 
 
@@ -54,6 +56,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("chat")(chat.chat)
 app.command("export")(export.export)
 app.command("reproduce")(reproduce.reproduce)
+app.command("serve")(serve.serve)
 app.command("models")(models.models)
 app.command("runs")(runs.runs)
 app.command("doctor")(doctor.doctor)
@@ -88,6 +91,7 @@ def root(
     **kd**, improve it with **rl**, measure it with **eval**, talk to it with
     **chat**. All of it offline, in minutes: **dgpo quickstart**.
     """
+    use_search_environment()
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

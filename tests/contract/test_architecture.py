@@ -21,7 +21,7 @@ LEVELS = (
     {"retrieval", "models", "objectives", "rewards", "qa_sets"},
     {"engine"},
     {"rollout"},
-    {"train", "evaluate", "reporting"},
+    {"train", "evaluate", "reporting", "serving"},
     {"pipelines"},
     {"console"},
     {"commands"},
@@ -29,9 +29,10 @@ LEVELS = (
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-HEAVY = ("torch", "transformers", "datasets", "faiss", "bitsandbytes", "bm25s", "accelerate", "matplotlib", "numpy")
+HEAVY = ("torch", "transformers", "datasets", "faiss", "bitsandbytes", "bm25s", "accelerate", "matplotlib", "numpy",
+         "fastapi", "uvicorn")  # fmt: skip
 COMMANDS = (
-    "quickstart", "index", "distill-data", "kd", "rl", "eval", "chat", "export", "reproduce", "models", "runs",
+    "quickstart", "index", "distill-data", "kd", "rl", "eval", "chat", "export", "serve", "reproduce", "models", "runs",
     "doctor",
 )  # fmt: skip
 

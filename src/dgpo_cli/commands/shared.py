@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -29,6 +30,42 @@ SeedOption = Annotated[int | None, typer.Option(help="Seed of every draw.")]
 BenchDirOption = Annotated[
     Path | None, typer.Option(help="Folder with NAME.jsonl[.gz] and train_NAME.jsonl[.gz] instead of the hub.")
 ]
+
+
+TOKEN_VARIABLE, TIMEOUT_VARIABLE = "DGPO_SEARCH_TOKEN", "DGPO_SEARCH_TIMEOUT"
+
+
+def search_token() -> str | None:
+    """The token of search servers, asked for by `dgpo serve` and sent by everything that searches; None if unset."""
+    value = os.environ.get(TOKEN_VARIABLE)
+    return sendable_token(value, TOKEN_VARIABLE) if value else None
+
+
+def sendable_token(text: str, source: str) -> str:
+    """A token as it goes into a header. Raises ConfigError, which does not show it, for one that cannot."""
+    token = text.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"{source} holds no token, which is one word of letters, digits and signs",
+            hint="make one: python -c 'import secrets; print(secrets.token_hex(32))' > token.txt",
+        )
+    return token
+
+
+def use_search_environment() -> None:
+    """Let every search server that is opened from now on be asked as the environment says."""
+    token, timeout = search_token(), os.environ.get(TIMEOUT_VARIABLE)
+    if token is None and not timeout:
+        return
+    from dgpo_cli.retrieval.remote import ServerAccess, use_access
+
+    try:
+        timeout_s = float(timeout) if timeout else ServerAccess().timeout_s
+    except ValueError:
+        timeout_s = 0.0
+    if not 0 < timeout_s < float("inf"):
+        raise ConfigError(f"{TIMEOUT_VARIABLE} = {timeout!r} is no number of seconds", hint="give one, such as 120")
+    use_access(ServerAccess(token=token, timeout_s=timeout_s))
 
 
 def choose(console: Console, key: str, given: str | None, default: str | None = None, *, hint: str) -> str:

@@ -20,7 +20,7 @@ from dgpo_cli.models.load import LoadedModel, ModelSource
 from dgpo_cli.pipelines.agents import Agent
 from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions
 from dgpo_cli.reporting.evaluation import markdown
-from dgpo_cli.retrieval.open import OpenIndex, open_index
+from dgpo_cli.retrieval.open import OpenIndex, is_server, open_index
 from dgpo_cli.rollout.settings import RolloutSettings
 
 BYTES_PER_QUESTION = 60_000  # ours: a record of four searches with three passages each, rounded up
@@ -78,22 +78,28 @@ def parse_benchmarks(text: str) -> tuple[str, ...]:
 
 
 def parse_indexes(text: str, benchmarks: Sequence[str]) -> dict[str, str]:
-    """ "DIR" for every benchmark, "NAME=DIR" for one, or both, comma-separated.
+    """ "DIR" for every benchmark, "NAME=DIR" for one, or both, comma-separated; addresses in a row are one index.
 
     Raises ConfigError for an unknown benchmark, a second default, or a benchmark that is left without an index.
     """
     default: str | None = None
     named: dict[str, str] = {}
+    last: str | None = None  # the benchmark just named
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, separator, location = part.partition("=")
         if separator and "/" not in name:  # an address may hold = after its first slash
-            named[canonical_name(name)] = location
+            last = canonical_name(name)
+            named[last] = location
+        elif last is not None and is_server(named[last]) and is_server(part):
+            named[last] += f",{part}"
+        elif default is not None and last is None and is_server(default) and is_server(part):
+            default += f",{part}"
         elif default is not None:
             raise ConfigError(
                 f"two indexes for all benchmarks: {default} and {part}", hint="write --index NAME=DIR,..."
             )
         else:
-            default = part
+            default, last = part, None
     indexes = {name: named.get(name, default) for name in benchmarks}
     missing = [name for name, location in indexes.items() if not location]
     if missing:

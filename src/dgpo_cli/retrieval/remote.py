@@ -1,4 +1,7 @@
-"""Client of a retrieval server that speaks Search-R1's protocol: POST /retrieve with queries, topk, return_scores."""
+"""Client of retrieval servers that speak Search-R1's protocol: POST /retrieve with queries, topk, return_scores.
+
+Several servers of one index share the work: each search goes to the next one, and where one fails the others are asked.
+"""
 
 from __future__ import annotations
 
@@ -6,95 +9,194 @@ import http.client
 import ipaddress
 import json
 import math
+import random
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dgpo_cli.core.types import Hit, Passage
-from dgpo_cli.errors import RetrievalError
+from dgpo_cli.errors import ConfigError, RetrievalError
 
+INDEX_HEADER = "Dgpo-Index"  # what `dgpo serve` serves; other servers do not send it
 _TRY_AGAIN = (408, 425, 429)  # besides 5xx; any other status says that the request itself is wrong
 _QUOTED = 200  # characters of a server's own message
+_LARGEST_REPLY = 1 << 28  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAccess:
+    """How servers are asked; the defaults are ours."""
+
+    token: str | None = field(default=None, repr=False)  # sent as `Authorization: Bearer TOKEN`
+    timeout_s: float = 30.0  # for a connection, and for each part of a reply
+    attempts: int = 4  # of every server
+    pause_s: float = 0.5  # before the second attempt; doubled before each further one, and shortened by up to half
+    rest_s: float = 30.0  # how long a server that failed is asked last
+    seed: int = 0  # of the shortening, which keeps clients that failed together from coming back together
+
+
+_access = ServerAccess()
+
+
+def use_access(access: ServerAccess) -> None:
+    """How clients opened from now on ask. For the command line, which alone knows of tokens: no run records one."""
+    global _access
+    _access = access
+
+
+def split_urls(location: str) -> list[str]:
+    """ "http://a,http://b" to the addresses of their /retrieve. Raises ConfigError for anything but http(s)."""
+    urls = []
+    for part in filter(None, (part.strip().rstrip("/") for part in location.split(","))):
+        try:
+            parsed = urllib.parse.urlsplit(part)
+            whole = parsed.scheme in ("http", "https") and parsed.hostname and (parsed.port or 1) > 0
+        except ValueError:  # a port that is no number
+            whole = False
+        if not whole:
+            raise ConfigError(f"{part!r} is no address of a search server", hint="write it like http://host:8000")
+        urls.append(part if parsed.path.endswith("/retrieve") else f"{part}/retrieve")
+    return list(dict.fromkeys(urls))
 
 
 class RemoteRetriever:
-    """Tries `attempts` times with growing pauses, then raises RetrievalError; a failure never becomes text."""
+    """Asks until every server failed `attempts` times, then raises RetrievalError; a failure never becomes text."""
 
-    def __init__(self, url: str, *, timeout_s: float = 30.0, attempts: int = 4, pause_s: float = 0.5) -> None:
-        self._url = url.rstrip("/")
-        if not self._url.endswith("/retrieve"):
-            self._url += "/retrieve"
-        self._timeout_s, self._attempts, self._pause_s = timeout_s, attempts, pause_s
-        # A proxy of the environment cannot reach this machine's own addresses.
-        proxies = [urllib.request.ProxyHandler({})] if _is_loopback(self._url) else []
-        self._opener = urllib.request.build_opener(*proxies)
+    def __init__(self, location: str, access: ServerAccess | None = None) -> None:
+        """`location` is one address, or several of the same index, comma-separated."""
+        self._urls = split_urls(location)
+        self._access = _access if access is None else access
+        self._jitter = random.Random(f"pauses {self._access.seed}")
+        self._openers = {url: _opener(url) for url in self._urls}
+        self._next = 0
+        self._resting = dict.fromkeys(self._urls, -math.inf)  # until when
+        self._served: tuple[str, str] | None = None  # the first server that named its index, and the name
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         results: list[list[Hit]] = [[] for _ in queries]
         asked = [place for place, query in enumerate(queries) if query.strip()]
         if not asked:
             return results
-        reply = self._post({"queries": [queries[place] for place in asked], "topk": k, "return_scores": True})
+        url, reply = self._ask({"queries": [queries[place] for place in asked], "topk": k, "return_scores": True})
         rows = reply.get("result")
         if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-            raise self._refuse("gave a reply without a list of lists in `result`")
+            raise _refuse(url, "gave a reply without a list of lists in `result`")
         if len(rows) != len(asked):
-            raise self._refuse(f"answered {len(rows)} of {len(asked)} queries")
+            raise _refuse(url, f"answered {len(rows)} of {len(asked)} queries")
         for place, row in zip(asked, rows, strict=True):
-            results[place] = [self._hit(item, rank) for rank, item in enumerate(row[:k], start=1)]
+            results[place] = [_hit(url, item, rank) for rank, item in enumerate(row[:k], start=1)]
         return results
 
-    def _post(self, question: dict[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(
-            self._url, data=json.dumps(question).encode(), headers={"Content-Type": "application/json"}
-        )
-        problem = ""
-        for attempt in range(self._attempts):
+    def _ask(self, question: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The first reply, and who gave it."""
+        access, problem, url = self._access, "", self._urls[0]
+        for attempt in range(access.attempts):
             if attempt:
-                time.sleep(self._pause_s * 2 ** (attempt - 1))
-            try:
-                with self._opener.open(request, timeout=self._timeout_s) as response:
-                    reply = json.loads(response.read())
-                if isinstance(reply, dict):
-                    return reply
-                problem = f"a {type(reply).__name__} instead of a JSON object"
-            except urllib.error.HTTPError as error:
-                said = error.read(_QUOTED).decode(errors="replace")
-                problem = f"HTTP {error.code} {error.reason} {said}".strip()
-                if error.code < 500 and error.code not in _TRY_AGAIN:
-                    raise self._refuse(f"refused the request: {problem}") from error
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                problem = str(error) or type(error).__name__
+                time.sleep(access.pause_s * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1.0))
+            for url in self._in_turn():
+                try:
+                    return url, self._post(url, question)
+                except _Failed as error:
+                    problem = str(error)
+                    self._resting[url] = time.monotonic() + access.rest_s
+        several = f" (the last of {len(self._urls)} servers)" if len(self._urls) > 1 else ""
         raise RetrievalError(
-            f"{self._url} failed {self._attempts} times, the last time with: {problem}",
+            f"{url}{several} failed {access.attempts} times, the last time with: {problem}",
             hint="start the server, or give an index folder: --index DIR",
         )
 
-    def _hit(self, item: Any, rank: int) -> Hit:
-        """Both reply shapes: {"document": {...}, "score": x}, and the bare document, whose score is unknown (0)."""
-        scored = isinstance(item, dict) and isinstance(item.get("document"), dict)
-        document = item["document"] if scored else item
-        score = item.get("score") if scored else 0.0
-        if not isinstance(document, dict) or isinstance(score, bool) or not isinstance(score, int | float):
-            raise self._refuse(f"gave a hit of another form: {str(item)[:_QUOTED]}")
-        if not math.isfinite(score):
-            raise self._refuse(f"gave a score of {score}")
-        identity = str(document.get("id", ""))
-        if isinstance(document.get("contents"), str):
-            passage = Passage(identity, document["contents"])
-        elif isinstance(document.get("title"), str) and isinstance(document.get("text"), str):
-            passage = Passage.from_title(identity, " ".join(document["title"].split()), document["text"])
-        else:
-            raise self._refuse(f"gave a document without contents: {str(document)[:_QUOTED]}")
-        if any("\ud800" <= character <= "\udfff" for character in passage.id + passage.contents):
-            raise self._refuse("gave half of a surrogate pair, which JSON allows and no text holds")
-        return Hit(passage, float(score), rank)
+    def _in_turn(self) -> list[str]:
+        """All servers, beginning with the next one; those that failed a moment ago last."""
+        start, self._next = self._next, (self._next + 1) % len(self._urls)
+        now = time.monotonic()
+        return sorted(self._urls[start:] + self._urls[:start], key=lambda url: self._resting[url] > now)
 
-    def _refuse(self, what: str) -> RetrievalError:
-        return RetrievalError(f"{self._url} {what}", hint="the server must speak Search-R1's /retrieve protocol")
+    def _post(self, url: str, question: dict[str, Any]) -> dict[str, Any]:
+        """Raises _Failed where asking again may help, RetrievalError where it does not."""
+        headers = {"Content-Type": "application/json"}
+        if self._access.token is not None:
+            headers["Authorization"] = f"Bearer {self._access.token}"
+        request = urllib.request.Request(url, data=json.dumps(question).encode(), headers=headers)
+        try:
+            with self._openers[url].open(request, timeout=self._access.timeout_s) as response:
+                self._require_same_index(url, response.headers.get(INDEX_HEADER))
+                content = response.read(_LARGEST_REPLY + 1)
+            if len(content) > _LARGEST_REPLY:
+                raise _refuse(url, f"gave a reply of more than {_LARGEST_REPLY} bytes")
+            reply = json.loads(content)
+        except urllib.error.HTTPError as error:
+            said = error.read(_QUOTED).decode(errors="replace")
+            problem = f"HTTP {error.code} {error.reason} {said}".strip()
+            if error.code < 500 and error.code not in _TRY_AGAIN:
+                raise _refuse(url, f"refused the request: {problem}", error.code) from error
+            raise _Failed(problem) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _Failed(str(error) or type(error).__name__) from error
+        if not isinstance(reply, dict):
+            raise _Failed(f"a {type(reply).__name__} instead of a JSON object")
+        return reply
+
+    def _require_same_index(self, url: str, name: str | None) -> None:
+        """Results of two indexes must not mix in one run, whether two servers differ or one was restarted."""
+        if name is None:
+            return
+        if self._served is None:
+            self._served = url, name
+        first, expected = self._served
+        if name != expected:
+            raise RetrievalError(
+                f"{url} serves another index ({name}) than {first} did before ({expected})",
+                hint="give servers of one index, and start the run again if the index was replaced on purpose",
+            )
+
+
+class _Failed(Exception):
+    """One attempt that another may make good."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: a token must not follow one to another host, nor a POST become a GET."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    # A proxy of the environment cannot reach this machine's own addresses.
+    proxies = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
+    return urllib.request.build_opener(_NoRedirect(), *proxies)
+
+
+def _hit(url: str, item: Any, rank: int) -> Hit:
+    """Both reply shapes: {"document": {...}, "score": x}, and the bare document, whose score is unknown (0)."""
+    scored = isinstance(item, dict) and isinstance(item.get("document"), dict)
+    document = item["document"] if scored else item
+    score = item.get("score") if scored else 0.0
+    if not isinstance(document, dict) or isinstance(score, bool) or not isinstance(score, int | float):
+        raise _refuse(url, f"gave a hit of another form: {str(item)[:_QUOTED]}")
+    if not math.isfinite(score):
+        raise _refuse(url, f"gave a score of {score}")
+    identity = str(document.get("id", ""))
+    if isinstance(document.get("contents"), str):
+        passage = Passage(identity, document["contents"])
+    elif isinstance(document.get("title"), str) and isinstance(document.get("text"), str):
+        passage = Passage.from_title(identity, " ".join(document["title"].split()), document["text"])
+    else:
+        raise _refuse(url, f"gave a document without contents: {str(document)[:_QUOTED]}")
+    if any("\ud800" <= character <= "\udfff" for character in passage.id + passage.contents):
+        raise _refuse(url, "gave half of a surrogate pair, which JSON allows and no text holds")
+    return Hit(passage, float(score), rank)
+
+
+def _refuse(url: str, what: str, status: int | None = None) -> RetrievalError:
+    hint = "the server must speak Search-R1's /retrieve protocol"
+    if status in (401, 403):
+        hint = "put the server's token into the environment variable DGPO_SEARCH_TOKEN"
+    return RetrievalError(f"{url} {what}", hint=hint)
 
 
 def _is_loopback(url: str) -> bool:

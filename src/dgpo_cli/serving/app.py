@@ -1,0 +1,200 @@
+"""An index over HTTP, by Search-R1's protocol: POST /retrieve with `queries`, `topk` and `return_scores`.
+
+Beside it: /health (no token needed) and /metrics. Every error is JSON, {"detail": cause}. A reply to /retrieve names
+the index in the header `Dgpo-Index`, so that a client notices when another one takes its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from dgpo_cli.core.types import Hit
+from dgpo_cli.errors import RetrievalError
+from dgpo_cli.retrieval.remote import INDEX_HEADER
+from dgpo_cli.serving.batcher import Batcher, Busy
+from dgpo_cli.serving.metrics import Metrics
+from dgpo_cli.serving.settings import ServeSettings
+
+_DRAINED = 4  # times the largest body
+_GONE = 499  # the client left before the reply
+_log = logging.getLogger(__name__)
+
+
+class Refused(Exception):
+    def __init__(self, status: int, cause: str) -> None:
+        super().__init__(cause)
+        self.status, self.cause = status, cause
+
+
+class Question(BaseModel):
+    """Search-R1's request; other fields are ignored, as its own server does."""
+
+    queries: list[str]
+    topk: int | None = None
+    return_scores: bool = False
+
+
+class SearchServer:
+    """`about` is what /health tells of the index; `hosts` are the names by which a server without a token answers."""
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        settings: ServeSettings,
+        metrics: Metrics,
+        *,
+        about: Mapping[str, Any],
+        token: str | None = None,
+        hosts: Sequence[str] = (),
+    ) -> None:
+        self.batcher, self.settings, self.metrics = batcher, settings, metrics
+        self._about, self._hosts = dict(about), frozenset(hosts)
+        self._authorization = None if token is None else f"Bearer {token}".encode()
+
+    def app(self) -> FastAPI:
+        made = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._lifespan)
+        made.add_api_route("/retrieve", self.retrieve, methods=["POST"])
+        made.add_api_route("/health", self.health, methods=["GET"])
+        made.add_api_route("/metrics", self.count, methods=["GET"])
+        return made
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        searching = asyncio.create_task(self.batcher.run())
+        yield
+        searching.cancel()
+        with suppress(asyncio.CancelledError):
+            await searching
+
+    async def retrieve(self, request: Request) -> Response:
+        started = time.perf_counter()
+        status, content = 500, b""
+        self.metrics.in_flight += 1
+        try:
+            status, content = 200, await self._answer(request)
+        except Refused as error:
+            status, content = error.status, _problem(error.cause)
+        except Busy as error:
+            status, content = 503, _problem(error.message)
+        except RetrievalError as error:
+            content = _problem(error.message)
+        except ClientDisconnect:
+            status = _GONE
+        except Exception as error:  # a bug: its traceback for the log, its name for the client
+            _log.exception("a request failed")
+            content = _problem(f"{type(error).__name__} in the server; its log has the traceback")
+        finally:
+            self.metrics.in_flight -= 1
+            self.metrics.finished(status, time.perf_counter() - started)
+        headers = {INDEX_HEADER: self._about["digest"]} if status == 200 else None
+        return Response(content, status, headers, "application/json")
+
+    async def health(self, request: Request) -> Response:
+        """Whether the server lives; what it serves is told only to who may search."""
+        with suppress(Refused):
+            self._admit(request)
+            return JSONResponse({"status": "ok", "index": self._about})
+        return JSONResponse({"status": "ok"})
+
+    async def count(self, request: Request) -> Response:
+        try:
+            self._admit(request)
+        except Refused as error:
+            return Response(_problem(error.cause), error.status, media_type="application/json")
+        return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    def _admit(self, request: Request) -> None:
+        """Raises Refused for a missing or wrong token, or without one for a host name that a web page made up."""
+        if self._authorization is not None:
+            given = request.headers.get("authorization", "").encode()
+            if not hmac.compare_digest(given, self._authorization):
+                raise Refused(401, "the token is missing or wrong; send it as `Authorization: Bearer TOKEN`")
+        elif self._hosts and (name := _host(request)) not in self._hosts:
+            raise Refused(421, f"this server is not called {name!r}; without a token it answers to its own names only")
+
+    async def _answer(self, request: Request) -> bytes:
+        limit = self.settings.max_body_bytes
+        refused: Refused | None = None
+        try:
+            self._admit(request)
+        except Refused as error:
+            refused = error
+        try:
+            body = await asyncio.wait_for(_body(request, 0 if refused else limit, limit), self.settings.body_timeout_s)
+        except TimeoutError as error:
+            raise Refused(408, f"the request did not arrive within {self.settings.body_timeout_s:g} s") from error
+        if refused is not None:
+            raise refused
+        if body is None:
+            raise Refused(413, f"the request is larger than max_body_bytes = {limit}")
+        question = self._parse(body)
+        k = self.settings.default_topk if question.topk is None else question.topk
+        answers = await self.batcher.search(question.queries, k)
+        item = _scored if question.return_scores else _bare
+        # json writes the shortest digits that read back as the same number, so scores survive exactly.
+        content = {"result": [[item(hit) for hit in hits] for hits in answers]}
+        return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+
+    def _parse(self, body: bytes) -> Question:
+        try:
+            question = Question.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            field = ".".join(map(str, first["loc"])) or "the request"
+            raise Refused(422, f"{field}: {first['msg']}") from error
+        settings = self.settings
+        if len(question.queries) > settings.max_queries:
+            raise Refused(413, f"{len(question.queries)} queries are more than max_queries = {settings.max_queries}")
+        for place, query in enumerate(question.queries):
+            if len(query) > settings.max_query_chars:
+                cause = f"{len(query)} characters are more than max_query_chars = {settings.max_query_chars}"
+                raise Refused(422, f"queries.{place}: {cause}")
+        if question.topk is not None and not 1 <= question.topk <= settings.max_topk:
+            raise Refused(422, f"topk: {question.topk} is not from 1 to max_topk = {settings.max_topk}")
+        return question
+
+
+async def _body(request: Request, keep: int, limit: int) -> bytes | None:
+    """The request's body; None if it is larger than `keep` bytes.
+
+    What is not kept is still read, up to a few times `limit`: a client that cannot send its request to the end would
+    see a broken connection instead of the cause.
+    """
+    kept, size = bytearray(), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= keep:
+            kept += chunk
+        elif size > _DRAINED * limit:
+            break
+    return bytes(kept) if size <= keep else None
+
+
+def _scored(hit: Hit) -> dict[str, Any]:
+    return {"document": _bare(hit), "score": hit.score}
+
+
+def _bare(hit: Hit) -> dict[str, Any]:
+    return {"id": hit.passage.id, "contents": hit.passage.contents}
+
+
+def _problem(cause: str) -> bytes:
+    return json.dumps({"detail": cause}).encode()
+
+
+def _host(request: Request) -> str:
+    """The host that the client believes to talk to, without its port."""
+    name = request.headers.get("host", "").lower()
+    return name[: name.index("]") + 1] if name.startswith("[") and "]" in name else name.partition(":")[0]

@@ -1,0 +1,75 @@
+"""A server from bind to stop: the port is taken first, requests in flight are answered last."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from dgpo_cli.errors import ConfigError
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that holds the address and does not listen yet; port 0 takes a free one. Raises ConfigError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+    except (socket.gaierror, UnicodeError, OverflowError) as error:
+        raise ConfigError(f"{host} is no address of this machine: {error}", hint="give --host 127.0.0.1") from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just left is free again
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        bound.close()
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.EADDRINUSE:
+            raise ConfigError(
+                f"port {port} of {host} is taken by another program", hint="give another --port, or --port 0 for any"
+            ) from error
+        if number == errno.EACCES:
+            raise ConfigError(f"port {port} needs rights that you do not have", hint="give --port 8000") from error
+        raise ConfigError(f"{host} port {port} cannot be bound: {error}", hint="give --host 127.0.0.1") from error
+    return bound
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
+
+
+def address(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(app: FastAPI, bound: socket.socket, *, stop_timeout_s: float, ready: Callable[[], None]) -> None:
+    """Answer until SIGTERM or Ctrl-C; `ready` is called once connections are accepted."""
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=int(stop_timeout_s)
+    )
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        _Server(config, ready).run(sockets=[bound])
+    except KeyboardInterrupt:  # uvicorn raises the signal again after it has stopped
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()

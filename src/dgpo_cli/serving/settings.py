@@ -1,0 +1,35 @@
+"""Limits and sizes of a search server, all changed by `dgpo serve -o NAME=VALUE`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from dgpo_cli.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    max_body_bytes: int = field(default=8 << 20, metadata={"help": "largest request"})
+    # Search-R1 asks for all that a training step waits for at once: 512 prompts with 5 samples each.
+    max_queries: int = field(default=4096, metadata={"help": "queries in one request"})
+    max_query_chars: int = field(default=16_384, metadata={"help": "characters of one query"})
+    max_topk: int = field(default=100, metadata={"help": "passages per query"})
+    default_topk: int = field(default=3, metadata={"help": "passages per query where a request names none"})
+    batch_wait_ms: float = field(default=2.0, metadata={"help": "how long an idle engine waits for more queries"})
+    batch_queries: int = field(default=512, metadata={"help": "queries that the engine gets in one call"})
+    max_waiting: int = field(default=16_384, metadata={"help": "queries that wait for the engine; more get status 503"})
+    cache_passages: int = field(default=30_000, metadata={"help": "passages that the cache holds; 0 switches it off"})
+    body_timeout_s: float = field(default=30.0, metadata={"help": "for a request to arrive in full"})
+    stop_timeout_s: float = field(default=30.0, metadata={"help": "for requests in flight when the server is stopped"})
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            least = 0 if setting.name in ("batch_wait_ms", "cache_passages") else 1
+            if not least <= value < float("inf"):
+                raise ConfigError(f"{setting.name} = {value} is out of range", hint=f"give {least} or more")
+        if self.default_topk > self.max_topk:
+            raise ConfigError(
+                f"default_topk = {self.default_topk} is above max_topk = {self.max_topk}",
+                hint="raise max_topk, or lower default_topk",
+            )

@@ -1,0 +1,235 @@
+"""The parts of a search server: what is asked together, what is kept, what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgpo_cli.core.types import Hit, Passage
+from dgpo_cli.errors import ConfigError, RetrievalError
+from dgpo_cli.pipelines.benchmarks import parse_indexes
+from dgpo_cli.serving.batcher import Batcher, Busy
+from dgpo_cli.serving.cache import Cache
+from dgpo_cli.serving.metrics import Histogram, Metrics
+from dgpo_cli.serving.settings import ServeSettings
+
+
+class Echo:
+    """Finds passages named after the query; `asked` holds every call. It waits for `gate`, and fails on "broken"."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[str], int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        assert self.gate.wait(10)
+        self.asked.append((list(queries), k))
+        if "broken" in queries:
+            raise RetrievalError("the index is damaged")
+        return [answer(query, k) for query in queries]
+
+
+def answer(query: str, k: int) -> list[Hit]:
+    return [Hit(Passage(f"{query} {rank}", query), 1 / rank, rank) for rank in range(1, k + 1)]
+
+
+def running(
+    body: Callable[[Batcher, Echo], Coroutine[Any, Any, None]], metrics: Metrics | None = None, **settings: float
+) -> None:
+    """Run `body` beside a batcher over an Echo."""
+
+    async def run() -> None:
+        echo = Echo()
+        made = ServeSettings(**({"batch_wait_ms": 20.0} | settings))  # type: ignore[arg-type]
+        batcher = Batcher(echo, made, metrics or Metrics())
+        task = asyncio.create_task(batcher.run())
+        try:
+            await asyncio.wait_for(body(batcher, echo), 10)
+        finally:
+            task.cancel()
+
+    asyncio.run(run())
+
+
+def test_requests_at_once_are_one_call_per_k_and_no_query_twice() -> None:
+    async def body(batcher: Batcher, echo: Echo) -> None:
+        answers = await asyncio.gather(
+            batcher.search(["a", "b", "a"], 2), batcher.search(["b", "c"], 2), batcher.search(["a", " "], 3)
+        )
+        assert answers[0] == [answer("a", 2), answer("b", 2), answer("a", 2)]
+        assert answers[1] == [answer("b", 2), answer("c", 2)]
+        assert answers[2] == [answer("a", 3), []]
+        assert echo.asked == [(["a", "b", "c"], 2), (["a"], 3)]
+
+    running(body)
+
+
+def test_a_batch_is_no_larger_than_the_engine_takes() -> None:
+    async def body(batcher: Batcher, echo: Echo) -> None:
+        queries = [str(number) for number in range(7)]
+        assert await batcher.search(queries, 1) == [answer(query, 1) for query in queries]
+        assert [len(asked) for asked, _ in echo.asked] == [3, 3, 1]
+
+    running(body, batch_queries=3)
+
+
+def test_what_arrives_while_the_engine_works_is_the_next_call() -> None:
+    async def body(batcher: Batcher, echo: Echo) -> None:
+        echo.gate.clear()
+        first = asyncio.create_task(batcher.search(["a"], 1))
+        await asyncio.sleep(0.1)
+        others = [asyncio.create_task(batcher.search([query], 1)) for query in ("b", "a", "c")]
+        await asyncio.sleep(0.1)
+        echo.gate.set()
+        await asyncio.gather(first, *others)
+        assert echo.asked == [(["a"], 1), (["b", "c"], 1)], "`a` was in the engine already"
+
+    running(body)
+
+
+def test_a_failure_reaches_everyone_who_asked_and_is_not_kept() -> None:
+    async def body(batcher: Batcher, echo: Echo) -> None:
+        both = await asyncio.gather(
+            batcher.search(["a", "broken"], 1), batcher.search(["a"], 1), return_exceptions=True
+        )
+        assert [type(one) for one in both] == [RetrievalError, RetrievalError]
+        assert await batcher.search(["a"], 1) == [answer("a", 1)]
+        assert [queries for queries, _ in echo.asked] == [["a", "broken"], ["a"]]
+
+    metrics = Metrics()
+    running(body, metrics)
+    assert metrics.search_errors == 1
+
+
+def test_a_client_that_goes_away_takes_nobodys_answer() -> None:
+    async def body(batcher: Batcher, echo: Echo) -> None:
+        echo.gate.clear()
+        leaving = asyncio.create_task(batcher.search(["a", "b"], 1))
+        staying = asyncio.create_task(batcher.search(["b", "c"], 1))
+        await asyncio.sleep(0.1)
+        leaving.cancel()
+        await asyncio.sleep(0.01)
+        echo.gate.set()
+        assert await staying == [answer("b", 1), answer("c", 1)]
+        assert leaving.cancelled()
+
+    running(body)
+
+
+def test_too_many_waiting_queries_are_turned_away_and_one_large_request_is_not() -> None:
+    async def body(batcher: Batcher, echo: Echo) -> None:
+        echo.gate.clear()
+        searching = asyncio.create_task(batcher.search(["a"], 1))
+        await asyncio.sleep(0.1)
+        waiting = asyncio.create_task(batcher.search([str(number) for number in range(6)], 1))
+        await asyncio.sleep(0)
+        with pytest.raises(Busy, match="6 queries wait already, at most 4 may"):
+            await batcher.search(["x"], 1)
+        assert len(echo.asked) == 0
+        echo.gate.set()
+        assert len(await waiting) == 6 and len(await searching) == 1
+        assert await batcher.search(["x"], 1) == [answer("x", 1)]
+
+    running(body, max_waiting=4)
+
+
+def test_kept_answers_are_not_asked_again_until_others_push_them_out() -> None:
+    async def body(batcher: Batcher, echo: Echo) -> None:
+        for query in ("a", "b", "a", "c", "a", "b"):  # room for two answers of one passage; `b` goes for `c`
+            assert await batcher.search([query], 1) == [answer(query, 1)]
+        assert [queries for queries, _ in echo.asked] == [["a"], ["b"], ["c"], ["b"]]
+
+    metrics = Metrics()
+    running(body, metrics, cache_passages=4, batch_wait_ms=0)
+    assert (metrics.queries, metrics.cache_hits) == (6, 2)
+
+
+def test_what_an_answer_costs() -> None:
+    cache = Cache(10)
+    cache.put(("a", 3), answer("a", 3))
+    assert cache.cost == 4
+    cache.put(("a", 3), answer("a", 3))
+    assert cache.cost == 4, "put again, it is held once"
+    cache.put(("q" * 2_500, 3), [])
+    assert cache.cost == 4 + 1 + 2
+    cache.put(("b", 3), answer("b", 3))
+    assert (len(cache), cache.cost, cache.get(("a", 3))) == (2, 7, None)
+    cache.put(("c", 10), answer("c", 10))
+    assert (len(cache), cache.cost) == (0, 0), "what does not fit is not kept"
+    assert Cache(0).get(("a", 3)) is None
+
+
+def test_metrics_in_the_text_format_of_prometheus() -> None:
+    metrics = Metrics()
+    for status, seconds in ((200, 0.001), (200, 0.002), (503, 40.0)):
+        metrics.finished(status, seconds)
+    lines = metrics.text().splitlines()
+    assert 'dgpo_requests_total{status="200"} 2' in lines and 'dgpo_requests_total{status="503"} 1' in lines
+    assert "dgpo_request_errors_total 1" in lines
+    buckets = [line for line in lines if line.startswith("dgpo_request_seconds_bucket")]
+    assert buckets[:2] == [
+        'dgpo_request_seconds_bucket{le="0.001"} 1',
+        'dgpo_request_seconds_bucket{le="0.0025"} 2',
+    ]
+    assert buckets[-2:] == ['dgpo_request_seconds_bucket{le="30.0"} 2', 'dgpo_request_seconds_bucket{le="+Inf"} 3']
+    assert "dgpo_request_seconds_sum 40.003" in lines and "dgpo_request_seconds_count 3" in lines
+    named = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+    samples = [line for line in lines if not line.startswith("#")]
+    assert len(set(named)) == len(named)
+    assert all(any(sample.startswith(name) for name in named) for sample in samples)
+
+
+def test_a_bucket_holds_its_bound() -> None:
+    histogram = Histogram((1, 2))
+    for value in (0, 1, 1.5, 2, 3):
+        histogram.observe(value)
+    assert histogram.lines("x") == [
+        'x_bucket{le="1"} 2',
+        'x_bucket{le="2"} 4',
+        'x_bucket{le="+Inf"} 5',
+        "x_sum 7.5",
+        "x_count 5",
+    ]
+
+
+@pytest.mark.parametrize("name", ["max_queries", "max_topk", "batch_queries", "stop_timeout_s"])
+def test_limits_out_of_range(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} = 0 is out of range"):
+        ServeSettings(**{name: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://a,http://b", {"nq": "http://a,http://b", "musique": "http://a,http://b"}),
+        ("nq=http://a,http://b,musique=dir", {"nq": "http://a,http://b", "musique": "dir"}),
+        ("http://a,http://b,nq=dir", {"nq": "dir", "musique": "http://a,http://b"}),
+        ("nq=dir,http://a,http://b", {"nq": "dir", "musique": "http://a,http://b"}),
+    ],
+)
+def test_addresses_in_a_row_are_servers_of_one_index(text: str, expected: dict[str, str]) -> None:
+    assert parse_indexes(text, ("nq", "musique")) == expected
+
+
+def test_an_address_and_a_folder_are_two_indexes() -> None:
+    with pytest.raises(ConfigError, match="two indexes"):
+        parse_indexes("http://a,dir", ("nq",))
+
+
+def test_the_limits_in_the_docs_are_those_of_the_server() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[a-z_]+`(?:, `[a-z_]+`)?) \| ([0-9, ]+) \|", page, flags=re.MULTILINE)
+    told = {
+        name.strip("`"): float(value)
+        for names, values in rows
+        for name, value in zip(names.split(", "), values.split(", "), strict=True)
+    }
+    assert told == asdict(ServeSettings())
