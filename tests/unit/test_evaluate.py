@@ -13,8 +13,8 @@ from dgpo_cli.core.types import Hit, Passage, Question, StopReason
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.errors import InputError, RetrievalError
 from dgpo_cli.evaluate import run
-from dgpo_cli.evaluate.published import ROWS, WIKI18_PASSAGES, Conditions, differences, row_for
-from dgpo_cli.evaluate.stats import Interval
+from dgpo_cli.evaluate.published import ARCAP, ROWS, WIKI18_PASSAGES, Conditions, differences, row_for
+from dgpo_cli.evaluate.stats import Interval, bootstrap_interval
 from dgpo_cli.evaluate.summary import Report, macro_average
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.qa_sets import QA_SETS
@@ -201,6 +201,45 @@ def test_the_average_counts_every_benchmark_the_same(codec):
     assert average["em_interval"]["low"] < 0.625 < average["em_interval"]["high"]
 
 
+def test_several_draws_of_a_question_give_its_share_and_pass_at_k(codec, tmp_path):
+    """Draws 0 to 3 of question i are right where the draw's number is below i: 0, 1, 2, 3, 4 of 4."""
+    asked, seen = questions(5), []
+
+    def run_batch(pairs):
+        seen.extend((q.id, sample) for q, sample in pairs)
+        for pair in pairs:
+            number = asked.index(pair[0])
+            script = {number: pair[1] < number}
+            turns = turns_by_question(answers(asked, lambda i, script=script: script.get(i, False)))
+            yield from run_episodes(
+                [pair],
+                engine=ScriptedEngine(codec, turns),
+                codec=codec,
+                retriever=Retriever(),
+                settings=RolloutSettings(wave=1),
+            )
+
+    with RecordFile(tmp_path / "nq.jsonl", key="key", schema="evaluation") as records:
+        whole = evaluate(asked, run_batch=run_batch, wave=6, samples=4, records=records)
+    overall = whole.overall
+    assert (overall.n, overall.draws, overall.em) == (5, 20, (0 + 1 + 2 + 3 + 4) / 4 / 5)
+    # Two of four without replacement miss the right ones with chance C(4-c, 2) / C(4, 2).
+    at_2 = [0, 1 - 3 / 6, 1 - 1 / 6, 1, 1]
+    assert overall.pass_at == pytest.approx({"1": 0.5, "2": sum(at_2) / 5, "4": 4 / 5})
+    assert overall.em_interval == bootstrap_interval([0, 0.25, 0.5, 0.75, 1])
+    assert whole.by_hops[1].n == 3 and whole.by_hops[1].draws == 12
+    assert seen[:6] == [("q0", 0), ("q0", 1), ("q0", 2), ("q0", 3), ("q1", 0), ("q1", 1)]
+
+    lines = (tmp_path / "nq.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "nq.jsonl").write_bytes(b"".join(lines[:10]))  # the header and nine draws: a wave and a half
+    seen.clear()
+    with RecordFile(tmp_path / "nq.jsonl", key="key", schema="evaluation") as records:
+        assert evaluate(asked, run_batch=run_batch, wave=6, samples=4, records=records) == whole
+    assert len(seen) == 20 - 6
+    average = macro_average({"nq": whole, "popqa": whole})
+    assert average["pass_at"] == pytest.approx(overall.pass_at) and average["em"] == 0.5
+
+
 # --- the paper's rows and the report ----------------------------------------------------------------------------------
 
 
@@ -208,6 +247,11 @@ def test_the_papers_averages_are_those_of_its_rows():
     for row in ROWS:
         assert set(row.em) == set(QA_SETS) - {"tinyworld"}
         assert sum(row.em.values()) / 7 == pytest.approx(row.avg, abs=6e-4), row.label
+
+
+def test_arcap_belongs_to_rows_of_the_paper():
+    assert set(ARCAP) <= {row.label for row in ROWS} and len(ARCAP) == 5
+    assert ARCAP["DGPO 0.5B"]["musique"].steps == 2.64 and ARCAP["DGPO 0.5B"]["nq"].steps is None
 
 
 def conditions(**changes):
