@@ -8,7 +8,7 @@ import pytest
 from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
 from dgpo_cli.core.types import Passage, Question, StopReason
 from dgpo_cli.engine.scripted import ScriptedEngine
-from dgpo_cli.evaluate.arcap import GoldContext, GoldReader, find_gold, gold_protocol
+from dgpo_cli.evaluate.arcap import GoldContext, GoldReader, find_gold, gold_codec, gold_protocol
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.pipelines.agents import Agent
 from dgpo_cli.pipelines.arcap import run_gold, with_arcap
@@ -68,7 +68,9 @@ def reader(codec, mode, writes, *, question=None, passages=None, capacity=4000, 
 
     engine = ScriptedEngine(codec, script, capacity=capacity)
     gold = GoldContext({question.id: tuple(passages or CORPUS[:2])}, 0, 0, 0)
-    made = GoldReader(gold, mode, engine=engine, codec=codec, settings=RolloutSettings(temperature=0, **settings))
+    made = GoldReader(
+        gold, mode, engine=engine, codec=gold_codec(codec, mode), settings=RolloutSettings(temperature=0, **settings)
+    )
     (trajectory,) = made.run([(question, 0)])
     assert engine.open_slots == 0
     return trajectory

@@ -9,7 +9,7 @@ from dgpo_cli.core.types import Question, StopReason, Trajectory
 from dgpo_cli.errors import InputError
 from dgpo_cli.evaluate.compare import compare, read_side
 from dgpo_cli.evaluate.run import evaluate
-from dgpo_cli.evaluate.stats import mean_paired_difference, paired_difference, wilson
+from dgpo_cli.evaluate.stats import mean_interval, mean_paired_difference, paired_difference, wilson
 from dgpo_cli.reporting.comparison import heading, notes, table
 
 SETTINGS = {
@@ -142,6 +142,8 @@ def test_the_mean_is_over_the_sets_of_both_and_says_so(tmp_path):
     ]
     interval = mean_paired_difference(sides)[1]
     assert result["avg"]["interval"] == {"low": interval.low, "high": interval.high}
+    both = mean_interval([(0.5, wilson(10, 20)), (0.5, wilson(2, 4))])
+    assert result["avg"]["em_a_interval"] == {"low": both.low, "high": both.high}
     assert [one["setting"] for one in result["settings"]] == ["question sets"]
     assert table(result).rows[-1][0] == "average"
 

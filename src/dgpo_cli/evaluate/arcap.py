@@ -46,6 +46,10 @@ def gold_protocol(protocol: Protocol, mode: Mode) -> Protocol:
     )
 
 
+def gold_codec(codec: Codec, mode: Mode) -> Codec:
+    return Codec(codec.tokenizer, gold_protocol(codec.protocol, mode))
+
+
 @dataclass(frozen=True, slots=True)
 class GoldContext:
     """Which questions of a set can be asked with their gold passages."""
@@ -94,14 +98,15 @@ def find_gold(questions: Sequence[Question], corpus: Iterable[Passage]) -> GoldC
 class GoldReader:
     """Asks questions with their gold passages: prompt, one observation, one turn, no search.
 
+    `codec` is of the mode's own texts, by `gold_codec`.
     A trajectory keeps the passages as one search with an empty query, so that it is graded like any other.
     """
 
     def __init__(
         self, gold: GoldContext, mode: Mode, *, engine: Engine, codec: Codec, settings: RolloutSettings
     ) -> None:
-        self._gold, self._mode, self._engine, self._settings = gold, mode, engine, settings
-        self._codec = Codec(codec.tokenizer, gold_protocol(codec.protocol, mode))
+        self._gold, self._mode = gold, mode
+        self._engine, self._codec, self._settings = engine, codec, settings
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the one turn, with the beginning that was written for the model."""

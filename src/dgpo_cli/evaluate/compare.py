@@ -14,7 +14,7 @@ from typing import Any
 from dgpo_cli.core.records import read_jsonl, read_records
 from dgpo_cli.core.run_dir import read_run
 from dgpo_cli.errors import InputError
-from dgpo_cli.evaluate.stats import mean_paired_difference, paired_difference, share_interval
+from dgpo_cli.evaluate.stats import Interval, mean_interval, mean_paired_difference, paired_difference, share_interval
 
 SCHEMA = "evaluation"
 ROLLOUT = (  # in the order of the report; `wave` is left out: it moves rounding only
@@ -98,9 +98,9 @@ def compare(a: Side, b: Side) -> dict[str, Any]:
         "comparable": not settings,
         "settings": settings,
         "benchmarks": benchmarks,
-        "avg": {
-            "em_a": sum(one["em_a"] for one in benchmarks.values()) / len(benchmarks),
-            "em_b": sum(one["em_b"] for one in benchmarks.values()) / len(benchmarks),
+        "avg": _mean(benchmarks, "em_a")
+        | _mean(benchmarks, "em_b")
+        | {
             "difference": difference,
             "interval": asdict(interval),
             "benchmarks": len(benchmarks),
@@ -135,6 +135,11 @@ def _describe(name: str, a: Side, b: Side, first: Shares, second: Shares) -> dic
         "dropped_b": len(theirs.keys() - ours.keys()),
         "changed": sum(theirs.get(key, text) != text for key, text in ours.items()),
     }
+
+
+def _mean(benchmarks: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+    parts = [(one[name], Interval(**one[f"{name}_interval"])) for one in benchmarks.values()]
+    return {name: sum(em for em, _ in parts) / len(parts), f"{name}_interval": asdict(mean_interval(parts))}
 
 
 def _means(shares: Shares) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile
-from dgpo_cli.evaluate.arcap import MODES, GoldContext, GoldReader, Mode, find_gold, gold_protocol
+from dgpo_cli.evaluate.arcap import MODES, GoldContext, GoldReader, find_gold, gold_codec
 from dgpo_cli.evaluate.run import evaluate
 from dgpo_cli.evaluate.summary import Report
 from dgpo_cli.pipelines.agents import Agent
@@ -38,6 +38,7 @@ def run_gold(
     Returns by benchmark the counts of `GoldContext` and a summary per mode.
     """
     contexts = gold_contexts(benchmarks)
+    codecs = {mode: gold_codec(agent.codec, mode) for mode in MODES}
     total = sum(len(context.passages) for context in contexts.values()) * samples * len(MODES)
     done = 0
     results: dict[str, dict[str, Any]] = {}
@@ -51,8 +52,8 @@ def run_gold(
                 if progress is not None:
                     progress(before + now, total)
 
-            reader = GoldReader(context, mode, engine=agent.engine, codec=agent.codec, settings=agent.settings)
-            header = _header(headers[benchmark.name], agent, mode)
+            reader = GoldReader(context, mode, engine=agent.engine, codec=codecs[mode], settings=agent.settings)
+            header = dict(headers[benchmark.name]) | {"protocol": codecs[mode].protocol.to_json(), "mode": mode}
             path = folder / "gold" / f"{benchmark.name}-{mode}.jsonl"
             with RecordFile(path, key="key", schema="gold context", meta=header) as records:
                 report = evaluate(
@@ -67,10 +68,6 @@ def run_gold(
             results[benchmark.name][mode] = _summary(report)
             done += len(questions) * samples
     return results
-
-
-def _header(header: Mapping[str, Any], agent: Agent, mode: Mode) -> dict[str, Any]:
-    return dict(header) | {"protocol": gold_protocol(agent.codec.protocol, mode).to_json(), "mode": mode}
 
 
 def _summary(report: Report) -> dict[str, Any] | None:

@@ -40,8 +40,8 @@ def table(comparison: Mapping[str, Any]) -> Table:
         (
             name,
             one["n"],
-            f"{one['em_a']:.3f} ({_interval(one['em_a_interval'])})",
-            f"{one['em_b']:.3f} ({_interval(one['em_b_interval'])})",
+            _em(one, "em_a"),
+            _em(one, "em_b"),
             f"{one['difference']:+.3f}{star}",
             _interval(one["interval"], "+"),
             one["only_a"],
@@ -54,8 +54,19 @@ def table(comparison: Mapping[str, Any]) -> Table:
         avg = comparison["avg"]
         count = sum(one["n"] for one in comparison["benchmarks"].values())
         difference = f"{avg['difference']:+.3f}{star}"
-        em = (f"{avg['em_a']:.3f}", f"{avg['em_b']:.3f}")
-        rows.append(("average", count, *em, difference, _interval(avg["interval"], "+"), None, None, None))
+        rows.append(
+            (
+                "average",
+                count,
+                _em(avg, "em_a"),
+                _em(avg, "em_b"),
+                difference,
+                _interval(avg["interval"], "+"),
+                None,
+                None,
+                None,
+            )
+        )
     columns = ("benchmark", "n", "EM of A (95 %)", "EM of B (95 %)", "B - A", "95 %", "only A", "only B", "sign test p")
     return Table("Paired comparison", columns, tuple(rows))
 
@@ -74,6 +85,10 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
     if not comparison["comparable"]:
         lines.append("* not comparable: see the settings above.")
     return lines
+
+
+def _em(group: Mapping[str, Any], name: str) -> str:
+    return f"{group[name]:.3f} ({_interval(group[f'{name}_interval'])})"
 
 
 def _interval(interval: Mapping[str, float], sign: str = "") -> str:
