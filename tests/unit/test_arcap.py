@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
 from dgpo_cli.core.types import Passage, Question, StopReason
+from dgpo_cli.engine.hf import HFEngine
 from dgpo_cli.engine.scripted import ScriptedEngine
 from dgpo_cli.evaluate.arcap import GoldContext, GoldReader, find_gold, gold_codec, gold_protocol
 from dgpo_cli.models.codec import Codec
@@ -20,7 +22,7 @@ from dgpo_cli.tinyworld.demonstrations import passages_in, read_answer
 from dgpo_cli.tinyworld.files import write_world
 from dgpo_cli.tinyworld.tokenizer import build_tokenizer
 from dgpo_cli.tinyworld.world import WorldSize, build_world
-from tiny import bpe_tokenizer
+from tiny import bpe_tokenizer, qwen
 
 CORPUS = [
     Passage.from_title("1", "Tower", "Built by Ada."),
@@ -122,6 +124,24 @@ def test_a_context_that_does_not_fit_is_cut_and_counted(codec):
     assert full.truncated_observations == 0
     none = reader(codec, "direct", " a</answer>", question=replace(asked(), text="x " * 500), capacity=400)
     assert none.stop is StopReason.MAX_TOKENS and none.num_written == 0
+
+
+def test_a_real_model_writes_what_a_plain_greedy_loop_writes(codec):
+    """Contexts of different lengths in one batch, against one forward pass per token without any cache."""
+    model = qwen(len(codec.tokenizer), positions=700)
+    engine = HFEngine(model, codec, slots=3, capacity=700)
+    questions = [asked(name) for name in "abc"]
+    gold = GoldContext({"a": (CORPUS[0],), "b": tuple(CORPUS), "c": tuple(CORPUS[1:])}, 0, 0, 0)
+    settings = RolloutSettings(temperature=0, max_new_tokens=8)
+    made = GoldReader(gold, "direct", engine=engine, codec=gold_codec(codec, "direct"), settings=settings)
+    trajectories = list(made.run([(question, 0) for question in questions]))
+    assert len({len(t.token_ids) - t.num_written for t in trajectories}) == 3
+    for trajectory in trajectories:
+        ids = list(trajectory.token_ids[: -trajectory.num_written])
+        while len(ids) < len(trajectory.token_ids):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1, : codec.vocabulary_size].argmax()))
+        assert tuple(ids) == trajectory.token_ids
 
 
 def test_a_model_without_instructions_keeps_its_prompt():
