@@ -77,14 +77,18 @@ def test_all_seven_sets(made, here):
     assert all(one["n"] == 3 for one in report["benchmarks"].values())
     assert report["avg"]["em"] == sum(one["em"] for one in report["benchmarks"].values()) / 7
     assert {hops: one["n"] for hops, one in report["benchmarks"]["musique"]["hops"].items()} == {"1": 2, "2": 1}
-    assert report["decoding"] == {"temperature": 0.0, "seed": 0}
+    assert report["decoding"] == {"temperature": 0.0, "seed": 0, "samples": 1}
     corpus = report["benchmarks"]["nq"]["index"]
     assert corpus["passages"] == 10 and len(corpus["corpus_digest"]) == 64
     folder = here / "runs" / "eval-0001"
     assert json.loads((folder / "report.json").read_text()) == report
     for name in SEVEN:
         lines = (folder / f"{name}.jsonl").read_text().splitlines()
-        assert len(lines) == 4 and json.loads(lines[0])["settings"]["max_turns"] == 1
+        header = json.loads(lines[0])
+        assert len(lines) == 4 and header["settings"]["max_turns"] == 1
+        assert {"seed", "temperature", "samples", "top_k", "max_turns"} <= header["settings"].keys()
+        assert header["index"]["corpus_digest"] == corpus["corpus_digest"]
+        assert header["model"] == report["model"] and len(header["model"]["weights"]) == 16
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
 
@@ -177,6 +181,8 @@ def test_a_dry_run_shows_the_settings_and_writes_nothing(made, here):
         (["--bench", "nq", "--index", "a,b"], ConfigError, "two indexes"),
         (["--limit", "0"], ConfigError, "leaves no question"),
         (["--temperature", "-1"], ConfigError, "negative"),
+        (["--samples", "4"], ConfigError, "one answer 4 times"),
+        (["--samples", "0", "--temperature", "1"], ConfigError, "leaves no answer"),
         (["--model", "qwen-05b", "--bench", "nq"], ModelError, "unknown model"),
     ],
 )
@@ -198,3 +204,62 @@ def test_a_run_of_dgpo_rl_is_shown_beside_the_papers_row(made, here):
     assert "2 of 3,610 questions" in published["reasons"]
     assert report["avg"]["published"]["em"] == pytest.approx((0.378 + 0.342) / 2)
     assert "0.378 *" in run(*args).stdout
+
+
+def tokens(file):
+    return [tuple(json.loads(line)["token_ids"]) for line in file.read_text().splitlines()[1:]]
+
+
+def test_several_samples_differ_and_go_on_after_a_kill(made, here):
+    args = arguments(made, "--bench", "nq", "--samples", "3", "--temperature", "1", "--json")
+    report = json.loads(run(*args, "--out", str(here / "whole")).stdout)
+    one = report["benchmarks"]["nq"]
+    assert (one["n"], one["draws"], list(one["pass_at"])) == (COUNT, 3 * COUNT, ["1", "2", "3"])
+    drawn = tokens(here / "whole" / "nq.jsonl")
+    assert all(len(set(drawn[start : start + 3])) == 3 for start in range(0, len(drawn), 3))
+    lines = (here / "whole" / "nq.jsonl").read_bytes().splitlines(keepends=True)
+    record = json.loads((here / "whole" / "run.json").read_text())
+    (here / "whole" / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    (here / "whole" / "nq.jsonl").write_bytes(b"".join(lines[:19]))  # in the middle of a wave
+    result = run(*args, "--out", str(here / "whole"))
+    assert f"18 of {3 * COUNT} answered" in result.stderr
+    assert json.loads(result.stdout) == report and tokens(here / "whole" / "nq.jsonl") == drawn
+
+
+def test_two_runs_are_compared_and_what_differs_is_said_first(made, here):
+    for seed in ("0", "1"):
+        more = ["--top-k", "2"] if seed == "1" else []
+        run(*arguments(made, "--bench", "nq,popqa", "--temperature", "1", "--seed", seed, "--limit", "8", *more))
+    shown = run("--compare", "eval-0001", "runs/eval-0002").stdout
+    assert shown.index("NOT COMPARABLE") < shown.index("seed: 0 in A, 1 in B") < shown.index("Paired comparison")
+    result = json.loads(run("--compare", "eval-0001", "eval-0002", "--json").stdout)
+    assert [one["setting"] for one in result["settings"]] == ["seed", "top_k"]
+    assert result["benchmarks"]["popqa"]["n"] == 8 and not result["comparable"]
+    same = json.loads(run("--compare", "eval-0001", "eval-0001", "--json").stdout)
+    assert same["comparable"] and same["avg"]["difference"] == 0.0 == same["avg"]["interval"]["high"]
+    with pytest.raises(ConfigError, match="--top-k has no effect"):
+        run("--compare", "eval-0001", "eval-0002", "-k", "2")
+
+
+def test_arcap_of_a_set_with_gold_passages(made, here):
+    rows = [
+        {"id": str(i), "question": f"Who built tower {i}?", "golden_answers": [f"mason {i}"]}
+        | ({"supporting_ids": [str(i)]} if i < 6 else {"supporting_titles": ["Nowhere"]} if i < 8 else {})
+        for i in range(10)
+    ]
+    write_jsonl_atomic(here / "questions" / "musique.jsonl", rows)
+    model = here / "runs" / "rl-0001" / "best"
+    tokenizer = bpe_tokenizer()
+    save_model(model, qwen(len(tokenizer), positions=160), tokenizer, PROTOCOL)
+    (here / "runs" / "rl-0001" / "config.toml").write_text('method = "dgpo"\n')
+    args = ["--model", "rl-0001", "--index", str(made / "index"), "--bench-dir", str(here / "questions"), "--arcap"]
+    args += ["--bench", "musique", "--device", "cpu", "--batch-size", "4"]
+    plan = json.loads(run(*args, "--dry-run", "--json").stdout)
+    assert plan["gold"]["musique"] == {"questions": 6, "without_gold": 2, "incomplete": 2, "missing_passages": 1}
+    result = run(*args)
+    for expected in ("ARCap", "2.64 *", "2 questions without known gold passages", "neither its gold contexts"):
+        assert expected in result.stdout
+    arcap = json.loads((here / "runs" / "eval-0001" / "report.json").read_text())["benchmarks"]["musique"]["arcap"]
+    assert arcap["gold"]["direct"]["n"] == arcap["gold"]["think"]["n"] == 6
+    assert arcap["published"]["steps"] == 2.64 and not arcap["published"]["comparable"]
+    assert len(tokens(here / "runs" / "eval-0001" / "gold" / "musique-direct.jsonl")) == 6

@@ -1,21 +1,21 @@
 """Evaluation through the real search loop, with scripted answers in a byte-level vocabulary."""
 
+import functools
 import json
 import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.types import Hit, Passage, Question, StopReason
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.errors import InputError, RetrievalError
-from dgpo_cli.evaluate.published import ROWS, WIKI18_PASSAGES, Conditions, differences, row_for
-from dgpo_cli.evaluate.run import Report, evaluate, macro_average
-from dgpo_cli.evaluate.stats import Interval, mean_interval, paired_difference, sign_test, wilson
+from dgpo_cli.evaluate import run
+from dgpo_cli.evaluate.published import ARCAP, ROWS, WIKI18_PASSAGES, Conditions, differences, row_for
+from dgpo_cli.evaluate.stats import Interval, bootstrap_interval
+from dgpo_cli.evaluate.summary import Report, macro_average
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.qa_sets import QA_SETS
 from dgpo_cli.reporting.evaluation import markdown, notes, tables
@@ -58,12 +58,21 @@ def answers(asked, right):
     }
 
 
+@functools.cache
+def decoder():
+    return Codec(bpe_tokenizer(), DEFAULT).decode
+
+
+def evaluate(asked, **options):
+    return run.evaluate(asked, decode=decoder(), **options)
+
+
 def asker(codec, script, retriever, *, wave=WAVE, asked=None):
     def run_batch(batch):
         if asked is not None:
-            asked.extend(q.id for q in batch)
+            asked.extend(q.id for q, _ in batch)
         return run_episodes(
-            [(q, 0) for q in batch],
+            batch,
             engine=ScriptedEngine(codec, turns_by_question(script)),
             codec=codec,
             retriever=retriever,
@@ -192,53 +201,43 @@ def test_the_average_counts_every_benchmark_the_same(codec):
     assert average["em_interval"]["low"] < 0.625 < average["em_interval"]["high"]
 
 
-# --- statistics -------------------------------------------------------------------------------------------------------
+def test_several_draws_of_a_question_give_its_share_and_pass_at_k(codec, tmp_path):
+    """Draws 0 to 3 of question i are right where the draw's number is below i: 0, 1, 2, 3, 4 of 4."""
+    asked, seen = questions(5), []
 
+    def run_batch(pairs):
+        seen.extend((q.id, sample) for q, sample in pairs)
+        for pair in pairs:
+            number = asked.index(pair[0])
+            script = {number: pair[1] < number}
+            turns = turns_by_question(answers(asked, lambda i, script=script: script.get(i, False)))
+            yield from run_episodes(
+                [pair],
+                engine=ScriptedEngine(codec, turns),
+                codec=codec,
+                retriever=Retriever(),
+                settings=RolloutSettings(wave=1),
+            )
 
-def test_wilson_against_published_and_hand_computed_values():
-    # Newcombe (1998), table I: 81 of 263 and 15 of 148.
-    for successes, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605)):
-        assert wilson(successes, n).low == pytest.approx(low, abs=5e-5)
-        assert wilson(successes, n).high == pytest.approx(high, abs=5e-5)
-    assert wilson(0, 20).low == 0.0 and wilson(0, 20).high == pytest.approx(0.1611, abs=5e-5)
-    assert wilson(0, 0) == Interval(0.0, 1.0)
+    with RecordFile(tmp_path / "nq.jsonl", key="key", schema="evaluation") as records:
+        whole = evaluate(asked, run_batch=run_batch, wave=6, samples=4, records=records)
+    overall = whole.overall
+    assert (overall.n, overall.draws, overall.em) == (5, 20, (0 + 1 + 2 + 3 + 4) / 4 / 5)
+    # Two of four without replacement miss the right ones with chance C(4-c, 2) / C(4, 2).
+    at_2 = [0, 1 - 3 / 6, 1 - 1 / 6, 1, 1]
+    assert overall.pass_at == pytest.approx({"1": 0.5, "2": sum(at_2) / 5, "4": 4 / 5})
+    assert overall.em_interval == bootstrap_interval([0, 0.25, 0.5, 0.75, 1])
+    assert whole.by_hops[1].n == 3 and whole.by_hops[1].draws == 12
+    assert seen[:6] == [("q0", 0), ("q0", 1), ("q0", 2), ("q0", 3), ("q1", 0), ("q1", 1)]
 
-
-@given(n=st.integers(1, 5000), share=st.floats(0, 1))
-def test_wilson_holds_the_share_and_mirrors(n, share):
-    successes = round(share * n)
-    interval, mirrored = wilson(successes, n), wilson(n - successes, n)
-    assert 0 <= interval.low <= successes / n <= interval.high <= 1
-    assert interval.low == pytest.approx(1 - mirrored.high, abs=1e-12)
-    if 0 < successes < n:  # the ends solve (p - share)^2 = z^2 p (1 - p) / n
-        for end in (interval.low, interval.high):
-            assert (end - successes / n) ** 2 == pytest.approx(1.959963984540054**2 * end * (1 - end) / n, rel=1e-6)
-
-
-def test_the_interval_of_a_mean():
-    assert mean_interval([(81, 263)]).low == pytest.approx(wilson(81, 263).low)
-    one, two = wilson(81, 263), mean_interval([(81, 263)] * 4)
-    assert two.high - two.low == pytest.approx((one.high - one.low) / 2)  # four times the questions, half the width
-
-
-def test_paired_difference():
-    first = {str(i): i < 50 for i in range(100)}
-    second = {str(i): 10 <= i < 80 for i in range(100)}
-    result = paired_difference(first, second)
-    assert (result.n, result.better, result.worse, result.difference) == (100, 30, 10, 0.2)
-    # Standard error of a paired difference: sqrt((b + c) / n - d^2) / sqrt(n).
-    error = ((0.4 - 0.04) / 100) ** 0.5
-    assert result.interval.low == pytest.approx(0.2 - 1.96 * error, abs=0.02)
-    assert result.interval.high == pytest.approx(0.2 + 1.96 * error, abs=0.02)
-    assert paired_difference(first, first).difference == 0.0 and paired_difference(first, first).p_value == 1.0
-    with pytest.raises(ValueError, match="1 questions were asked of one side only"):
-        paired_difference(first, dict.fromkeys(list(second)[1:], True))
-
-
-def test_the_sign_test_by_hand():
-    assert sign_test(0, 5) == 2 / 32
-    assert sign_test(8, 2) == pytest.approx(2 * (1 + 10 + 45) / 1024)
-    assert sign_test(3, 3) == sign_test(0, 0) == 1.0
+    lines = (tmp_path / "nq.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "nq.jsonl").write_bytes(b"".join(lines[:10]))  # the header and nine draws: a wave and a half
+    seen.clear()
+    with RecordFile(tmp_path / "nq.jsonl", key="key", schema="evaluation") as records:
+        assert evaluate(asked, run_batch=run_batch, wave=6, samples=4, records=records) == whole
+    assert len(seen) == 20 - 6
+    average = macro_average({"nq": whole, "popqa": whole})
+    assert average["pass_at"] == pytest.approx(overall.pass_at) and average["em"] == 0.5
 
 
 # --- the paper's rows and the report ----------------------------------------------------------------------------------
@@ -248,6 +247,11 @@ def test_the_papers_averages_are_those_of_its_rows():
     for row in ROWS:
         assert set(row.em) == set(QA_SETS) - {"tinyworld"}
         assert sum(row.em.values()) / 7 == pytest.approx(row.avg, abs=6e-4), row.label
+
+
+def test_arcap_belongs_to_rows_of_the_paper():
+    assert set(ARCAP) <= {row.label for row in ROWS} and len(ARCAP) == 5
+    assert ARCAP["DGPO 0.5B"]["musique"].steps == 2.64 and ARCAP["DGPO 0.5B"]["nq"].steps is None
 
 
 def conditions(**changes):
@@ -279,7 +283,8 @@ def test_the_report_shows_scores_and_says_what_is_not_comparable():
     published = {"row": "DGPO 0.5B", "em": 0.378, "comparable": False, "reasons": ["20 of 3,610 questions"]}
     report = {
         "model": {"name": "mine|x"},
-        "decoding": {"temperature": 0.0, "seed": 3},
+        "decoding": {"temperature": 0.0, "seed": 3, "samples": 1},
+        "avg": macro_average({"nq": outcomes}),
         "benchmarks": {"nq": outcomes.to_json() | {"published": published}},
     }
     scores = tables(report)[0]

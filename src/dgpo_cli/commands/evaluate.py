@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from dgpo_cli.commands import evaluate_run
 from dgpo_cli.commands.shared import (
     BenchDirOption,
     DeviceOption,
@@ -18,15 +18,12 @@ from dgpo_cli.commands.shared import (
     ResumeOption,
     absolute,
     choose,
-    show_settings,
 )
 from dgpo_cli.console import Console
 
-if TYPE_CHECKING:
-    from dgpo_cli.pipelines.benchmarks import Benchmark, EvalSettings
-
 
 def evaluate(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Option(help="Alias, hub id, folder or run; the last run's best by default.")
     ] = None,
@@ -40,6 +37,16 @@ def evaluate(
     temperature: Annotated[
         float, typer.Option(help="0 is greedy; 1 is how the paper's released code evaluates.")
     ] = 0.0,
+    samples: Annotated[
+        int, typer.Option(help="Draws per question, with --temperature above 0: mean EM and pass@k.")
+    ] = 1,
+    arcap: Annotated[
+        bool, typer.Option("--arcap", help="Also the paper's ARCap: answers from gold passages, first query, steps.")
+    ] = False,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Nothing is asked: compare two earlier evaluations, question by question."),
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option("--top-k", "-k", help="Passages per search; as the model was trained by default.")
     ] = None,
@@ -56,17 +63,21 @@ def evaluate(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Measure a model on question sets: exact match, F1, searches, and how often the answer was retrieved.
+    """Measure a model on question sets: exact match with intervals, what was retrieved, why answers were wrong.
 
-    Interrupted, the same command goes on where it stopped.
+    Interrupted, the same command goes on where it stopped. docs/evaluation.md defines every figure.
 
     Examples: `dgpo eval` · `dgpo eval --model dgpo-qwen-0.5b --bench nq,hotpotqa --limit 200` ·
+    `dgpo eval --samples 8 --temperature 1` · `dgpo eval --compare eval-0001 eval-0002` ·
     `dgpo eval --bench-dir questions --index hotpotqa=indexes/hotpot,musique=indexes/musique --bench hotpotqa,musique`
     """
     from dgpo_cli.models.load import search_limits
     from dgpo_cli.pipelines.benchmarks import EvalSettings, open_benchmarks, parse_benchmarks, parse_indexes
 
     console = Console(json_output=json, quiet=quiet)
+    if compare is not None:
+        evaluate_run.compare(console, context, compare)
+        return
     names = parse_benchmarks(bench)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose(console, "index", index, hint="build one with `dgpo index CORPUS`, or give --index DIR")
@@ -77,6 +88,8 @@ def evaluate(
         indexes={name: absolute(location) for name, location in parse_indexes(where, names).items()},
         limit=limit,
         temperature=temperature,
+        samples=samples,
+        arcap=arcap,
         top_k=trained_k if top_k is None else top_k,
         max_searches=trained_turns if max_searches is None else max_searches,
         wave=batch_size,
@@ -86,72 +99,8 @@ def evaluate(
     settings.rollout()  # refuses impossible values before anything is loaded
     benchmarks = open_benchmarks(settings, bench_dir)
     if dry_run:
-        _dry_run(console, settings, benchmarks)
+        evaluate_run.show_plan(console, settings, benchmarks)
         return
-    report = _run(console, settings, benchmarks, out=out, resume=resume, fresh=fresh)
-    _show(console, report)
+    report = evaluate_run.measure(console, settings, benchmarks, out=out, resume=resume, fresh=fresh)
+    evaluate_run.show_report(console, report)
     console.result(report)
-
-
-def _dry_run(console: Console, settings: EvalSettings, benchmarks: list[Benchmark]) -> None:
-    from dgpo_cli.models.load import resolve
-
-    source = resolve(settings.model)
-    counts = {benchmark.name: len(benchmark.questions) for benchmark in benchmarks}
-    result = show_settings(console, settings) | {"location": source.location, "num_questions": counts}
-    console.table(
-        "", ["benchmark", "questions", "index"], [[b.name, counts[b.name], b.index.location] for b in benchmarks]
-    )
-    console.result(result)
-
-
-def _run(
-    console: Console,
-    settings: EvalSettings,
-    benchmarks: list[Benchmark],
-    *,
-    out: Path | None,
-    resume: Path | None,
-    fresh: bool,
-) -> dict[str, Any]:
-    from dgpo_cli.core.run_dir import RunDir, check_space
-    from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.load import load_model
-    from dgpo_cli.pipelines import benchmarks as pipeline
-    from dgpo_cli.pipelines.agents import Agent
-    from dgpo_cli.train.devices import inference_dtype, training_device
-
-    where = training_device(settings.device)
-    loaded = load_model(settings.model, device=where, dtype=inference_dtype(where))
-    codec = Codec(loaded.tokenizer, loaded.protocol)
-    agent = Agent.of(loaded.model, codec, benchmarks[0].index.retriever, settings.rollout())
-    fitted = pipeline.fit_to_context(agent)
-    if fitted is not agent:
-        limit = fitted.settings.max_observation_tokens
-        console.info(
-            f"context of {agent.engine.capacity} tokens: search results are cut at {limit} tokens, and counted"
-        )
-    identity = pipeline.identity(settings, benchmarks, loaded)
-    with RunDir.open("eval", identity, out=out, resume=resume, fresh=fresh) as run:
-        total, done = sum(len(b.questions) for b in benchmarks), pipeline.answered(run.path, benchmarks)
-        check_space(run.path, (total - done) * pipeline.BYTES_PER_QUESTION)
-        console.info(f"going on with {run.path}: {done} of {total} answered" if run.resumed else f"run {run.path}")
-        meta = {"protocol": loaded.protocol.to_json(), "settings": fitted.settings.to_json(), "run": identity}
-        with console.progress("questions", "question") as progress:
-            reports = pipeline.run_benchmarks(fitted, benchmarks, run.path, meta, progress)
-        report = pipeline.report_json(settings, loaded, fitted, benchmarks, reports) | {"run": str(run.path)}
-        pipeline.write_report(run.path, report)
-        # With failed searches the run stays unfinished: the same command asks those questions again.
-        if report["complete"]:
-            run.finish({"em": report["avg"]["em"], "benchmarks": {n: b["em"] for n, b in report["benchmarks"].items()}})
-    return report
-
-
-def _show(console: Console, report: dict[str, Any]) -> None:
-    from dgpo_cli.reporting.evaluation import notes, tables
-
-    for table in tables(report):
-        console.table(table.title, table.columns, table.rows)
-    for note in notes(report):
-        console.print(note)
-    console.print(f"report: {report['run']}/report.md")

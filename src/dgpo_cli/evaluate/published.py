@@ -62,6 +62,33 @@ ROWS: tuple[PublishedRow, ...] = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class PublishedArcap:
+    """One row of the paper's ARCap tables on one benchmark."""
+
+    direct: float  # EM with gold context, without thinking
+    think: float
+    first_hit: float
+    steps: float | None = None
+
+
+ARCAP: Mapping[str, Mapping[str, PublishedArcap]] = {
+    label: {"nq": PublishedArcap(*nq), "musique": PublishedArcap(*musique)}
+    for label, nq, musique in (
+        ("student 0.5B, prompt only", (0.386, 0.034, 0.004), (0.166, 0.013, 0.052, 3.86)),
+        ("teacher 3B", (0.589, 0.560, 0.682), (0.413, 0.357, 0.668, 1.60)),
+        ("PPO 0.5B", (0.547, 0.581, 0.711), (0.258, 0.242, 0.568, 1.68)),
+        ("KD 0.5B", (0.540, 0.544, 0.675), (0.321, 0.256, 0.570, 2.45)),
+        ("DGPO 0.5B", (0.565, 0.593, 0.682), (0.312, 0.287, 0.583, 2.64)),
+    )
+}
+ARCAP_REASONS = (  # why no result of ours can be compared with them
+    "the paper published neither its gold contexts nor its two prompts",
+    "it does not say whether a hit normalizes the answer",
+    "its released code counts search tags, those of the correction included, not searches",
+)
+
+
 def row_for(*, repo: str | None, method: str | None) -> PublishedRow | None:
     """The row of a released checkpoint, else of the method that trained a model; None where the paper has neither."""
     for row in ROWS:

@@ -1,7 +1,8 @@
-"""How sure a share of right answers is: intervals, and the difference between two models on the same questions.
+"""How sure a share of right answers is: intervals, pass@k, and the difference of two models on the same questions.
 
-Wilson's interval for one share (Wilson 1927), MOVER for a mean of shares (Zou and Donner 2008), the bootstrap and the
-exact sign test (McNemar) for paired answers.
+Wilson's interval for one share (Wilson 1927), MOVER for a mean of shares (Zou and Donner 2008), the percentile
+bootstrap over questions for paired answers and where a question has several draws, the exact sign test (McNemar), and
+the unbiased pass@k (Chen et al. 2021, arXiv 2107.03374).
 """
 
 from __future__ import annotations
@@ -37,16 +38,54 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     return Interval(min(share, max(0.0, centre - reach)), max(share, min(1.0, centre + reach)))
 
 
-def mean_interval(groups: Sequence[tuple[int, int]], confidence: float = CONFIDENCE) -> Interval:
-    """Interval of the plain mean of several shares, each (successes, n), from their own Wilson intervals."""
-    if not groups:
+def mean_interval(parts: Sequence[tuple[float, Interval]]) -> Interval:
+    """Interval of the plain mean of several independent shares, each with its own interval."""
+    if not parts:
         raise ValueError("a mean of no share")
-    shares = [successes / n if n else 0.0 for successes, n in groups]
-    single = [wilson(successes, n, confidence) for successes, n in groups]
-    mean = sum(shares) / len(shares)
-    below = math.sqrt(sum((share - i.low) ** 2 for share, i in zip(shares, single, strict=True))) / len(shares)
-    above = math.sqrt(sum((i.high - share) ** 2 for share, i in zip(shares, single, strict=True))) / len(shares)
+    mean = sum(share for share, _ in parts) / len(parts)
+    below = math.sqrt(sum((share - own.low) ** 2 for share, own in parts)) / len(parts)
+    above = math.sqrt(sum((own.high - share) ** 2 for share, own in parts)) / len(parts)
     return Interval(max(0.0, mean - below), min(1.0, mean + above))
+
+
+def resampled_means(values: Sequence[float], rng: np.random.Generator) -> np.ndarray:
+    """Means [RESAMPLES] of as many bootstrap samples of `values`."""
+    # Few distinct values occur, so a sample is a multinomial draw of how often each of them does.
+    distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
+    draws = rng.multinomial(len(values), counts / len(values), RESAMPLES)
+    result: np.ndarray = draws @ distinct / len(values)
+    return result
+
+
+def bootstrap_interval(values: Sequence[float], *, seed: int = 0, confidence: float = CONFIDENCE) -> Interval:
+    """Percentile interval of the mean of `values`, one per question. Raises ValueError without any."""
+    if not values:
+        raise ValueError("a mean of nothing")
+    return _percentile(resampled_means(values, np.random.default_rng(seed)), confidence)
+
+
+def _percentile(means: np.ndarray, confidence: float) -> Interval:
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
+
+
+def share_interval(groups: Sequence[tuple[int, int]]) -> Interval:
+    """Interval of the mean over questions of each one's share, given as (successes, draws).
+
+    Wilson's with one draw per question. With several, questions are resampled, since the draws of one are alike; where
+    all draws agree that would show no spread at all, and Wilson's over the questions is taken again.
+    """
+    shares = [successes / n for successes, n in groups]
+    if all(n == 1 for _, n in groups) or set(shares) in ({0.0}, {1.0}):
+        return wilson(round(sum(shares)), len(groups))
+    return bootstrap_interval(shares)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Chance that k of n draws, taken without putting back, hold one of the `correct` ones."""
+    if not (0 <= correct <= n and 1 <= k <= n):
+        raise ValueError(f"pass@{k} of {correct} right among {n} draws")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +95,46 @@ class PairedDifference:
     n: int
     difference: float
     interval: Interval  # percentile bootstrap over questions
-    better: int  # questions that only the second got right
+    better: int  # questions that only the second got right, or right more often
     worse: int
     p_value: float  # exact two-sided sign test on those
 
 
 def paired_difference(
-    first: Mapping[str, bool], second: Mapping[str, bool], *, seed: int = 0, confidence: float = CONFIDENCE
+    first: Mapping[str, float], second: Mapping[str, float], *, seed: int = 0, confidence: float = CONFIDENCE
 ) -> PairedDifference:
-    """Compare two models by question key. Raises ValueError unless both were asked the same questions."""
+    """Compare two models by question: right or wrong, or the share of right draws.
+
+    Raises ValueError unless both were asked the same questions.
+    """
+    differences = _differences(first, second)
+    better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    return PairedDifference(
+        n=len(differences),
+        difference=sum(differences) / len(differences),
+        interval=bootstrap_interval(differences, seed=seed, confidence=confidence),
+        better=better,
+        worse=worse,
+        p_value=sign_test(better, worse),
+    )
+
+
+def mean_paired_difference(
+    sets: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], *, seed: int = 0, confidence: float = CONFIDENCE
+) -> tuple[float, Interval]:
+    """The mean over QA sets of each set's difference, second minus first; questions are drawn anew within each set."""
+    if not sets:
+        raise ValueError("a mean of no set")
+    rng = np.random.default_rng(seed)
+    differences = [_differences(first, second) for first, second in sets]
+    means = sum(resampled_means(one, rng) for one in differences) / len(sets)
+    return sum(sum(one) / len(one) for one in differences) / len(sets), _percentile(np.asarray(means), confidence)
+
+
+def _differences(first: Mapping[str, float], second: Mapping[str, float]) -> list[float]:
     if first.keys() != second.keys() or not first:
         raise ValueError(f"{len(first.keys() ^ second.keys())} questions were asked of one side only, of {len(first)}")
-    n = len(first)
-    better = sum(second[key] and not first[key] for key in first)
-    worse = sum(first[key] and not second[key] for key in first)
-    # A resample of questions is a multinomial draw of the three things that can happen to one.
-    draws = np.random.default_rng(seed).multinomial(n, [better / n, worse / n, (n - better - worse) / n], RESAMPLES)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile((draws[:, 0] - draws[:, 1]) / n, [tail, 1 - tail])
-    return PairedDifference(
-        n, (better - worse) / n, Interval(float(low), float(high)), better, worse, sign_test(better, worse)
-    )
+    return [float(second[key]) - float(first[key]) for key in first]
 
 
 def sign_test(better: int, worse: int) -> float:

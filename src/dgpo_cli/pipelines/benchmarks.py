@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile, write_atomic
 from dgpo_cli.core.types import Question, question_to_json
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.evaluate.published import Conditions, PublishedRow, differences, row_for
-from dgpo_cli.evaluate.run import Report, evaluate, macro_average
-from dgpo_cli.models.load import LoadedModel, ModelSource
+from dgpo_cli.evaluate.published import Conditions
+from dgpo_cli.evaluate.run import evaluate
+from dgpo_cli.evaluate.summary import Report, macro_average
+from dgpo_cli.models.load import LoadedModel
 from dgpo_cli.pipelines.agents import Agent
+from dgpo_cli.pipelines.beside_paper import published_average, published_em, published_row
 from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions
 from dgpo_cli.reporting.evaluation import markdown
 from dgpo_cli.retrieval.open import OpenIndex, is_server, open_index
@@ -35,6 +36,8 @@ class EvalSettings:
     indexes: dict[str, str]
     limit: int | None = None  # first questions of each benchmark
     temperature: float = 0.0  # ours; the paper's released code samples at 1
+    samples: int = 1  # draws per question
+    arcap: bool = False  # also with gold context
     top_k: int = 3  # paper
     max_searches: int = 4  # paper
     wave: int = 64  # ours, questions at once
@@ -44,6 +47,13 @@ class EvalSettings:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit = {self.limit} leaves no question", hint="give a limit of 1 or more")
+        if self.samples < 1:
+            raise ConfigError(f"samples = {self.samples} leaves no answer", hint="give --samples 1 or more")
+        if self.samples > 1 and self.temperature == 0:
+            raise ConfigError(
+                f"{self.samples} samples at temperature 0 are one answer {self.samples} times",
+                hint="give --temperature 1",
+            )
 
     def rollout(self) -> RolloutSettings:
         return RolloutSettings(
@@ -151,32 +161,66 @@ def fit_to_context(agent: Agent) -> Agent:
 
 
 def answered(folder: Path, benchmarks: Iterable[Benchmark]) -> int:
-    """Questions that a run folder holds answers to."""
+    """Draws that a run folder holds."""
     files = (folder / f"{benchmark.name}.jsonl" for benchmark in benchmarks)
     return sum(max(0, file.read_bytes().count(b"\n") - 1) for file in files if file.is_file())
 
 
+def record_headers(
+    settings: EvalSettings, loaded: LoadedModel, agent: Agent, benchmarks: Iterable[Benchmark]
+) -> dict[str, dict[str, Any]]:
+    """By benchmark, what its record file says about how its answers came about: all that `--compare` looks at."""
+    shared = {
+        "model": {
+            "name": settings.model,
+            "location": loaded.source.location,
+            "weights": weights_digest(loaded),
+            "protocol": loaded.protocol.name,
+            "parameters": loaded.model.num_parameters(),
+        },
+        "protocol": loaded.protocol.to_json(),
+        "settings": agent.settings.to_json() | {"capacity": agent.engine.capacity, "samples": settings.samples},
+    }
+    return {
+        b.name: shared
+        | {
+            "index": {"location": b.index.location, "digest": b.index.digest, **_corpus(b.index)},
+            "questions": {"digest": b.questions_digest, "limit": settings.limit},
+        }
+        for b in benchmarks
+    }
+
+
 def run_benchmarks(
-    agent: Agent, benchmarks: Sequence[Benchmark], folder: Path, meta: Mapping[str, Any], progress: Progress | None
+    agent: Agent,
+    benchmarks: Sequence[Benchmark],
+    folder: Path,
+    headers: Mapping[str, Mapping[str, Any]],
+    *,
+    samples: int = 1,
+    progress: Progress | None = None,
 ) -> dict[str, Report]:
     """Answer everything that `folder` has no record of, into `folder`/NAME.jsonl."""
-    total, before = sum(len(benchmark.questions) for benchmark in benchmarks), 0
+    total, before = sum(len(benchmark.questions) for benchmark in benchmarks) * samples, 0
     reports = {}
     for benchmark in benchmarks:
-        asking = replace(agent, retriever=benchmark.index.retriever)
-
-        def run_batch(questions: Sequence[Question], asking: Agent = asking) -> Iterable[Any]:
-            return asking.run([(question, 0) for question in questions])
 
         def tell(done: int, _: int, before: int = before) -> None:
             if progress is not None:
                 progress(before + done, total)
 
-        with RecordFile(folder / f"{benchmark.name}.jsonl", key="key", schema="evaluation", meta=meta) as records:
+        path, header = folder / f"{benchmark.name}.jsonl", headers[benchmark.name]
+        with RecordFile(path, key="key", schema="evaluation", meta=header) as records:
             reports[benchmark.name] = evaluate(
-                benchmark.questions, run_batch=run_batch, wave=agent.settings.wave, records=records, progress=tell
+                benchmark.questions,
+                run_batch=replace(agent, retriever=benchmark.index.retriever).run,
+                decode=agent.codec.decode,
+                wave=agent.settings.wave,
+                samples=samples,
+                records=records,
+                progress=tell,
             )
-        before += len(benchmark.questions)
+        before += len(benchmark.questions) * samples
     return reports
 
 
@@ -186,31 +230,23 @@ def report_json(
     agent: Agent,
     benchmarks: Sequence[Benchmark],
     reports: Mapping[str, Report],
+    headers: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The object that `dgpo eval --json` prints and report.json keeps."""
-    row = row_for(repo=None if loaded.source.local else loaded.source.location, method=training_method(loaded.source))
-    parameters = loaded.model.num_parameters() / 1e9
+    """The object that `dgpo eval --json` prints and report.json keeps, without ARCap."""
+    row, parameters = published_row(loaded.source), loaded.model.num_parameters() / 1e9
     described = {
         b.name: reports[b.name].to_json()
-        | {
-            "index": {"location": b.index.location, "digest": b.index.digest, **_corpus(b.index)},
-            "published": _published(row, settings, b, reports[b.name], parameters),
-        }
+        | {"index": headers[b.name]["index"], "questions": headers[b.name]["questions"]}
+        | {"published": published_em(row, _conditions(settings, b, reports[b.name], parameters))}
         for b in benchmarks
     }
     rollout = agent.settings
     return {
         "benchmarks": described,
-        "avg": macro_average(reports) | {"published": _published_average(row, described)},
+        "avg": macro_average(reports) | {"published": published_average(row, described)},
         "complete": not any(report.failed_searches for report in reports.values()),
-        "model": {
-            "name": settings.model,
-            "location": loaded.source.location,
-            "weights": weights_digest(loaded),
-            "protocol": loaded.protocol.name,
-            "parameters": loaded.model.num_parameters(),
-        },
-        "decoding": {"temperature": rollout.temperature, "seed": rollout.seed},
+        "model": headers[benchmarks[0].name]["model"],
+        "decoding": {"temperature": rollout.temperature, "seed": rollout.seed, "samples": settings.samples},
         "rollout": rollout.to_json() | {"capacity": agent.engine.capacity},
     }
 
@@ -218,15 +254,6 @@ def report_json(
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     write_atomic(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_atomic(folder / "report.md", markdown(report))
-
-
-def training_method(source: ModelSource) -> str | None:
-    """What trained the weights of a run folder (its best/); None for any other model."""
-    config = Path(source.location).parent / "config.toml"
-    if not source.local or Path(source.location).name != "best" or not config.is_file():
-        return None
-    method = load_toml(config).get("method")
-    return method if isinstance(method, str) else None
 
 
 def _corpus(index: OpenIndex) -> dict[str, Any]:
@@ -240,35 +267,15 @@ def _corpus(index: OpenIndex) -> dict[str, Any]:
     }
 
 
-def _published(
-    row: PublishedRow | None, settings: EvalSettings, benchmark: Benchmark, report: Report, parameters: float
-) -> dict[str, Any] | None:
-    if row is None or benchmark.name not in row.em:
-        return None
+def _conditions(settings: EvalSettings, benchmark: Benchmark, report: Report, parameters: float) -> Conditions:
     corpus = _corpus(benchmark.index)
-    reasons = differences(
-        row,
-        Conditions(
-            benchmark.name,
-            report.overall.n,
-            corpus["passages"],
-            corpus["retriever"],
-            settings.top_k,
-            settings.max_searches,
-            settings.temperature,
-            parameters,
-        ),
+    return Conditions(
+        benchmark.name,
+        report.overall.n,
+        corpus["passages"],
+        corpus["retriever"],
+        settings.top_k,
+        settings.max_searches,
+        settings.temperature,
+        parameters,
     )
-    return {"row": row.label, "em": row.em[benchmark.name], "comparable": not reasons, "reasons": reasons}
-
-
-def _published_average(row: PublishedRow | None, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The row's mean over the same benchmarks."""
-    published = [benchmark["published"] for benchmark in described.values()]
-    if row is None or not all(published):
-        return None
-    reasons = sorted({reason for one in published for reason in one["reasons"]})
-    if set(described) != set(row.em):
-        reasons.append(f"{len(described)} of {len(row.em)} benchmarks")
-    em = sum(one["em"] for one in published) / len(published)
-    return {"row": row.label, "em": em, "comparable": not reasons, "reasons": reasons}

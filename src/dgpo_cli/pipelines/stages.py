@@ -24,7 +24,8 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import RunDir, config_digest, read_metrics
-from dgpo_cli.evaluate.run import Report, evaluate
+from dgpo_cli.evaluate.run import evaluate
+from dgpo_cli.evaluate.summary import Report
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import ModelSource, load_model, load_tokenizer, save_model
 from dgpo_cli.pipelines.agents import Agent, rollout_settings
@@ -289,7 +290,7 @@ class Stages:
                 settings,
             )
             questions = read_questions(self.world_folder / "test.jsonl")[: config["questions"]]
-            report = evaluate(questions, run_batch=lambda part: agent.run([(q, 0) for q in part]), wave=settings.wave)
+            report = evaluate(questions, run_batch=agent.run, decode=agent.codec.decode, wave=settings.wave)
             row = asdict(Row.of(report))
             run.finish(row)
             return row

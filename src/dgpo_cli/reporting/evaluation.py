@@ -23,7 +23,7 @@ class Table:
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:
-    """The scores, then (where hop counts are known) EM by hop count, then what went wrong, if anything did."""
+    """Scores, EM by hop count where it is known, retrieval, causes of errors, ends of episodes, ARCap if measured."""
     result = [_scores(report)]
     hops = [
         (name, int(count), group["n"], group["em"], _interval(group), group["f1"], group["searches"])
@@ -32,7 +32,9 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     ]
     if hops:
         result.append(Table("By hop count", ("benchmark", "hops", "n", "EM", "95 %", "F1", "searches"), tuple(hops)))
-    result.append(_behaviour(report))
+    result += [_retrieval(report), _errors(report), _behaviour(report)]
+    if any("arcap" in benchmark for benchmark in report["benchmarks"].values()):
+        result.append(_arcap(report))
     return result
 
 
@@ -40,9 +42,10 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     """What a reader must know before quoting a number: decoding, terms, and why the paper's row is not comparable."""
     decoding = report["decoding"]
     kind = "greedy decoding" if decoding["temperature"] == 0 else f"sampling at temperature {decoding['temperature']:g}"
+    draws = f", {decoding['samples']} draws a question" if decoding["samples"] > 1 else ""
     lines = [
-        f"Decoding: {kind}, seed {decoding['seed']}.",
-        "95 %: interval of the EM; substr.: a gold answer inside the answer; retrieved: in a retrieved passage.",
+        f"Decoding: {kind}, seed {decoding['seed']}{draws}.",
+        "95 %: interval of the EM; substr.: a gold answer inside the answer; the other terms: docs/evaluation.md.",
     ]
     by_reason: dict[tuple[str, ...], list[str]] = {}
     for name, benchmark in report["benchmarks"].items():
@@ -56,7 +59,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             )
     for reasons, names in by_reason.items():
         lines.append(f"* not comparable with the paper ({', '.join(names)}): {'; '.join(reasons)}.")
-    return lines
+    return lines + _arcap_notes(report)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -67,18 +70,21 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def _scores(report: Mapping[str, Any]) -> Table:
     published = next((b["published"] for b in report["benchmarks"].values() if b["published"] is not None), None)
-    columns = ["benchmark", "n", "EM", "95 %", "F1", "substr.", "retrieved", "searches"]
+    ks = list(report["avg"]["pass_at"])
+    columns = ["benchmark", "n", "EM", "95 %", *(f"pass@{k}" for k in ks), "F1", "substr.", "searches"]
     if published is not None:
         columns.append(published["row"])
-    names = ("f1", "substring", "answer_retrieved", "searches")
+    names = ("f1", "substring", "searches")
     rows: list[tuple[Cell, ...]] = []
     for name, benchmark in report["benchmarks"].items():
-        row = [name, benchmark["n"], benchmark["em"], _interval(benchmark), *(benchmark[n] for n in names)]
+        row = [name, benchmark["n"], benchmark["em"], _interval(benchmark), *_pass_at(benchmark, ks)]
+        row += [benchmark[n] for n in names]
         rows.append((*row, *_published(published is not None, benchmark["published"])))
     if len(rows) > 1:
         avg = report["avg"]
         count = sum(benchmark["n"] for benchmark in report["benchmarks"].values())
-        row = ["average", count, avg["em"], _interval(avg), *(avg[n] for n in names)]
+        row = ["average", count, avg["em"], _interval(avg), *_pass_at(avg, ks)]
+        row += [avg[n] for n in names]
         rows.append((*row, *_published(published is not None, avg["published"])))
     return Table("Results", tuple(columns), tuple(rows))
 
@@ -91,12 +97,76 @@ def _published(shown: bool, published: Mapping[str, Any] | None) -> Sequence[Cel
     return (f"{published['em']:.3f}" + ("" if published["comparable"] else " *"),)
 
 
+def _pass_at(group: Mapping[str, Any], ks: Sequence[str]) -> list[Cell]:
+    return [group["pass_at"].get(k) for k in ks]
+
+
+def _retrieval(report: Mapping[str, Any]) -> Table:
+    columns = ("benchmark", "searches", "first hit", "answer retrieved", "evidence recall", "with gold passages")
+    names = ("searches", "first_hit", "answer_retrieved", "evidence_recall", "with_gold")
+    rows = tuple((name, *(b[n] for n in names)) for name, b in report["benchmarks"].items())
+    return Table("What was retrieved", columns, rows)
+
+
+def _errors(report: Mapping[str, Any]) -> Table:
+    kinds = list(next(iter(report["benchmarks"].values()))["errors"])
+    rows = tuple(
+        (name, sum(b["errors"].values()), *(b["errors"][kind] for kind in kinds))
+        for name, b in report["benchmarks"].items()
+    )
+    return Table("Why answers were wrong", ("benchmark", "wrong", *(kind.replace("_", " ") for kind in kinds)), rows)
+
+
+def _arcap(report: Mapping[str, Any]) -> Table:
+    """A row of ours and, where the paper has one, its own."""
+    columns = ("benchmark", "whose", "asked with gold", "gold, no thinking", "gold, thinking", "first hit", "steps")
+    rows: list[tuple[Cell, ...]] = []
+    for name, benchmark in report["benchmarks"].items():
+        arcap, gold = benchmark["arcap"], benchmark["arcap"]["gold"]
+        first_hit = f"{arcap['first_hit']:.3f} ({_range(arcap['first_hit_interval'])})"
+        modes = [None if m is None else f"{m['em']:.3f} ({_interval(m)})" for m in (gold["direct"], gold["think"])]
+        rows.append((name, "measured", gold["questions"], *modes, first_hit, arcap["steps"]))
+        paper = arcap["published"]
+        if paper is not None:
+            modes = [f"{paper[key]:.3f} *" for key in ("direct", "think")]
+            steps = None if paper["steps"] is None else f"{paper['steps']:.2f} *"
+            rows.append((name, paper["row"], None, *modes, f"{paper['first_hit']:.3f} *", steps))
+    return Table("ARCap", columns, tuple(rows))
+
+
+def _arcap_notes(report: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    reasons: dict[str, None] = {}
+    for name, benchmark in report["benchmarks"].items():
+        if "arcap" not in benchmark:
+            continue
+        gold, published = benchmark["arcap"]["gold"], benchmark["arcap"]["published"]
+        if gold["without_gold"] or gold["incomplete"]:
+            lines.append(
+                f"{name}, gold context: left out are {gold['without_gold']} questions without known gold passages and "
+                f"{gold['incomplete']} with one that the index does not hold ({gold['missing_passages']} passages)."
+            )
+        reasons |= dict.fromkeys(published["reasons"] if published is not None else ())
+    if reasons:
+        lines.append(f"* ARCap, not comparable with the paper: {'; '.join(reasons)}.")
+    return lines
+
+
 def _behaviour(report: Mapping[str, Any]) -> Table:
     stops = sorted({stop for benchmark in report["benchmarks"].values() for stop in benchmark["stops"]})
-    columns = ("benchmark", *stops, "failed searches", "invalid actions", "truncated observations", "tokens written")
+    columns = (
+        "benchmark",
+        "valid format",
+        *stops,
+        "failed searches",
+        "invalid actions",
+        "truncated observations",
+        "tokens written",
+    )
     rows = tuple(
         (
             name,
+            b["format_valid"],
             *(b["stops"].get(stop, 0) for stop in stops),
             b["failed_searches"],
             b["invalid_actions"],
@@ -109,7 +179,11 @@ def _behaviour(report: Mapping[str, Any]) -> Table:
 
 
 def _interval(group: Mapping[str, Any]) -> str:
-    return f"{group['em_interval']['low']:.3f}-{group['em_interval']['high']:.3f}"
+    return _range(group["em_interval"])
+
+
+def _range(interval: Mapping[str, float]) -> str:
+    return f"{interval['low']:.3f}-{interval['high']:.3f}"
 
 
 def _cell(cell: Cell) -> str:

@@ -1,0 +1,127 @@
+"""What `dgpo eval` does once its settings are known: measure, compare, show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dgpo_cli.commands.shared import show_settings
+from dgpo_cli.console import Console
+from dgpo_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dgpo_cli.pipelines.benchmarks import Benchmark, EvalSettings
+
+_WITH_COMPARE = {"compare", "json", "quiet"}
+
+
+def compare(console: Console, context: typer.Context, sides: tuple[str, str]) -> None:
+    """Two earlier evaluations. Raises ConfigError for an option that would have no effect."""
+    from dgpo_cli.evaluate import compare as comparing
+    from dgpo_cli.reporting.comparison import heading, notes, table
+
+    given = [name for name in context.params if _is_given(context, name) and name not in _WITH_COMPARE]
+    if given:
+        raise ConfigError(
+            f"--compare reads two finished evaluations, so --{given[0].replace('_', '-')} has no effect",
+            hint="give --compare A B alone, or with --json",
+        )
+    result = comparing.compare(*(comparing.read_side(side) for side in sides))
+    for line in heading(result):
+        console.print(line)
+    shown = table(result)
+    console.table(shown.title, shown.columns, shown.rows)
+    for note in notes(result):
+        console.print(note)
+    console.result(result)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def show_plan(console: Console, settings: EvalSettings, benchmarks: Sequence[Benchmark]) -> None:
+    """--dry-run: the settings and what would be asked."""
+    from dgpo_cli.models.load import resolve
+    from dgpo_cli.pipelines.arcap import gold_contexts
+
+    source = resolve(settings.model)
+    counts = {benchmark.name: len(benchmark.questions) for benchmark in benchmarks}
+    result = show_settings(console, settings) | {"location": source.location, "num_questions": counts}
+    columns, rows = (
+        ["benchmark", "questions", "index"],
+        [[b.name, counts[b.name], b.index.location] for b in benchmarks],
+    )
+    if settings.arcap:
+        result["gold"] = {name: context.to_json() for name, context in gold_contexts(benchmarks).items()}
+        columns.append("with gold context")
+        rows = [[*row, result["gold"][row[0]]["questions"]] for row in rows]
+    console.table("", columns, rows)
+    console.result(result)
+
+
+def measure(
+    console: Console,
+    settings: EvalSettings,
+    benchmarks: Sequence[Benchmark],
+    *,
+    out: Path | None,
+    resume: Path | None,
+    fresh: bool,
+) -> dict[str, Any]:
+    """Load the model, answer what is not answered yet, write and return the report."""
+    from dgpo_cli.core.run_dir import RunDir, check_space
+    from dgpo_cli.models.codec import Codec
+    from dgpo_cli.models.load import load_model
+    from dgpo_cli.pipelines import arcap
+    from dgpo_cli.pipelines import benchmarks as pipeline
+    from dgpo_cli.pipelines.agents import Agent
+    from dgpo_cli.train.devices import inference_dtype, training_device
+
+    where = training_device(settings.device)
+    loaded = load_model(settings.model, device=where, dtype=inference_dtype(where))
+    codec = Codec(loaded.tokenizer, loaded.protocol)
+    agent = Agent.of(loaded.model, codec, benchmarks[0].index.retriever, settings.rollout())
+    fitted = pipeline.fit_to_context(agent)
+    if fitted is not agent:
+        limit = fitted.settings.max_observation_tokens
+        console.info(
+            f"context of {agent.engine.capacity} tokens: search results are cut at {limit} tokens, and counted"
+        )
+    identity = pipeline.identity(settings, benchmarks, loaded)
+    headers = pipeline.record_headers(settings, loaded, fitted, benchmarks)
+    with RunDir.open("eval", identity, out=out, resume=resume, fresh=fresh) as run:
+        total = sum(len(b.questions) for b in benchmarks) * settings.samples
+        done = pipeline.answered(run.path, benchmarks)
+        check_space(run.path, (total - done) * pipeline.BYTES_PER_QUESTION)
+        console.info(f"going on with {run.path}: {done} of {total} answered" if run.resumed else f"run {run.path}")
+        with console.progress("questions", "question") as progress:
+            reports = pipeline.run_benchmarks(
+                fitted, benchmarks, run.path, headers, samples=settings.samples, progress=progress
+            )
+        report = pipeline.report_json(settings, loaded, fitted, benchmarks, reports, headers) | {"run": str(run.path)}
+        if settings.arcap:
+            with console.progress("gold context", "question") as progress:
+                gold = arcap.run_gold(
+                    fitted, benchmarks, run.path, headers, samples=settings.samples, progress=progress
+                )
+            report = arcap.with_arcap(report, gold)
+        pipeline.write_report(run.path, report)
+        # With failed searches the run stays unfinished: the same command asks those questions again.
+        if report["complete"]:
+            run.finish({"em": report["avg"]["em"], "benchmarks": {n: b["em"] for n, b in report["benchmarks"].items()}})
+    return report
+
+
+def show_report(console: Console, report: dict[str, Any]) -> None:
+    from dgpo_cli.reporting.evaluation import notes, tables
+
+    for table in tables(report):
+        console.table(table.title, table.columns, table.rows)
+    for note in notes(report):
+        console.print(note)
+    console.print(f"report: {report['run']}/report.md")
