@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import RecordFile, read_records, write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question, StopReason, Trajectory
@@ -55,7 +56,9 @@ def distill_data(
 
     Resumable at any moment: a wave that was not finished is generated again and its missing episodes are added.
     """
-    meta = {"protocol": agent.codec.protocol.to_json(), "settings": agent.settings.to_json()}
+    limits = agent.settings
+    protocol = agent.codec.protocol.with_limits(top_k=limits.top_k, max_turns=limits.max_turns)
+    meta = {"protocol": protocol.to_json(), "settings": agent.settings.to_json()}
     pairs = [(question, sample) for question in questions for sample in range(samples)]
     wave = agent.settings.wave
     with RecordFile(folder / "episodes.jsonl", key="key", schema="trajectories", meta=meta) as records:
@@ -111,6 +114,13 @@ def trajectory_file(path: Path) -> Path:
     if not file.is_file():
         raise InputError(f"no trajectories at {path}", hint="make some with `dgpo distill-data`, or give --data FILE")
     return file
+
+
+def recorded_limits(path: Path) -> dict[str, int]:
+    """`top_k` and `max_turns` that a trajectory file was written under. Raises InputError."""
+    header, _ = read_records(trajectory_file(path), "trajectories")
+    protocol = Protocol.from_json(header["protocol"])
+    return {"top_k": protocol.top_k, "max_turns": protocol.max_turns}
 
 
 def read_trajectories(path: Path) -> TrajectorySet:

@@ -49,6 +49,13 @@ def needs_teacher(objective: Objective) -> bool:
     return bool({Need.TEACHER_LOGPROBS, Need.TEACHER_DISTRIBUTION} & objective.needs)
 
 
+def agents(settings: RLSettings) -> tuple[str, ...]:
+    """Models whose record decides how episodes are rolled out: a raw student takes its teacher's."""
+    if settings.teacher is None or not needs_teacher(make_objective(settings)):
+        return (settings.student,)
+    return settings.student, settings.teacher
+
+
 def check(settings: RLSettings) -> None:
     """What can be found wrong before a model is loaded. Raises DgpoError."""
     objective = make_objective(settings)
@@ -105,7 +112,7 @@ def with_agent_text(student: LoadedModel, teacher: LoadedModel) -> LoadedModel:
 
     A raw student takes the teacher's: the teacher scores the student's tokens, so it must know the text around them.
     """
-    if student.protocol == teacher.protocol:
+    if student.protocol.same_text(teacher.protocol):
         return student
     if student.trained_with_protocol and teacher.trained_with_protocol:
         raise ModelError(
@@ -155,7 +162,7 @@ def reinforce(
         source,
         plan,
         evaluate=evaluate or evaluator(agent, validation[: settings.eval_questions]),
-        protocol=student.protocol,
+        protocol=student.protocol.with_limits(top_k=settings.rollout.top_k, max_turns=settings.rollout.max_turns),
         keep=keep,
         progress=progress,
     )
