@@ -73,11 +73,12 @@ def _open(
     from dgpo_cli.pipelines.agents import Agent
     from dgpo_cli.pipelines.benchmarks import fit_to_context
     from dgpo_cli.pipelines.chat import Chat
-    from dgpo_cli.retrieval.open import open_index
+    from dgpo_cli.retrieval.open import check_index, open_index
     from dgpo_cli.rollout.settings import RolloutSettings
     from dgpo_cli.train.devices import inference_dtype, training_device
 
     settings = RolloutSettings(**limits, temperature=temperature, seed=seed, wave=1)
+    check_index(index)
     retriever = open_index(index).retriever
     where = training_device(device)
     loaded = load_model(model, device=where, dtype=inference_dtype(where))

@@ -64,6 +64,7 @@ def distill_data(
     from dgpo_cli.pipelines.distill_data import run_distill_data
     from dgpo_cli.pipelines.settings import DistillDataSettings
     from dgpo_cli.qa_sets import training_set
+    from dgpo_cli.retrieval.open import check_index
 
     console = Console(json_output=json, quiet=quiet)
     before = recorded(config, set_)
@@ -89,6 +90,7 @@ def distill_data(
         waves = steps * settings.rollout.wave
         settings = replace(settings, limit=min(settings.limit or waves, waves))
     questions = training_set(settings.questions, bench_dir)[: settings.limit]
+    check_index(settings.index)
     if dry_run:
         console.result(show_settings(console, settings) | {"num_questions": len(questions)})
         return

@@ -137,8 +137,11 @@ def _check(settings: KDSettings) -> None:
     from dgpo_cli.models.load import load_tokenizer, require_same_tokenizer, resolve
     from dgpo_cli.pipelines.distill_data import trajectory_file
     from dgpo_cli.pipelines.kd import make_objective
+    from dgpo_cli.retrieval.open import check_index
 
     objective = make_objective(settings)
+    if settings.index is not None:
+        check_index(settings.index)
     trajectory_file(Path(settings.trajectories))
     student = resolve(settings.student)
     if objective.needs:

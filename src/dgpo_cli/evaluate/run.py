@@ -15,12 +15,10 @@ from typing import Any
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.text import contains_answer, f1, substring_match
-from dgpo_cli.core.types import Question, StopReason, Trajectory
-from dgpo_cli.errors import InputError, RetrievalError
+from dgpo_cli.core.types import Question, StopReason, Trajectory, attempt_key, refuse_broken_search
+from dgpo_cli.errors import InputError
 from dgpo_cli.evaluate.stats import Interval, mean_interval, wilson
 from dgpo_cli.rewards import exact_match
-
-MAX_FAILED_SEARCHES = 0.1  # share of a benchmark's questions; above it the retriever is broken, not the model
 
 RunBatch = Callable[[Sequence[Question]], Iterable[Trajectory]]
 
@@ -154,7 +152,7 @@ def evaluate(
 
     Records that are there already are not asked again; a wave that was left incomplete is run again as a whole, so that
     an interrupted evaluation ends with the same answers as an undisturbed one. Raises InputError for a question that
-    occurs twice, RetrievalError when more than `MAX_FAILED_SEARCHES` of the questions fail to search.
+    occurs twice, RetrievalError when too many fail to search.
     """
     keys = _keys(questions)
     wanted = set(keys)
@@ -166,20 +164,20 @@ def evaluate(
             for trajectory in run_batch(questions[start : start + wave]):
                 if trajectory.key not in missing:
                     continue
-                if trajectory.stop is StopReason.SEARCH_FAILED:
-                    failures[trajectory.key] = _cause(trajectory)
+                if trajectory.failed_search is not None:
+                    failures[trajectory.key] = trajectory.failed_search
                     continue
                 graded[trajectory.key] = grade(trajectory)
                 if records is not None:
                     records.append(_record(trajectory))
-        _refuse_broken_search(failures, len(questions))
+        refuse_broken_search(list(failures.values()), len(questions))
         if progress is not None:
             progress(min(start + wave, len(questions)), len(questions))
     return Report.of([graded[k] for k in keys if k in graded], [failures[k] for k in keys if k in failures])
 
 
 def _keys(questions: Sequence[Question]) -> list[str]:
-    keys = [f"{question.qa_set}/{question.id}/0" for question in questions]
+    keys = [attempt_key(question, 0) for question in questions]
     for key, count in Counter(keys).items():
         if count > 1:
             name = key.removesuffix("/0")
@@ -202,18 +200,6 @@ def _recorded(records: RecordFile) -> Iterable[Outcome]:
                 f"{records.path}:{place}: not an evaluation record ({error!r})", hint="start again with --fresh"
             ) from error
         yield grade(trajectory)
-
-
-def _cause(trajectory: Trajectory) -> str:
-    return next((call.error for call in trajectory.searches if call.error is not None), "unknown")
-
-
-def _refuse_broken_search(failures: Mapping[str, str], questions: int) -> None:
-    if len(failures) > MAX_FAILED_SEARCHES * questions:
-        raise RetrievalError(
-            f"{len(failures)} of {questions} questions failed to search: {next(iter(failures.values()))}",
-            hint="repair the index or server (`dgpo index check`); the same command then goes on",
-        )
 
 
 def macro_average(reports: Mapping[str, Report]) -> dict[str, Any]:

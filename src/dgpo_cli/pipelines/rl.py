@@ -23,7 +23,7 @@ from dgpo_cli.pipelines.settings import RLSettings
 from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions, training_set
 from dgpo_cli.retrieval.base import Retriever
-from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.retrieval.open import check_index, open_index
 from dgpo_cli.train.devices import inference_dtype, training_device
 from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
 from dgpo_cli.train.loop import Plan
@@ -59,6 +59,7 @@ def agents(settings: RLSettings) -> tuple[str, ...]:
 def check(settings: RLSettings) -> None:
     """What can be found wrong before a model is loaded. Raises DgpoError."""
     objective = make_objective(settings)
+    check_index(settings.index)
     student = resolve(settings.student)
     if needs_teacher(objective):
         assert settings.teacher is not None
