@@ -21,8 +21,6 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import bpe_tokenizer
-
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir
@@ -38,6 +36,7 @@ from dgpo_cli.pipelines.rl import reinforce
 from dgpo_cli.pipelines.settings import KDSettings, RLSettings, RolloutOptions
 from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.open import open_index
+from tiny import bpe_tokenizer
 
 CPU = torch.device("cpu")
 PROTOCOL = Protocol("real-size", "{question}\n<search>", "no action\n<search>", chat_template=False)

@@ -1,4 +1,4 @@
-"""One training step on models of the true size of Qwen2.5-0.5B: what it costs is bounded, see tests/bench/real_size.py."""
+"""One training step on models of the true size of Qwen2.5-0.5B, at a bounded cost: see tests/bench/real_size.py."""
 
 import json
 import subprocess
