@@ -218,6 +218,32 @@ def test_one_clear_line(case: Case, made: Path, folder: Path, dgpo: Callable[...
     assert {name: after.get(name) for name in before[1]} == before[1]
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        EVAL,
+        RL + "--data {made}/questions/nq.jsonl --batch-size 4",
+        RL + "--data {made}/questions/nq.jsonl --dry-run",
+        "distill-data --teacher {made}/teacher --data {made}/questions/nq.jsonl --device cpu",
+        KD + "--eval-data {made}/questions/nq.jsonl",
+        "chat --model {made}/student --device cpu",
+    ],
+    ids=lambda argv: argv.split()[0],
+)
+def test_a_dead_server_is_found_before_a_model_is_loaded(
+    argv: str, made: Path, folder: Path, dgpo: Callable[..., Any]
+) -> None:
+    for name in ("student", "teacher"):  # loading either would end with another error
+        cut(copy(made / name, folder / name) / "model.safetensors")
+    (folder / "questions").symlink_to(made / "questions")
+    (folder / "trajectories.jsonl").symlink_to(made / "trajectories.jsonl")
+    ended = dgpo(*argv.format(made=folder).split(), "--index", "http://127.0.0.1:9")
+    assert ended.status == 1 and len(ended.errors) == 1, ended.err
+    assert "http://127.0.0.1:9/retrieve" in ended.errors[0] and "Connection refused" in ended.errors[0]
+    assert "hint: start the server, or give an index folder" in ended.err
+    assert not (folder / "runs").exists()
+
+
 def test_there_are_many_kinds() -> None:
     assert len({case.name for case in CASES}) >= 40
 

@@ -9,7 +9,7 @@ from tests.offline import ROLLOUT
 
 from dgpo_cli.core.protocol import Turn
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.errors import ConfigError, InputError
+from dgpo_cli.errors import ConfigError, InputError, RetrievalError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model
 from dgpo_cli.pipelines.agents import Agent, rollout_settings
@@ -257,8 +257,9 @@ def test_a_damaged_state_is_refused_and_kept(offline, trajectories, tmp_path):
     assert (state / "student.safetensors").read_bytes() == damaged
 
 
-def test_the_loop_stops_a_run_whose_retriever_is_broken(offline, tmp_path, monkeypatch):
-    from dgpo_cli.errors import RetrievalError, TrainingError
+@pytest.fixture
+def broken_index(monkeypatch):
+    """An index that fails at every search, until it is undone."""
     from dgpo_cli.retrieval.bm25 import BM25Retriever
     from dgpo_cli.rollout import loop as rollout_loop
 
@@ -268,5 +269,26 @@ def test_the_loop_stops_a_run_whose_retriever_is_broken(offline, tmp_path, monke
     monkeypatch.setattr(BM25Retriever, "search", fail)
     # Untrained models do not search by themselves: every turn is read as a search.
     monkeypatch.setattr(rollout_loop, "parse_turn", lambda text: Turn(text, "search", "x"))
-    with pytest.raises(TrainingError, match="on fire"):
+    return monkeypatch
+
+
+def test_the_loop_stops_a_run_whose_retriever_is_broken(offline, tmp_path, broken_index):
+    with pytest.raises(RetrievalError, match="8 of 8 questions failed to search: the index is on fire"):
         train("rl", rl_settings(offline, "ppo"), tmp_path / "run")
+
+
+def test_distill_data_asks_again_what_could_not_be_searched(offline, tmp_path, broken_index):
+    """It stops at the first wave, keeps nothing of it, and the repaired index gets all of the questions."""
+    questions = read_questions(offline.questions("train"))[:24]
+
+    def distill():
+        agent = teacher_agent(offline)
+        return distill_data(agent, questions, samples=1, keep="all", folder=tmp_path, progress=None)
+
+    with pytest.raises(RetrievalError, match="8 of 24 questions failed to search: the index is on fire"):
+        distill()
+    assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 1
+    broken_index.undo()
+    summary = distill()
+    assert (summary["episodes"], summary["failed_searches"]) == (24, 0)
+    assert len({t.key for t in read_trajectories(tmp_path).trajectories}) == 24

@@ -120,6 +120,18 @@ def test_random_models_have_the_size_that_the_alias_names(name):
     assert model.get_output_embeddings().weight.shape[0] == ALIASES[name].vocabulary
 
 
+@pytest.mark.parametrize(("name", "count"), [("qwen-0.5b", 494_032_768), ("qwen-3b", 3_085_938_688)])
+def test_parameters_to_the_last_one(name, count):
+    """The published models' counts: embeddings + layers (attention with q, k, v biases, MLP, two norms) + norm."""
+    c = configuration(name)
+    kv = c.hidden_size // c.num_attention_heads * c.num_key_value_heads
+    attention = 2 * c.hidden_size * (c.hidden_size + kv) + c.hidden_size + 2 * kv
+    layer = attention + 3 * c.hidden_size * c.intermediate_size + 2 * c.hidden_size
+    assert c.vocab_size * c.hidden_size + c.num_hidden_layers * layer + c.hidden_size == count
+    with torch.device("meta"):
+        assert AutoModelForCausalLM.from_config(c).num_parameters() == count
+
+
 def test_random_weights_come_from_the_seed(monkeypatch):
     monkeypatch.setitem(
         __import__("dgpo_cli.models.random_init", fromlist=["_SHAPES"])._SHAPES,

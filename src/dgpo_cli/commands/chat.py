@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, absolute, choose, choose_index
+from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, absolute, choose, choose_index, trained_limits
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
@@ -41,12 +41,16 @@ def chat(
 
     Examples: `dgpo chat` · `echo "Where was the director of Vertigo born?" | dgpo chat --model dgpo-qwen-0.5b`
     """
+    from dgpo_cli.models.load import search_limits
+
     console = Console(json_output=json, quiet=quiet)
     chosen = absolute(
         choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     )
     where = choose_index(console, index)
-    talk = _open(console, chosen, where, top_k, temperature, max_searches, seed, device or "auto")
+    given = {name: value for name, value in (("top_k", top_k), ("max_turns", max_searches)) if value is not None}
+    limits = trained_limits(console, given, search_limits(chosen)) | given
+    talk = _open(console, chosen, where, limits, temperature, seed, device or "auto")
     if console.interactive and not json:
         from dgpo_cli.commands.chat_screen import converse
 
@@ -59,29 +63,22 @@ def _open(
     console: Console,
     model: str,
     index: str,
-    top_k: int | None,
+    limits: dict[str, int],
     temperature: float,
-    max_searches: int | None,
     seed: int,
     device: str,
 ) -> Chat:
     from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.load import load_model, search_limits
+    from dgpo_cli.models.load import load_model
     from dgpo_cli.pipelines.agents import Agent
     from dgpo_cli.pipelines.benchmarks import fit_to_context
     from dgpo_cli.pipelines.chat import Chat
-    from dgpo_cli.retrieval.open import open_index
+    from dgpo_cli.retrieval.open import check_index, open_index
     from dgpo_cli.rollout.settings import RolloutSettings
     from dgpo_cli.train.devices import inference_dtype, training_device
 
-    trained_k, trained_turns = search_limits(model)
-    settings = RolloutSettings(
-        max_turns=trained_turns if max_searches is None else max_searches,
-        top_k=trained_k if top_k is None else top_k,
-        temperature=temperature,
-        seed=seed,
-        wave=1,
-    )
+    settings = RolloutSettings(**limits, temperature=temperature, seed=seed, wave=1)
+    check_index(index)
     retriever = open_index(index).retriever
     where = training_device(device)
     loaded = load_model(model, device=where, dtype=inference_dtype(where))

@@ -20,8 +20,10 @@ from dgpo_cli.commands.shared import (
     SeedOption,
     SetOption,
     absolute,
+    as_trained,
     choose,
     choose_index,
+    recorded,
     settings_from,
     show_settings,
 )
@@ -58,15 +60,22 @@ def distill_data(
     """
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.core.workspace import Workspace
+    from dgpo_cli.models.load import search_limits
     from dgpo_cli.pipelines.distill_data import run_distill_data
     from dgpo_cli.pipelines.settings import DistillDataSettings
     from dgpo_cli.qa_sets import training_set
+    from dgpo_cli.retrieval.open import check_index
 
     console = Console(json_output=json, quiet=quiet)
+    before = recorded(config, set_)
     values = {
-        "teacher": absolute(choose(console, "teacher", teacher, "qwen-3b", hint="give --teacher")),
-        "index": choose_index(console, index),
-        "questions": absolute(choose(console, "questions", data, "nq,hotpotqa", hint="give --data")),
+        "teacher": absolute(
+            choose(console, "teacher", teacher or before.get("teacher"), "qwen-3b", hint="give --teacher")
+        ),
+        "index": choose_index(console, index or before.get("index")),
+        "questions": absolute(
+            choose(console, "questions", data or before.get("questions"), "nq,hotpotqa", hint="give --data")
+        ),
         "keep": keep,
         "samples": samples,
         "limit": limit,
@@ -76,10 +85,12 @@ def distill_data(
         "rollout": {} if temperature is None else {"temperature": temperature},
     }
     settings = settings_from(DistillDataSettings, "distill-data", config=config, options=set_, values=values)
+    settings = as_trained(console, settings, before, search_limits(settings.teacher), settings.teacher)
     if steps is not None:
         waves = steps * settings.rollout.wave
         settings = replace(settings, limit=min(settings.limit or waves, waves))
     questions = training_set(settings.questions, bench_dir)[: settings.limit]
+    check_index(settings.index)
     if dry_run:
         console.result(show_settings(console, settings) | {"num_questions": len(questions)})
         return

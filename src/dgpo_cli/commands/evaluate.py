@@ -18,6 +18,7 @@ from dgpo_cli.commands.shared import (
     ResumeOption,
     absolute,
     choose,
+    trained_limits,
 )
 from dgpo_cli.console import Console
 
@@ -81,7 +82,8 @@ def evaluate(
     names = parse_benchmarks(bench)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose(console, "index", index, hint="build one with `dgpo index CORPUS`, or give --index DIR")
-    trained_k, trained_turns = search_limits(absolute(chosen))
+    given = {name: value for name, value in (("top_k", top_k), ("max_turns", max_searches)) if value is not None}
+    limits = trained_limits(console, given, search_limits(absolute(chosen))) | given
     settings = EvalSettings(
         model=absolute(chosen),
         benchmarks=names,
@@ -90,8 +92,8 @@ def evaluate(
         temperature=temperature,
         samples=samples,
         arcap=arcap,
-        top_k=trained_k if top_k is None else top_k,
-        max_searches=trained_turns if max_searches is None else max_searches,
+        top_k=limits["top_k"],
+        max_searches=limits["max_turns"],
         wave=batch_size,
         seed=seed,
         device=device or "auto",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,8 +20,10 @@ from dgpo_cli.commands.shared import (
     SeedOption,
     SetOption,
     absolute,
+    as_trained,
     choose,
     choose_index,
+    recorded,
     settings_from,
     show_settings,
 )
@@ -75,11 +78,21 @@ def kd(
     if list_ or describe:
         console.result(describe_methods(console, describe, rewards=False))
         return
+    before = recorded(config, set_)
     values: dict[str, Any] = {
-        "student": absolute(choose(console, "student", student, "qwen-0.5b", hint="give --student")),
-        "teacher": absolute(choose(console, "teacher", teacher, "qwen-3b", hint="give --teacher")),
+        "student": absolute(
+            choose(console, "student", student or before.get("student"), "qwen-0.5b", hint="give --student")
+        ),
+        "teacher": absolute(
+            choose(console, "teacher", teacher or before.get("teacher"), "qwen-3b", hint="give --teacher")
+        ),
         "trajectories": absolute(
-            choose(console, "trajectories", data, hint="make some with `dgpo distill-data`, or give --data")
+            choose(
+                console,
+                "trajectories",
+                data or before.get("trajectories"),
+                hint="make some with `dgpo distill-data`, or give --data",
+            )
         ),
         "method": method,
         "index": None if index is None else absolute(index),
@@ -93,7 +106,7 @@ def kd(
         "device": device,
     }
     settings: KDSettings = settings_from(KDSettings, "kd", config=config, options=set_, values=values)
-    settings = _with_index(console, settings)
+    settings = _with_index(console, settings, before)
     _check(settings)
     if dry_run:
         console.result(show_settings(console, settings))
@@ -104,25 +117,31 @@ def kd(
     follow(console, "kd", run, result, after="dgpo rl", student=True)
 
 
-def _with_index(console: Console, settings: KDSettings) -> KDSettings:
-    """The remembered index, where the method searches while it trains and none was given."""
+def _with_index(console: Console, settings: KDSettings, before: dict[str, Any]) -> KDSettings:
+    """Where the student searches: the index given, else, for a method that needs one, the remembered; and how."""
     from dataclasses import replace
 
+    from dgpo_cli.pipelines.distill_data import recorded_limits
     from dgpo_cli.pipelines.kd import make_objective, searches
 
-    needed = settings.index is None and searches(make_objective(settings))
-    return replace(settings, index=choose_index(console, None)) if needed else settings
+    if settings.index is None and searches(make_objective(settings)):
+        settings = replace(settings, index=choose_index(console, None))
+    if settings.index is None:
+        return settings
+    limits = recorded_limits(Path(settings.trajectories)), "as in the trajectories"
+    return as_trained(console, settings, before, limits, settings.student)
 
 
 def _check(settings: KDSettings) -> None:
     """What can be found wrong before a model is loaded."""
-    from pathlib import Path
-
     from dgpo_cli.models.load import load_tokenizer, require_same_tokenizer, resolve
     from dgpo_cli.pipelines.distill_data import trajectory_file
     from dgpo_cli.pipelines.kd import make_objective
+    from dgpo_cli.retrieval.open import check_index
 
     objective = make_objective(settings)
+    if settings.index is not None:
+        check_index(settings.index)
     trajectory_file(Path(settings.trajectories))
     student = resolve(settings.student)
     if objective.needs:

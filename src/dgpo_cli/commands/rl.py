@@ -20,8 +20,10 @@ from dgpo_cli.commands.shared import (
     SeedOption,
     SetOption,
     absolute,
+    as_trained,
     choose,
     choose_index,
+    recorded,
     settings_from,
     show_settings,
 )
@@ -74,7 +76,8 @@ def rl(
     Example: `dgpo rl --teacher qwen-3b --teacher-8bit`
     """
     from dgpo_cli.core.run_dir import RunDir
-    from dgpo_cli.pipelines.rl import check, run_rl
+    from dgpo_cli.models.load import search_limits
+    from dgpo_cli.pipelines.rl import agents, check, run_rl
     from dgpo_cli.pipelines.settings import RLSettings
 
     console = Console(json_output=json, quiet=quiet)
@@ -82,11 +85,18 @@ def rl(
         console.result(describe_methods(console, describe, rewards=True))
         return
     objective = {"kl_form": kl_form, "kl_coef": kl_coef, "kl_gate": kl_gate}
+    before = recorded(config, set_)
     values: dict[str, Any] = {
-        "student": absolute(choose(console, "student", student, "qwen-0.5b-kd", hint="give --student")),
-        "teacher": absolute(choose(console, "teacher", teacher, "qwen-3b", hint="give --teacher")),
-        "index": choose_index(console, index),
-        "questions": absolute(choose(console, "questions", data, "nq,hotpotqa", hint="give --data")),
+        "student": absolute(
+            choose(console, "student", student or before.get("student"), "qwen-0.5b-kd", hint="give --student")
+        ),
+        "teacher": absolute(
+            choose(console, "teacher", teacher or before.get("teacher"), "qwen-3b", hint="give --teacher")
+        ),
+        "index": choose_index(console, index or before.get("index")),
+        "questions": absolute(
+            choose(console, "questions", data or before.get("questions"), "nq,hotpotqa", hint="give --data")
+        ),
         "bench_dir": None if bench_dir is None else absolute(str(bench_dir)),
         "validation": None if eval_data is None else absolute(eval_data),
         "method": method,
@@ -99,6 +109,7 @@ def rl(
         "device": device,
     }
     settings: RLSettings = settings_from(RLSettings, "rl", config=config, options=set_, values=values)
+    settings = as_trained(console, settings, before, search_limits(*agents(settings)), settings.student)
     check(settings)
     if dry_run:
         console.result(show_settings(console, settings))

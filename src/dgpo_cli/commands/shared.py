@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -14,6 +14,11 @@ from dgpo_cli.console import Console
 from dgpo_cli.core.config import apply_options, load_toml, parse_options
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings
+
+Settings = TypeVar("Settings", "DistillDataSettings", "KDSettings", "RLSettings")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No messages and no progress.")]
@@ -82,6 +87,43 @@ def choose_index(console: Console, given: str | None) -> str:
     return absolute(choose(console, "index", given, hint="build one with `dgpo index CORPUS`, or give --index DIR"))
 
 
+def recorded(config: Path | None, options: Sequence[str] | None) -> dict[str, Any]:
+    """What --config and -o say, the latter winning. Raises ConfigError."""
+    merged: dict[str, Any] = load_toml(config) if config is not None else {}
+    _merge(merged, parse_options(options or ()))
+    return merged
+
+
+def trained_limits(console: Console, given: Mapping[str, Any], limits: tuple[dict[str, int], str]) -> dict[str, int]:
+    """`top_k` and `max_turns` that were not given, from `limits` as `search_limits` tells them; says where from."""
+    values, origin = limits
+    chosen = {name: value for name, value in values.items() if name not in given}
+    for name, value in chosen.items():
+        console.info(f"{name}: {value} ({origin})")
+    return chosen
+
+
+def as_trained(
+    console: Console, settings: Settings, before: Mapping[str, Any], limits: tuple[dict[str, int], str], model: str
+) -> Settings:
+    """Settings whose rollout, where `before` (--config and -o) leaves it open, has `limits` and suits `model`.
+
+    In a small context search results take a quarter of it at most, as in `dgpo eval`: room for two searches.
+    """
+    from dgpo_cli.models.load import context_of
+
+    given = before.get("rollout", {})
+    changes = trained_limits(console, given, limits)
+    rollout = settings.rollout
+    context = context_of(model)
+    if "max_observation_tokens" not in given and context is not None:
+        room = min(context, rollout.max_tokens) // 4
+        if room < rollout.max_observation_tokens:
+            console.info(f"max_observation_tokens: {room} (a quarter of {model}'s context)")
+            changes["max_observation_tokens"] = room
+    return replace(settings, rollout=replace(rollout, **changes))
+
+
 def settings_from(
     kind: Callable[..., Any],
     command: str,
@@ -95,8 +137,7 @@ def settings_from(
     Raises ConfigError for a setting that the command does not have.
     """
     assert isinstance(kind, type) and is_dataclass(kind)
-    merged: dict[str, Any] = load_toml(config) if config is not None else {}
-    _merge(merged, parse_options(options or ()))
+    merged = recorded(config, options)
     _merge(merged, {name: value for name, value in values.items() if value is not None})
     try:
         return apply_options(kind, merged)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from dgpo_cli.core.types import Passage
@@ -114,6 +114,14 @@ class Protocol:
                 f"protocol record has other fields than this version knows: {sorted(record)}",
                 hint="write the protocol again with `dgpo export`, or use the dgpo version that made it",
             ) from error
+
+    def with_limits(self, *, top_k: int, max_turns: int) -> Protocol:
+        """The same text, to be recorded with what is trained or written under these limits."""
+        return replace(self, top_k=top_k, max_turns=max_turns)
+
+    def same_text(self, other: Protocol) -> bool:
+        """Whether a model of one can read the other's episodes; how many searches they hold does not matter."""
+        return self == other.with_limits(top_k=self.top_k, max_turns=self.max_turns)
 
     @property
     def digest(self) -> str:

@@ -6,10 +6,12 @@ token t, so `logprobs[t]` is log p(token t | tokens before t).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
+
+from dgpo_cli.errors import RetrievalError
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,23 @@ class Score:
     parts: Mapping[str, float] = field(default_factory=dict)
 
 
+MAX_FAILED_SEARCHES = 0.1  # ours, share of episodes; above it the retriever is broken, not the model
+
+
+def refuse_broken_search(failures: Sequence[str], asked: int) -> None:
+    """Raises RetrievalError when too many of `asked` episodes could not search; `failures` holds their causes."""
+    if len(failures) > MAX_FAILED_SEARCHES * asked:
+        raise RetrievalError(
+            f"{len(failures)} of {asked} questions failed to search: {failures[0]}",
+            hint="repair the index or server (`dgpo index check`); the same command then goes on",
+        )
+
+
+def attempt_key(question: Question, sample: int) -> str:
+    """Identity of an attempt at a question inside one file, and of its random draws."""
+    return f"{question.qa_set}/{question.id}/{sample}"
+
+
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """One episode, by whichever model: distillation data, rollouts, evaluation records and chat traces alike."""
@@ -103,8 +122,14 @@ class Trajectory:
 
     @property
     def key(self) -> str:
-        """Identity of the attempt inside one file."""
-        return f"{self.question.qa_set}/{self.question.id}/{self.sample}"
+        return attempt_key(self.question, self.sample)
+
+    @property
+    def failed_search(self) -> str | None:
+        """Why the episode could not search, where that ended it: no fault of the model."""
+        if self.stop is not StopReason.SEARCH_FAILED:
+            return None
+        return next((call.error for call in self.searches if call.error is not None), "unknown")
 
     @property
     def num_written(self) -> int:

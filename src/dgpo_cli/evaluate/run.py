@@ -8,19 +8,17 @@ failed is no answer of the model: it is reported apart and asked again by the ne
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile
-from dgpo_cli.core.types import Question, StopReason, Trajectory
-from dgpo_cli.errors import InputError, RetrievalError
+from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken_search
+from dgpo_cli.errors import InputError
 from dgpo_cli.evaluate.outcome import Decode, Outcome, grade
 from dgpo_cli.evaluate.summary import Report
 from dgpo_cli.rewards import exact_match
-
-MAX_FAILED_SEARCHES = 0.1  # share of a benchmark's draws; above it the retriever is broken, not the model
 
 RunBatch = Callable[[Sequence[tuple[Question, int]]], Iterable[Trajectory]]
 """Trajectories of (question, sample) pairs."""
@@ -40,11 +38,11 @@ def evaluate(
 
     Records that are there already are not asked again; a wave that was left incomplete is run again as a whole, so that
     an interrupted evaluation ends with the same answers as an undisturbed one. Raises InputError for a question that
-    occurs twice, RetrievalError when more than `MAX_FAILED_SEARCHES` of the draws fail to search.
+    occurs twice, RetrievalError when too many of the draws fail to search.
     """
     _refuse_repeated(questions)
     pairs = [(question, sample) for question in questions for sample in range(samples)]
-    keys = [f"{question.qa_set}/{question.id}/{sample}" for question, sample in pairs]
+    keys = [attempt_key(question, sample) for question, sample in pairs]
     wanted = set(keys)
     graded: dict[str, Outcome] = {}
     if records is not None:
@@ -56,13 +54,13 @@ def evaluate(
             for trajectory in run_batch(pairs[start : start + wave]):
                 if trajectory.key not in missing:
                     continue
-                if trajectory.stop is StopReason.SEARCH_FAILED:
-                    failures[trajectory.key] = _cause(trajectory)
+                if trajectory.failed_search is not None:
+                    failures[trajectory.key] = trajectory.failed_search
                     continue
                 graded[trajectory.key] = outcome = grade(trajectory, decode)
                 if records is not None:
                     records.append(_record(trajectory, outcome))
-        _refuse_broken_search(failures, len(pairs))
+        refuse_broken_search(list(failures.values()), len(pairs))
         if progress is not None:
             progress(min(start + wave, len(pairs)), len(pairs))
     return Report.of([graded[k] for k in keys if k in graded], [failures[k] for k in keys if k in failures])
@@ -89,15 +87,3 @@ def _recorded(records: RecordFile, decode: Decode) -> Iterator[tuple[str, Outcom
                 f"{records.path}:{place}: not an evaluation record ({error!r})", hint="start again with --fresh"
             ) from error
         yield trajectory.key, grade(trajectory, decode)
-
-
-def _cause(trajectory: Trajectory) -> str:
-    return next((call.error for call in trajectory.searches if call.error is not None), "unknown")
-
-
-def _refuse_broken_search(failures: Mapping[str, str], draws: int) -> None:
-    if len(failures) > MAX_FAILED_SEARCHES * draws:
-        raise RetrievalError(
-            f"{len(failures)} of {draws} questions failed to search: {next(iter(failures.values()))}",
-            hint="repair the index or server (`dgpo index check`); the same command then goes on",
-        )

@@ -33,6 +33,11 @@ def must_be_local(repo: str) -> bool:
     return True
 
 
+def is_readable(repo: str) -> bool:
+    """Whether files of the repository can be had, from the hub or from its cache."""
+    return unreachable() is None or isinstance(_cached(repo, "config.json"), str)
+
+
 def fetch(repo: str, file: str) -> str | None:
     """Path of a small file of a model repository; None if it has no such file. Raises ModelError as `must_be_local`."""
     from huggingface_hub import hf_hub_download

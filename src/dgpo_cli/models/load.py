@@ -148,12 +148,7 @@ def _require_complete(source: ModelSource, report: dict[str, Any]) -> None:
 
 def load_protocol(source: ModelSource) -> tuple[Protocol, bool]:
     """The agent text recorded with a model, and whether the model was trained with it."""
-    if source.local:
-        beside = Path(source.location) / PROTOCOL_FILE
-        file = beside if beside.is_file() else None
-    else:
-        fetched = hub.fetch(source.location, PROTOCOL_FILE)
-        file = None if fetched is None else Path(fetched)
+    file = _protocol_file(source)
     if file is not None:
         return read_protocol(file), True
     if not source.local and expects_search_r1_prompt(source.location):
@@ -161,12 +156,34 @@ def load_protocol(source: ModelSource) -> tuple[Protocol, bool]:
     return DEFAULT, False
 
 
-def search_limits(name: str) -> tuple[int, int]:
-    """Passages per search and turns that may search, as the model was trained; the paper's for a model of the hub."""
+def _protocol_file(source: ModelSource) -> Path | None:
+    if source.local:
+        beside = Path(source.location) / PROTOCOL_FILE
+        return beside if beside.is_file() else None
+    fetched = hub.fetch(source.location, PROTOCOL_FILE)
+    return None if fetched is None else Path(fetched)
+
+
+def search_limits(*names: str) -> tuple[dict[str, int], str]:
+    """`top_k` and `max_turns` of the first model that records them, and a phrase that says whose they are.
+
+    The paper's where none does. A model of the hub that cannot be read now says nothing here; loading it will.
+    """
+    for name in names:
+        source = resolve(name)
+        file = _protocol_file(source) if source.local or hub.is_readable(source.location) else None
+        if file is not None:
+            protocol = read_protocol(file)
+            return {"top_k": protocol.top_k, "max_turns": protocol.max_turns}, f"as {name} was trained"
+    return {"top_k": DEFAULT.top_k, "max_turns": DEFAULT.max_turns}, "the paper's"
+
+
+def context_of(name: str) -> int | None:
+    """Positions that a model can read at once; None if its configuration does not say or cannot be read now."""
     source = resolve(name)
-    file = Path(source.location) / PROTOCOL_FILE
-    protocol = read_protocol(file) if source.local and file.is_file() else DEFAULT
-    return protocol.top_k, protocol.max_turns
+    if not (source.local or hub.is_readable(source.location)):
+        return None
+    return getattr(load_config(source), "max_position_embeddings", None)
 
 
 def read_protocol(file: Path) -> Protocol:

@@ -21,7 +21,7 @@ from dgpo_cli.pipelines.agents import Agent
 from dgpo_cli.pipelines.beside_paper import published_average, published_em, published_row
 from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions
 from dgpo_cli.reporting.evaluation import markdown
-from dgpo_cli.retrieval.open import OpenIndex, is_server, open_index
+from dgpo_cli.retrieval.open import OpenIndex, check_index, is_server, open_index
 from dgpo_cli.rollout.settings import RolloutSettings
 
 BYTES_PER_QUESTION = 60_000  # ours: a record of four searches with three passages each, rounded up
@@ -121,6 +121,8 @@ def parse_indexes(text: str, benchmarks: Sequence[str]) -> dict[str, str]:
 
 def open_benchmarks(settings: EvalSettings, bench_dir: Path | None) -> list[Benchmark]:
     """Questions and open indexes; an index that several benchmarks use is opened once."""
+    for location in dict.fromkeys(settings.indexes.values()):
+        check_index(location)
     opened = {location: open_index(location) for location in dict.fromkeys(settings.indexes.values())}
     return [
         Benchmark(name, load_questions(name, bench_dir=bench_dir, limit=settings.limit), opened[settings.indexes[name]])

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import RecordFile, read_records, write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.core.types import Question, StopReason, Trajectory
-from dgpo_cli.errors import InputError, TrainingError
+from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken_search
+from dgpo_cli.errors import InputError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model
 from dgpo_cli.pipelines.agents import Agent, rollout_settings
 from dgpo_cli.pipelines.settings import DistillDataSettings
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.train.credit import MAX_FAILED_SEARCHES
 from dgpo_cli.train.devices import inference_dtype, training_device
 
 Keep = Literal["correct", "all"]
@@ -54,44 +54,40 @@ def distill_data(
     """Write `folder`/episodes.jsonl (all) and `folder`/trajectories.jsonl (kept); returns a summary.
 
     Resumable at any moment: a wave that was not finished is generated again and its missing episodes are added.
+    Raises RetrievalError when too many episodes fail to search; such episodes are asked again by the next call.
     """
-    meta = {"protocol": agent.codec.protocol.to_json(), "settings": agent.settings.to_json()}
+    limits = agent.settings
+    protocol = agent.codec.protocol.with_limits(top_k=limits.top_k, max_turns=limits.max_turns)
+    meta = {"protocol": protocol.to_json(), "settings": agent.settings.to_json()}
     pairs = [(question, sample) for question in questions for sample in range(samples)]
+    keys = [attempt_key(question, sample) for question, sample in pairs]
     wave = agent.settings.wave
+    failures: list[str] = []
     with RecordFile(folder / "episodes.jsonl", key="key", schema="trajectories", meta=meta) as records:
         for start in range(0, len(pairs), wave):
             part = pairs[start : start + wave]
-            missing = [_key(pair) for pair in part if _key(pair) not in records.keys]
+            missing = {key for key in keys[start : start + wave] if key not in records.keys}
             if missing:
                 for trajectory in agent.run(part):
-                    if trajectory.key in missing:
-                        records.append({"key": trajectory.key} | trajectory.to_json())
+                    if trajectory.key not in missing:
+                        continue
+                    if trajectory.failed_search is not None:  # the next call asks again
+                        failures.append(trajectory.failed_search)
+                        continue
+                    records.append({"key": trajectory.key} | trajectory.to_json())
+            refuse_broken_search(failures, len(pairs))
             if progress is not None:
                 progress(start + len(part), len(pairs))
-        wanted = {_key(pair) for pair in pairs}
-        made = [Trajectory.from_json(row) for row in records.rows() if row["key"] in wanted]
-    order = {_key(pair): place for place, pair in enumerate(pairs)}
-    made.sort(key=lambda t: order[t.key])
-    _refuse_broken_search(made)
+        place = {key: number for number, key in enumerate(keys)}
+        made = [Trajectory.from_json(row) for row in records.rows() if row["key"] in place]
+    made.sort(key=lambda t: place[t.key])
     kept = [t for t in made if keep == "all" or (t.score is not None and t.score.correct)]
     header = {"schema": "trajectories", "version": 1} | meta
     write_jsonl_atomic(folder / "trajectories.jsonl", [header, *({"key": t.key} | t.to_json() for t in kept)])
-    return summary(made, kept) | {"path": str(folder / "trajectories.jsonl")}
+    return summary(made, kept, len(failures)) | {"path": str(folder / "trajectories.jsonl")}
 
 
-def _key(pair: tuple[Question, int]) -> str:
-    question, sample = pair
-    return f"{question.qa_set}/{question.id}/{sample}"
-
-
-def _refuse_broken_search(made: Sequence[Trajectory]) -> None:
-    failed = [t for t in made if t.stop is StopReason.SEARCH_FAILED]
-    if len(failed) > MAX_FAILED_SEARCHES * len(made):
-        cause = next(call.error for t in failed for call in t.searches if call.error is not None)
-        raise TrainingError(f"{len(failed)} of {len(made)} episodes failed to search: {cause}", hint="check --index")
-
-
-def summary(made: Sequence[Trajectory], kept: Sequence[Trajectory]) -> dict[str, Any]:
+def summary(made: Sequence[Trajectory], kept: Sequence[Trajectory], failed: int) -> dict[str, Any]:
     count = max(1, len(made))
     return {
         "episodes": len(made),
@@ -101,7 +97,7 @@ def summary(made: Sequence[Trajectory], kept: Sequence[Trajectory]) -> dict[str,
         "searches": sum(len(t.searches) for t in made) / count,
         "tokens": sum(len(t.token_ids) for t in made) / count,
         "written_tokens": sum(t.num_written for t in made) / count,
-        "failed_searches": sum(t.stop is StopReason.SEARCH_FAILED for t in made),
+        "failed_searches": failed,
     }
 
 
@@ -111,6 +107,13 @@ def trajectory_file(path: Path) -> Path:
     if not file.is_file():
         raise InputError(f"no trajectories at {path}", hint="make some with `dgpo distill-data`, or give --data FILE")
     return file
+
+
+def recorded_limits(path: Path) -> dict[str, int]:
+    """`top_k` and `max_turns` that a trajectory file was written under. Raises InputError."""
+    header, _ = read_records(trajectory_file(path), "trajectories")
+    protocol = Protocol.from_json(header["protocol"])
+    return {"top_k": protocol.top_k, "max_turns": protocol.max_turns}
 
 
 def read_trajectories(path: Path) -> TrajectorySet:

@@ -23,7 +23,7 @@ from dgpo_cli.pipelines.settings import RLSettings
 from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions, training_set
 from dgpo_cli.retrieval.base import Retriever
-from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.retrieval.open import check_index, open_index
 from dgpo_cli.train.devices import inference_dtype, training_device
 from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
 from dgpo_cli.train.loop import Plan
@@ -49,9 +49,17 @@ def needs_teacher(objective: Objective) -> bool:
     return bool({Need.TEACHER_LOGPROBS, Need.TEACHER_DISTRIBUTION} & objective.needs)
 
 
+def agents(settings: RLSettings) -> tuple[str, ...]:
+    """Models whose record decides how episodes are rolled out: a raw student takes its teacher's."""
+    if settings.teacher is None or not needs_teacher(make_objective(settings)):
+        return (settings.student,)
+    return settings.student, settings.teacher
+
+
 def check(settings: RLSettings) -> None:
     """What can be found wrong before a model is loaded. Raises DgpoError."""
     objective = make_objective(settings)
+    check_index(settings.index)
     student = resolve(settings.student)
     if needs_teacher(objective):
         assert settings.teacher is not None
@@ -105,7 +113,7 @@ def with_agent_text(student: LoadedModel, teacher: LoadedModel) -> LoadedModel:
 
     A raw student takes the teacher's: the teacher scores the student's tokens, so it must know the text around them.
     """
-    if student.protocol == teacher.protocol:
+    if student.protocol.same_text(teacher.protocol):
         return student
     if student.trained_with_protocol and teacher.trained_with_protocol:
         raise ModelError(
@@ -155,7 +163,7 @@ def reinforce(
         source,
         plan,
         evaluate=evaluate or evaluator(agent, validation[: settings.eval_questions]),
-        protocol=student.protocol,
+        protocol=student.protocol.with_limits(top_k=settings.rollout.top_k, max_turns=settings.rollout.max_turns),
         keep=keep,
         progress=progress,
     )

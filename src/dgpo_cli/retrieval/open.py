@@ -33,6 +33,19 @@ def is_server(location: str | Path) -> bool:
     return str(location).startswith(("http://", "https://"))
 
 
+def check_index(location: str | Path) -> None:
+    """Ask before models are loaded: a server must answer one search, a folder must hold a whole index.
+
+    Raises RetrievalError. Cheap, since no index is read.
+    """
+    if is_server(location):
+        from dgpo_cli.retrieval.remote import check_server
+
+        check_server(str(location))
+    else:
+        read_manifest(Path(location))
+
+
 def open_index(location: str | Path) -> OpenIndex:
     """Raises RetrievalError saying why an index cannot be used and what rebuilds it."""
     if is_server(location):

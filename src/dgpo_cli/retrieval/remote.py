@@ -15,7 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dgpo_cli.core.types import Hit, Passage
@@ -46,6 +46,12 @@ def use_access(access: ServerAccess) -> None:
     """How clients opened from now on ask. For the command line, which alone knows of tokens: no run records one."""
     global _access
     _access = access
+
+
+def check_server(location: str) -> None:
+    """Ask once, with little patience: long work is about to begin. Raises RetrievalError where nothing answers."""
+    access = replace(_access, timeout_s=min(_access.timeout_s, 10.0), attempts=min(_access.attempts, 2))
+    RemoteRetriever(location, access).search(["are you there"], 1)
 
 
 def split_urls(location: str) -> list[str]:

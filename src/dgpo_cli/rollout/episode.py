@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from dataclasses import dataclass, field
 
-from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory
+from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory, attempt_key
 from dgpo_cli.engine.base import Event, SlotId
 
 
@@ -31,7 +31,7 @@ class Episode:
 
     @property
     def key(self) -> str:
-        return f"{self.question.qa_set}/{self.question.id}/{self.sample}"
+        return attempt_key(self.question, self.sample)
 
     @property
     def done(self) -> bool:

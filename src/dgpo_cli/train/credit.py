@@ -11,40 +11,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dgpo_cli.core.types import StopReason, Trajectory
-from dgpo_cli.errors import TrainingError
+from dgpo_cli.core.types import StopReason, Trajectory, refuse_broken_search
 from dgpo_cli.objectives.base import Credit, Episode, Need
 from dgpo_cli.train import signals
 from dgpo_cli.train.batch import Sample
 from dgpo_cli.train.learner import Learner
 from dgpo_cli.train.source import Sequences
 
-MAX_FAILED_SEARCHES = 0.1  # share of a step's episodes; above it the retriever is broken, not the model
-
 
 def samples_of(learner: Learner, sequences: Sequences) -> tuple[list[Sample], dict[str, float]]:
     """Samples of a step, whoever wrote them, and the metrics of what the student wrote.
 
-    Raises TrainingError when so many searches failed that the retriever is broken, not the model.
+    Raises RetrievalError when so many searches failed that the retriever is broken, not the model.
     """
     samples = teacher_samples(sequences.by_teacher)
     own = sequences.by_student
     if not own:
         return samples, {}
-    refuse_failed_searches(own)
+    refuse_broken_search([cause for t in own if (cause := t.failed_search) is not None], len(own))
     if learner.objective.credits:
         written, metrics = student_samples(learner, own)
     else:
         written = [Sample.of(t, weight=float(_counts(t)), by_student=True) for t in own]
         metrics = rollout_metrics(own)
     return samples + written, metrics | {"student_share": len(own) / (len(own) + len(samples))}
-
-
-def refuse_failed_searches(trajectories: Sequence[Trajectory]) -> None:
-    failed = sum(not _counts(t) for t in trajectories)
-    if failed > MAX_FAILED_SEARCHES * len(trajectories):
-        cause = next(call.error for t in trajectories for call in t.searches if call.error is not None)
-        raise TrainingError(f"{failed} of {len(trajectories)} episodes failed to search: {cause}", hint="check --index")
 
 
 def _counts(trajectory: Trajectory) -> bool:

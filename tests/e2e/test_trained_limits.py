@@ -1,0 +1,97 @@
+"""What a model was trained with is what the next command uses, and each default says where it came from."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from dgpo_cli.core.protocol import TINYWORLD
+from dgpo_cli.models.load import load_model, read_protocol, save_model
+from dgpo_cli.pipelines.distill_data import read_trajectories
+
+SMALL = ("-orollout.max_new_tokens=16", "-orollout.max_prompt_tokens=64", "-orollout.wave=8")
+
+
+@pytest.fixture
+def commands(offline):
+    rl = ("rl", "--student", str(offline.student), "--teacher", str(offline.teacher), "--batch-size", "2")
+    data = ("--index", str(offline.index), "--data", str(offline.questions("train")))
+    return {
+        "rl": (*rl, *data, *SMALL),
+        "distill-data": ("distill-data", "--teacher", str(offline.teacher), *data, *SMALL),
+    }
+
+
+@pytest.mark.parametrize("command", ["rl", "distill-data"])
+def test_the_record_beats_the_paper_and_what_is_given_beats_the_record(dgpo, commands, command):
+    ended = dgpo(*commands[command], "--dry-run", "--json")
+    rollout = json.loads(ended.out)["rollout"]
+    assert (rollout["top_k"], rollout["max_turns"]) == (TINYWORLD.top_k, TINYWORLD.max_turns) != (3, 4)
+    assert "top_k: 2 (as " in ended.err and "max_turns: 2 (as " in ended.err and "was trained)" in ended.err
+    ended = dgpo(*commands[command], "-o", "rollout.top_k=5", "--dry-run", "--json")
+    rollout = json.loads(ended.out)["rollout"]
+    assert (rollout["top_k"], rollout["max_turns"]) == (5, 2)
+    assert "top_k:" not in ended.err and "max_turns: 2" in ended.err
+
+
+def test_a_raw_student_takes_its_teachers_record_and_two_raw_models_the_papers(dgpo, offline, folder, commands):
+    import torch
+
+    for name in ("student", "teacher"):
+        loaded = load_model(str(getattr(offline, name)), device=torch.device("cpu"))
+        save_model(folder / name, loaded.model, loaded.tokenizer, TINYWORLD)
+        (folder / name / "protocol.json").unlink()
+    ended = dgpo(*commands["rl"], "--student", "./student", "--dry-run", "--json")
+    assert json.loads(ended.out)["rollout"]["top_k"] == 2 and f"as {offline.teacher} was trained" in ended.err
+    ended = dgpo(*commands["rl"], "--student", "./student", "--method", "ppo", "--dry-run", "--json")
+    assert json.loads(ended.out)["rollout"]["top_k"] == 3 and "top_k: 3 (the paper's)" in ended.err
+    ended = dgpo(*commands["rl"], "--student", "./student", "--teacher", "./teacher", "--dry-run", "--json")
+    assert json.loads(ended.out)["rollout"]["max_turns"] == 4
+
+
+def test_search_results_leave_room_in_a_small_context(dgpo, commands, offline):
+    """As `dgpo eval` does, so that a model is trained on what it will be measured on."""
+    from dgpo_cli.models.load import context_of
+
+    context = context_of(str(offline.student))
+    ended = dgpo(*commands["rl"], "--dry-run", "--json")
+    assert json.loads(ended.out)["rollout"]["max_observation_tokens"] == context // 4 < 500
+    assert f"max_observation_tokens: {context // 4} (a quarter of" in ended.err
+    ended = dgpo(*commands["rl"], "-orollout.max_observation_tokens=300", "--dry-run", "--json")
+    assert json.loads(ended.out)["rollout"]["max_observation_tokens"] == 300
+
+
+def test_what_was_used_is_recorded_for_the_next_command(dgpo, commands, offline, folder):
+    """From trajectories over kd and rl to eval: nobody has to repeat -o rollout.top_k."""
+    options = ("--keep", "all", "--limit", "8", "-orollout.top_k=1", "-orollout.max_turns=3")
+    assert dgpo(*commands["distill-data"], *options).status == 0
+    assert read_trajectories(folder / "runs/distill-data-0001").protocol["top_k"] == 1
+    evaluation = ("--index", str(offline.index), "--eval-data", str(offline.questions("validation")))
+    ended = dgpo("kd", "--student", str(offline.student), "--steps", "1", *SMALL, *evaluation, "-oeval_limit=2")
+    assert ended.status == 0 and "top_k: 1 (as in the trajectories)" in ended.err
+    limits = read_protocol(folder / "runs/kd-0001/best/protocol.json")
+    assert (limits.top_k, limits.max_turns) == (1, 3)
+    # The teacher was trained with 2 passages, the student with 1: the text is the same, so they fit together.
+    trained = (*commands["rl"], "--student", "kd-0001", "--steps", "1", "-oeval_questions=2", "-orollout.max_turns=1")
+    ended = dgpo(*trained)
+    assert ended.status == 0, ended.err
+    assert "top_k: 1 (as " in ended.err
+    limits = read_protocol(folder / "runs/rl-0001/best/protocol.json")
+    assert limits == replace(TINYWORLD, top_k=1, max_turns=1)
+    (folder / "tinyworld.jsonl").write_bytes(offline.questions("test").read_bytes())
+    ended = dgpo("eval", "--bench", "tinyworld", "--bench-dir", ".", "--index", str(offline.index), "--dry-run")
+    assert "top_k: 1 (as " in ended.err
+
+
+def test_a_config_file_names_the_models_too(dgpo, commands, folder, offline):
+    """`dgpo rl --config RUN/config.toml` repeats a run, also in a folder that remembers or defaults to other models."""
+    dry = dgpo(*commands["rl"], "-orollout.top_k=4", "--dry-run")
+    (folder / "config.toml").write_text(dry.out)
+    again = json.loads(dgpo("rl", "--config", "config.toml", "--dry-run", "--json").out)
+    assert (again["student"], again["teacher"]) == (str(offline.student), str(offline.teacher))
+    assert again["questions"] == str(offline.questions("train")) and again["index"] == str(offline.index)
+    assert again["rollout"]["top_k"] == 4
+    other = json.loads(
+        dgpo("rl", "--config", "config.toml", "--student", str(offline.teacher), "--dry-run", "--json").out
+    )
+    assert other["student"] == str(offline.teacher)
