@@ -17,7 +17,7 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
 from dgpo_cli.retrieval import manifest as manifests
 from dgpo_cli.retrieval.base import IndexedRetriever
-from dgpo_cli.retrieval.corpus import CorpusReport, corpus_digest, read_corpus
+from dgpo_cli.retrieval.corpus import CorpusReport, corpus_digest, read_corpus, recorded_location
 from dgpo_cli.retrieval.manifest import Manifest, describe_files, read_manifest
 from dgpo_cli.retrieval.registry import retriever_class
 from dgpo_cli.retrieval.store import OFFSETS, PASSAGES, PassageStore, StoreWriter
@@ -26,7 +26,7 @@ _MARKS = {manifests.FILE, PASSAGES, OFFSETS}
 
 
 def build_index(
-    corpus: Path,
+    corpus: Path | str,
     out: Path,
     *,
     retriever: str = "bm25",
@@ -62,10 +62,11 @@ def build_index(
             retriever=retriever,
             settings=asdict(config),
             state=state,
-            corpus=str(corpus.resolve()),
+            corpus=recorded_location(corpus),
             corpus_digest=report.digest,
             passages=report.passages,
             skipped=report.skipped,
+            skipped_by_kind=dict(report.kinds.most_common()),
             problems=tuple(report.problems),
             seconds=time.perf_counter() - started,
             versions=_versions(kind),
@@ -78,7 +79,7 @@ def build_index(
         _remove(writing)
 
 
-def _write_passages(corpus: Path, directory: Path, strict: bool, progress: Progress | None) -> CorpusReport:
+def _write_passages(corpus: Path | str, directory: Path, strict: bool, progress: Progress | None) -> CorpusReport:
     report = CorpusReport()
     with StoreWriter(directory) as store:
         for passage in read_corpus(corpus, report, strict=strict, progress=progress):
@@ -92,7 +93,7 @@ def _versions(kind: type[IndexedRetriever]) -> dict[str, str]:
 
 
 def _existing(
-    corpus: Path, out: Path, retriever: str, settings: Mapping[str, Any], strict: bool, overwrite: bool
+    corpus: Path | str, out: Path, retriever: str, settings: Mapping[str, Any], strict: bool, overwrite: bool
 ) -> Manifest | None:
     """The index at `out` if it is the one that would be built; None if there is none, or it is to be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -114,7 +115,7 @@ def _existing(
         what = f"by {found.retriever}" if found.retriever != retriever else f"with another {', '.join(names)}"
         raise ConfigError(f"{out} holds an index of this corpus {what}", hint=replace)
     if strict and found.skipped:
-        raise InputError(f"{corpus}: {found.problems[0]}", hint="repair the line, or leave --strict out")
+        raise InputError(f"{corpus}: {found.problems[0]}", hint="repair or remove it, or leave --strict out")
     return found
 
 

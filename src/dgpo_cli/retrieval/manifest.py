@@ -6,7 +6,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,15 @@ class Manifest:
     retriever: str
     settings: dict[str, Any]
     state: dict[str, Any]  # what the engine wants checked when it is opened, such as the digest of its encoder
-    corpus: str  # path that it was built from
-    corpus_digest: str  # SHA-256 of the corpus, uncompressed
+    corpus: str  # where it was built from
+    corpus_digest: str  # SHA-256 of what its passages were made from
     passages: int
     skipped: int
-    problems: tuple[str, ...]  # the first bad lines
+    problems: tuple[str, ...]  # the first of what was skipped
     seconds: float
     versions: dict[str, str]
     files: dict[str, IndexFile]  # every other file of the index
+    skipped_by_kind: dict[str, int] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
