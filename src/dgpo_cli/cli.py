@@ -12,7 +12,20 @@ import typer
 from typer.core import TyperGroup
 
 from dgpo_cli import __version__
-from dgpo_cli.commands import chat, distill_data, doctor, evaluate, export, index, kd, models, quickstart, rl, runs
+from dgpo_cli.commands import (
+    chat,
+    distill_data,
+    doctor,
+    evaluate,
+    export,
+    index,
+    kd,
+    models,
+    quickstart,
+    rl,
+    runs,
+    search,
+)
 from dgpo_cli.errors import DgpoError
 
 
@@ -34,6 +47,7 @@ app = typer.Typer(
 )
 app.command("quickstart")(quickstart.quickstart)
 app.add_typer(index.app, name="index")
+app.command("search")(search.search)
 app.command("distill-data")(distill_data.distill_data)
 app.command("kd")(kd.kd)
 app.command("rl")(rl.rl)

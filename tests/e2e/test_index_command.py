@@ -50,9 +50,11 @@ def test_build_then_reuse_then_check(dgpo: Callable[..., Any], folder: Path) -> 
     assert "remembered from `dgpo index`" in checked.err
     assert quality["recall"] == {"1": 0.75, "5": 0.75}
     assert quality["answer_hit"] == {"1": 1.0, "5": 1.0}
+    assert quality["own_words"] == {"1": 1.0, "5": 1.0}
     assert (quality["passages"], quality["questions"], quality["with_gold"]) == (5, 2, 2)
     shown = dgpo("index", "check", "--index", "indexes/towns", "--questions", "questions.jsonl")
     assert "5 passages, whole" in shown.out
+    assert "found by their own words: 100.0% in the first 2, 100.0% in the first 5 (of 5 passages)" in shown.out
     assert "0.750" in shown.out
 
 
@@ -136,7 +138,6 @@ def test_options_before_the_corpus_and_settings(dgpo: Callable[..., Any], folder
         (["c.jsonl", "--colour"], "--colour"),
         (["check"], "no index was given and none is remembered"),
         (["check", "--index", "full"], "full is not an index"),
-        (["check", "--index", "full", "-k", "2"], "-k has no effect without --questions"),
         (["check", "--questions", "q.jsonl", "-k", "two"], "-k 'two' is not a list of numbers"),
         (["check", "--questions", "q.jsonl", "-k", "0"], "below 1"),
     ],
