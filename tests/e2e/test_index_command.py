@@ -121,7 +121,8 @@ def test_a_corpus_named_check_is_reached_as_a_path(dgpo: Callable[..., Any], fol
 def test_options_before_the_corpus_and_settings(dgpo: Callable[..., Any], folder: Path) -> None:
     write_corpus(folder / "c.jsonl")
     built = dgpo("index", "--retriever", "rank-bm25", "-o", "idf=lucene", "--out", "i", "c.jsonl", "--json")
-    assert json.loads(built.out)["settings"] == {"idf": "lucene", "k1": 1.5, "b": 0.75, "stopwords": "english"}
+    settings = {"idf": "lucene", "k1": 1.5, "b": 0.75, "stopwords": "english", "stemmer": "none"}
+    assert json.loads(built.out)["settings"] == settings
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,9 @@ def build(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is there.")] = False,
     options: Annotated[
         list[str] | None,
-        typer.Option("-o", "--set", help="Another setting of the retriever, e.g. -o k1=0.9. An unknown one lists all."),
+        typer.Option(
+            "-o", "--set", help="Another setting of the retriever, e.g. -o stemmer=english. An unknown one lists all."
+        ),
     ] = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
