@@ -62,9 +62,9 @@ def build(
         Path | None,
         typer.Option(help="Index folder; indexes/NAME for a corpus NAME.jsonl by default.", show_default=False),
     ] = None,
-    retriever: Annotated[str, typer.Option(help="bm25, rank-bm25 (small corpora) or dense.")] = "bm25",
+    retriever: Annotated[str, typer.Option(help="bm25, dense, hybrid (both), or rank-bm25 (small corpora).")] = "bm25",
     encoder: Annotated[
-        str | None, typer.Option(help="Encoder of a dense index: hub id or folder.", show_default=False)
+        str | None, typer.Option(help="Encoder of a dense or hybrid index: hub id or folder.", show_default=False)
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first bad line or file instead of skipping it.")
@@ -96,9 +96,10 @@ def build(
     console = Console(json_output=json, quiet=quiet)
     settings = parse_options(options or ())
     if encoder is not None:
-        if retriever != "dense":
+        if retriever not in ("dense", "hybrid"):
             raise ConfigError(f"--encoder has no effect on {retriever}", hint="give --retriever dense, or no --encoder")
-        settings["encoder"] = absolute(encoder)
+        of_dense = settings if retriever == "dense" else settings.setdefault("dense", {})
+        of_dense["encoder"] = absolute(encoder)
     target = out or Path("indexes") / corpus_name(corpus)
     with console.progress("indexing", "passage") as progress:
         manifest, reused = build_index(
@@ -119,10 +120,12 @@ def _show_build(console: Console, target: Path, manifest: Manifest, reused: bool
         console.warn(f"skipped {problem}")
     if manifest.skipped > len(manifest.problems):
         console.warn(f"... and {manifest.skipped - len(manifest.problems):,} more")
-    if cut := manifest.state.get("truncated_passages"):
-        limit = manifest.settings["max_length"]
-        console.warn(
-            f"{cut:,} passages are longer than max_length = {limit} tokens and are found by their beginning only"
+    dense = manifest.state.get("dense", manifest.state)
+    if cut := dense.get("truncated_passages"):
+        console.warn(f"{cut:,} passages are longer than max_length tokens and are found by their beginning only")
+    if measured := dense.get("measured"):
+        console.info(
+            f"{dense['factory']} finds {measured['recall']:.1%} of the exact best 10 ({measured['sample']} queries)"
         )
     what = "is up to date and used as it is" if reused else f"built in {manifest.seconds:.1f} s"
     size = f"{manifest.passages:,} passages, {manifest.bytes / 1e6:.1f} MB"
@@ -139,6 +142,7 @@ def _show_build(console: Console, target: Path, manifest: Manifest, reused: bool
             "index": str(target),
             "retriever": manifest.retriever,
             "settings": manifest.settings,
+            "state": manifest.state,
             "digest": manifest.digest,
             "reused": reused,
         }

@@ -75,17 +75,19 @@ class BM25Retriever:
         self._vocabulary: dict[str, int] = self._engine.vocab_dict
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        return [hits(self._store, rows, scores) for rows, scores in self.best(queries, k)]
+
+    def best(self, queries: Sequence[str], k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Per query the rows of its passages and their scores, best first."""
         asked = [[self._vocabulary[w] for w in self._words.words(query) if w in self._vocabulary] for query in queries]
         workers = min(len(queries), os.cpu_count() or 1)
         if workers <= 1:
-            return [self._search(words, k) for words in asked]
+            return [self._best(words, k) for words in asked]
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(lambda words: self._search(words, k), asked))
+            return list(pool.map(lambda words: self._best(words, k), asked))
 
-    def _search(self, words: list[int], k: int) -> list[Hit]:
+    def _best(self, words: list[int], k: int) -> tuple[np.ndarray, np.ndarray]:
         """`words` may hold one twice, which then counts twice."""
-        if not words:
-            return []
         data, indices, indptr = (self._engine.scores[name] for name in ("data", "indices", "indptr"))
         scores = np.zeros(len(self._store), dtype=data.dtype)
         columns = [slice(int(indptr[word]), int(indptr[word + 1])) for word in words]
@@ -97,7 +99,7 @@ class BM25Retriever:
         enough = [column for column in columns if column.stop - column.start >= k]
         rarest = min(enough, key=lambda column: column.stop - column.start, default=None)
         rows = top_rows(scores, k, among=None if rarest is None else indices[rarest])
-        return hits(self._store, rows, scores[rows])
+        return rows, scores[rows]
 
     def _damaged(self, what: str) -> RetrievalError:
         return RetrievalError(

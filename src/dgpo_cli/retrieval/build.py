@@ -20,7 +20,7 @@ from dgpo_cli.retrieval.base import IndexedRetriever
 from dgpo_cli.retrieval.corpus import CorpusReport, corpus_digest, read_corpus, recorded_location
 from dgpo_cli.retrieval.manifest import Manifest, describe_files, read_manifest
 from dgpo_cli.retrieval.registry import retriever_class
-from dgpo_cli.retrieval.store import OFFSETS, PASSAGES, PassageStore, StoreWriter
+from dgpo_cli.retrieval.store import OFFSETS, PASSAGES, SHARDS, PassageStore, StoreWriter
 
 _MARKS = {manifests.FILE, PASSAGES, OFFSETS}
 
@@ -38,8 +38,9 @@ def build_index(
     """Build an index of `corpus` in `out`; returns its manifest and whether an equal one was there already.
 
     `progress` counts passages, once while they are read and once more while the engine takes them in. What a killed
-    build left behind is replaced. Raises InputError for a corpus that cannot be used, ConfigError for an unknown
-    retriever or setting, and where `out` holds another index (without `overwrite`) or anything but an index.
+    build left behind is replaced, but for encoded passages, from which the same build goes on. Raises InputError for a
+    corpus that cannot be used, ConfigError for an unknown retriever or setting, and where `out` holds another index
+    (without `overwrite`) or anything but an index.
     """
     kind = retriever_class(retriever)
     try:
@@ -53,11 +54,12 @@ def build_index(
         return existing, True
     started = time.perf_counter()
     writing = out.with_name(f".{out.name}.writing")
-    _remove(writing)
-    writing.mkdir(parents=True)
+    _clear(writing)
+    writing.mkdir(parents=True, exist_ok=True)
     try:
         report = _write_passages(corpus, writing, strict, progress)
         state = kind.build(writing, PassageStore(writing), config, progress)
+        _remove(writing / SHARDS)
         built = Manifest(
             retriever=retriever,
             settings=asdict(config),
@@ -76,7 +78,7 @@ def build_index(
         _put_in_place(writing, out)
         return built, False
     finally:
-        _remove(writing)
+        _clear(writing)
 
 
 def _write_passages(corpus: Path | str, directory: Path, strict: bool, progress: Progress | None) -> CorpusReport:
@@ -126,6 +128,17 @@ def _put_in_place(written: Path, out: Path) -> None:
         out.rename(old)
     written.rename(out)
     _remove(old)
+
+
+def _clear(writing: Path) -> None:
+    """Leave nothing of an unfinished index but what took long to compute."""
+    for path in writing.iterdir() if writing.exists() else ():
+        if path.is_dir() and path.name != SHARDS:
+            _remove(path)
+        elif not path.is_dir():
+            path.unlink()
+    if writing.exists() and not any(writing.iterdir()):
+        writing.rmdir()
 
 
 def _remove(directory: Path) -> None:

@@ -107,12 +107,20 @@ def check_hashes(directory: Path, manifest: Manifest) -> None:
             )
 
 
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"bm25": {"k1": 0.9}} as {"bm25.k1": 0.9}, the way it is typed."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
 def _rebuild_command(directory: Path, record: Mapping[str, Any]) -> str:
     """The command that makes an index again, from its manifest's record, which may be of another format."""
     words = ["dgpo", "index", str(record.get("corpus", "CORPUS")), "--out", str(directory)]
     name, settings = record.get("retriever"), record.get("settings")
     if name in RETRIEVERS and isinstance(settings, dict):
         words += ["--retriever", name]
-        defaults = asdict(retriever_class(name).Config())
-        words += [w for key, value in settings.items() if value != defaults.get(key) for w in ("-o", f"{key}={value}")]
+        defaults = _flat(asdict(retriever_class(name).Config()))
+        words += [w for k, v in _flat(settings).items() if v != defaults.get(k) for w in ("-o", f"{k}={v}")]
     return shlex.join([*words, "--overwrite"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -39,14 +40,23 @@ def top_rows(scores: np.ndarray, k: int, *, among: np.ndarray | None = None) -> 
     if k < 1:
         return np.zeros(0, dtype=np.int64)
     # The k-th best of some rows is at most the k-th best of all, and one comparison is faster than any selection.
-    least = 0.0 if among is None or len(among) < k else _kth_best(scores[among], k)
+    least = 0.0 if among is None or len(among) < k else kth_best(scores[among], k)
     rows = np.flatnonzero(scores >= least if least > 0 else scores > 0)
-    if len(rows) > k:
-        rows = rows[scores[rows] >= _kth_best(scores[rows], k)]
-    return rows[np.lexsort((rows, -scores[rows]))][:k]
+    best: np.ndarray = rows[best_rows(scores[rows], k)]
+    return best
 
 
-def _kth_best(scores: np.ndarray, k: int) -> float:
+def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the `k` best scores of either sign, best first, equal scores in row order."""
+    rows = np.flatnonzero(scores >= kth_best(scores, k))
+    best: np.ndarray = rows[np.lexsort((rows, -scores[rows]))][:k]
+    return best
+
+
+def kth_best(scores: np.ndarray, k: int) -> float:
+    """The `k`-th best score, or minus infinity where there are no more than `k`."""
+    if len(scores) <= k:
+        return -math.inf
     return float(np.partition(scores, len(scores) - k)[len(scores) - k])
 
 
