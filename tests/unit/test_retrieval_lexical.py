@@ -15,6 +15,7 @@ from tests.retrieval_corpora import TOWNS, stored
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
+from dgpo_cli.retrieval import postings
 from dgpo_cli.retrieval.bm25 import FOLDER, BM25Config, BM25Retriever
 from dgpo_cli.retrieval.rank_bm25 import RankBM25Config, RankBM25Retriever
 from dgpo_cli.retrieval.ranking import top_rows
@@ -67,9 +68,26 @@ def test_every_language_that_can_be_named_can_be_had(language: Any) -> None:
     assert WordTokenizer(language, language).words("xyzzy")
 
 
-def test_ids_number_words_by_first_appearance() -> None:
-    rows, vocabulary = WordTokenizer().ids(["town river", "river bank town"])
-    assert (rows, vocabulary) == ([[0, 1], [1, 2, 0]], {"town": 0, "river": 1, "bank": 2})
+@pytest.mark.parametrize("chunk", [1, 3, 1_000])
+@pytest.mark.parametrize("variant", ["lucene", "robertson", "atire"])
+def test_columns_are_those_that_bm25s_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: Any, chunk: int
+) -> None:
+    import bm25s
+    from bm25s.tokenization import Tokenized
+
+    monkeypatch.setattr(postings, "CHUNK", chunk)
+    texts = ["town river", "the of", "river bank town river", "novel", "", "river novel harbour bridge river river"]
+    columns = postings.build_postings(tmp_path / "p", texts, WordTokenizer(), variant=variant, k1=1.2, b=0.6)
+    theirs = bm25s.BM25(method=variant, k1=1.2, b=0.6)
+    ids = [[columns.vocabulary[word] for word in WordTokenizer().words(text)] for text in texts]
+    theirs.index(Tokenized(ids=ids, vocab=dict(columns.vocabulary)), show_progress=False)
+    assert columns.vocabulary == {"town": 0, "river": 1, "bank": 2, "novel": 3, "harbour": 4, "bridge": 5}
+    for name in ("indptr", "indices"):
+        assert getattr(columns, name).tolist() == theirs.scores[name].tolist()[: len(getattr(columns, name))]
+    assert columns.data.dtype == np.float32
+    assert columns.data == pytest.approx(theirs.scores["data"], rel=1e-6)
+    assert columns.rows == theirs.scores["num_docs"] == 6
 
 
 def test_scores_follow_the_lucene_formula(tmp_path: Path) -> None:

@@ -1,34 +1,38 @@
 """BM25 by bm25s (Lù 2024), memory-mapped at query time; the queries of a batch are spread over all cores.
 
-bm25s scores every word of every passage when the index is built, so a query only adds up columns. The adding and the
-choice of the best are ours: in numpy, where threads run at the same time, and without sorting all passages.
+Every word of every passage is scored when the index is built (retrieval/postings.py), so a query only adds up columns.
+The files are bm25s's. The adding and the choice of the best are ours: in numpy, where threads run at the same time, and
+without sorting all passages.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import InputError, RetrievalError
+from dgpo_cli.retrieval.postings import Variant, build_postings
 from dgpo_cli.retrieval.ranking import contents, hits, require_bm25_range, top_rows
 from dgpo_cli.retrieval.store import PassageStore
 from dgpo_cli.retrieval.words import Language, WordTokenizer
 
 FOLDER = "bm25s"
+_WRITING = "postings"
 
 
 @dataclass(frozen=True, slots=True)
 class BM25Config:
     # bm25s also has bm25l and bm25+, which give every passage a score, matching or not.
-    variant: Literal["lucene", "robertson", "atire"] = field(default="lucene", metadata={"source": "bm25s's default"})
+    variant: Variant = field(default="lucene", metadata={"source": "bm25s's default"})
     k1: float = field(default=1.5, metadata={"source": "bm25s's default"})
     b: float = field(default=0.75, metadata={"source": "bm25s's default"})
     stopwords: Language = field(default="english", metadata={"source": "bm25s's default"})
@@ -48,17 +52,22 @@ class BM25Retriever:
     ) -> dict[str, Any]:
         """Raises InputError if no passage holds a word."""
         import bm25s
-        from bm25s.tokenization import Tokenized
 
-        rows, vocabulary = WordTokenizer(config.stopwords, config.stemmer).ids(contents(store, progress))
-        if not vocabulary:
+        words = WordTokenizer(config.stopwords, config.stemmer)
+        columns = build_postings(
+            directory / _WRITING, contents(store, progress), words, variant=config.variant, k1=config.k1, b=config.b
+        )
+        if not columns.vocabulary:
             raise InputError(
                 "no passage holds a word of two letters that is not a stop word",
                 hint="give -o stopwords=none, or a corpus with text in it",
             )
         engine = bm25s.BM25(method=config.variant, k1=config.k1, b=config.b)
-        engine.index(Tokenized(ids=rows, vocab=vocabulary), show_progress=False)
+        engine.scores = {"data": columns.data, "indices": columns.indices, "indptr": columns.indptr}
+        engine.scores["num_docs"] = columns.rows
+        engine.vocab_dict, engine.nonoccurrence_array = columns.vocabulary, None
         engine.save(directory / FOLDER, show_progress=False)
+        shutil.rmtree(directory / _WRITING)
         return {}
 
     def __init__(self, directory: Path, store: PassageStore, config: BM25Config, _state: Mapping[str, Any]) -> None:

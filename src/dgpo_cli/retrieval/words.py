@@ -7,7 +7,7 @@ Stemming is Snowball's, after the stop words are gone, as there.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal
 
 Language = Literal[
@@ -36,9 +36,3 @@ class WordTokenizer:
     def words(self, text: str) -> list[str]:
         kept = [word for word in _WORD.findall(text.lower()) if word not in self._skip]
         return kept if self._stem is None else self._stem(kept)
-
-    def ids(self, texts: Iterable[str]) -> tuple[list[list[int]], dict[str, int]]:
-        """Word ids of every text and the vocabulary in order of first appearance."""
-        vocabulary: dict[str, int] = {}
-        rows = [[vocabulary.setdefault(word, len(vocabulary)) for word in self.words(text)] for text in texts]
-        return rows, vocabulary
