@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
 from dgpo_cli.retrieval.open import open_index
 
+PREFIXES = {"query_prefix": "query: ", "passage_prefix": "passage: "}
 LONG = Passage("long", '"Long"\n' + " ".join(["river"] * 60))
 
 
@@ -33,7 +36,7 @@ def build(tmp_path: Path, encoder_folder: Path) -> Callable[..., Path]:
     corpus = write_corpus(tmp_path / "towns.jsonl", [*TOWNS, LONG])
 
     def run(**settings: Any) -> Path:
-        settings = {"encoder": str(encoder_folder), "max_length": 40, "batch_size": 4} | settings
+        settings = {"encoder": str(encoder_folder), "max_length": 40, "batch_size": 4} | PREFIXES | settings
         build_index(corpus, tmp_path / "index", retriever="dense", settings=settings, overwrite=True)
         return tmp_path / "index"
 
@@ -83,6 +86,45 @@ def test_prefixes_pooling_and_batches(encoder_folder: Path) -> None:
     assert np.abs(encode(pooling="cls") - usual).max() > 0.01
 
 
+@pytest.mark.parametrize(
+    ("name", "files", "expected"),
+    [
+        ("plain", {}, ("", "", "mean")),
+        ("e5-tiny", {}, ("query: ", "passage: ", "mean")),
+        ("one5-x", {}, ("", "", "mean")),
+        ("bge", {"1_Pooling": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}}, ("", "", "cls")),
+        (
+            "arctic",
+            {"st": {"prompts": {"query": "Q: ", "document": "D: "}}, "1_Pooling": {"pooling_mode_mean_tokens": True}},
+            ("Q: ", "D: ", "mean"),
+        ),
+    ],
+)
+def test_an_encoder_is_used_as_it_was_trained(
+    tmp_path: Path, encoder_folder: Path, name: str, files: dict[str, Any], expected: tuple[str, str, str]
+) -> None:
+    folder = tmp_path / name
+    shutil.copytree(encoder_folder, folder)
+    (folder / "1_Pooling").mkdir()
+    for file, content in files.items():
+        path = folder / ("config_sentence_transformers.json" if file == "st" else "1_Pooling/config.json")
+        path.write_text(json.dumps(content))
+    encoder = Encoder(EncoderConfig(encoder=str(folder), max_length=40))
+    assert tuple(asdict(encoder.conventions).values()) == expected
+    given = EncoderConfig(encoder=str(folder), max_length=40, query_prefix="", pooling="mean")
+    assert (Encoder(given).conventions.query_prefix, Encoder(given).conventions.pooling) == ("", "mean")
+
+
+def test_an_encoder_that_pools_in_another_way_is_refused(tmp_path: Path, encoder_folder: Path) -> None:
+    folder = tmp_path / "last"
+    shutil.copytree(encoder_folder, folder)
+    (folder / "1_Pooling").mkdir()
+    modes = {"pooling_mode_lasttoken": True, "include_prompt": True, "word_embedding_dimension": 16}
+    (folder / "1_Pooling/config.json").write_text(json.dumps(modes))
+    with pytest.raises(ConfigError, match=r"pools by lasttoken.*; known are mean and cls"):
+        Encoder(EncoderConfig(encoder=str(folder), max_length=40))
+
+
 def test_blank_queries_and_large_k(build: Callable[..., Path]) -> None:
     retriever = open_index(build()).retriever
     hits, blank = retriever.search(["mayor", "  "], 50)
@@ -95,7 +137,7 @@ def test_what_is_cut_is_counted(build: Callable[..., Path]) -> None:
     assert manifest is not None
     assert manifest.state["truncated_passages"] == 1
     assert manifest.state["factory"] == "Flat"
-    assert manifest.settings["query_prefix"] == "query: "
+    assert manifest.state["conventions"] == PREFIXES | {"pooling": "mean"}
     assert {"faiss-cpu", "torch", "transformers"} <= manifest.versions.keys()
 
 

@@ -1,4 +1,4 @@
-"""Dense retrieval: passages encoded by E5's conventions (retrieval/encoder.py), searched exactly or by a faiss index.
+"""Dense retrieval: passages encoded as their encoder was trained to, searched exactly or by a faiss index.
 
 Vectors are kept in half precision. A small corpus is searched exactly, a larger one by a compressed index whose recall
 against exact search is measured when it is built and stands in the manifest.
@@ -7,7 +7,7 @@ against exact search is measured when it is built and stands in the manifest.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +58,25 @@ class DenseRetriever:
         truncated = encode_passages(directory, store, encoder, config, progress)
         vectors = open_vectors(directory, len(store))
         factory = default_factory(*vectors.shape) if config.factory == "auto" else config.factory
-        state = {"encoder_digest": encoder.digest(), "truncated_passages": truncated, "factory": factory}
+        state = {
+            "encoder_digest": encoder.digest(),
+            "conventions": asdict(encoder.conventions),
+            "truncated_passages": truncated,
+            "factory": factory,
+        }
         if factory == FLAT:
             return state
         index = build_compressed(vectors, factory, progress)
         rows = sorted({len(store) * n // _SAMPLE for n in range(_SAMPLE)})
         texts = [" ".join((store[row].text or store[row].title).split()[:_QUERY_WORDS]) for row in rows]
-        measured = measure(index, vectors, encoder.encode(texts, config.query_prefix), config.nprobe)
+        measured = measure(index, vectors, encoder.encode(texts, encoder.conventions.query_prefix), config.nprobe)
         faiss.write_index(index, str(directory / FILE))
         (directory / files.FILE).unlink()
         return state | {"measured": asdict(measured)}
 
     def __init__(self, directory: Path, store: PassageStore, config: DenseConfig, state: Mapping[str, Any]) -> None:
-        self._store, self._config = store, config
-        self._encoder = Encoder(config)
+        self._store = store
+        self._encoder = Encoder(replace(config, **state["conventions"]))
         digest = self._encoder.digest()
         if digest != state["encoder_digest"]:
             raise RetrievalError(
@@ -93,7 +98,7 @@ class DenseRetriever:
         asked = [place for place, query in enumerate(queries) if query.strip()]
         if not asked:
             return results
-        vectors = self._encoder.encode([queries[place] for place in asked], self._config.query_prefix)
+        vectors = self._encoder.encode([queries[place] for place in asked], self._encoder.conventions.query_prefix)
         for place, found in zip(asked, self._nearest(vectors, min(k, len(self._store))), strict=True):
             results[place] = found
         return results

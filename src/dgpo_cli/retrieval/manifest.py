@@ -15,7 +15,7 @@ from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.registry import RETRIEVERS, retriever_class
 
 FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)

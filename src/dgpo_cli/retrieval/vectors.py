@@ -44,7 +44,7 @@ def encode_passages(
         rows = range(start, min(start + SHARD, len(store)))
         if not (kept := _shard(shards, start)).is_file():
             before = encoder.truncated
-            vectors = encoder.encode([store[row].contents for row in rows], config.passage_prefix)
+            vectors = encoder.encode([store[row].contents for row in rows], encoder.conventions.passage_prefix)
             _write_shard(kept, vectors, encoder.truncated - before)
         truncated += json.loads(kept.with_suffix(".json").read_text())["truncated"]
         dimensions = np.load(kept, mmap_mode="r", allow_pickle=False).shape[1]
@@ -108,8 +108,8 @@ def _identity(directory: Path, encoder: Encoder, config: EncoderConfig) -> Mappi
     return {
         "passages": file_digest(directory / PASSAGES),
         "encoder": encoder.digest(),
-        "prefix": config.passage_prefix,
-        "pooling": config.pooling,
+        "prefix": encoder.conventions.passage_prefix,
+        "pooling": encoder.conventions.pooling,
         "max_length": config.max_length,
         "batch_size": config.batch_size,
         "shard": SHARD,
