@@ -11,9 +11,16 @@ from typing import Any
 import pytest
 from tests.documents import pdf
 from tests.retrieval_corpora import TOWNS, write_corpus, write_lines
+from tests.tiny import bpe_tokenizer
 
+from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.workspace import Workspace
+from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.pipelines.agents import Agent
+from dgpo_cli.pipelines.chat import Chat
 from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.rollout.settings import RolloutSettings
 
 QUESTIONS = (
     {"id": "1", "question": "who is the mayor of Vesapo?", "golden_answers": ["Mira Holt"], "supporting_ids": ["a"]},
@@ -102,6 +109,20 @@ def test_a_folder_of_mixed_files(dgpo: Callable[..., Any], folder: Path) -> None
     assert "used as it is" in dgpo("index", "notes").out
     refused = dgpo("index", "notes", "--out", "other", "--strict")
     assert "notes: binary.txt: binary" in refused.errors[0]
+
+
+def test_the_loop_searches_a_folder_and_reads_what_it_finds(dgpo: Callable[..., Any], folder: Path) -> None:
+    mixed_files(folder / "notes")
+    assert dgpo("index", "notes", "-q").status == 0
+    codec = Codec(bpe_tokenizer(), DEFAULT)
+    turns = ["<think> look</think><search> mayor of town7a</search>", "<answer> Holt7</answer>"]
+    engine = ScriptedEngine(codec, turns_by_question({"mayor": turns}))
+    retriever = open_index(folder / "indexes" / "notes").retriever
+    talk = Chat(lambda: Agent(engine, codec, retriever, RolloutSettings(temperature=0, wave=1)))
+    episode = talk.ask("Who is mayor of town7a?")
+    assert episode.answer == "Holt7"
+    assert episode.searches[0].hits[0].passage.id == "letter-7.txt#1"
+    assert '(Title: "letter-7") The mayor of town7a is Holt7.' in codec.decode(episode.token_ids)
 
 
 def test_a_folder_that_holds_its_own_index(dgpo: Callable[..., Any], folder: Path) -> None:
