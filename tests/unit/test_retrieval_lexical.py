@@ -42,6 +42,7 @@ def numbered(texts: list[str]) -> list[Passage]:
 
 
 @given(st.text(max_size=80))
+@settings(deadline=None)
 def test_words_are_those_of_bm25s_by_default(text: str) -> None:
     import bm25s
 
