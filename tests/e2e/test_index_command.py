@@ -156,6 +156,8 @@ def test_options_before_the_corpus_and_settings(dgpo: Callable[..., Any], folder
         (["c.jsonl", "-o", "k9=1"], "has no option 'k9'"),
         (["c.jsonl", "-o", "k1=big"], "k1"),
         (["c.jsonl", "--encoder", "e5"], "--encoder has no effect on bm25"),
+        (["c.jsonl", "--retriever", "hybrid", "--encoder", "e5", "-o", "dense=x"], "dense=x is no setting"),
+        (["c.jsonl", "--retriever", "hybrid", "-o", "dense.factor=x"], "has no option 'factor'"),
         (["c.jsonl", "--out", "full"], "full exists and is not an index"),
         (["c.jsonl", "--colour"], "--colour"),
         (["check"], "no index was given and none is remembered"),

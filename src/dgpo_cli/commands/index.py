@@ -99,6 +99,8 @@ def build(
         if retriever not in ("dense", "hybrid"):
             raise ConfigError(f"--encoder has no effect on {retriever}", hint="give --retriever dense, or no --encoder")
         of_dense = settings if retriever == "dense" else settings.setdefault("dense", {})
+        if not isinstance(of_dense, dict):
+            raise ConfigError(f"-o dense={of_dense} is no setting", hint="write it like -o dense.max_length=128")
         of_dense["encoder"] = absolute(encoder)
     target = out or Path("indexes") / corpus_name(corpus)
     with console.progress("indexing", "passage") as progress:
