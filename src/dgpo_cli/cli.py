@@ -25,6 +25,7 @@ from dgpo_cli.commands import (
     reproduce,
     rl,
     runs,
+    search,
     serve,
 )
 from dgpo_cli.commands.shared import use_search_environment
@@ -49,6 +50,7 @@ app = typer.Typer(
 )
 app.command("quickstart")(quickstart.quickstart)
 app.add_typer(index.app, name="index")
+app.command("search")(search.search)
 app.command("distill-data")(distill_data.distill_data)
 app.command("kd")(kd.kd)
 app.command("rl")(rl.rl)

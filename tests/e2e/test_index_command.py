@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.documents import pdf
 from tests.retrieval_corpora import TOWNS, write_corpus, write_lines
+from tests.tiny import bpe_tokenizer
 
+from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.workspace import Workspace
+from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.pipelines.agents import Agent
+from dgpo_cli.pipelines.chat import Chat
+from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.rollout.settings import RolloutSettings
 
 QUESTIONS = (
     {"id": "1", "question": "who is the mayor of Vesapo?", "golden_answers": ["Mira Holt"], "supporting_ids": ["a"]},
@@ -48,10 +57,79 @@ def test_build_then_reuse_then_check(dgpo: Callable[..., Any], folder: Path) -> 
     assert "remembered from `dgpo index`" in checked.err
     assert quality["recall"] == {"1": 0.75, "5": 0.75}
     assert quality["answer_hit"] == {"1": 1.0, "5": 1.0}
+    assert quality["own_words"] == {"1": 1.0, "5": 1.0}
     assert (quality["passages"], quality["questions"], quality["with_gold"]) == (5, 2, 2)
     shown = dgpo("index", "check", "--index", "indexes/towns", "--questions", "questions.jsonl")
     assert "5 passages, whole" in shown.out
+    assert "found by their own words: 100.0% in the first 2, 100.0% in the first 5 (of 5 passages)" in shown.out
     assert "0.750" in shown.out
+
+
+def mixed_files(folder: Path) -> None:
+    """200 files of five kinds, six of them of no use."""
+    folder.mkdir()
+    for n in range(48):
+        (folder / f"letter-{n}.txt").write_text(f"The mayor of town{n}a is Holt{n}. " * 20)
+        (folder / f"notes-{n}.md").write_text(f"# Notes {n}\n\n## Rivers\nThe river of town{n}b is Lun{n}.\n")
+        page = f"<title>Page {n}</title><script>hidden</script><p>The bridge of town{n}c is old."
+        (folder / f"page-{n}.html").write_text(page)
+        (folder / f"report-{n}.pdf").write_bytes(pdf(f"The harbour of town{n}d is deep."))
+    (folder / "german.txt").write_bytes("Die Brücke von Vesapo".encode("utf-16"))
+    (folder / "second.md").write_text("Weavers live in Tarn.")
+    (folder / "broken.pdf").write_bytes(pdf("x")[:80])
+    (folder / "binary.txt").write_bytes(bytes(range(256)) * 4)
+    (folder / "empty.txt").touch()
+    (folder / "latin.txt").write_bytes("é".encode("latin-1"))
+    (folder / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "table.xlsx").write_bytes(b"PK\3\4")
+
+
+def test_a_folder_of_mixed_files(dgpo: Callable[..., Any], folder: Path) -> None:
+    mixed_files(folder / "notes")
+    assert len(list((folder / "notes").iterdir())) == 200
+    built = dgpo("index", "notes")
+    assert built.status == 0
+    account = [line.removeprefix("warning: skipped ") for line in built.err.splitlines() if "skipped" in line]
+    assert [line.partition(" (")[0] for line in account] == [
+        "binary.txt: binary",
+        "broken.pdf: broken PDF",
+        "empty.txt: empty",
+        "latin.txt: not utf-8",
+        "picture.png: unknown kind",
+        "table.xlsx: unknown kind",
+    ]
+    assert "6 skipped: 2 unknown kind, 1 binary, 1 broken PDF, 1 empty, 1 not utf-8" in built.out
+    retriever = open_index(folder / "indexes" / "notes").retriever
+    queries = ["mayor town7a", "river town47b", "bridge town0c", "harbour town12d", "Brücke", "weavers"]
+    best = [hits[0].passage for hits in retriever.search(queries, 1)]
+    assert [p.id for p in best] == [
+        "letter-7.txt#1", "notes-47.md#1", "page-0.html#1", "report-12.pdf#1", "german.txt#1", "second.md#1",
+    ]  # fmt: skip
+    assert [p.title for p in best[:3]] == ["letter-7", "Notes 47: Rivers", "Page 0"]
+    assert "used as it is" in dgpo("index", "notes").out
+    refused = dgpo("index", "notes", "--out", "other", "--strict")
+    assert "notes: binary.txt: binary" in refused.errors[0]
+
+
+def test_the_loop_searches_a_folder_and_reads_what_it_finds(dgpo: Callable[..., Any], folder: Path) -> None:
+    mixed_files(folder / "notes")
+    assert dgpo("index", "notes", "-q").status == 0
+    codec = Codec(bpe_tokenizer(), DEFAULT)
+    turns = ["<think> look</think><search> mayor of town7a</search>", "<answer> Holt7</answer>"]
+    engine = ScriptedEngine(codec, turns_by_question({"mayor": turns}))
+    retriever = open_index(folder / "indexes" / "notes").retriever
+    talk = Chat(lambda: Agent(engine, codec, retriever, RolloutSettings(temperature=0, wave=1)))
+    episode = talk.ask("Who is mayor of town7a?")
+    assert episode.answer == "Holt7"
+    assert episode.searches[0].hits[0].passage.id == "letter-7.txt#1"
+    assert '(Title: "letter-7") The mayor of town7a is Holt7.' in codec.decode(episode.token_ids)
+
+
+def test_a_folder_that_holds_its_own_index(dgpo: Callable[..., Any], folder: Path) -> None:
+    (folder / "a.txt").write_text("The mayor of Vesapo")
+    assert dgpo("index", ".").status == 0
+    again = json.loads(dgpo("index", ".", "--json").out)
+    assert (again["reused"], again["passages"], again["index"]) == (True, 1, f"indexes/{folder.name}")
 
 
 def test_a_corpus_named_check_is_reached_as_a_path(dgpo: Callable[..., Any], folder: Path) -> None:
@@ -64,7 +142,8 @@ def test_a_corpus_named_check_is_reached_as_a_path(dgpo: Callable[..., Any], fol
 def test_options_before_the_corpus_and_settings(dgpo: Callable[..., Any], folder: Path) -> None:
     write_corpus(folder / "c.jsonl")
     built = dgpo("index", "--retriever", "rank-bm25", "-o", "idf=lucene", "--out", "i", "c.jsonl", "--json")
-    assert json.loads(built.out)["settings"] == {"idf": "lucene", "k1": 1.5, "b": 0.75, "stopwords": "english"}
+    settings = {"idf": "lucene", "k1": 1.5, "b": 0.75, "stopwords": "english", "stemmer": "none"}
+    assert json.loads(built.out)["settings"] == settings
 
 
 @pytest.mark.parametrize(
@@ -77,11 +156,12 @@ def test_options_before_the_corpus_and_settings(dgpo: Callable[..., Any], folder
         (["c.jsonl", "-o", "k9=1"], "has no option 'k9'"),
         (["c.jsonl", "-o", "k1=big"], "k1"),
         (["c.jsonl", "--encoder", "e5"], "--encoder has no effect on bm25"),
+        (["c.jsonl", "--retriever", "hybrid", "--encoder", "e5", "-o", "dense=x"], "dense=x is no setting"),
+        (["c.jsonl", "--retriever", "hybrid", "-o", "dense.factor=x"], "has no option 'factor'"),
         (["c.jsonl", "--out", "full"], "full exists and is not an index"),
         (["c.jsonl", "--colour"], "--colour"),
         (["check"], "no index was given and none is remembered"),
         (["check", "--index", "full"], "full is not an index"),
-        (["check", "--index", "full", "-k", "2"], "-k has no effect without --questions"),
         (["check", "--questions", "q.jsonl", "-k", "two"], "-k 'two' is not a list of numbers"),
         (["check", "--questions", "q.jsonl", "-k", "0"], "below 1"),
     ],

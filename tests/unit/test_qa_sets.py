@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 
 from dgpo_cli.core.types import Question, question_to_json
@@ -19,7 +21,8 @@ GOOD = {"id": "q1", "question": "who?", "golden_answers": ["Mira Holt", "Holt"]}
 def write(path: Path, *rows: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    packers = {".gz": gzip.compress, ".zst": partial(pyarrow.Codec("zstd").compress, asbytes=True)}
+    path.write_bytes(packers.get(path.suffix, bytes)(content))
     return path
 
 
@@ -55,7 +58,8 @@ def test_an_unknown_set_lists_the_known_ones() -> None:
 
 def test_a_row_becomes_a_question_and_back(tmp_path: Path) -> None:
     row = GOOD | {"supporting_titles": ["Vesapo"], "supporting_ids": [3, "4"], "hops": 2, "metadata": {"x": [1]}}
-    path = write(tmp_path / "musique.jsonl.gz", row, GOOD | {"id": 2})
+    path = write(tmp_path / "musique.jsonl.zst", row, GOOD | {"id": 2})
+    assert load_questions(str(path)) == read_questions(path)
     first, second = read_questions(path)
     assert first == Question("q1", "who?", ("Mira Holt", "Holt"), "musique", 2, ("Vesapo",), ("3", "4"))
     assert second == Question("2", "who?", ("Mira Holt", "Holt"), "musique")

@@ -163,7 +163,7 @@ def test_folders_that_are_no_index_are_refused(tmp_path: Path, index: Path) -> N
     with pytest.raises(RetrievalError, match="is not an index"):
         open_index(tmp_path)
     edit_manifest(index, format=99)
-    with pytest.raises(RetrievalError, match="format 99, this version of dgpo reads 1"):
+    with pytest.raises(RetrievalError, match="format 99, this version of dgpo reads 2"):
         open_index(index)
     (index / "manifest.json").write_text("{")
     with pytest.raises(RetrievalError, match="damaged"):

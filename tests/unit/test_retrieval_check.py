@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests.retrieval_corpora import TOWNS, write_corpus
+from tests.retrieval_corpora import TOWNS, stored, write_corpus
 
 from dgpo_cli.core.types import Hit, Passage, Question
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval import check
 from dgpo_cli.retrieval.build import build_index
-from dgpo_cli.retrieval.check import check_integrity, measure
+from dgpo_cli.retrieval.check import check_integrity, measure, self_recall
 from dgpo_cli.retrieval.open import OpenIndex, open_index
 
 
@@ -51,6 +51,27 @@ def test_recall_and_answer_hit_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_gold_passages_there_is_no_recall() -> None:
     quality = measure(OpenIndex("scripted", InOrder(TOWNS), None, None), [asked(answers=("river",))], [1, 3])
     assert (quality.recall, quality.answer_hit) == ({}, {1: 1.0, 3: 1.0})
+
+
+def test_own_words_by_hand(tmp_path: Path) -> None:
+    """A scripted order: "a" stands first, "b" second, and so on, whatever is asked."""
+    store = stored(tmp_path, [*TOWNS, Passage("again", TOWNS[0].contents)])
+    index = OpenIndex("scripted", InOrder(TOWNS), None, store)
+    assert self_recall(index, [1, 2, 5]) == (6, pytest.approx({1: 2 / 6, 2: 3 / 6, 5: 1.0}))
+
+
+def test_own_words_are_the_first_twelve_of_the_text_and_the_sample_is_even(tmp_path: Path) -> None:
+    passages = [Passage(str(n), f'"T"\n{n} ' + " ".join("abcdefghijklmn")) for n in range(1_000)]
+    asked: list[str] = []
+
+    class Asked(InOrder):
+        def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+            asked.extend(queries)
+            return super().search(queries, k)
+
+    index = OpenIndex("scripted", Asked(passages[:1]), None, stored(tmp_path, passages))
+    assert self_recall(index, [1]) == (200, {1: 1 / 200})
+    assert asked == [f"{n} a b c d e f g h i j k" for n in range(0, 1_000, 5)]
 
 
 def test_only_a_folder_can_be_checked(tmp_path: Path) -> None:

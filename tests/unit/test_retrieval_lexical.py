@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,10 +15,11 @@ from tests.retrieval_corpora import TOWNS, stored
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
+from dgpo_cli.retrieval import postings
 from dgpo_cli.retrieval.bm25 import FOLDER, BM25Config, BM25Retriever
 from dgpo_cli.retrieval.rank_bm25 import RankBM25Config, RankBM25Retriever
 from dgpo_cli.retrieval.ranking import top_rows
-from dgpo_cli.retrieval.words import WordTokenizer
+from dgpo_cli.retrieval.words import Language, WordTokenizer
 
 WORDS = st.sampled_from(["river", "town", "mayor", "novel", "harbour", "north", "weavers", "bridge", "of", "the"])
 TEXTS = st.lists(st.lists(WORDS, min_size=1, max_size=8).map(" ".join), min_size=2, max_size=12)
@@ -41,6 +42,7 @@ def numbered(texts: list[str]) -> list[Passage]:
 
 
 @given(st.text(max_size=80))
+@settings(deadline=None)
 def test_words_are_those_of_bm25s_by_default(text: str) -> None:
     import bm25s
 
@@ -52,9 +54,41 @@ def test_words_without_a_stop_list() -> None:
     assert WordTokenizer("none").words("The É of a 1st day") == ["the", "of", "1st", "day"]
 
 
-def test_ids_number_words_by_first_appearance() -> None:
-    rows, vocabulary = WordTokenizer().ids(["town river", "river bank town"])
-    assert (rows, vocabulary) == ([[0, 1], [1, 2, 0]], {"town": 0, "river": 1, "bank": 2})
+def test_stemming_is_that_of_bm25s_with_snowball() -> None:
+    import bm25s
+    import Stemmer
+
+    texts = ["The weavers were weaving near the bridges", "Bridging towns", "relational conditions"]
+    theirs = bm25s.tokenize(texts, stemmer=Stemmer.Stemmer("english"), return_ids=False, show_progress=False)
+    assert [WordTokenizer(stemmer="english").words(text) for text in texts] == theirs
+    assert WordTokenizer("german", "german").words("Die Häuser und der Brücken") == ["haus", "bruck"]
+
+
+@pytest.mark.parametrize("language", get_args(Language))
+def test_every_language_that_can_be_named_can_be_had(language: Any) -> None:
+    assert WordTokenizer(language, language).words("xyzzy")
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1_000])
+@pytest.mark.parametrize("variant", ["lucene", "robertson", "atire"])
+def test_columns_are_those_that_bm25s_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: Any, chunk: int
+) -> None:
+    import bm25s
+    from bm25s.tokenization import Tokenized
+
+    monkeypatch.setattr(postings, "CHUNK", chunk)
+    texts = ["town river", "the of", "river bank town river", "novel", "", "river novel harbour bridge river river"]
+    columns = postings.build_postings(tmp_path / "p", texts, WordTokenizer(), variant=variant, k1=1.2, b=0.6)
+    theirs = bm25s.BM25(method=variant, k1=1.2, b=0.6)
+    ids = [[columns.vocabulary[word] for word in WordTokenizer().words(text)] for text in texts]
+    theirs.index(Tokenized(ids=ids, vocab=dict(columns.vocabulary)), show_progress=False)
+    assert columns.vocabulary == {"town": 0, "river": 1, "bank": 2, "novel": 3, "harbour": 4, "bridge": 5}
+    for name in ("indptr", "indices"):
+        assert getattr(columns, name).tolist() == theirs.scores[name].tolist()[: len(getattr(columns, name))]
+    assert columns.data.dtype == np.float32
+    assert columns.data == pytest.approx(theirs.scores["data"], rel=1e-6)
+    assert columns.rows == theirs.scores["num_docs"] == 6
 
 
 def test_scores_follow_the_lucene_formula(tmp_path: Path) -> None:
@@ -131,6 +165,25 @@ def test_results_are_those_of_bm25s_as_its_readme_uses_it(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("make", [bm25, rank_bm25])
+def test_a_stemmed_index_finds_other_forms(tmp_path: Path, make: Any) -> None:
+    (hits,) = make(tmp_path, list(TOWNS), stemmer="english").search(["a weaver"], 3)
+    assert [hit.passage.id for hit in hits] == ["e"]
+
+
+def test_a_word_asked_twice_counts_twice(tmp_path: Path) -> None:
+    once, twice = bm25(tmp_path, list(TOWNS)).search(["novel", "novel novel"], 1)
+    assert twice[0].score == pytest.approx(2 * once[0].score)
+
+
+def test_columns_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    retriever = bm25(tmp_path, list(TOWNS))
+    file = tmp_path / FOLDER / "indices.csc.index.npy"
+    np.save(file, np.load(file) + 1_000)
+    with pytest.raises(RetrievalError, match="is damaged"):
+        BM25Retriever(tmp_path, retriever._store, BM25Config(), {}).search(["novel"], 1)
+
+
+@pytest.mark.parametrize("make", [bm25, rank_bm25])
 def test_queries_that_match_nothing_give_no_hits(tmp_path: Path, make: Any) -> None:
     retriever = make(tmp_path, list(TOWNS))
     assert retriever.search(["", "  ", "the of", "zzz qqq"], 3) == [[], [], [], []]
@@ -141,7 +194,7 @@ def test_queries_that_match_nothing_give_no_hits(tmp_path: Path, make: Any) -> N
 
 def test_many_queries_give_what_each_gives_alone(tmp_path: Path) -> None:
     retriever = bm25(tmp_path, list(TOWNS))
-    queries = ["mayor of Vesapo", "novel", "", "river Lun town"]
+    queries = ["mayor of Vesapo", "novel", "", "river Lun town"] * 50
     assert retriever.search(queries, 3) == [retriever.search([query], 3)[0] for query in queries]
 
 
@@ -158,6 +211,8 @@ def test_equal_scores_come_in_row_order(tmp_path: Path) -> None:
 def test_top_rows_agree_with_sorting(scores: np.ndarray, k: int) -> None:
     expected = sorted((row for row in range(len(scores)) if scores[row] > 0), key=lambda row: (-scores[row], row))[:k]
     assert top_rows(scores, k).tolist() == expected
+    for some in range(len(scores)):
+        assert top_rows(scores, k, among=np.arange(some)).tolist() == expected
 
 
 def test_settings_change_the_ranking_and_bad_ones_are_refused(tmp_path: Path) -> None:
@@ -192,4 +247,10 @@ def test_an_engine_over_other_passages_is_refused(tmp_path: Path) -> None:
 def test_the_index_is_memory_mapped(tmp_path: Path) -> None:
     engine = bm25(tmp_path, list(TOWNS))._engine
     assert all(isinstance(engine.scores[name], np.memmap) for name in ("data", "indices", "indptr"))
-    assert asdict(BM25Config()) == {"variant": "lucene", "k1": 1.5, "b": 0.75, "stopwords": "english"}
+    assert asdict(BM25Config()) == {
+        "variant": "lucene",
+        "k1": 1.5,
+        "b": 0.75,
+        "stopwords": "english",
+        "stemmer": "none",
+    }

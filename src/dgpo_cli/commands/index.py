@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dgpo_cli.retrieval.manifest import Manifest
 
 _HELP = ("-h", "--help")
-_SHOWN = 10  # bad lines
+_SHOWN = 10  # lines or files
 
 
 class _BuildByDefault(TyperGroup):
@@ -54,22 +54,27 @@ def index(context: typer.Context) -> None:
 
 @app.command("build")
 def build(
-    corpus: Annotated[Path, typer.Argument(help="Corpus file, .jsonl or .jsonl.gz.", show_default=False)],
+    corpus: Annotated[
+        str,
+        typer.Argument(help="JSONL (.gz, .zst), .parquet, a folder of texts, or hf:REPO:SPLIT.", show_default=False),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="Index folder; indexes/NAME for a corpus NAME.jsonl by default.", show_default=False),
     ] = None,
-    retriever: Annotated[str, typer.Option(help="bm25, rank-bm25 (small corpora) or dense.")] = "bm25",
+    retriever: Annotated[str, typer.Option(help="bm25, dense, hybrid (both), or rank-bm25 (small corpora).")] = "bm25",
     encoder: Annotated[
-        str | None, typer.Option(help="Encoder of a dense index: hub id or folder.", show_default=False)
+        str | None, typer.Option(help="Encoder of a dense or hybrid index: hub id or folder.", show_default=False)
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at the first bad line instead of skipping it.")
+        bool, typer.Option("--strict", help="Stop at the first bad line or file instead of skipping it.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is there.")] = False,
     options: Annotated[
         list[str] | None,
-        typer.Option("-o", "--set", help="Another setting of the retriever, e.g. -o k1=0.9. An unknown one lists all."),
+        typer.Option(
+            "-o", "--set", help="Another setting of the retriever, e.g. -o stemmer=english. An unknown one lists all."
+        ),
     ] = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -77,22 +82,27 @@ def build(
     """Build a search index from a corpus; the word `build` may be left out.
 
     A corpus has one passage a line: `{"id", "contents"}` with the title on the first line of contents, or
-    `{"id", "title", "text"}`. An index of the same corpus with the same settings is used as it is.
+    `{"id", "title", "text"}`. The .txt, .md, .html and .pdf files of a folder are cut into passages of about 100 words.
+    An index of the same corpus with the same settings is used as it is.
 
-    Examples: `dgpo index wiki.jsonl` · `dgpo index notes.jsonl.gz --retriever dense --encoder intfloat/e5-base-v2` ·
-    `dgpo index wiki.jsonl -o k1=0.9 -o b=0.4`
+    Examples: `dgpo index wiki.jsonl` · `dgpo index ~/notes` · `dgpo index hf:BeIR/scifact:corpus:corpus` ·
+    `dgpo index wiki.jsonl.zst --retriever dense --encoder intfloat/e5-base-v2` · `dgpo index wiki.jsonl -o k1=0.9`
     """
     from dgpo_cli.core.config import parse_options
     from dgpo_cli.core.workspace import Workspace
     from dgpo_cli.retrieval.build import build_index
+    from dgpo_cli.retrieval.corpus import corpus_name
 
     console = Console(json_output=json, quiet=quiet)
     settings = parse_options(options or ())
     if encoder is not None:
-        if retriever != "dense":
+        if retriever not in ("dense", "hybrid"):
             raise ConfigError(f"--encoder has no effect on {retriever}", hint="give --retriever dense, or no --encoder")
-        settings["encoder"] = absolute(encoder)
-    target = out or Path("indexes") / corpus.name.removesuffix(".gz").removesuffix(".jsonl")
+        of_dense = settings if retriever == "dense" else settings.setdefault("dense", {})
+        if not isinstance(of_dense, dict):
+            raise ConfigError(f"-o dense={of_dense} is no setting", hint="write it like -o dense.max_length=128")
+        of_dense["encoder"] = absolute(encoder)
+    target = out or Path("indexes") / corpus_name(corpus)
     with console.progress("indexing", "passage") as progress:
         manifest, reused = build_index(
             corpus,
@@ -111,25 +121,30 @@ def _show_build(console: Console, target: Path, manifest: Manifest, reused: bool
     for problem in manifest.problems[:_SHOWN]:
         console.warn(f"skipped {problem}")
     if manifest.skipped > len(manifest.problems):
-        console.warn(f"... and {manifest.skipped - len(manifest.problems):,} more bad lines")
-    if cut := manifest.state.get("truncated_passages"):
-        limit = manifest.settings["max_length"]
-        console.warn(
-            f"{cut:,} passages are longer than max_length = {limit} tokens and are found by their beginning only"
+        console.warn(f"... and {manifest.skipped - len(manifest.problems):,} more")
+    dense = manifest.state.get("dense", manifest.state)
+    if cut := dense.get("truncated_passages"):
+        console.warn(f"{cut:,} passages are longer than max_length tokens and are found by their beginning only")
+    if measured := dense.get("measured"):
+        console.info(
+            f"{dense['factory']} finds {measured['recall']:.1%} of the exact best 10 ({measured['sample']} queries)"
         )
     what = "is up to date and used as it is" if reused else f"built in {manifest.seconds:.1f} s"
     size = f"{manifest.passages:,} passages, {manifest.bytes / 1e6:.1f} MB"
-    console.print(f"{target} {what}: {size}, {manifest.skipped:,} lines skipped")
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in manifest.skipped_by_kind.items())
+    console.print(f"{target} {what}: {size}, {manifest.skipped:,} skipped{f': {kinds}' if kinds else ''}")
     console.result(
         {
             "passages": manifest.passages,
             "seconds": round(manifest.seconds, 3),
             "bytes": manifest.bytes,
             "skipped": manifest.skipped,
+            "skipped_by_kind": manifest.skipped_by_kind,
             "problems": list(manifest.problems),
             "index": str(target),
             "retriever": manifest.retriever,
             "settings": manifest.settings,
+            "state": manifest.state,
             "digest": manifest.digest,
             "reused": reused,
         }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -13,19 +11,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from dgpo_cli.core.compression import ERRORS, decompressing
 from dgpo_cli.errors import InputError
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a UTF-8 JSONL file, plain or .gz. Raises InputError naming file and line."""
+    """(line number, object) of a UTF-8 JSONL file, plain, .gz or .zst. Raises InputError naming file and line."""
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
+        with open(path, "rb") as raw:
+            for number, line in enumerate(decompressing(raw, path), start=1):
                 if line.strip():
                     yield number, parse_line(line, f"{path}:{number}")
-    except (OSError, EOFError, zlib.error) as error:
+    except ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{path}: {reason}", hint="give a readable JSONL file, plain or .gz") from error
+        raise InputError(f"{path}: {reason}", hint="give a readable JSONL file, plain, .gz or .zst") from error
 
 
 def parse_line(line: bytes, place: str) -> dict[str, Any]:

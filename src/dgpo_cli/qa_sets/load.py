@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core.compression import plain_name
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.records import read_jsonl
 from dgpo_cli.core.types import Question, question_from_json
@@ -15,16 +16,16 @@ from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.qa_sets.registry import HUB, QA_SETS, canonical_name
 
 FORM = '{"id": ..., "question": ..., "golden_answers": [...]}'
-SUFFIXES = (".jsonl", ".jsonl.gz")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 
 def read_questions(path: Path, qa_set: str | None = None) -> list[Question]:
-    """Questions of a JSONL file, plain or .gz; `qa_set` defaults to the row's own or the file's name.
+    """Questions of a JSONL file, plain, .gz or .zst; `qa_set` defaults to the row's own or the file's name.
 
     Raises InputError naming file and line; a file without a question is one too, and so is an id that occurs twice:
     records are kept by id.
     """
-    name = qa_set or path.name.removesuffix(".gz").removesuffix(".jsonl")
+    name = qa_set or plain_name(path).removesuffix(".jsonl")
     questions = []
     lines: dict[str, int] = {}
     for line, row in read_jsonl(path):
@@ -76,7 +77,7 @@ def load_questions(
     limit: int | None = None,
     seed: int | None = None,
 ) -> list[Question]:
-    """Questions of a QA set, or of a file if `name` ends in .jsonl or .jsonl.gz.
+    """Questions of a QA set, or of a file if `name` ends in one of SUFFIXES.
 
     `split` defaults to the one that is evaluated. `limit` takes the first ones in file order; with a `seed` as well it
     takes a sample drawn by it, still in file order. With `bench_dir` the questions come from a file of it (see

@@ -17,16 +17,16 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
 from dgpo_cli.retrieval import manifest as manifests
 from dgpo_cli.retrieval.base import IndexedRetriever
-from dgpo_cli.retrieval.corpus import CorpusReport, corpus_digest, read_corpus
+from dgpo_cli.retrieval.corpus import CorpusReport, corpus_digest, read_corpus, recorded_location
 from dgpo_cli.retrieval.manifest import Manifest, describe_files, read_manifest
 from dgpo_cli.retrieval.registry import retriever_class
-from dgpo_cli.retrieval.store import OFFSETS, PASSAGES, PassageStore, StoreWriter
+from dgpo_cli.retrieval.store import OFFSETS, PASSAGES, SHARDS, PassageStore, StoreWriter
 
 _MARKS = {manifests.FILE, PASSAGES, OFFSETS}
 
 
 def build_index(
-    corpus: Path,
+    corpus: Path | str,
     out: Path,
     *,
     retriever: str = "bm25",
@@ -38,8 +38,9 @@ def build_index(
     """Build an index of `corpus` in `out`; returns its manifest and whether an equal one was there already.
 
     `progress` counts passages, once while they are read and once more while the engine takes them in. What a killed
-    build left behind is replaced. Raises InputError for a corpus that cannot be used, ConfigError for an unknown
-    retriever or setting, and where `out` holds another index (without `overwrite`) or anything but an index.
+    build left behind is replaced, but for encoded passages, from which the same build goes on. Raises InputError for a
+    corpus that cannot be used, ConfigError for an unknown retriever or setting, and where `out` holds another index
+    (without `overwrite`) or anything but an index.
     """
     kind = retriever_class(retriever)
     try:
@@ -53,19 +54,21 @@ def build_index(
         return existing, True
     started = time.perf_counter()
     writing = out.with_name(f".{out.name}.writing")
-    _remove(writing)
-    writing.mkdir(parents=True)
+    _clear(writing)
+    writing.mkdir(parents=True, exist_ok=True)
     try:
         report = _write_passages(corpus, writing, strict, progress)
         state = kind.build(writing, PassageStore(writing), config, progress)
+        _remove(writing / SHARDS)
         built = Manifest(
             retriever=retriever,
             settings=asdict(config),
             state=state,
-            corpus=str(corpus.resolve()),
+            corpus=recorded_location(corpus),
             corpus_digest=report.digest,
             passages=report.passages,
             skipped=report.skipped,
+            skipped_by_kind=dict(report.kinds.most_common()),
             problems=tuple(report.problems),
             seconds=time.perf_counter() - started,
             versions=_versions(kind),
@@ -75,10 +78,10 @@ def build_index(
         _put_in_place(writing, out)
         return built, False
     finally:
-        _remove(writing)
+        _clear(writing)
 
 
-def _write_passages(corpus: Path, directory: Path, strict: bool, progress: Progress | None) -> CorpusReport:
+def _write_passages(corpus: Path | str, directory: Path, strict: bool, progress: Progress | None) -> CorpusReport:
     report = CorpusReport()
     with StoreWriter(directory) as store:
         for passage in read_corpus(corpus, report, strict=strict, progress=progress):
@@ -92,7 +95,7 @@ def _versions(kind: type[IndexedRetriever]) -> dict[str, str]:
 
 
 def _existing(
-    corpus: Path, out: Path, retriever: str, settings: Mapping[str, Any], strict: bool, overwrite: bool
+    corpus: Path | str, out: Path, retriever: str, settings: Mapping[str, Any], strict: bool, overwrite: bool
 ) -> Manifest | None:
     """The index at `out` if it is the one that would be built; None if there is none, or it is to be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -114,7 +117,7 @@ def _existing(
         what = f"by {found.retriever}" if found.retriever != retriever else f"with another {', '.join(names)}"
         raise ConfigError(f"{out} holds an index of this corpus {what}", hint=replace)
     if strict and found.skipped:
-        raise InputError(f"{corpus}: {found.problems[0]}", hint="repair the line, or leave --strict out")
+        raise InputError(f"{corpus}: {found.problems[0]}", hint="repair or remove it, or leave --strict out")
     return found
 
 
@@ -125,6 +128,17 @@ def _put_in_place(written: Path, out: Path) -> None:
         out.rename(old)
     written.rename(out)
     _remove(old)
+
+
+def _clear(writing: Path) -> None:
+    """Leave nothing of an unfinished index but what took long to compute."""
+    for path in writing.iterdir() if writing.exists() else ():
+        if path.is_dir() and path.name != SHARDS:
+            _remove(path)
+        elif not path.is_dir():
+            path.unlink()
+    if writing.exists() and not any(writing.iterdir()):
+        writing.rmdir()
 
 
 def _remove(directory: Path) -> None:

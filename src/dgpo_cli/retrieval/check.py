@@ -1,4 +1,4 @@
-"""Is an index whole, and how good is it? Integrity, recall and answer-hit at k."""
+"""Is an index whole, and how good is it? Integrity, finding a passage by its own words, recall and answer-hit at k."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from dgpo_cli.retrieval.open import OpenIndex
 
 _BATCH = 256  # questions searched at once
 _REPORT_EVERY = 2_000  # passages
+_SAMPLE = 200  # passages searched for by their own words
+_QUERY_WORDS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,25 @@ def check_integrity(index: OpenIndex, progress: Progress | None = None) -> int:
         if progress is not None and row % _REPORT_EVERY == 0:
             progress(row, total)
     return total
+
+
+def self_recall(index: OpenIndex, ks: Sequence[int], progress: Progress | None = None) -> tuple[int, dict[int, float]]:
+    """How many passages were searched for by the first words of their text, and by k the share that came back.
+
+    The sample is spread evenly over the index. A passage of the same contents counts as the one searched for.
+    """
+    assert index.passages is not None, f"{index.location} keeps its passages elsewhere"
+    total = len(index.passages)
+    sample = [index.passages[total * n // _SAMPLE] for n in range(_SAMPLE)] if total > _SAMPLE else list(index.passages)
+    ranks: list[int | None] = []
+    for start in range(0, len(sample), _BATCH):
+        part = sample[start : start + _BATCH]
+        queries = [" ".join((passage.text or passage.title).split()[:_QUERY_WORDS]) for passage in part]
+        for passage, hits in zip(part, index.retriever.search(queries, max(ks)), strict=True):
+            ranks.append(next((hit.rank for hit in hits if hit.passage.contents == passage.contents), None))
+        if progress is not None:
+            progress(len(ranks), len(sample))
+    return len(sample), {k: sum(rank is not None and rank <= k for rank in ranks) / len(sample) for k in ks}
 
 
 def measure(

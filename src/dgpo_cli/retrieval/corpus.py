@@ -1,122 +1,112 @@
-"""Corpus files: one JSON object a line, `{"id", "contents"}` (Search-R1, FlashRAG) or `{"id", "title", "text"}`.
+"""A corpus as a stream of passages with ids of their own, and an account of what in it could not be used.
 
-Plain or .gz, UTF-8. Files stream: nothing but the ids is remembered (retrieval/identities.py).
+Sources stream: nothing but the ids is remembered (retrieval/identities.py).
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import zlib
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
 
+from dgpo_cli.core.compression import plain_name
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.core.records import parse_line
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import InputError
+from dgpo_cli.retrieval.folder import Folder
 from dgpo_cli.retrieval.identities import SeenIds
+from dgpo_cli.retrieval.sources import HUB_PREFIX, Found, HubDataset, JsonLines, Parquet, Source, short
 
 KEPT_PROBLEMS = 10
 _REPORT_EVERY = 2_000  # passages
-_SHOWN = 60  # characters of an id in a message
 
 
 @dataclass(slots=True)
 class CorpusReport:
-    """What a pass over a corpus found. `problems` holds the first ten bad lines."""
+    """What a pass over a corpus found. `problems` holds the first ten lines, rows or files that gave no passage."""
 
     passages: int = 0
-    skipped: int = 0
     problems: list[str] = field(default_factory=list)
-    digest: str = ""  # SHA-256 of the uncompressed bytes, set at the end
+    kinds: Counter[str] = field(default_factory=Counter)  # how many of each kind of problem
+    digest: str = ""  # SHA-256 that changes with anything that the passages depend on; set at the end
 
-    def skip(self, problem: str) -> None:
-        self.skipped += 1
+    @property
+    def skipped(self) -> int:
+        return self.kinds.total()
+
+    def skip(self, place: str, problem: str) -> None:
+        self.kinds[problem.partition(" (")[0]] += 1
         if len(self.problems) < KEPT_PROBLEMS:
-            self.problems.append(problem)
+            self.problems.append(f"{place}: {problem}")
 
 
 def read_corpus(
-    path: Path, report: CorpusReport, *, strict: bool = False, progress: Progress | None = None
+    location: Path | str, report: CorpusReport, *, strict: bool = False, progress: Progress | None = None
 ) -> Iterator[Passage]:
-    """Passages in file order. Bad lines are counted in `report`, or raise InputError with `strict`.
+    """Passages in the order of the source. What gives none is counted in `report`, or raises InputError with `strict`.
 
-    Raises InputError when the file cannot be read or holds no usable passage. `progress` gets the passages so far and
-    an estimate of all, from how much of the file is read.
+    Raises InputError when the source cannot be read or holds no usable passage. `progress` gets the passages so far and
+    an estimate of all, from how much of the source is read.
     """
     digest = hashlib.sha256()
     seen = SeenIds()
-    for number, line, share in _lines(path):
-        digest.update(line)
-        if not line.strip():
-            continue
-        try:
-            passage = _passage(parse_line(line, f"line {number}"), f"line {number}", seen)
-        except InputError as error:
-            if strict:
-                raise InputError(f"{path}: {error.message}", hint="repair the line, or leave --strict out") from error
-            report.skip(error.message)
+    for found in _source(location).read(digest):
+        problem = _problem(found, seen)
+        if problem and strict:
+            raise InputError(f"{location}: {found.place}: {problem}", hint="repair or remove it, or leave --strict out")
+        if problem or found.passage is None:
+            report.skip(found.place, problem)
             continue
         report.passages += 1
         if progress is not None and report.passages % _REPORT_EVERY == 0:
-            progress(report.passages, max(report.passages, round(report.passages / share)))
-        yield passage
+            progress(report.passages, max(report.passages, round(report.passages / found.share)))
+        yield found.passage
     if not report.passages:
         first = f"; the first: {report.problems[0]}" if report.problems else ""
         raise InputError(
-            f"{path} holds no usable passage ({report.skipped} bad lines{first})",
-            hint='write lines like {"id": "0", "contents": "\\"Title\\"\\ntext"}, in UTF-8',
+            f"{location} holds no usable passage ({report.skipped} skipped{first})",
+            hint='write lines like {"id": "0", "contents": "\\"Title\\"\\ntext"} in UTF-8, or give a folder of texts',
         )
     if progress is not None:
         progress(report.passages, report.passages)
     report.digest = digest.hexdigest()
 
 
-def corpus_digest(path: Path) -> str:
-    """SHA-256 of the uncompressed bytes. Raises InputError when the file cannot be read."""
+def corpus_digest(location: Path | str) -> str:
+    """The digest that reading would report. Raises InputError when the source cannot be read."""
     digest = hashlib.sha256()
-    for _, line, _ in _lines(path):
-        digest.update(line)
+    _source(location).hash(digest)
     return digest.hexdigest()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes, float]]:
-    """(line number, line, share of the file read so far)."""
-    try:
-        size = max(1, path.stat().st_size)
-        with open(path, "rb") as raw:
-            stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if path.suffix == ".gz" else raw
-            share = 0.0
-            for number, line in enumerate(stream, start=1):
-                if number % _REPORT_EVERY == 1:
-                    share = min(1.0, max(1, raw.tell()) / size)
-                yield number, line, share
-    except (OSError, EOFError, zlib.error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{path}: {reason}", hint="give a corpus file, .jsonl or .jsonl.gz") from error
+def corpus_name(location: str) -> str:
+    """A name for the index of a corpus: that of its file, folder or data set."""
+    if location.startswith(HUB_PREFIX):
+        return re.sub(r"[^\w.-]+", "-", location.removeprefix(HUB_PREFIX).partition("/")[2] or location[3:])
+    path = Path(location).resolve()
+    if path.is_dir():
+        return path.name or "root"
+    return plain_name(path).removesuffix(".jsonl").removesuffix(".parquet")
 
 
-def _passage(row: dict[str, Any], place: str, seen: SeenIds) -> Passage:
-    identity = row.get("id")
-    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
-        raise InputError(f"{place}: no id" if identity is None else f"{place}: the id is {_short(identity)}")
-    if isinstance(row.get("contents"), str):
-        passage = Passage(str(identity), row["contents"])
-    elif isinstance(row.get("text"), str) and isinstance(row.get("title", ""), str):
-        # A line end in a title would make the rest of it part of the text.
-        passage = Passage.from_title(str(identity), " ".join(row.get("title", "").split()), row["text"])
-    else:
-        raise InputError(f"{place}: neither contents nor title and text")
-    if not passage.text.strip() and not passage.title.strip():
-        raise InputError(f"{place}: empty passage")
-    if not seen.add(passage.id):
-        raise InputError(f"{place}: id {_short(passage.id)} occurs twice")
-    return passage
+def recorded_location(location: Path | str) -> str:
+    """A location as a manifest keeps it: independent of the folder where the command was given."""
+    return str(location) if str(location).startswith(HUB_PREFIX) else str(Path(location).resolve())
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+def _source(location: Path | str) -> Source:
+    if str(location).startswith(HUB_PREFIX):
+        return HubDataset(str(location))
+    path = Path(location)
+    if path.is_dir():
+        return Folder(path)
+    return Parquet(path) if path.suffix == ".parquet" else JsonLines(path)
+
+
+def _problem(found: Found, seen: SeenIds) -> str:
+    if found.passage is not None and not seen.add(found.passage.id):
+        return f"duplicate id ({short(found.passage.id)})"
+    return found.problem

@@ -1,8 +1,13 @@
-"""Dense retrieval: passages encoded by E5's conventions (retrieval/encoder.py), exact inner-product search by faiss."""
+"""Dense retrieval: passages encoded as their encoder was trained to, searched exactly or by a faiss index.
+
+Vectors are kept in half precision. A small corpus is searched exactly, a larger one by a compressed index whose recall
+against exact search is measured when it is built and stands in the manifest.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,69 +15,115 @@ import numpy as np
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
-from dgpo_cli.errors import RetrievalError
+from dgpo_cli.errors import ConfigError, RetrievalError
+from dgpo_cli.retrieval import vectors as files
+from dgpo_cli.retrieval.compressed import FLAT, build_compressed, default_factory, measure, set_probes
 from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
 from dgpo_cli.retrieval.ranking import hits
 from dgpo_cli.retrieval.store import PassageStore
+from dgpo_cli.retrieval.vectors import ExactSearch, encode_passages, open_vectors
 
 FILE = "faiss.index"
-_SORTED_TOGETHER = 16  # batches whose passages are sorted by length together
+_SAMPLE = 200  # queries of the measurement
+_QUERY_WORDS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class DenseConfig(EncoderConfig):
+    factory: str = field(default="auto", metadata={"source": "ours", "help": "faiss factory string, or Flat; by size"})
+    nprobe: int | None = field(default=None, metadata={"source": "ours", "help": "lists per query; by measured recall"})
+
+    def __post_init__(self) -> None:
+        # super() without arguments finds no class in a dataclass with slots.
+        EncoderConfig.__post_init__(self)
+        if self.nprobe is not None and self.nprobe < 1:
+            raise ConfigError(f"nprobe = {self.nprobe} looks into no list", hint="give an nprobe of 1 or more, or none")
 
 
 class DenseRetriever:
-    Config = EncoderConfig
+    Config = DenseConfig
     LIBRARIES = ("faiss-cpu", "torch", "transformers", "numpy")
 
     @staticmethod
     def build(
-        directory: Path, store: PassageStore, config: EncoderConfig, progress: Progress | None = None
+        directory: Path, store: PassageStore, config: DenseConfig, progress: Progress | None = None
     ) -> dict[str, Any]:
-        """Encode all passages and write a flat inner-product index."""
+        """Encode all passages, in shards that a later build goes on from, and index the vectors.
+
+        Raises ConfigError for a factory that faiss cannot build over them.
+        """
         import faiss
 
         encoder = Encoder(config)
-        index: Any = None
-        step = config.batch_size * _SORTED_TOGETHER
-        for start in range(0, len(store), step):
-            texts = [store[row].contents for row in range(start, min(start + step, len(store)))]
-            vectors = encoder.encode(texts, config.passage_prefix)
-            if index is None:
-                index = faiss.IndexFlatIP(vectors.shape[1])
-            index.add(vectors)
-            if progress is not None:
-                progress(start + len(texts), len(store))
+        truncated = encode_passages(directory, store, encoder, config, progress)
+        vectors = open_vectors(directory, len(store))
+        factory = default_factory(*vectors.shape) if config.factory == "auto" else config.factory
+        state = {
+            "encoder_digest": encoder.digest(),
+            "conventions": asdict(encoder.conventions),
+            "truncated_passages": truncated,
+            "factory": factory,
+        }
+        if factory == FLAT:
+            return state
+        index = build_compressed(vectors, factory, progress)
+        rows = sorted({len(store) * n // _SAMPLE for n in range(_SAMPLE)})
+        texts = [" ".join((store[row].text or store[row].title).split()[:_QUERY_WORDS]) for row in rows]
+        measured = measure(index, vectors, encoder.encode(texts, encoder.conventions.query_prefix), config.nprobe)
         faiss.write_index(index, str(directory / FILE))
-        return {"encoder_digest": encoder.digest(), "truncated_passages": encoder.truncated}
+        (directory / files.FILE).unlink()
+        return state | {"measured": asdict(measured)}
 
-    def __init__(self, directory: Path, store: PassageStore, config: EncoderConfig, state: Mapping[str, Any]) -> None:
-        import faiss
-
-        self._store, self._config = store, config
-        again = "build the index again with --overwrite"
-        self._encoder = Encoder(config)
+    def __init__(self, directory: Path, store: PassageStore, config: DenseConfig, state: Mapping[str, Any]) -> None:
+        self._store = store
+        self._encoder = Encoder(replace(config, **state["conventions"]))
         digest = self._encoder.digest()
         if digest != state["encoder_digest"]:
             raise RetrievalError(
                 f"{directory} was built with other {config.encoder} weights: {state['encoder_digest']}, now {digest}",
-                hint=f"put the encoder back, or {again}",
+                hint="put the encoder back, or build the index again with --overwrite",
             )
-        try:
-            self._index = faiss.read_index(str(directory / FILE), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            raise RetrievalError(f"{directory / FILE} is damaged: {error}", hint=again) from error
-        if self._index.ntotal != len(store):
-            raise RetrievalError(
-                f"{directory / FILE}: {self._index.ntotal} vectors for {len(store)} passages", hint=again
-            )
+        self._index: ExactSearch | Any  # the other is faiss's
+        if state["factory"] == FLAT:
+            self._index = ExactSearch(open_vectors(directory, len(store)))
+        else:
+            self._index = _open(directory / FILE, len(store), state["measured"]["nprobe"])
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        return [hits(self._store, rows, scores) for rows, scores in self.best(queries, k)]
+
+    def best(self, queries: Sequence[str], k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Per query the rows of its passages and their scores, best first."""
+        results = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)) for _ in queries]
         asked = [place for place, query in enumerate(queries) if query.strip()]
-        results: list[list[Hit]] = [[] for _ in queries]
         if not asked:
             return results
-        vectors = self._encoder.encode([queries[place] for place in asked], self._config.query_prefix)
-        scores, rows = self._index.search(vectors, min(k, len(self._store)))  # [n, k] each
-        for place, row_scores, row_ids in zip(asked, scores, rows, strict=True):
-            order = np.lexsort((row_ids, -row_scores))  # faiss leaves the order of equal scores open
-            results[place] = hits(self._store, row_ids[order], row_scores[order])
+        vectors = self._encoder.encode([queries[place] for place in asked], self._encoder.conventions.query_prefix)
+        for place, found in zip(asked, self._nearest(vectors, min(k, len(self._store))), strict=True):
+            results[place] = found
         return results
+
+    def _nearest(self, vectors: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        if isinstance(self._index, ExactSearch):
+            return self._index.search(vectors, k)
+        scores, rows = self._index.search(vectors, k)  # [n, k] each; row -1 where the lists held fewer
+        found = []
+        for row_scores, row_ids in zip(scores, rows, strict=True):
+            order = np.lexsort((row_ids, -row_scores))  # faiss leaves the order of equal scores open
+            order = order[row_ids[order] >= 0]
+            found.append((row_ids[order], row_scores[order]))
+        return found
+
+
+def _open(file: Path, rows: int, nprobe: int | None) -> Any:
+    import faiss
+
+    again = "build the index again with --overwrite"
+    try:
+        index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise RetrievalError(f"{file} is damaged: {error}", hint=again) from error
+    if index.ntotal != rows:
+        raise RetrievalError(f"{file}: {index.ntotal} vectors for {rows} passages", hint=again)
+    set_probes(index, nprobe)
+    return index

@@ -1,29 +1,35 @@
-"""Texts to unit vectors with any transformers encoder, by E5's conventions (Wang et al. 2022).
+"""Texts to unit vectors with any transformers encoder: prefix, pooling over the attention mask, L2 norm, float32.
 
-"query: " and "passage: " prefixes, mean pooling over the attention mask, L2 normalization, float32.
+Prefixes and pooling are part of how an encoder was trained, and with others it ranks badly without a word. So they are
+taken from what lies beside its weights, in the form of Sentence Transformers, or for E5 (Wang et al. 2022), which tells
+its prefixes on its page only, from its name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.errors import ConfigError, RetrievalError
 
+_E5 = re.compile(r"(?:^|[/_-])e5[_-]")
+_POOLING: dict[str, Literal["mean", "cls"]] = {"mean_tokens": "mean", "cls_token": "cls"}
+
 
 @dataclass(frozen=True, slots=True)
 class EncoderConfig:
     encoder: str = field(default="intfloat/e5-base-v2", metadata={"source": "Search-R1", "help": "hub id or folder"})
-    query_prefix: str = field(default="query: ", metadata={"source": "E5"})
-    passage_prefix: str = field(default="passage: ", metadata={"source": "E5"})
-    pooling: Literal["mean", "cls"] = field(default="mean", metadata={"source": "E5; BGE takes cls"})
+    query_prefix: str | None = field(default=None, metadata={"source": "the encoder's own"})
+    passage_prefix: str | None = field(default=None, metadata={"source": "the encoder's own"})
+    pooling: Literal["mean", "cls"] | None = field(default=None, metadata={"source": "the encoder's own, or mean"})
     max_length: int = field(default=256, metadata={"source": "Search-R1", "help": "tokens of a query or passage"})
     batch_size: int = field(default=128, metadata={"source": "ours"})
 
@@ -35,8 +41,17 @@ class EncoderConfig:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Conventions:
+    query_prefix: str
+    passage_prefix: str
+    pooling: Literal["mean", "cls"]
+
+
 class Encoder:
-    """`truncated` counts the texts that were longer than `max_length` tokens and were cut."""
+    """`conventions` are those of the configuration, and the encoder's own where that has none. `truncated` counts
+    the texts that were longer than `max_length` tokens and were cut.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         import torch
@@ -59,6 +74,7 @@ class Encoder:
                 f"encoder {config.encoder!r} cannot be loaded: {what}",
                 hint="give --encoder a cached hub id, or a local folder with safetensors and a tokenizer",
             ) from error
+        self.conventions = _conventions(config, offline)
         positions = self._model.config.to_dict().get("max_position_embeddings")
         if isinstance(positions, int) and config.max_length > positions:
             raise ConfigError(
@@ -103,10 +119,50 @@ class Encoder:
         batch = batch.to(self._model.device)
         with torch.no_grad():
             hidden = self._model(**batch).last_hidden_state.float()  # [B, T, H]
-        if self._config.pooling == "cls":
+        if self.conventions.pooling == "cls":
             pooled = hidden[:, 0]
         else:
             mask = batch["attention_mask"][..., None].float()
             pooled = (hidden * mask).sum(1) / mask.sum(1)
         vectors: np.ndarray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
         return vectors
+
+
+def _conventions(config: EncoderConfig, offline: bool) -> Conventions:
+    """Raises ConfigError for an encoder that pools in a way that is not known here."""
+    prompts = _beside(config.encoder, "config_sentence_transformers.json", offline).get("prompts") or {}
+    if not prompts and _E5.search(config.encoder.lower()):
+        prompts = {"query": "query: ", "passage": "passage: "}
+    passage = prompts.get("passage", prompts.get("document", ""))
+    pooling = config.pooling
+    if pooling is None:
+        modes = _beside(config.encoder, "1_Pooling/config.json", offline)
+        used = [name.removeprefix("pooling_mode_") for name, is_used in modes.items() if is_used is True]
+        pooling = _POOLING.get(next((name for name in used if name != "include_prompt"), "mean_tokens"))
+        if pooling is None:
+            raise ConfigError(
+                f"{config.encoder} pools by {', '.join(used)}; known are mean and cls",
+                hint="give another --encoder, or -o pooling=mean to try",
+            )
+    return Conventions(
+        query_prefix=prompts.get("query", "") if config.query_prefix is None else config.query_prefix,
+        passage_prefix=passage if config.passage_prefix is None else config.passage_prefix,
+        pooling=pooling,
+    )
+
+
+def _beside(encoder: str, name: str, offline: bool) -> dict[str, Any]:
+    """A JSON file of the encoder's folder or repository; empty if it has none."""
+    from transformers.utils.hub import cached_file
+
+    file = cached_file(
+        encoder, name, local_files_only=offline, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    if file is None:
+        return {}
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RetrievalError(f"{file} is not JSON: {error}", hint="download the encoder again") from error
+    return content if isinstance(content, dict) else {}

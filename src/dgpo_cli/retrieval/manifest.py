@@ -6,7 +6,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.registry import RETRIEVERS, retriever_class
 
 FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,15 @@ class Manifest:
     retriever: str
     settings: dict[str, Any]
     state: dict[str, Any]  # what the engine wants checked when it is opened, such as the digest of its encoder
-    corpus: str  # path that it was built from
-    corpus_digest: str  # SHA-256 of the corpus, uncompressed
+    corpus: str  # where it was built from
+    corpus_digest: str  # SHA-256 of what its passages were made from
     passages: int
     skipped: int
-    problems: tuple[str, ...]  # the first bad lines
+    problems: tuple[str, ...]  # the first of what was skipped
     seconds: float
     versions: dict[str, str]
     files: dict[str, IndexFile]  # every other file of the index
+    skipped_by_kind: dict[str, int] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -106,12 +107,20 @@ def check_hashes(directory: Path, manifest: Manifest) -> None:
             )
 
 
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"bm25": {"k1": 0.9}} as {"bm25.k1": 0.9}, the way it is typed."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
 def _rebuild_command(directory: Path, record: Mapping[str, Any]) -> str:
     """The command that makes an index again, from its manifest's record, which may be of another format."""
     words = ["dgpo", "index", str(record.get("corpus", "CORPUS")), "--out", str(directory)]
     name, settings = record.get("retriever"), record.get("settings")
     if name in RETRIEVERS and isinstance(settings, dict):
         words += ["--retriever", name]
-        defaults = asdict(retriever_class(name).Config())
-        words += [w for key, value in settings.items() if value != defaults.get(key) for w in ("-o", f"{key}={value}")]
+        defaults = _flat(asdict(retriever_class(name).Config()))
+        words += [w for k, v in _flat(settings).items() if v != defaults.get(k) for w in ("-o", f"{k}={v}")]
     return shlex.join([*words, "--overwrite"])

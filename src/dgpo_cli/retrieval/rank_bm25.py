@@ -20,7 +20,7 @@ from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import InputError
 from dgpo_cli.retrieval.ranking import contents, hits, require_bm25_range, top_rows
 from dgpo_cli.retrieval.store import PassageStore
-from dgpo_cli.retrieval.words import Stopwords, WordTokenizer
+from dgpo_cli.retrieval.words import Language, WordTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class RankBM25Config:
     idf: Literal["okapi", "lucene"] = field(default="okapi", metadata={"source": "rank-bm25"})
     k1: float = field(default=1.5, metadata={"source": "rank-bm25's default"})
     b: float = field(default=0.75, metadata={"source": "rank-bm25's default"})
-    stopwords: Stopwords = field(default="english", metadata={"source": "as bm25"})
+    stopwords: Language = field(default="english", metadata={"source": "as bm25"})
+    stemmer: Language = field(default="none", metadata={"source": "as bm25"})
 
     def __post_init__(self) -> None:
         require_bm25_range(self.k1, self.b)
@@ -36,14 +37,14 @@ class RankBM25Config:
 
 class RankBM25Retriever:
     Config = RankBM25Config
-    LIBRARIES = ("rank-bm25", "bm25s", "numpy")  # bm25s for its stop words
+    LIBRARIES = ("rank-bm25", "bm25s", "PyStemmer", "numpy")  # bm25s for its stop words
 
     @staticmethod
     def build(
         _directory: Path, store: PassageStore, config: RankBM25Config, progress: Progress | None = None
     ) -> dict[str, Any]:
         """Writes nothing: scores are made when the index is opened. Raises InputError if no passage holds a word."""
-        words = WordTokenizer(config.stopwords)
+        words = WordTokenizer(config.stopwords, config.stemmer)
         if not any(words.words(text) for text in contents(store, progress)):
             raise InputError(
                 "no passage holds a word of two letters that is not a stop word",
@@ -57,7 +58,7 @@ class RankBM25Retriever:
         from rank_bm25 import BM25Okapi
 
         self._store = store
-        self._words = WordTokenizer(config.stopwords)
+        self._words = WordTokenizer(config.stopwords, config.stemmer)
         corpus = [self._words.words(passage.contents) for passage in store]
         self._engine = BM25Okapi(corpus, k1=config.k1, b=config.b)
         if config.idf == "lucene":

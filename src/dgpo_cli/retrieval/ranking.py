@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,17 +31,33 @@ def contents(store: PassageStore, progress: Progress | None) -> Iterator[str]:
         yield passage.contents
 
 
-def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
+def top_rows(scores: np.ndarray, k: int, *, among: np.ndarray | None = None) -> np.ndarray:
     """Rows of the `k` best positive scores, best first; equal scores in row order, so ties are the same everywhere.
 
-    A score of zero says that nothing matched, so it is no hit.
+    A score of zero says that nothing matched, so it is no hit. `among` may name `k` or more rows without repetition, of
+    which some are likely to be among the best: it makes the search faster and changes nothing.
     """
-    k = min(k, len(scores))
-    if k == 0:
+    if k < 1:
         return np.zeros(0, dtype=np.int64)
-    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]  # the k-th best
-    rows = np.flatnonzero((scores >= threshold) & (scores > 0))
-    return rows[np.lexsort((rows, -scores[rows]))][:k]
+    # The k-th best of some rows is at most the k-th best of all, and one comparison is faster than any selection.
+    least = 0.0 if among is None or len(among) < k else kth_best(scores[among], k)
+    rows = np.flatnonzero(scores >= least if least > 0 else scores > 0)
+    best: np.ndarray = rows[best_rows(scores[rows], k)]
+    return best
+
+
+def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
+    """Rows of the `k` best scores of either sign, best first, equal scores in row order."""
+    rows = np.flatnonzero(scores >= kth_best(scores, k))
+    best: np.ndarray = rows[np.lexsort((rows, -scores[rows]))][:k]
+    return best
+
+
+def kth_best(scores: np.ndarray, k: int) -> float:
+    """The `k`-th best score, or minus infinity where there are no more than `k`."""
+    if len(scores) <= k:
+        return -math.inf
+    return float(np.partition(scores, len(scores) - k)[len(scores) - k])
 
 
 def hits(store: PassageStore, rows: np.ndarray, scores: np.ndarray) -> list[Hit]:

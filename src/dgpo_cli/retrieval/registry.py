@@ -9,6 +9,7 @@ RETRIEVERS: dict[str, str] = {
     "bm25": "dgpo_cli.retrieval.bm25:BM25Retriever",
     "rank-bm25": "dgpo_cli.retrieval.rank_bm25:RankBM25Retriever",
     "dense": "dgpo_cli.retrieval.dense:DenseRetriever",
+    "hybrid": "dgpo_cli.retrieval.hybrid:HybridRetriever",
 }
 
 

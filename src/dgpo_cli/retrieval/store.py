@@ -16,6 +16,7 @@ from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import RetrievalError
 
 PASSAGES, OFFSETS = "passages.jsonl", "offsets.npy"
+SHARDS = "shards"  # folder of an unfinished index whose content took long to compute, see vectors.py
 _RAW_OFFSETS = "offsets.raw"
 _BUFFERED = 1 << 16
 

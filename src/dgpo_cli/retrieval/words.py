@@ -1,31 +1,38 @@
 """The word tokenizer behind every lexical retriever: lower case, words of two characters or more, no stop words.
 
 This is what bm25s does by default (its pattern, its English list, no stemmer), so figures made with it carry over.
+Stemming is Snowball's, after the stop words are gone, as there.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Literal
 
-Stopwords = Literal["english", "none"]
+Language = Literal[
+    "none", "english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian", "swedish",
+    "norwegian", "danish", "turkish",
+]  # fmt: skip
 _WORD = re.compile(r"(?u)\b\w\w+\b")
 
 
 class WordTokenizer:
-    def __init__(self, stopwords: Stopwords = "english") -> None:
-        self._skip: frozenset[str] = frozenset()
-        if stopwords == "english":
-            from bm25s.stopwords import STOPWORDS_EN
+    """Not for several threads at once: a stemmer keeps a cache."""
 
-            self._skip = frozenset(STOPWORDS_EN)
+    def __init__(self, stopwords: Language = "english", stemmer: Language = "none") -> None:
+        self._skip: frozenset[str] = frozenset()
+        self._stem: Callable[[list[str]], list[str]] | None = None
+        if stopwords != "none":
+            from bm25s import stopwords as lists
+
+            name = "EN" if stopwords == "english" else stopwords.upper()
+            self._skip = frozenset(vars(lists)[f"STOPWORDS_{name}"])
+        if stemmer != "none":
+            import Stemmer
+
+            self._stem = Stemmer.Stemmer(stemmer).stemWords
 
     def words(self, text: str) -> list[str]:
-        return [word for word in _WORD.findall(text.lower()) if word not in self._skip]
-
-    def ids(self, texts: Iterable[str]) -> tuple[list[list[int]], dict[str, int]]:
-        """Word ids of every text and the vocabulary in order of first appearance."""
-        vocabulary: dict[str, int] = {}
-        rows = [[vocabulary.setdefault(word, len(vocabulary)) for word in self.words(text)] for text in texts]
-        return rows, vocabulary
+        kept = [word for word in _WORD.findall(text.lower()) if word not in self._skip]
+        return kept if self._stem is None else self._stem(kept)

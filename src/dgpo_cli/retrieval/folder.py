@@ -1,0 +1,98 @@
+"""A folder of the user's own files as a corpus: every text, Markdown, HTML and PDF file in it, cut into passages.
+
+Names that begin with a dot are passed over, and so is an index that lies in the folder. One file is in memory at a
+time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dgpo_cli.core.types import Passage
+from dgpo_cli.errors import InputError
+from dgpo_cli.retrieval.documents import READERS, Document, Unreadable, read_document
+from dgpo_cli.retrieval.sources import Digest, Found
+from dgpo_cli.retrieval.split import passages
+
+LARGEST = 100_000_000  # bytes of a file
+_INDEX_MARKS = {"manifest.json", "passages.jsonl", "offsets.npy"}
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The digest is that of the files' names and contents. An id is the file's path and the passage's number in it."""
+
+    root: Path
+
+    def read(self, digest: Digest) -> Iterator[Found]:
+        files = self._files()
+        for done, path in enumerate(files, start=1):
+            name, share = self._name(path), done / len(files)
+            try:
+                content = _content(path)
+                _show(digest, name, content)
+                document = read_document(content, path.suffix.lower())
+            except Unreadable as problem:
+                yield Found(name, share, problem=str(problem))
+                continue
+            except OSError as error:
+                yield Found(name, share, problem=f"cannot be read ({error.strerror})")
+                continue
+            for number, (title, text) in enumerate(_titled(document, path.stem), start=1):
+                yield Found(name, share, Passage.from_title(f"{name}#{number}", title, text))
+
+    def hash(self, digest: Digest) -> None:
+        for path in self._files():
+            try:
+                content = _content(path)
+            except (Unreadable, OSError):
+                continue
+            _show(digest, self._name(path), content)
+
+    def _name(self, path: Path) -> str:
+        """The path inside the folder; bytes of it that are not UTF-8 are written as \\udcXX."""
+        return path.relative_to(self.root).as_posix().encode("utf-8", "backslashreplace").decode()
+
+    def _files(self) -> list[Path]:
+        """In an order that does not depend on the file system."""
+        found: list[Path] = []
+        for folder, folders, names in os.walk(self.root, onerror=_refuse):
+            if set(names) >= _INDEX_MARKS:
+                folders.clear()
+                continue
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found += [Path(folder, name) for name in names if not name.startswith(".")]
+        return sorted(found, key=lambda path: path.relative_to(self.root).parts)
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename}: {error.strerror}", hint="give a folder that you may read")
+
+
+def _content(path: Path) -> bytes:
+    """Raises Unreadable before it reads what could not be used."""
+    if path.suffix.lower() not in READERS:
+        raise Unreadable(f"unknown kind ({path.suffix or 'no ending'})")
+    if not path.is_file():  # a pipe or a device would never end; a dangling link has nothing
+        raise Unreadable("not a file")
+    if path.stat().st_size > LARGEST:
+        raise Unreadable(f"too large ({path.stat().st_size / 1e6:,.0f} MB, {LARGEST / 1e6:,.0f} MB at most)")
+    return path.read_bytes()
+
+
+def _show(digest: Digest, name: str, content: bytes) -> None:
+    digest.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+
+
+def _titled(document: Document, stem: str) -> Iterator[tuple[str, str]]:
+    """(title, text) of every passage: the file's title, and the heading above the passage where it says more."""
+    name = document.title or stem
+    for section in document.sections:
+        heading = section.heading
+        title = f"{name}: {heading}" if heading and heading != name else name
+        for text in passages(section.text):
+            yield " ".join(title.split()), text

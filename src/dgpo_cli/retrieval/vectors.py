@@ -1,0 +1,139 @@
+"""Vectors of all passages in half precision: encoded in shards that survive a kill, searched exactly.
+
+Every shard is encoded on its own and renamed into place when it is complete, so a build that goes on makes the same
+vectors as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.records import write_atomic
+from dgpo_cli.errors import RetrievalError
+from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
+from dgpo_cli.retrieval.manifest import file_digest
+from dgpo_cli.retrieval.ranking import best_rows, kth_best
+from dgpo_cli.retrieval.store import PASSAGES, SHARDS, PassageStore
+
+FILE = "vectors.npy"
+SHARD = 2_048  # passages; what a kill loses at most
+_IDENTITY = "encoding.json"
+_NOISE = 1e-5  # of a product of unit vectors in single precision; it depends on their place in the matrix
+_CHUNK = 1 << 16  # rows scored at once
+_IN_MEMORY = 1 << 30  # bytes of single precision up to which the rows are converted once and kept
+
+
+def encode_passages(
+    directory: Path, store: PassageStore, encoder: Encoder, config: EncoderConfig, progress: Progress | None
+) -> int:
+    """Write FILE, [N, H] in half precision; returns how many passages were cut at `max_length`.
+
+    Shards that an earlier build left for the same passages and the same encoding are used as they are.
+    """
+    shards = directory / SHARDS
+    _prepare(shards, _identity(directory, encoder, config))
+    truncated, dimensions = 0, 0
+    for start in range(0, len(store), SHARD):
+        rows = range(start, min(start + SHARD, len(store)))
+        if not (kept := _shard(shards, start)).is_file():
+            before = encoder.truncated
+            vectors = encoder.encode([store[row].contents for row in rows], encoder.conventions.passage_prefix)
+            _write_shard(kept, vectors, encoder.truncated - before)
+        truncated += json.loads(kept.with_suffix(".json").read_text())["truncated"]
+        dimensions = np.load(kept, mmap_mode="r", allow_pickle=False).shape[1]
+        if progress is not None:
+            progress(rows.stop, len(store))
+    joined = np.lib.format.open_memmap(directory / FILE, mode="w+", dtype=np.float16, shape=(len(store), dimensions))
+    for start in range(0, len(store), SHARD):
+        joined[start : start + SHARD] = np.load(_shard(shards, start), allow_pickle=False)
+    joined.flush()
+    return truncated
+
+
+def open_vectors(directory: Path, rows: int) -> np.ndarray:
+    """FILE, memory-mapped. Raises RetrievalError if it is not one vector for each of `rows` passages."""
+    file, again = directory / FILE, "build the index again with --overwrite"
+    try:
+        vectors: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise RetrievalError(f"{file} is damaged: {error}", hint=again) from error
+    if vectors.dtype != np.float16 or vectors.ndim != 2 or len(vectors) != rows:
+        raise RetrievalError(f"{file}: {vectors.shape} {vectors.dtype} for {rows} passages", hint=again)
+    return vectors
+
+
+class ExactSearch:
+    """Inner products with all vectors. `vectors` [N, H] may be larger than memory."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        self._vectors = vectors
+        self._kept: list[tuple[int, np.ndarray]] | None = None
+
+    def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Per query [n, H] rows and scores of the `k` best, best first, equal ones in row order."""
+        found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in queries]
+        for start, chunk in self._chunks():
+            for place, rough in enumerate(queries @ chunk.T):  # [chunk]
+                rows = np.flatnonzero(rough >= kth_best(rough, k) - _NOISE)
+                # Row by row in double precision, so that equal vectors have equal scores wherever they stand.
+                found[place].append((rows + start, (chunk[rows].astype(np.float64) * queries[place]).sum(axis=1)))
+        return [_best_of(parts, k) for parts in found]
+
+    def _chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+        if self._kept is not None:
+            return iter(self._kept)
+        starts = range(0, len(self._vectors), _CHUNK)
+        chunks = ((start, self._vectors[start : start + _CHUNK].astype(np.float32)) for start in starts)
+        if self._vectors.size * 4 <= _IN_MEMORY:
+            self._kept = list(chunks)
+            return iter(self._kept)
+        return chunks
+
+
+def _best_of(parts: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    rows, scores = (np.concatenate(side) for side in zip(*parts, strict=True))
+    best = best_rows(scores, k)  # parts come in row order, so equal scores stay in it
+    return rows[best], scores[best]
+
+
+def _identity(directory: Path, encoder: Encoder, config: EncoderConfig) -> Mapping[str, Any]:
+    """What a vector depends on; the size of a batch moves its last bits."""
+    return {
+        "passages": file_digest(directory / PASSAGES),
+        "encoder": encoder.digest(),
+        "prefix": encoder.conventions.passage_prefix,
+        "pooling": encoder.conventions.pooling,
+        "max_length": config.max_length,
+        "batch_size": config.batch_size,
+        "shard": SHARD,
+    }
+
+
+def _prepare(shards: Path, identity: Mapping[str, Any]) -> None:
+    """An empty folder for shards, or the one that was left with shards of this very encoding."""
+    text = json.dumps(identity)
+    file = shards / _IDENTITY
+    if file.is_file() and file.read_text() == text:
+        return
+    if shards.exists():
+        shutil.rmtree(shards)
+    write_atomic(file, text)
+
+
+def _shard(shards: Path, start: int) -> Path:
+    return shards / f"{start:012}.npy"
+
+
+def _write_shard(file: Path, vectors: np.ndarray, truncated: int) -> None:
+    write_atomic(file.with_suffix(".json"), json.dumps({"truncated": truncated}))
+    writing = file.with_suffix(".writing")
+    with open(writing, "wb") as stream:
+        np.save(stream, vectors.astype(np.float16), allow_pickle=False)
+    writing.replace(file)

@@ -1,0 +1,196 @@
+"""Vectors on disk: exact search, shards that survive a kill, and compressed indexes against exact search."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.retrieval_corpora import TOWNS, stored, write_corpus
+from tests.tiny_encoder import WORDS, make_encoder
+
+from dgpo_cli.core.types import Passage
+from dgpo_cli.errors import ConfigError, RetrievalError
+from dgpo_cli.retrieval import vectors
+from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.compressed import RECALL_AT, build_compressed, default_factory, measure, set_probes
+from dgpo_cli.retrieval.dense import DenseConfig
+from dgpo_cli.retrieval.encoder import Encoder
+from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.retrieval.vectors import ExactSearch, encode_passages, open_vectors
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def unit_vectors(rows: int, seed: int = 0, clusters: int = 12) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(clusters, 16))
+    found = centres[generator.integers(clusters, size=rows)] + 0.4 * generator.normal(size=(rows, 16))
+    normalized: np.ndarray = (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    return normalized
+
+
+@pytest.mark.parametrize("in_memory", [0, 1 << 30])
+def test_exact_search_agrees_with_sorting_all(monkeypatch: pytest.MonkeyPatch, in_memory: int) -> None:
+    monkeypatch.setattr(vectors, "_CHUNK", 7)
+    monkeypatch.setattr(vectors, "_IN_MEMORY", in_memory)
+    passages = unit_vectors(50).astype(np.float16)
+    passages[[3, 20, 49]] = passages[10]  # equal scores, in several chunks
+    queries = np.concatenate([unit_vectors(5, seed=1), passages[10:11].astype(np.float32)])
+    search = ExactSearch(passages)
+    for k in (1, 3, 50):
+        for query, (rows, scores) in zip(queries, search.search(queries, k), strict=True):
+            expected = passages.astype(np.float32) @ query
+            order = sorted(range(50), key=lambda row: (-round(float(expected[row]), 5), row))[:k]
+            assert rows.tolist() == order
+            assert scores == pytest.approx(expected[order], abs=1e-6)
+    assert search.search(queries, 3)[5][0].tolist() == [3, 10, 20]
+
+
+def test_shards_that_are_there_are_not_encoded_again(
+    tmp_path: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "SHARD", 2)
+    config = DenseConfig(encoder=str(encoder_folder), max_length=40)
+    long = Passage("long", '"Long"\n' + "river " * 60)
+    undisturbed = stored(tmp_path / "a", [long, *TOWNS])
+    encoder = Encoder(config)
+    assert encode_passages(tmp_path / "a", undisturbed, encoder, config, None) == 1
+    whole = (tmp_path / "a" / vectors.FILE).read_bytes()
+    assert open_vectors(tmp_path / "a", 6).dtype == np.float16
+
+    encoded: list[int] = []
+
+    class Stopped(Encoder):
+        def encode(self, texts: Any, prefix: str) -> np.ndarray:
+            if len(encoded) == 2:
+                raise KeyboardInterrupt
+            encoded.append(len(texts))
+            return super().encode(texts, prefix)
+
+    store = stored(tmp_path / "b", [long, *TOWNS])
+    with pytest.raises(KeyboardInterrupt):
+        encode_passages(tmp_path / "b", store, Stopped(config), config, None)
+    encoded.clear()
+    assert encode_passages(tmp_path / "b", store, Stopped(config), config, None) == 1, "counted by the first build"
+    assert encoded == [2]
+    assert (tmp_path / "b" / vectors.FILE).read_bytes() == whole
+    encoded.clear()
+    with pytest.raises(KeyboardInterrupt):  # with another setting nothing of it is used
+        other = DenseConfig(encoder=str(encoder_folder), max_length=20)
+        encode_passages(tmp_path / "b", store, Stopped(other), other, None)
+    assert encoded == [2, 2]
+
+
+def test_kill_at_any_shard_then_the_same_command_gives_the_same_index(tmp_path: Path, encoder_folder: Path) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl", (Passage(str(n), f"{WORDS[n]} {WORDS[-n]} town") for n in range(20)))
+    code = (
+        "import os, signal, sys; from pathlib import Path; from dgpo_cli.retrieval import build, vectors\n"
+        "vectors.SHARD = 3\n"
+        "def kill(done, total):\n"
+        "    if done == int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "settings = {'encoder': sys.argv[4], 'max_length': 40, 'factory': 'IVF2,SQ8'}\n"
+        "build.build_index(Path(sys.argv[1]), Path(sys.argv[2]), retriever='dense', settings=settings, progress=kill)\n"
+    )
+
+    def run(out: Path, kill_at: int) -> int:
+        argv = [sys.executable, "-c", code, str(corpus), str(out), str(kill_at), str(encoder_folder)]
+        return subprocess.run(argv, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=False).returncode
+
+    for kill_at in (3, 9, 18):
+        assert run(tmp_path / "index", kill_at) == -signal.SIGKILL
+        assert not (tmp_path / "index").exists()
+    shards = tmp_path / ".index.writing" / "shards"
+    assert len(list(shards.glob("*.npy"))) == 6
+    assert run(tmp_path / "index", -1) == run(tmp_path / "other", -1) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.jsonl", "index", "other"]
+    ours, undisturbed = (open_index(tmp_path / name) for name in ("index", "other"))
+    assert ours.manifest is not None
+    assert undisturbed.manifest is not None
+    assert {n: asdict(f) for n, f in ours.manifest.files.items()} == {
+        n: asdict(f) for n, f in undisturbed.manifest.files.items()
+    }
+    assert ours.manifest.state == undisturbed.manifest.state
+    assert ours.retriever.search(["river town"], 5) == undisturbed.retriever.search(["river town"], 5)
+
+
+def test_what_an_unfinished_dense_build_left_does_not_get_into_another_index(
+    tmp_path: Path, encoder_folder: Path
+) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl")
+    with pytest.raises(ConfigError, match="factory = 'IVF9999,SQ8' cannot be built over 5 vectors of 16"):
+        settings = {"encoder": str(encoder_folder), "max_length": 40, "factory": "IVF9999,SQ8"}
+        build_index(corpus, tmp_path / "i", retriever="dense", settings=settings)
+    assert [p.name for p in (tmp_path / ".i.writing").iterdir()] == ["shards"]
+    build_index(corpus, tmp_path / "i")
+    assert not (tmp_path / ".i.writing").exists()
+    assert not (tmp_path / "i" / "shards").exists()
+
+
+def test_the_default_follows_the_size() -> None:
+    assert default_factory(10_000, 768) == "Flat"
+    assert default_factory(1_000_000, 768) == "IVF4096,SQ8"
+    assert default_factory(21_015_324, 768) == "IVF16384,PQ96"
+    assert default_factory(21_015_324, 100) == "IVF16384,SQ8"
+
+
+def test_recall_is_measured_against_exact_search_and_probes_grow_until_it_is_enough() -> None:
+    passages = unit_vectors(2_000, clusters=60).astype(np.float16)
+    queries = unit_vectors(40, seed=3, clusters=60)
+    index = build_compressed(passages, "IVF32,SQ8")
+    measured = measure(index, passages, queries, None)
+    assert measured.nprobe is not None
+
+    def recall(nprobe: int) -> float:
+        set_probes(index, nprobe)
+        found = index.search(queries, RECALL_AT)[1]
+        exact = np.argsort(-(queries @ passages.astype(np.float32).T), axis=1)[:, :RECALL_AT]
+        return sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), exact.tolist(), strict=True)) / (40 * RECALL_AT)
+
+    assert measured.recall == pytest.approx(recall(measured.nprobe))
+    assert measured.recall >= 0.95 > recall(measured.nprobe // 2)
+    given = measure(index, passages, queries, 2)
+    assert (given.nprobe, given.recall) == (2, pytest.approx(recall(2)))
+    flat = measure(build_compressed(passages, "SQ8"), passages, queries, None)
+    assert (flat.nprobe, flat.sample) == (None, 40)
+
+
+def test_strings_that_are_no_factory_are_refused() -> None:
+    with pytest.raises(ConfigError, match="factory = 'Nonsense' cannot be built"):
+        build_compressed(unit_vectors(50).astype(np.float16), "Nonsense")
+    with pytest.raises(ConfigError, match="nprobe = 0"):
+        DenseConfig(nprobe=0)
+
+
+def test_a_compressed_index_tells_its_recall_and_finds_passages(tmp_path: Path, encoder_folder: Path) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl", (Passage(str(n), f"{WORDS[n]} {WORDS[-n]} town") for n in range(20)))
+    settings = {"encoder": str(encoder_folder), "max_length": 40}
+    exact, _ = build_index(corpus, tmp_path / "exact", retriever="dense", settings=settings)
+    small, _ = build_index(corpus, tmp_path / "ivf", retriever="dense", settings=settings | {"factory": "IVF4,SQ8"})
+    assert exact.state["factory"] == "Flat"
+    assert "measured" not in exact.state
+    assert small.state["measured"]["recall"] >= 0.95
+    assert {"vectors.npy", "faiss.index"} & small.files.keys() == {"faiss.index"}
+    results = [open_index(tmp_path / name).retriever.search(["town", "river"], 5) for name in ("exact", "ivf")]
+    for ours, theirs in zip(*results, strict=True):
+        assert len(ours) == len(theirs) == 5
+        assert len({h.passage.id for h in ours} & {h.passage.id for h in theirs}) >= 4
+        assert [h.score for h in theirs] == sorted((h.score for h in theirs), reverse=True)
+
+
+def test_vectors_of_other_passages_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / vectors.FILE, np.zeros((4, 3), dtype=np.float16))
+    with pytest.raises(RetrievalError, match=r"\(4, 3\) float16 for 5 passages"):
+        open_vectors(tmp_path, 5)
+    (tmp_path / vectors.FILE).write_bytes(b"\x93NUMPY")
+    with pytest.raises(RetrievalError, match="damaged"):
+        open_vectors(tmp_path, 4)
