@@ -12,7 +12,20 @@ import typer
 from typer.core import TyperGroup
 
 from dgpo_cli import __version__
-from dgpo_cli.commands import chat, distill_data, doctor, evaluate, export, index, kd, models, quickstart, rl, runs
+from dgpo_cli.commands import (
+    chat,
+    distill_data,
+    doctor,
+    evaluate,
+    export,
+    index,
+    kd,
+    models,
+    quickstart,
+    report,
+    rl,
+    runs,
+)
 from dgpo_cli.errors import DgpoError
 
 
@@ -38,6 +51,7 @@ app.command("distill-data")(distill_data.distill_data)
 app.command("kd")(kd.kd)
 app.command("rl")(rl.rl)
 app.command("eval")(evaluate.evaluate)
+app.command("report")(report.report)
 app.command("chat")(chat.chat)
 app.command("export")(export.export)
 app.command("models")(models.models)

@@ -141,7 +141,7 @@ def reinforce(
         learner,
         source,
         plan,
-        evaluate=evaluate or evaluator(agent, validation[: settings.eval_questions]),
+        evaluate=evaluate or evaluator(agent, validation[: settings.eval_questions], folder=run.path),
         protocol=student.protocol,
         keep=keep,
         progress=progress,
