@@ -128,7 +128,7 @@ def gather(runs: Sequence[RunRecords], limit: int) -> dict[str, Any]:
         "summary": _summary(runs),
         "evaluations": _evaluations(runs),
         "pairs": _pairs(runs),
-        "warnings": [*_differing(runs), *warnings],
+        "warnings": [*_alarms(runs), *_differing(runs), *warnings],
         "questions": asked,
     }
 
@@ -200,6 +200,17 @@ def _differing(runs: Sequence[RunRecords]) -> list[str]:
             shown = "; ".join(f"{run.name}: {value}" for run, value in zip(evaluations, values, strict=True))
             lines.append(f"Not comparable as they stand: the evaluations differ in {name} ({shown}).")
     return lines
+
+
+def _alarms(runs: Sequence[RunRecords]) -> list[str]:
+    """What the collapse guard of training runs saw, and what followed."""
+    return [
+        f"{run.name}, step {row['step']}: {row['alarm']} (mean {row['metric']} {row['mean']:.4g}, "
+        f"threshold {row['threshold']:.4g}): {row['action']}."
+        for run in runs
+        for row in run.rows
+        if "alarm" in row
+    ]
 
 
 def _questions(runs: Sequence[RunRecords], limit: int) -> tuple[list[dict[str, Any]], list[str]]:
