@@ -56,7 +56,12 @@ def test_what_was_never_healthy_or_always_is_raises_none(
     name: str, metric: str, healthy: float, collapsed: float, threshold: float
 ) -> None:
     assert ringing(metric, [healthy] * 10) == []
-    assert ringing(metric, [collapsed] * 10) == []
+    assert ringing(metric, [collapsed] * 10) == [] or name == "policy jumps"
+
+
+def test_a_policy_that_jumps_from_the_first_update_is_seen() -> None:
+    (alarm,) = ringing("behavior_kl", [2.0, 1.0, 1.5, 1.5, 1.5, 1.5])
+    assert (alarm.step, alarm.values, alarm.threshold) == (3, (2.0, 1.0, 1.5), 0.5)
 
 
 def test_reward_must_have_been_alive_and_one_bad_step_is_no_collapse() -> None:

@@ -1,7 +1,8 @@
 """Signs that a policy collapses, read from the metrics of the steps: named alarms, each with what it saw.
 
 An alarm is armed by the first step whose value is healthy and rings when the mean of the last `window` steps is not.
-So a student that cannot search yet raises none, and one that has unlearned it does. All thresholds are ours.
+So a student that cannot search yet raises none, and one that has unlearned it does. How far an update moves the policy
+needs no such past: that alarm is armed from the start. All thresholds are ours.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Rule:
     low: float = float("-inf")
     high: float = float("inf")
     alive: float | None = None
+    from_start: bool = False  # armed before any step was healthy
     drop: float | None = None  # `low` is the best mean so far less this
 
     def arms(self, value: float) -> bool:
@@ -87,7 +89,7 @@ def rules(settings: CollapseSettings) -> tuple[Rule, ...]:
     return (
         Rule("reward gone", "reward", low=s.reward_floor, alive=s.reward_alive),
         Rule("entropy out of its band", "entropy", low=s.entropy_min, high=s.entropy_max),
-        Rule("policy jumps", "behavior_kl", high=s.behavior_kl_max),
+        Rule("policy jumps", "behavior_kl", high=s.behavior_kl_max, from_start=True),
         Rule("far from the teacher", "teacher_k1_wrong", high=s.teacher_kl_max),
         Rule("far from the teacher (exact KL)", "gated_reverse_kl", high=s.teacher_kl_max),
         Rule("blank queries", "blank_queries", high=s.blank_queries_max),
@@ -130,7 +132,7 @@ class Guard:
         if rule.drop is not None:
             best = self.best[rule.name] = max(mean, self.best.get(rule.name, mean))
             low = best - rule.drop
-        if low <= mean <= rule.high or not self.armed.get(rule.name):
+        if low <= mean <= rule.high or not self.armed.get(rule.name, rule.from_start):
             return None
         self.armed[rule.name] = False
         self.windows[rule.name] = []
