@@ -22,6 +22,7 @@ from dgpo_cli.commands import (
     kd,
     models,
     quickstart,
+    report,
     reproduce,
     rl,
     runs,
@@ -55,6 +56,7 @@ app.command("distill-data")(distill_data.distill_data)
 app.command("kd")(kd.kd)
 app.command("rl")(rl.rl)
 app.command("eval")(evaluate.evaluate)
+app.command("report")(report.report)
 app.command("chat")(chat.chat)
 app.command("export")(export.export)
 app.command("reproduce")(reproduce.reproduce)

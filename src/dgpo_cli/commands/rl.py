@@ -53,6 +53,9 @@ def rl(
     lr: Annotated[float | None, typer.Option(help="Learning rate; 1e-6 by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Rollout steps; 1000 by default.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Questions per step; 512 by default.")] = None,
+    on_collapse: Annotated[
+        str | None, typer.Option(help="warn (default), stop, or rollback to the best weights with a lower rate.")
+    ] = None,
     teacher_8bit: Annotated[bool | None, typer.Option("--teacher-8bit", help="Load the teacher in 8 bit.")] = None,
     bench_dir: BenchDirOption = None,
     keep: KeepOption = 1,
@@ -104,6 +107,7 @@ def rl(
         "lr": lr,
         "steps": steps,
         "batch_size": batch_size,
+        "on_collapse": on_collapse,
         "teacher_8bit": teacher_8bit,
         "seed": seed,
         "device": device,
@@ -117,5 +121,5 @@ def rl(
     with RunDir.open("rl", asdict(settings), out=out, resume=resume, fresh=fresh) as run:
         console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
         with console.progress(f"rl ({settings.method})", "step") as progress:
-            result = run_rl(settings, run, keep=keep, progress=progress)
+            result = run_rl(settings, run, keep=keep, progress=progress, warn=console.warn)
     follow(console, "rl", run, result, after="dgpo eval --bench all, dgpo chat")

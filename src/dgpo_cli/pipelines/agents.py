@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
 from dgpo_cli.core.types import Question, Trajectory
 from dgpo_cli.engine.base import Engine
 from dgpo_cli.engine.hf import Blend, HFEngine
@@ -17,6 +19,9 @@ from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.rewards import exact_match
 from dgpo_cli.rollout.loop import Listener, run_episodes
 from dgpo_cli.rollout.settings import RolloutSettings
+
+VALIDATION_FILE = "validation.jsonl"  # of a training run: episodes of its last periodic evaluation
+MAX_KEPT = 200  # ours, episodes in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +72,19 @@ def grade(trajectory: Trajectory) -> Trajectory:
     return trajectory.with_score(exact_match.score(trajectory.question, trajectory))
 
 
-def evaluator(agent: Agent, questions: Sequence[Question]) -> Callable[[], Mapping[str, float]]:
-    """An evaluation for the training loop: greedy EM on validation questions, as "score" too."""
+def evaluator(
+    agent: Agent, questions: Sequence[Question], *, folder: Path | None = None
+) -> Callable[[], Mapping[str, float]]:
+    """An evaluation for the training loop: greedy EM on validation questions, as "score" too.
+
+    The first `MAX_KEPT` episodes of the last one stay in `folder`, to be looked at with `dgpo report`.
+    """
     greedy = agent.with_settings(temperature=0.0)
 
     def evaluate() -> Mapping[str, float]:
         trajectories = list(greedy.run([(question, 0) for question in questions]))
+        if folder is not None:
+            _keep(greedy, trajectories[:MAX_KEPT], folder / VALIDATION_FILE)
         count = max(1, len(trajectories))
         em = sum(t.score.correct for t in trajectories if t.score is not None) / count
         return {
@@ -82,6 +94,12 @@ def evaluator(agent: Agent, questions: Sequence[Question]) -> Callable[[], Mappi
         }
 
     return evaluate
+
+
+def _keep(agent: Agent, trajectories: Sequence[Trajectory], file: Path) -> None:
+    header = {"schema": "evaluation", "version": RecordFile.version, "protocol": agent.codec.protocol.to_json()}
+    kept = sorted((replace(t, logprobs=None) for t in trajectories), key=lambda t: t.key)
+    write_jsonl_atomic(file, [header, *({"key": t.key} | t.to_json() for t in kept)])
 
 
 def rollout_settings(options: RolloutOptions, seed: int) -> RolloutSettings:

@@ -19,11 +19,13 @@ from dgpo_cli.models.load import LoadedModel, load_model, load_tokenizer, requir
 from dgpo_cli.objectives import registry
 from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings
+from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.settings import RLSettings
 from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions, training_set
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import check_index, open_index
+from dgpo_cli.train.collapse import Guard
 from dgpo_cli.train.devices import inference_dtype, training_device
 from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
 from dgpo_cli.train.loop import Plan
@@ -66,7 +68,14 @@ def check(settings: RLSettings) -> None:
         require_same_tokenizer(load_tokenizer(student), load_tokenizer(resolve(settings.teacher)))
 
 
-def run_rl(settings: RLSettings, run: RunDir, *, keep: int, progress: Progress | None) -> dict[str, Any]:
+def run_rl(
+    settings: RLSettings,
+    run: RunDir,
+    *,
+    keep: int,
+    progress: Progress | None,
+    warn: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Load what the settings name, and train."""
     device = training_device(settings.device)
     retriever = open_index(settings.index).retriever
@@ -90,6 +99,7 @@ def run_rl(settings: RLSettings, run: RunDir, *, keep: int, progress: Progress |
         validation=validation,
         keep=keep,
         progress=progress,
+        warn=warn,
     )
 
 
@@ -135,6 +145,7 @@ def reinforce(
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     keep: int = 1,
     progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train `student` on `questions`; see `run_training` for the result. The best weights by validation EM are kept."""
     codec = Codec(student.tokenizer, student.protocol)
@@ -162,10 +173,11 @@ def reinforce(
         learner,
         source,
         plan,
-        evaluate=evaluate or evaluator(agent, validation[: settings.eval_questions]),
+        evaluate=evaluate or evaluator(agent, validation[: settings.eval_questions], folder=run.path),
         protocol=student.protocol.with_limits(top_k=settings.rollout.top_k, max_turns=settings.rollout.max_turns),
         keep=keep,
         progress=progress,
+        guarding=Guarding(Guard(settings.collapse), settings.on_collapse, warn),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.train.collapse import CollapseSettings, OnCollapse
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,11 @@ class RLSettings:
     micro_batch_tokens: int = 16_384  # ours
     gradient_checkpointing: bool = False
     teacher_8bit: bool = False
+    on_collapse: OnCollapse = "warn"  # ours
     seed: int = 0
     device: str = "auto"
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
+    collapse: CollapseSettings = field(default_factory=CollapseSettings)
 
     def __post_init__(self) -> None:
         _positive(self, "lr", "critic_lr", "batch_size", "mini_batches", "steps", "micro_batch_tokens")

@@ -10,6 +10,7 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.run_dir import RunDir, check_space
 from dgpo_cli.models.load import save_model
+from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.train import checkpoint
 from dgpo_cli.train.learner import Learner
 from dgpo_cli.train.loop import Hooks, Plan, train
@@ -28,6 +29,7 @@ def run_training(
     protocol: Protocol,
     keep: int = 1,
     progress: Progress | None = None,
+    guarding: Guarding | None = None,
 ) -> dict[str, Any]:
     """Train from the run's newest state to the end of the plan; the best weights end up in `run.path`/best.
 
@@ -35,9 +37,11 @@ def run_training(
     last saved state and ends with the same weights.
     """
     state = run.path / "state"
-    check_space(run.path, (keep + 1) * checkpoint.state_bytes(learner))
+    rolls_back = guarding is not None and guarding.action == "rollback"
+    check_space(run.path, (keep + 1 + 2 * rolls_back) * checkpoint.state_bytes(learner))
     step, extra = checkpoint.load_latest(state, learner)
-    run.cut_metrics(step)
+    run.cut_metrics(step or -1)  # a row of step 0 is from before the first state
+    reached = step
 
     def tell(done: int, seconds: float) -> None:
         if progress is None:
@@ -50,17 +54,37 @@ def run_training(
     tell(step, float(extra.get("seconds", 0.0)))
 
     def log(done: int, metrics: Mapping[str, float]) -> None:
+        nonlocal reached
+        reached = done
         run.log(done, dict(metrics))
         if "seconds" in metrics:
             tell(done, metrics["seconds"])
 
     def best() -> None:
         save_model(run.path / "best", learner.student, learner.codec.tokenizer, protocol)
+        if guarding is not None:
+            guarding.keep_best(run, learner, reached)
 
     def save(done: int, more: Mapping[str, Any]) -> None:
-        checkpoint.save(state, learner, done, more, keep)
+        checkpoint.save(state, learner, done, dict(more) | (guarding.state_dict() if guarding else {}), keep)
+        if guarding is not None:
+            guarding.saved(run)
 
-    outcome = train(learner, source, plan, Hooks(log, evaluate, save, best), step=step, extra=extra)
+    def watch(done: int, metrics: Mapping[str, float]) -> None:
+        if guarding is not None:
+            guarding.watch(run, learner, done, metrics)
+
+    if guarding is not None:
+        guarding.resume(run, learner, step, extra)
+    if rolls_back and not step:  # the start is what a run goes back to that collapses before its first evaluation
+        metrics = evaluate()
+        log(0, {f"eval_{name}": value for name, value in metrics.items()})
+        best()
+        extra = {"best": metrics.get("score")}
+    outcome = train(learner, source, plan, Hooks(log, evaluate, save, best, watch), step=step, extra=extra)
     result = asdict(outcome) | {"path": str(run.path)}
+    if guarding is not None:
+        guarding.finish(run)
+        result |= {"alarms": guarding.guard.alarms, "rollbacks": guarding.guard.rollbacks}
     run.finish(result)
     return result

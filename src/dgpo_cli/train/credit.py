@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dgpo_cli.core.text import normalize_answer
 from dgpo_cli.core.types import StopReason, Trajectory, refuse_broken_search
 from dgpo_cli.objectives.base import Credit, Episode, Need
 from dgpo_cli.train import signals
@@ -115,10 +116,13 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Means over the student's episodes of a step."""
     count = len(trajectories)
     scores = [t.score for t in trajectories if t.score is not None]
+    made = max(1, sum(len(t.searches) for t in trajectories))
     metrics = {
         "em": sum(s.correct for s in scores) / count,
         "reward": sum(s.total for s in scores) / count,
         "searches": sum(len(t.searches) for t in trajectories) / count,
+        "blank_queries": sum(not call.query.strip() for t in trajectories for call in t.searches) / made,
+        "repeated_queries": sum(_repeats(t) for t in trajectories) / made,
         "failed_searches": sum(t.stop is StopReason.SEARCH_FAILED for t in trajectories) / count,
         "valid_actions": 1 - sum(t.invalid_actions for t in trajectories) / max(1, sum(t.turns for t in trajectories)),
         "answered": sum(t.stop is StopReason.ANSWERED for t in trajectories) / count,
@@ -128,6 +132,12 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     for name in {name for s in scores for name in s.parts}:
         metrics[f"reward_{name}"] = sum(s.parts.get(name, 0.0) for s in scores) / count
     return metrics
+
+
+def _repeats(trajectory: Trajectory) -> int:
+    """Searches of an episode that ask what an earlier one asked."""
+    queries = [normalize_answer(call.query) for call in trajectory.searches]
+    return len(queries) - len(set(queries))
 
 
 def _needs_metrics(

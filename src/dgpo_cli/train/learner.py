@@ -84,6 +84,7 @@ class Optimizer:
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Inverse of `tensors`. Raises KeyError if a moment is missing."""
         self.updates = updates
+        self.adam.state.clear()
         if not updates:
             return
         for name, parameter in zip(self.names, self.parameters, strict=True):

@@ -38,6 +38,7 @@ class Hooks:
     evaluate: Callable[[], Mapping[str, float]]
     save: Callable[[int, Mapping[str, Any]], None]
     best: Callable[[], None]  # the weights just evaluated are the best so far
+    watch: Callable[[int, Mapping[str, float]], None] | None = None  # after a step; may put back other weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ def train(
         learner.objective.after_step(metrics, step / plan.steps)
         seconds += time.perf_counter() - started
         hooks.log(step, metrics | {"seconds": seconds})
+        if hooks.watch is not None:
+            hooks.watch(step, metrics)
         last = plan.ends(step, seconds)
         if last or (plan.eval_every and step % plan.eval_every == 0):
             best = _evaluate(learner, hooks, step, best)

@@ -1,0 +1,270 @@
+"""What `dgpo report` shows of run folders: curves, evaluations side by side, and episodes to read.
+
+Episodes come from the records that a run keeps: every answer of `dgpo eval`, every episode of `dgpo distill-data`, and
+of `dgpo rl` the last periodic evaluation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli import __version__
+from dgpo_cli.core.config import load_toml
+from dgpo_cli.core.protocol import Protocol
+from dgpo_cli.core.records import read_records, write_atomic
+from dgpo_cli.core.run_dir import read_metrics, read_run
+from dgpo_cli.core.types import Trajectory
+from dgpo_cli.errors import ConfigError, DgpoError, InputError
+from dgpo_cli.evaluate.outcome import Outcome, grade
+from dgpo_cli.evaluate.stats import paired_difference
+from dgpo_cli.evaluate.summary import Report
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.load import load_tokenizer, resolve
+from dgpo_cli.pipelines.agents import VALIDATION_FILE
+from dgpo_cli.pipelines.episode_text import attempt
+from dgpo_cli.reporting.charts import charts
+from dgpo_cli.reporting.report_page import render
+
+# Settings of an evaluation that do not decide its answers: they name the model, or places, or how many run at once.
+_NOT_COMPARED = {"model", "weights", "indexes", "wave", "device"}
+
+
+@dataclass(slots=True)
+class RunRecords:
+    """One run folder, with the files of episodes in it by question set."""
+
+    path: Path
+    record: dict[str, Any]
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    files: list[tuple[Path, str]]  # and the schema of their records
+    name: str = ""
+    reports: dict[str, Report] = field(default_factory=dict)  # by question set
+    right: dict[str, bool] = field(default_factory=dict)  # by episode
+
+    @property
+    def model(self) -> str:
+        """Whose tokens the episodes are made of."""
+        named = {"eval": "model", "distill-data": "teacher"}.get(self.record["command"])
+        return str(self.path) if named is None else str(self.config.get(named))
+
+    def trajectories(self) -> Iterator[tuple[Trajectory, dict[str, Any]]]:
+        """Every episode, with the header of its file. Raises InputError naming file and line."""
+        for file, schema in self.files:
+            header, rows = read_records(file, schema)
+            for line, row in rows:
+                try:
+                    yield Trajectory.from_json(row), header
+                except (KeyError, ValueError, TypeError) as error:
+                    raise InputError(
+                        f"{file}:{line}: not an episode ({error!r})", hint="make the run again with --fresh"
+                    ) from error
+
+
+def write_report(runs: Sequence[Path], target: Path, *, questions: int) -> dict[str, Any]:
+    """Write the page of `runs` to `target`; `questions` of each set can be read in it.
+
+    Returns {"path", "bytes", "runs", "questions", "warnings"}. Raises DgpoError for what is no run folder.
+    """
+    opened = [open_run(path) for path in dict.fromkeys(path.resolve() for path in runs)]
+    for run, name in zip(opened, _short_names([run.path for run in opened]), strict=True):
+        run.name = name
+    content = gather(opened, questions)
+    page = render(content, charts([(run.name, run.rows) for run in opened]))
+    write_atomic(target, page)
+    return {
+        "path": str(target),
+        "bytes": len(page.encode()),
+        "runs": [str(run.path) for run in opened],
+        "questions": len(content["questions"]),
+        "warnings": content["warnings"],
+    }
+
+
+def open_run(path: Path) -> RunRecords:
+    """Raises ConfigError if `path` is no run folder, InputError if it is damaged."""
+    if not (path / "run.json").is_file():
+        raise ConfigError(f"{path} is not a run folder", hint="`dgpo runs` lists them")
+    record = read_run(path)
+    config = load_toml(path / "config.toml") if (path / "config.toml").is_file() else {}
+    if record["command"] == "eval":
+        files = [(path / f"{name}.jsonl", "evaluation") for name in config.get("benchmarks", ())]
+    elif record["command"] == "distill-data":
+        files = [(path / "episodes.jsonl", "trajectories")]
+    else:
+        files = [(path / VALIDATION_FILE, "evaluation")]
+    run = RunRecords(path, record, config, read_metrics(path), [entry for entry in files if entry[0].is_file()])
+    by_set: dict[str, list[Outcome]] = {}
+    for trajectory, _ in run.trajectories():
+        outcome = grade(trajectory, _no_text)
+        run.right[trajectory.key] = outcome.em
+        by_set.setdefault(trajectory.question.qa_set, []).append(outcome)
+    run.reports = {name: Report.of(outcomes) for name, outcomes in by_set.items()}
+    return run
+
+
+def _no_text(ids: Sequence[int]) -> str:
+    """Only the format of turns is read off their text; it is not shown, and a run can be without its tokenizer."""
+    return ""
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Folder names; with as many parents as it takes to tell them apart."""
+    for length in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError(f"the same folder twice: {paths}")
+
+
+def gather(runs: Sequence[RunRecords], limit: int) -> dict[str, Any]:
+    """The page's content as JSON, charts not included."""
+    asked, warnings = _questions(runs, limit)
+    return {
+        "version": f"dgpo {__version__}",
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "runs": [{"name": run.name, "path": str(run.path), "logged": bool(run.rows)} for run in runs],
+        "summary": _summary(runs),
+        "evaluations": _evaluations(runs),
+        "pairs": _pairs(runs),
+        "warnings": [*_alarms(runs), *_differing(runs), *warnings],
+        "questions": asked,
+    }
+
+
+def _summary(runs: Sequence[RunRecords]) -> dict[str, Any]:
+    rows = []
+    for run in runs:
+        result = run.record.get("result") or {}
+        steps = max((int(row["step"]) for row in run.rows), default=None)
+        best = max((row["eval_em"] for row in run.rows if "eval_em" in row), default=result.get("em"))
+        model = run.config.get("model") or run.config.get("student") or run.config.get("teacher")
+        seconds = max((row["seconds"] for row in run.rows if "seconds" in row), default=None)
+        rows.append(
+            [
+                run.record["command"],
+                run.config.get("method"),
+                None if model is None else "/".join(Path(str(model)).parts[-2:]),
+                run.record["status"],
+                run.record["created"][:16].replace("T", " "),
+                None if steps is None else f"{steps:,}",
+                None if best is None else f"{best:.3f}",
+                None if seconds is None else f"{seconds:,.0f} s",
+            ]
+        )
+    columns = ["run", "command", "method", "model", "status", "started (UTC)", "steps", "best EM", "training time"]
+    return {"columns": columns, "rows": rows}
+
+
+def _evaluations(runs: Sequence[RunRecords]) -> dict[str, Any]:
+    rows: list[list[Any]] = []
+    for place, run in enumerate(runs):
+        for name, report in run.reports.items():
+            groups = [("all", report.overall)]
+            if len(report.by_hops) > 1:
+                groups += [(str(hops), summary) for hops, summary in report.by_hops.items()]
+            for hops, s in groups:
+                interval = f"{s.em_interval.low:.3f}–{s.em_interval.high:.3f}"
+                shares = [f"{value:.3f}" for value in (s.f1, s.answer_retrieved)]
+                numbers = [f"{s.searches:.2f}", f"{s.written_tokens:.0f}", str(s.invalid_actions)]
+                rows.append([place, name, hops, f"{s.n:,}", f"{s.em:.3f}", interval, *shares, *numbers])
+    columns = ["run", "question set", "hops", "n", "EM", "95 %", "F1", "answer retrieved", "searches"]
+    return {"columns": [*columns, "tokens written", "without action"], "rows": rows}
+
+
+def _pairs(runs: Sequence[RunRecords]) -> dict[str, Any]:
+    """Every two evaluations over the questions that both were asked."""
+    rows = []
+    for first, second in combinations([run for run in runs if run.record["command"] == "eval"], 2):
+        common = first.right.keys() & second.right.keys()
+        if not common:
+            continue
+        paired = paired_difference({k: first.right[k] for k in common}, {k: second.right[k] for k in common})
+        interval = f"{paired.interval.low:+.3f} to {paired.interval.high:+.3f}"
+        counts = [str(paired.n), str(paired.worse), str(paired.better)]
+        rows.append([first.name, second.name, *counts, f"{paired.difference:+.3f}", interval, f"{paired.p_value:.3g}"])
+    columns = ["A", "B", "questions", "only A right", "only B right", "B minus A", "95 %", "p (sign test)"]
+    return {"columns": columns, "rows": rows}
+
+
+def _differing(runs: Sequence[RunRecords]) -> list[str]:
+    """What makes the evaluations no fair comparison: settings, questions or corpora that are not the same."""
+    evaluations = [run for run in runs if run.record["command"] == "eval"]
+    if len(evaluations) < 2:
+        return []
+    lines = []
+    for name in sorted({name for run in evaluations for name in run.config} - _NOT_COMPARED):
+        values = [run.config.get(name) for run in evaluations]
+        if any(value != values[0] for value in values):
+            shown = "; ".join(f"{run.name}: {value}" for run, value in zip(evaluations, values, strict=True))
+            lines.append(f"Not comparable as they stand: the evaluations differ in {name} ({shown}).")
+    return lines
+
+
+def _alarms(runs: Sequence[RunRecords]) -> list[str]:
+    """What the collapse guard of training runs saw, and what followed."""
+    return [
+        f"{run.name}, step {row['step']}: {row['alarm']} (mean {row['metric']} {row['mean']:.4g}, "
+        f"threshold {row['threshold']:.4g}): {row['action']}."
+        for run in runs
+        for row in run.rows
+        if "alarm" in row
+    ]
+
+
+def _questions(runs: Sequence[RunRecords], limit: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """`limit` questions of each set with every run's attempt at them, and what could not be shown.
+
+    Which ones is a fixed draw by their keys, the same for every run; questions that more runs answered come first.
+    """
+    answered: dict[str, int] = {}
+    for run in runs:
+        for key in run.right:
+            answered[key] = answered.get(key, 0) + 1
+    by_set: dict[str, list[str]] = {}
+    for key in sorted(answered, key=lambda k: (-answered[k], hashlib.sha256(k.encode()).digest())):
+        by_set.setdefault(key.split("/")[0], []).append(key)
+    wanted = {key for keys in by_set.values() for key in keys[:limit]}
+    warnings = [
+        f"Of {len(keys):,} episodes of {name}, {limit} are shown; --questions takes more."
+        for name, keys in by_set.items()
+        if len(keys) > limit
+    ]
+    shown: dict[str, dict[str, Any]] = {}
+    for place, run in enumerate(runs):
+        codec: Codec | None = None
+        known = False
+        for trajectory, header in run.trajectories():
+            if trajectory.key not in wanted:
+                continue
+            if not known:
+                codec, known = _codec(run, header, warnings), True
+            question = trajectory.question
+            entry = shown.setdefault(
+                trajectory.key,
+                {
+                    "key": trajectory.key,
+                    "bench": question.qa_set,
+                    "text": question.text,
+                    "answers": list(question.answers),
+                    "hops": question.hops,
+                    "attempts": {},
+                },
+            )
+            entry["attempts"][str(place)] = attempt(trajectory, codec)
+    return list(shown.values()), warnings
+
+
+def _codec(run: RunRecords, header: dict[str, Any], warnings: list[str]) -> Codec | None:
+    """The tokenizer of the run's model; without it the page says so and shows what needs no tokens."""
+    try:
+        return Codec(load_tokenizer(resolve(run.model)), Protocol.from_json(header["protocol"]))
+    except DgpoError as error:
+        warnings.append(f"{run.name}: the text of its episodes cannot be shown ({error.message}).")
+        return None

@@ -1,0 +1,164 @@
+"""Signs that a policy collapses, read from the metrics of the steps: named alarms, each with what it saw.
+
+An alarm is armed by the first step whose value is healthy and rings when the mean of the last `window` steps is not.
+So a student that cannot search yet raises none, and one that has unlearned it does. How far an update moves the policy
+needs no such past: that alarm is armed from the start. All thresholds are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dgpo_cli.errors import ConfigError
+
+OnCollapse = Literal["warn", "stop", "rollback"]
+
+
+@dataclass(frozen=True, slots=True)
+class CollapseSettings:
+    window: int = 5  # ours, steps whose mean is judged
+    reward_floor: float = 0.01  # ours, mean reward below it, after ...
+    reward_alive: float = 0.05  # ours, ... a step that had this
+    entropy_min: float = 0.0005  # ours, nats per token
+    entropy_max: float = 3.0  # ours, nats per token
+    behavior_kl_max: float = 0.5  # ours, nats per token between the policy that wrote and the updated one
+    teacher_kl_max: float = 5.0  # ours, nats per token on wrong answers
+    blank_queries_max: float = 0.5  # ours, share of searches
+    repeated_queries_max: float = 0.5  # ours, share of searches that repeat one of their episode
+    invalid_actions_max: float = 0.5  # ours, share of turns
+    right_logprob_drop: float = 1.0  # ours, nats per token below the best mean so far
+    lr_factor: float = 0.5  # ours, of the learning rates, at each rollback
+    max_rollbacks: int = 3  # ours, then the run ends
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ConfigError(f"collapse.window = {self.window}", hint="give 1 step or more")
+        if not 0 < self.lr_factor < 1:
+            raise ConfigError(f"collapse.lr_factor = {self.lr_factor}", hint="give a factor between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """`values` are those of the steps up to `step` whose mean, `mean`, is beyond `threshold`."""
+
+    name: str
+    metric: str
+    step: int
+    values: tuple[float, ...]
+    mean: float
+    threshold: float
+
+    def __str__(self) -> str:
+        side = "below" if self.mean < self.threshold else "above"
+        seen = ", ".join(f"{value:.4g}" for value in self.values)
+        return (
+            f"{self.name} at step {self.step}: mean {self.metric} {self.mean:.4g} is {side} {self.threshold:.4g} "
+            f"(last steps: {seen})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "alarm": self.name,
+            "metric": self.metric,
+            "values": list(self.values),
+            "mean": self.mean,
+            "threshold": self.threshold,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Healthy is what lies between `low` and `high`; `alive`, where given, is what arms the alarm instead of `low`."""
+
+    name: str
+    metric: str
+    low: float = float("-inf")
+    high: float = float("inf")
+    alive: float | None = None
+    from_start: bool = False  # armed before any step was healthy
+    drop: float | None = None  # `low` is the best mean so far less this
+
+    def arms(self, value: float) -> bool:
+        return (self.low if self.alive is None else self.alive) <= value <= self.high
+
+
+def rules(settings: CollapseSettings) -> tuple[Rule, ...]:
+    s = settings
+    return (
+        Rule("reward gone", "reward", low=s.reward_floor, alive=s.reward_alive),
+        Rule("entropy out of its band", "entropy", low=s.entropy_min, high=s.entropy_max),
+        Rule("policy jumps", "behavior_kl", high=s.behavior_kl_max, from_start=True),
+        Rule("far from the teacher", "teacher_k1_wrong", high=s.teacher_kl_max),
+        Rule("far from the teacher (exact KL)", "gated_reverse_kl", high=s.teacher_kl_max),
+        Rule("blank queries", "blank_queries", high=s.blank_queries_max),
+        Rule("repeated queries", "repeated_queries", high=s.repeated_queries_max),
+        Rule("invalid actions", "valid_actions", low=1 - s.invalid_actions_max),
+        Rule("right answers unlearned", "right_logprob", drop=s.right_logprob_drop),
+    )
+
+
+@dataclass(slots=True)
+class Guard:
+    """Watches one run. Its state is a function of the steps seen, so a resumed run rings as an undisturbed one."""
+
+    settings: CollapseSettings
+    lr_scale: float = 1.0  # of all learning rates, after the rollbacks so far
+    rollbacks: int = 0
+    alarms: int = 0
+    windows: dict[str, list[float]] = field(default_factory=dict)  # by alarm
+    armed: dict[str, bool] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)  # best mean, of alarms that compare with it
+
+    def look(self, step: int, metrics: Mapping[str, float]) -> list[Alarm]:
+        """Alarms that this step sets off. One that rang is silent until its window is full again and it is re-armed."""
+        found = [alarm for rule in rules(self.settings) if (alarm := self._look(rule, step, metrics)) is not None]
+        self.alarms += len(found)
+        return found
+
+    def _look(self, rule: Rule, step: int, metrics: Mapping[str, float]) -> Alarm | None:
+        if rule.metric not in metrics:  # no right answer, no teacher
+            return None
+        value = metrics[rule.metric]
+        window = [*self.windows.get(rule.name, ()), value][-self.settings.window :]
+        self.windows[rule.name] = window
+        if rule.arms(value):
+            self.armed[rule.name] = True
+        if len(window) < self.settings.window:
+            return None
+        mean = sum(window) / len(window)
+        low = rule.low
+        if rule.drop is not None:
+            best = self.best[rule.name] = max(mean, self.best.get(rule.name, mean))
+            low = best - rule.drop
+        if low <= mean <= rule.high or not self.armed.get(rule.name, rule.from_start):
+            return None
+        self.armed[rule.name] = False
+        self.windows[rule.name] = []
+        return Alarm(rule.name, rule.metric, step, tuple(window), mean, low if mean < low else rule.high)
+
+    def roll_back(self) -> bool:
+        """Count a rollback and lower the learning rates; False if there were too many already."""
+        if self.rollbacks >= self.settings.max_rollbacks:
+            return False
+        self.rollbacks += 1
+        self.lr_scale *= self.settings.lr_factor
+        self.windows.clear()
+        self.armed.clear()
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "lr_scale": self.lr_scale,
+            "rollbacks": self.rollbacks,
+            "alarms": self.alarms,
+            "windows": {name: list(values) for name, values in self.windows.items()},
+            "armed": dict(self.armed),
+            "best": dict(self.best),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.lr_scale, self.rollbacks, self.alarms = state["lr_scale"], state["rollbacks"], state["alarms"]
+        self.windows = {name: list(values) for name, values in state["windows"].items()}
+        self.armed, self.best = dict(state["armed"]), dict(state["best"])

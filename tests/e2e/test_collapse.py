@@ -1,0 +1,167 @@
+"""A run that collapses because of its learning rate alone is caught and rolled back; interrupted, it ends the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.offline import ROLLOUT
+from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+from dgpo_cli.core.protocol import TINYWORLD
+from dgpo_cli.core.records import write_jsonl_atomic
+from dgpo_cli.core.run_dir import RunDir, read_metrics
+from dgpo_cli.core.types import question_to_json
+from dgpo_cli.errors import TrainingError
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.load import save_model
+from dgpo_cli.pipelines.agents import VALIDATION_FILE, rollout_settings
+from dgpo_cli.pipelines.demonstrations import write_demonstrations
+from dgpo_cli.pipelines.kd import run_kd
+from dgpo_cli.pipelines.rl import run_rl
+from dgpo_cli.pipelines.settings import KDSettings, RLSettings
+from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.tinyworld.demonstrations import Demonstrator, Fault
+from dgpo_cli.tinyworld.files import write_world
+from dgpo_cli.tinyworld.sizes import ModelSize, qwen2_config
+from dgpo_cli.tinyworld.world import WorldSize, build_world
+from dgpo_cli.train.collapse import CollapseSettings
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> RLSettings:
+    """A student that knows 24 questions by heart, and training on them."""
+    folder = tmp_path_factory.mktemp("collapse")
+    world = build_world(0, WorldSize(demonstrations=20, train=60, validation=10, test=10))
+    write_world(world, folder / "world")
+    build_index(folder / "world" / "corpus.jsonl", folder / "index")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "world" / "tokenizer")
+    torch.manual_seed(0)
+    save_model(
+        folder / "start", Qwen2ForCausalLM(qwen2_config(ModelSize(64, 2, 4), len(tokenizer))), tokenizer, TINYWORLD
+    )
+    questions = [question for question in world.questions["train"] if question.hops == 1][:24]
+    write_jsonl_atomic(folder / "questions.jsonl", [question_to_json(question) for question in questions])
+    write_demonstrations(
+        Demonstrator(world, Fault({})),
+        questions,
+        folder / "demonstrations.jsonl",
+        codec=Codec(tokenizer, TINYWORLD),
+        retriever=open_index(folder / "index").retriever,
+        settings=rollout_settings(ROLLOUT, 0),
+    )
+    cold = KDSettings(
+        student=str(folder / "start"),
+        teacher=str(folder / "start"),
+        trajectories=str(folder / "demonstrations.jsonl"),
+        method="seqkd",
+        lr=5e-3,
+        epochs=60,
+        batch_size=24,
+        validation_share=0.0,
+        eval_every=60,
+        device="cpu",
+    )
+    with RunDir.open("kd", {}, out=folder / "student") as run:
+        run_kd(cold, run, keep=1, progress=None)
+    return RLSettings(
+        student=str(folder / "student"),
+        teacher=None,
+        index=str(folder / "index"),
+        questions=str(folder / "questions.jsonl"),
+        validation=str(folder / "questions.jsonl"),
+        method="ppo",
+        steps=16,
+        batch_size=24,
+        mini_batches=2,
+        lr=1e-4,
+        warmup_steps=0,
+        critic_lr=1e-3,
+        critic_warmup_lr_steps=0,
+        eval_every=4,
+        eval_questions=24,
+        save_every=4,
+        device="cpu",
+        rollout=ROLLOUT,
+        on_collapse="rollback",
+        # One rollback goes from the rate that ruins the student to one that does not.
+        collapse=CollapseSettings(window=3, lr_factor=0.05),
+    )
+
+
+RUINOUS = 0.05
+
+
+def train(settings: RLSettings, folder: Path, **options: Any) -> dict[str, Any]:
+    with RunDir.open("rl", {"lr": settings.lr, "do": settings.on_collapse}, out=folder) as run:
+        return run_rl(settings, run, keep=1, progress=None, **options)
+
+
+def em(folder: Path) -> list[float]:
+    return [row["eval_em"] for row in read_metrics(folder) if "eval_em" in row]
+
+
+def test_a_ruinous_learning_rate_is_caught_and_rolled_back(settings: RLSettings, tmp_path: Path) -> None:
+    healthy = train(settings, tmp_path / "healthy")
+    assert healthy["alarms"] == healthy["rollbacks"] == 0
+    start = em(tmp_path / "healthy")[0]
+    assert start > 0.8
+
+    told: list[str] = []
+    warned = train(replace(settings, lr=RUINOUS, on_collapse="warn"), tmp_path / "warned", warn=told.append)
+    assert warned["rollbacks"] == 0
+    assert told
+    assert em(tmp_path / "warned")[-1] < 0.1  # the learning rate alone did it
+
+    told.clear()
+    saved = train(replace(settings, lr=RUINOUS), tmp_path / "saved", warn=told.append)
+    alarms = [row for row in read_metrics(tmp_path / "saved") if "alarm" in row]
+    assert saved["rollbacks"] >= 1
+    assert saved["alarms"] == len(alarms)
+    assert "back to the weights of step 0, learning rates times 0.05" in alarms[0]["action"]
+    assert alarms[0]["action"] in told[0]
+    rates = [row["policy_lr"] for row in read_metrics(tmp_path / "saved") if "policy_lr" in row]
+    assert rates[0] == RUINOUS
+    assert rates[-1] == pytest.approx(RUINOUS * 0.05 ** saved["rollbacks"])
+    assert em(tmp_path / "saved")[-1] > 0.8  # and it goes on from there
+    assert not (tmp_path / "saved" / "rollback").exists()
+    assert len((tmp_path / "saved" / VALIDATION_FILE).read_text().splitlines()) == 25  # header and 24 episodes
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", [5, 9])
+def test_an_interrupted_rollback_ends_with_the_same_weights(settings: RLSettings, tmp_path: Path, at: int) -> None:
+    ruined = replace(settings, lr=RUINOUS, steps=12)
+    train(ruined, tmp_path / "whole")
+    calls = 0
+
+    def die(done: int, total: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > at:
+            raise Killed
+
+    config = {"lr": ruined.lr, "do": ruined.on_collapse}
+    with pytest.raises(Killed), RunDir.open("rl", config, out=tmp_path / "cut") as run:
+        run_rl(ruined, run, keep=1, progress=die)
+    train(ruined, tmp_path / "cut")
+    whole, cut = (load_file(tmp_path / name / "state/step-00000012/student.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    shown = [[row for row in read_metrics(tmp_path / name) if "alarm" in row] for name in ("whole", "cut")]
+    assert shown[0] == shown[1] != []
+
+
+def test_stop_ends_the_run_and_names_the_way_out(settings: RLSettings, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the policy collapsed") as stopped:
+        train(replace(settings, lr=RUINOUS, on_collapse="stop"), tmp_path / "stopped")
+    assert "--on-collapse rollback" in (stopped.value.hint or "")

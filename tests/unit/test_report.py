@@ -1,0 +1,178 @@
+"""The page of `dgpo report`: what it says of runs made by hand, and that nothing read can become part of the page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from tests.report_runs import ATTACK, make
+
+from dgpo_cli.errors import ConfigError
+from dgpo_cli.pipelines import report
+from dgpo_cli.reporting.charts import running_mean
+from dgpo_cli.reporting.report_page import embed
+
+
+class Page(HTMLParser):
+    """Elements as a browser would see them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self._script = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._script = tag == "script"
+        if self._script:
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self._script:
+            self.scripts[-1] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._script = False
+
+    @property
+    def content(self):
+        return json.loads(self.scripts[0])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    return make(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def page(runs: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Page:
+    target = tmp_path_factory.mktemp("page") / "r.html"
+    report.write_report(runs, target, questions=100)
+    return Page(target.read_text(encoding="utf-8"))
+
+
+def test_the_page_holds_two_scripts_and_no_image_whatever_was_read(page: Page) -> None:
+    names = [name for name, _ in page.tags]
+    assert names.count("script") == 2
+    assert not {"img", "iframe", "link", "object", "embed", "base", "form"} & set(names)
+    assert not [value for _, attributes in page.tags for name, value in attributes.items() if name.startswith("on")]
+    assert any(ATTACK in question["text"] for question in page.content["questions"])
+
+
+def test_the_policy_allows_the_pages_own_script_and_no_request(page: Page) -> None:
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
+    digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
+    assert policy is not None
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == f"'sha256-{digest}'"
+    assert not {"connect-src", "img-src", "font-src"} & rules.keys()
+    places = [v for _, a in page.tags for n, v in a.items() if n in ("src", "href", "xlink:href") and v]
+    assert all(place.startswith("#") for place in places)
+
+
+def test_the_script_never_makes_markup_of_data(page: Page) -> None:
+    forbidden = ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "new Function", "fetch(")
+    assert [word for word in forbidden if word in page.scripts[1]] == []
+
+
+def test_embedded_json_cannot_end_its_element() -> None:
+    text = embed({"a": "</script><!-- <script>", "b": "\u2028 é"})
+    assert "<" not in text
+    assert json.loads(text) == {"a": "</script><!-- <script>", "b": "\u2028 é"}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        embed(float("nan"))
+
+
+def test_an_episode_reads_as_it_was_written_step_by_step(page: Page) -> None:
+    question = next(q for q in page.content["questions"] if q["key"] == "hand/q1/0")
+    attempt = question["attempts"]["1"]
+    assert [(step["kind"], step["search"]) for step in attempt["steps"]] == [
+        ("prompt", None),
+        ("search", 0),
+        ("result", None),
+        ("think", None),
+        ("correction", None),
+        ("answer", None),
+    ]
+    assert attempt["steps"][1]["text"] == "<think>hm</think><search>where is it</search>"
+    assert attempt["steps"][3]["text"] == "no idea é"
+    assert ATTACK in attempt["steps"][2]["text"]
+    assert attempt["written"] == sum(
+        s["tokens"] for s in attempt["steps"] if s["kind"] in ("search", "think", "answer")
+    )
+    assert attempt["searches"][0]["hits"] == [
+        {"id": "p1", "title": f"Lyon {ATTACK}", "score": 1.25, "gold": True, "answer": True}
+    ]
+    assert (attempt["correct"], attempt["reward"], attempt["parts"]) == (False, 0.0, {"em": 0.0})
+
+
+def test_tables_and_pairs_have_the_numbers_of_the_records(page: Page) -> None:
+    content = page.content
+    rows = {(row[0], row[2]): row for row in content["evaluations"]["rows"]}
+    assert rows[0, "all"][3:5] == ["6", "0.500"]
+    assert rows[1, "all"][3:5] == ["6", "0.333"]
+    assert rows[0, "1"][3:5] == ["3", "0.667"]  # questions 0, 2 of 0, 2, 4
+    # Only the first has 1 and 2 right, only the second 3; a split of 2 to 1 of three has p = 1.
+    pair = content["pairs"]["rows"]
+    assert [row[:6] for row in pair] == [["first", "second", "6", "2", "1", "-0.167"]]
+    assert pair[0][7] == "1"
+    train = content["summary"]["rows"][2]
+    assert train[:2] == ["rl", "dgpo"]
+    assert train[5:] == ["30", "0.500", "60 s"]
+
+
+def test_evaluations_with_other_settings_are_called_not_comparable(page: Page) -> None:
+    assert page.content["warnings"] == [
+        "Not comparable as they stand: the evaluations differ in top_k (first: 3; second: 5)."
+    ]
+
+
+def test_a_bounded_page_shows_the_same_questions_of_every_run(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    result = report.write_report(runs[:2], tmp_path / "r.html", questions=2)
+    content = Page((tmp_path / "r.html").read_text(encoding="utf-8")).content
+    assert result["questions"] == 2
+    assert [set(q["attempts"]) for q in content["questions"]] == [{"0", "1"}] * 2
+    assert "2 are shown" in content["warnings"][-1]
+    assert content["evaluations"]["rows"][0][3] == "6"  # tables count all
+
+
+def test_without_the_tokenizer_the_page_says_so_and_shows_the_rest(
+    runs: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = report.open_run(runs[0])
+    opened.name, opened.config["model"] = "first", str(tmp_path / "gone")
+    content = report.gather([opened], 10)
+    assert content["questions"][0]["attempts"]["0"]["steps"] == []
+    assert content["questions"][0]["attempts"]["0"]["searches"][0]["query"] == "where is it"
+    assert content["warnings"] == [
+        f"first: the text of its episodes cannot be shown ({tmp_path / 'gone'} does not exist)."
+    ]
+
+
+def test_curves_are_drawn_for_every_logged_number_and_names_are_escaped(page: Page) -> None:
+    metrics = [a["data-metric"] for tag, a in page.tags if tag == "figure"]
+    assert metrics == ["eval_em", "reward", "entropy", "odd<name>", "seconds"]
+    curves = [a["id"] for _, a in page.tags if (a.get("id") or "").startswith("curve-")]
+    assert {"curve-2-reward", "curve-2-reward-each", "curve-2-eval_em"} <= set(curves)
+    assert running_mean([1, 2, 3, 6], 2) == [1, 1.5, 2.5, 4.5]
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a run folder"):
+        report.write_report([tmp_path], tmp_path / "r.html", questions=1)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_the_command_writes_the_page(runs: tuple[Path, Path, Path], dgpo, folder: Path) -> None:
+    ended = dgpo("report", str(runs[0]), str(runs[2]), "-o", "page.html", "--json")
+    assert ended.status == 0
+    result = json.loads(ended.out)
+    assert result["questions"] == 6
+    assert (folder / "page.html").stat().st_size == result["bytes"]
