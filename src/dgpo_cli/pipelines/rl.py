@@ -24,6 +24,7 @@ from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions, training_set
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.rewards import registry as rewards
 from dgpo_cli.train.devices import inference_dtype, training_device
 from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
 from dgpo_cli.train.loop import Plan
@@ -47,6 +48,7 @@ def needs_teacher(objective: Objective) -> bool:
 def check(settings: RLSettings) -> None:
     """What can be found wrong before a model is loaded. Raises DgpoError."""
     objective = make_objective(settings)
+    rewards.weighted(settings.reward)
     student = resolve(settings.student)
     if needs_teacher(objective):
         assert settings.teacher is not None
@@ -125,7 +127,8 @@ def reinforce(
 ) -> dict[str, Any]:
     """Train `student` on `questions`; see `run_training` for the result. The best weights by validation EM are kept."""
     codec = Codec(student.tokenizer, student.protocol)
-    agent = Agent.of(student.model, codec, retriever, rollout_settings(settings.rollout, settings.seed))
+    reward = rewards.weighted(settings.reward) if settings.reward else None
+    agent = Agent.of(student.model, codec, retriever, rollout_settings(settings.rollout, settings.seed), reward)
     learner = _learner(settings, make_objective(settings), student, teacher, codec)
     source = Rollouts(questions, settings.batch_size, settings.seed, roll=lambda pairs: list(agent.run(pairs)))
     plan = Plan(

@@ -85,6 +85,7 @@ class RLSettings:
     validation: str | None = None  # question file of the periodic evaluation; held out of `questions` by default
     method: str = "dgpo"
     objective: dict[str, object] = field(default_factory=dict)
+    reward: dict[str, float] = field(default_factory=dict)  # weights by part, over em = 1 (paper)
     steps: int = 1000  # paper
     batch_size: int = 512  # paper, prompts per step with one rollout each
     mini_batches: int = 2  # paper, 256 of 512
