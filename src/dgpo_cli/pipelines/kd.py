@@ -96,6 +96,7 @@ def distil(
         policy_optimizer=Optimizer(student.model, optimizer, steps),
         teacher=None if teacher is None else teacher.model,
         micro_batch_tokens=settings.micro_batch_tokens,
+        chunk_tokens=settings.chunk_tokens,
     )
     every = settings.eval_every if settings.eval_every is not None else source.steps_per_epoch
     plan = Plan(steps, eval_every=every, save_every=every, seed=settings.seed, seconds=settings.seconds)

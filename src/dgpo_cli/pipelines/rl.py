@@ -163,6 +163,7 @@ def _learner(
         policy_optimizer=Optimizer(student.model, policy, updates),
         teacher=teacher.model if teacher is not None and needs_teacher(objective) else None,
         micro_batch_tokens=settings.micro_batch_tokens,
+        chunk_tokens=settings.chunk_tokens,
         temperature=settings.rollout.temperature,
     )
     # Both start as the student does now, before it is trained and before a saved state is put into it.
@@ -175,4 +176,6 @@ def _learner(
         learner.value_optimizer = Optimizer(learner.critic, critic, updates)
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(student.model)
+        if learner.critic is not None:
+            enable_gradient_checkpointing(learner.critic.backbone)
     return learner

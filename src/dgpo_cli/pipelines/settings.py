@@ -60,6 +60,7 @@ class KDSettings:
     eval_limit: int = 256  # ours
     eval_every: int | None = None  # steps; once per epoch by default (ours)
     micro_batch_tokens: int = 16_384  # ours
+    chunk_tokens: int = 1_024  # ours, tokens whose logits exist at once
     gradient_checkpointing: bool = False
     teacher_8bit: bool = False
     seconds: float | None = None
@@ -68,7 +69,7 @@ class KDSettings:
     rollout: RolloutOptions = field(default_factory=RolloutOptions)  # of the evaluation
 
     def __post_init__(self) -> None:
-        _positive(self, "lr", "batch_size", "epochs", "micro_batch_tokens")
+        _positive(self, "lr", "batch_size", "epochs", "micro_batch_tokens", "chunk_tokens")
         if (self.eval_index is None) != (self.eval_questions is None):
             raise ConfigError("validation by EM needs an index and questions", hint="give both --index and --eval-data")
         if not 0 <= self.validation_share < 1:
@@ -99,6 +100,7 @@ class RLSettings:
     eval_questions: int = 256  # ours
     save_every: int = 50  # paper
     micro_batch_tokens: int = 16_384  # ours
+    chunk_tokens: int = 1_024  # ours, tokens whose logits exist at once
     gradient_checkpointing: bool = False
     teacher_8bit: bool = False
     seed: int = 0
@@ -106,7 +108,7 @@ class RLSettings:
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
 
     def __post_init__(self) -> None:
-        _positive(self, "lr", "critic_lr", "batch_size", "mini_batches", "steps", "micro_batch_tokens")
+        _positive(self, "lr", "critic_lr", "batch_size", "mini_batches", "steps", "micro_batch_tokens", "chunk_tokens")
 
 
 def _positive(settings: object, *names: str) -> None:
