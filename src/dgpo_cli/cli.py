@@ -12,7 +12,21 @@ import typer
 from typer.core import TyperGroup
 
 from dgpo_cli import __version__
-from dgpo_cli.commands import chat, distill_data, doctor, evaluate, export, index, kd, models, quickstart, rl, runs
+from dgpo_cli.commands import (
+    chat,
+    distill_data,
+    doctor,
+    evaluate,
+    export,
+    index,
+    kd,
+    models,
+    plan,
+    quickstart,
+    recipes,
+    rl,
+    runs,
+)
 from dgpo_cli.errors import DgpoError
 
 
@@ -40,6 +54,8 @@ app.command("rl")(rl.rl)
 app.command("eval")(evaluate.evaluate)
 app.command("chat")(chat.chat)
 app.command("export")(export.export)
+app.command("recipes")(recipes.recipes)
+app.command("plan")(plan.plan)
 app.command("models")(models.models)
 app.command("runs")(runs.runs)
 app.command("doctor")(doctor.doctor)

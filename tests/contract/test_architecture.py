@@ -31,7 +31,8 @@ LEVELS = (
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 HEAVY = ("torch", "transformers", "datasets", "faiss", "bitsandbytes", "bm25s", "accelerate", "matplotlib", "numpy")
 COMMANDS = (
-    "quickstart", "index", "distill-data", "kd", "rl", "eval", "chat", "export", "models", "runs", "doctor",
+    "quickstart", "index", "distill-data", "kd", "rl", "eval", "chat", "export",
+    "recipes", "plan", "models", "runs", "doctor",
 )  # fmt: skip
 
 

@@ -56,6 +56,7 @@ def distill_data(
 
     Example: `dgpo distill-data --teacher qwen-3b --data nq,hotpotqa --limit 20000`
     """
+    from dgpo_cli.core.recipes import config_of
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.core.workspace import Workspace
     from dgpo_cli.pipelines.distill_data import run_distill_data
@@ -63,10 +64,15 @@ def distill_data(
     from dgpo_cli.qa_sets import training_set
 
     console = Console(json_output=json, quiet=quiet)
+    stored = config_of(config, "distill-data")
     values = {
-        "teacher": absolute(choose(console, "teacher", teacher, "qwen-3b", hint="give --teacher")),
-        "index": choose_index(console, index),
-        "questions": absolute(choose(console, "questions", data, "nq,hotpotqa", hint="give --data")),
+        "teacher": absolute(
+            choose(console, "teacher", teacher or stored.get("teacher"), "qwen-3b", hint="give --teacher")
+        ),
+        "index": choose_index(console, index or stored.get("index")),
+        "questions": absolute(
+            choose(console, "questions", data or stored.get("questions"), "nq,hotpotqa", hint="give --data")
+        ),
         "keep": keep,
         "samples": samples,
         "limit": limit,
@@ -75,7 +81,7 @@ def distill_data(
         "device": device,
         "rollout": {} if temperature is None else {"temperature": temperature},
     }
-    settings = settings_from(DistillDataSettings, "distill-data", config=config, options=set_, values=values)
+    settings = settings_from(DistillDataSettings, "distill-data", config=stored, options=set_, values=values)
     if steps is not None:
         waves = steps * settings.rollout.wave
         settings = replace(settings, limit=min(settings.limit or waves, waves))

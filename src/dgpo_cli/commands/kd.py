@@ -65,6 +65,7 @@ def kd(
 
     Example: `dgpo kd --student qwen-0.5b --teacher qwen-3b --epochs 5`
     """
+    from dgpo_cli.core.recipes import config_of
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.pipelines.settings import KDSettings
 
@@ -72,11 +73,21 @@ def kd(
     if list_ or describe:
         console.result(describe_methods(console, describe, rewards=False))
         return
+    stored = config_of(config, "kd")
     values: dict[str, Any] = {
-        "student": absolute(choose(console, "student", student, "qwen-0.5b", hint="give --student")),
-        "teacher": absolute(choose(console, "teacher", teacher, "qwen-3b", hint="give --teacher")),
+        "student": absolute(
+            choose(console, "student", student or stored.get("student"), "qwen-0.5b", hint="give --student")
+        ),
+        "teacher": absolute(
+            choose(console, "teacher", teacher or stored.get("teacher"), "qwen-3b", hint="give --teacher")
+        ),
         "trajectories": absolute(
-            choose(console, "trajectories", data, hint="make some with `dgpo distill-data`, or give --data")
+            choose(
+                console,
+                "trajectories",
+                data or stored.get("trajectories"),
+                hint="make some with `dgpo distill-data`, or give --data",
+            )
         ),
         "method": method,
         "eval_index": None if index is None else absolute(index),
@@ -89,7 +100,7 @@ def kd(
         "seed": seed,
         "device": device,
     }
-    settings: KDSettings = settings_from(KDSettings, "kd", config=config, options=set_, values=values)
+    settings: KDSettings = settings_from(KDSettings, "kd", config=stored, options=set_, values=values)
     _check(settings)
     if dry_run:
         console.result(show_settings(console, settings))

@@ -71,6 +71,7 @@ def rl(
 
     Example: `dgpo rl --teacher qwen-3b --teacher-8bit`
     """
+    from dgpo_cli.core.recipes import config_of
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.pipelines.rl import check, run_rl
     from dgpo_cli.pipelines.settings import RLSettings
@@ -80,11 +81,18 @@ def rl(
         console.result(describe_methods(console, describe, rewards=True))
         return
     objective = {"kl_form": kl_form, "kl_coef": kl_coef, "kl_gate": kl_gate}
+    stored = config_of(config, "rl")
     values: dict[str, Any] = {
-        "student": absolute(choose(console, "student", student, "qwen-0.5b-kd", hint="give --student")),
-        "teacher": absolute(choose(console, "teacher", teacher, "qwen-3b", hint="give --teacher")),
-        "index": choose_index(console, index),
-        "questions": absolute(choose(console, "questions", data, "nq,hotpotqa", hint="give --data")),
+        "student": absolute(
+            choose(console, "student", student or stored.get("student"), "qwen-0.5b-kd", hint="give --student")
+        ),
+        "teacher": absolute(
+            choose(console, "teacher", teacher or stored.get("teacher"), "qwen-3b", hint="give --teacher")
+        ),
+        "index": choose_index(console, index or stored.get("index")),
+        "questions": absolute(
+            choose(console, "questions", data or stored.get("questions"), "nq,hotpotqa", hint="give --data")
+        ),
         "bench_dir": None if bench_dir is None else absolute(str(bench_dir)),
         "validation": None if eval_data is None else absolute(eval_data),
         "method": method,
@@ -96,7 +104,7 @@ def rl(
         "seed": seed,
         "device": device,
     }
-    settings: RLSettings = settings_from(RLSettings, "rl", config=config, options=set_, values=values)
+    settings: RLSettings = settings_from(RLSettings, "rl", config=stored, options=set_, values=values)
     check(settings)
     if dry_run:
         console.result(show_settings(console, settings))
