@@ -21,7 +21,9 @@ from dgpo_cli.commands import (
     index,
     kd,
     models,
+    plan,
     quickstart,
+    recipes,
     report,
     reproduce,
     rl,
@@ -61,6 +63,8 @@ app.command("chat")(chat.chat)
 app.command("export")(export.export)
 app.command("reproduce")(reproduce.reproduce)
 app.command("serve")(serve.serve)
+app.command("recipes")(recipes.recipes)
+app.command("plan")(plan.plan)
 app.command("models")(models.models)
 app.command("runs")(runs.runs)
 app.command("doctor")(doctor.doctor)

@@ -32,8 +32,8 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 HEAVY = ("torch", "transformers", "datasets", "faiss", "bitsandbytes", "bm25s", "accelerate", "matplotlib", "numpy",
          "fastapi", "uvicorn")  # fmt: skip
 COMMANDS = (
-    "quickstart", "index", "search", "distill-data", "kd", "rl", "eval", "report",
-    "chat", "export", "serve", "reproduce", "models", "runs", "doctor",
+    "quickstart", "index", "search", "distill-data", "kd", "rl", "eval", "report", "chat",
+    "export", "serve", "reproduce", "recipes", "plan", "models", "runs", "doctor",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from dgpo_cli.models.critic import Critic
 from dgpo_cli.models.eight_bit import count_eight_bit
 from dgpo_cli.models.load import load_model, load_protocol, resolve, save_model
 from dgpo_cli.models.random_init import configuration, random_model
+from dgpo_cli.models.shapes import SHAPES, Shape
 from tiny import bpe_tokenizer, qwen
 
 CPU = torch.device("cpu")
@@ -133,11 +134,7 @@ def test_parameters_to_the_last_one(name, count):
 
 
 def test_random_weights_come_from_the_seed(monkeypatch):
-    monkeypatch.setitem(
-        __import__("dgpo_cli.models.random_init", fromlist=["_SHAPES"])._SHAPES,
-        "qwen-tiny",
-        (16, 32, 1, 2, 1, 40, True),
-    )
+    monkeypatch.setitem(SHAPES, "qwen-tiny", Shape(16, 32, 1, 2, 1, 40, tied=True, qkv_bias=True))
     before = torch.get_rng_state()
     first, again, other = (
         random_model("qwen-tiny", device=CPU, dtype=torch.bfloat16, seed=seed).model.embed_tokens.weight

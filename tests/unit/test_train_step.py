@@ -10,13 +10,15 @@ from tests.tiny import bpe_tokenizer, qwen
 
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.types import Question, Score, StopReason, Trajectory
+from dgpo_cli.engine.base import Sampling
+from dgpo_cli.engine.hf import HFEngine
 from dgpo_cli.errors import TrainingError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic
 from dgpo_cli.objectives import registry
 from dgpo_cli.train.batch import Sample
 from dgpo_cli.train.credit import samples_of, student_samples, teacher_samples
-from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings
+from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
 from dgpo_cli.train.source import Sequences
 from dgpo_cli.train.step import optimizer_step
 
@@ -282,3 +284,29 @@ def test_what_the_student_wrote_is_trained_beside_the_teachers_text(method, monk
     second = step_gradients(other, teacher_samples(data), monkeypatch)[0]
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-7)
+
+
+def test_checkpointing_changes_no_gradient_and_leaves_rollouts_their_cache(monkeypatch):
+    results = []
+    for checkpointed in (False, True):
+        made = learner("dgpo", {"kl_coef": 0.1})
+        if checkpointed:
+            enable_gradient_checkpointing(made.student)
+            enable_gradient_checkpointing(made.critic.backbone)
+        forwards = []
+        made.student.model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=forwards: seen.append(1))
+        samples, _ = student_samples(made, trajectories())
+        before = len(forwards)
+        student, critic, _ = step_gradients(made, samples, monkeypatch)
+        results.append((student, critic, len(forwards) - before))
+        # In training mode a checkpointed layer would drop the key-value cache of the engine.
+        assert not made.student.training and not made.critic.backbone.training
+        engine = HFEngine(made.student, CODEC, slots=1, capacity=64)
+        engine.open([1, 2, 3], Sampling(temperature=0.0, max_new_tokens=4))
+        results[-1] += ([event.token_id for _ in range(4) for event in engine.step()],)
+    (plain, plain_critic, once, text), (again, again_critic, twice, same_text) = results
+    assert twice == 2 * once and text == same_text
+    for first, second in ((plain, again), (plain_critic, again_critic)):
+        assert first.keys() == second.keys()
+        for name, gradient in first.items():
+            torch.testing.assert_close(second[name], gradient)

@@ -67,7 +67,7 @@ def distill_data(
     from dgpo_cli.retrieval.open import check_index
 
     console = Console(json_output=json, quiet=quiet)
-    before = recorded(config, set_)
+    before = recorded(config, set_, "distill-data")
     values = {
         "teacher": absolute(
             choose(console, "teacher", teacher or before.get("teacher"), "qwen-3b", hint="give --teacher")

@@ -78,7 +78,7 @@ def kd(
     if list_ or describe:
         console.result(describe_methods(console, describe, rewards=False))
         return
-    before = recorded(config, set_)
+    before = recorded(config, set_, "kd")
     values: dict[str, Any] = {
         "student": absolute(
             choose(console, "student", student or before.get("student"), "qwen-0.5b", hint="give --student")

@@ -88,7 +88,7 @@ def rl(
         console.result(describe_methods(console, describe, rewards=True))
         return
     objective = {"kl_form": kl_form, "kl_coef": kl_coef, "kl_gate": kl_gate}
-    before = recorded(config, set_)
+    before = recorded(config, set_, "rl")
     values: dict[str, Any] = {
         "student": absolute(
             choose(console, "student", student or before.get("student"), "qwen-0.5b-kd", hint="give --student")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from dgpo_cli.console import Console
-from dgpo_cli.core.config import apply_options, load_toml, parse_options
+from dgpo_cli.core.config import apply_options, parse_options
+from dgpo_cli.core.recipes import config_of, merged
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.errors import ConfigError
 
@@ -26,7 +27,7 @@ DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Check and print the
 FreshFlag = Annotated[bool, typer.Option("--fresh", help="Start a new run even if one could go on.")]
 ResumeOption = Annotated[Path | None, typer.Option(help="Go on with this run folder.")]
 OutOption = Annotated[Path | None, typer.Option(help="Run folder to write; a new one under runs/ by default.")]
-ConfigOption = Annotated[Path | None, typer.Option(help="Settings of an earlier run: its config.toml.")]
+ConfigOption = Annotated[Path | None, typer.Option(help="A recipe, or an earlier run's config.toml.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("-o", "--set", help="Any other setting, e.g. -o objective.kl_coef=0.1.")
 ]
@@ -87,11 +88,9 @@ def choose_index(console: Console, given: str | None) -> str:
     return absolute(choose(console, "index", given, hint="build one with `dgpo index CORPUS`, or give --index DIR"))
 
 
-def recorded(config: Path | None, options: Sequence[str] | None) -> dict[str, Any]:
-    """What --config and -o say, the latter winning. Raises ConfigError."""
-    merged: dict[str, Any] = load_toml(config) if config is not None else {}
-    _merge(merged, parse_options(options or ()))
-    return merged
+def recorded(config: Path | None, options: Sequence[str] | None, command: str) -> dict[str, Any]:
+    """What --config, a run's or a recipe's, and -o say to a command, the latter winning. Raises ConfigError."""
+    return merged(config_of(config, command), parse_options(options or ()))
 
 
 def trained_limits(console: Console, given: Mapping[str, Any], limits: tuple[dict[str, int], str]) -> dict[str, int]:
@@ -132,25 +131,17 @@ def settings_from(
     options: Sequence[str] | None,
     values: Mapping[str, Any],
 ) -> Any:
-    """Settings of `kind`: a run's config.toml, then -o, then flags that were given (not None).
+    """Settings of `kind`: those of --config, then -o, then flags that were given (not None).
 
     Raises ConfigError for a setting that the command does not have.
     """
     assert isinstance(kind, type) and is_dataclass(kind)
-    merged = recorded(config, options)
-    _merge(merged, {name: value for name, value in values.items() if value is not None})
+    given = {name: value for name, value in values.items() if value is not None}
+    chosen = merged(recorded(config, options, command), given)
     try:
-        return apply_options(kind, merged)
+        return apply_options(kind, chosen)
     except ConfigError as error:
         raise ConfigError(error.message.replace(kind.__qualname__, f"`dgpo {command}`"), error.hint) from error
-
-
-def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
-    for key, value in source.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
-            _merge(target[key], value)
-        else:
-            target[key] = dict(value) if isinstance(value, Mapping) else value
 
 
 def show_settings(console: Console, settings: Any) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 def _convert_one(value: Any, kind: Any, key: str) -> Any:
     """Raises ValueError or TypeError if `value` is no `kind`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
+    if kind in (Any, object):
         return value
     if kind is type(None) and value in (None, "none", "None"):
         return None
@@ -117,7 +117,8 @@ def _convert_one(value: Any, kind: Any, key: str) -> Any:
     if origin is tuple:
         return _convert_tuple(value, arguments, key)
     if (kind is dict or origin is dict) and isinstance(value, Mapping):
-        return dict(value)
+        of = arguments[1] if arguments else Any
+        return {name: _convert(item, of, f"{key}.{name}") for name, item in value.items()}
     if is_dataclass(kind) and isinstance(value, Mapping):
         return apply_options(typing.cast(type, kind), value)
     raise ValueError(value)

@@ -17,6 +17,7 @@ from dgpo_cli.models.codec import Codec
 from dgpo_cli.pipelines.settings import RolloutOptions
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.rewards import exact_match
+from dgpo_cli.rewards.registry import Reward
 from dgpo_cli.rollout.loop import Listener, run_episodes
 from dgpo_cli.rollout.settings import RolloutSettings
 
@@ -30,6 +31,7 @@ class Agent:
     codec: Codec
     retriever: Retriever
     settings: RolloutSettings
+    reward: Reward | None = None  # exact match by default
 
     @classmethod
     def of(
@@ -39,10 +41,11 @@ class Agent:
         retriever: Retriever,
         settings: RolloutSettings,
         blend: Blend | None = None,
+        reward: Reward | None = None,
     ) -> Agent:
         """Slots for one wave; the model's parameters are read in place, so training it trains the agent."""
         engine = HFEngine(model, codec, slots=settings.wave, capacity=settings.max_tokens, blend=blend)
-        return cls(engine, codec, retriever, settings)
+        return cls(engine, codec, retriever, settings, reward)
 
     def with_settings(self, **changes: float) -> Agent:
         """The same engine under other settings (`wave` cannot grow)."""
@@ -65,7 +68,12 @@ class Agent:
             on_event=on_event,
             progress=progress,
         ):
-            yield grade(trajectory)
+            yield grade(trajectory) if self.reward is None else self._rewarded(trajectory, self.reward)
+
+    def _rewarded(self, trajectory: Trajectory, reward: Reward) -> Trajectory:
+        """Scored by its text after the prompt, observations included."""
+        start = trajectory.written.index(True) if trajectory.num_written else len(trajectory.written)
+        return trajectory.with_score(reward(trajectory, self.codec.decode(trajectory.token_ids[start:])))
 
 
 def grade(trajectory: Trajectory) -> Trajectory:

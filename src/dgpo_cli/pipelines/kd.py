@@ -112,6 +112,7 @@ def distil(
         teacher=None if teacher is None else teacher.model,
         replay=ReplayBuffer(objective.replay_capacity) if objective.replay_capacity else None,
         micro_batch_tokens=settings.micro_batch_tokens,
+        chunk_tokens=settings.chunk_tokens,
     )
     agent: Agent | None = None
     source: Source = stored

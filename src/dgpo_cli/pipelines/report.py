@@ -109,7 +109,7 @@ def open_run(path: Path) -> RunRecords:
     return run
 
 
-def _no_text(ids: Sequence[int]) -> str:
+def _no_text(_ids: Sequence[int]) -> str:
     """Only the format of turns is read off their text; it is not shown, and a run can be without its tokenizer."""
     return ""
 

@@ -25,6 +25,7 @@ from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions, training_set
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import check_index, open_index
+from dgpo_cli.rewards import registry as rewards
 from dgpo_cli.train.collapse import Guard
 from dgpo_cli.train.devices import inference_dtype, training_device
 from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
@@ -62,6 +63,7 @@ def check(settings: RLSettings) -> None:
     """What can be found wrong before a model is loaded. Raises DgpoError."""
     objective = make_objective(settings)
     check_index(settings.index)
+    rewards.weighted(settings.reward)
     student = resolve(settings.student)
     if needs_teacher(objective):
         assert settings.teacher is not None
@@ -149,7 +151,8 @@ def reinforce(
 ) -> dict[str, Any]:
     """Train `student` on `questions`; see `run_training` for the result. The best weights by validation EM are kept."""
     codec = Codec(student.tokenizer, student.protocol)
-    agent = Agent.of(student.model, codec, retriever, rollout_settings(settings.rollout, settings.seed))
+    reward = rewards.weighted(settings.reward) if settings.reward else None
+    agent = Agent.of(student.model, codec, retriever, rollout_settings(settings.rollout, settings.seed), reward=reward)
     learner = _learner(settings, make_objective(settings), student, teacher, codec)
     objective = learner.objective
     source = Rollouts(
@@ -193,6 +196,7 @@ def _learner(
         policy_optimizer=Optimizer(student.model, policy, updates),
         teacher=teacher.model if teacher is not None and needs_teacher(objective) else None,
         micro_batch_tokens=settings.micro_batch_tokens,
+        chunk_tokens=settings.chunk_tokens,
         temperature=settings.rollout.temperature,
     )
     # Both start as the student does now, before it is trained and before a saved state is put into it.
@@ -205,4 +209,6 @@ def _learner(
         learner.value_optimizer = Optimizer(learner.critic, critic, updates)
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(student.model)
+        if learner.critic is not None:
+            enable_gradient_checkpointing(learner.critic.backbone)
     return learner

@@ -61,6 +61,7 @@ class KDSettings:
     eval_limit: int = 256  # ours
     eval_every: int | None = None  # steps; once per epoch by default (ours)
     micro_batch_tokens: int = 16_384  # ours
+    chunk_tokens: int = 1_024  # ours, tokens whose logits exist at once
     gradient_checkpointing: bool = False
     teacher_8bit: bool = False
     seconds: float | None = None
@@ -69,7 +70,7 @@ class KDSettings:
     rollout: RolloutOptions = field(default_factory=RolloutOptions)  # of the evaluation
 
     def __post_init__(self) -> None:
-        _positive(self, "lr", "batch_size", "epochs", "micro_batch_tokens")
+        _positive(self, "lr", "batch_size", "epochs", "micro_batch_tokens", "chunk_tokens")
         if self.eval_questions is not None and self.index is None:
             raise ConfigError("validation by EM needs an index", hint="give --index beside --eval-data")
         if not 0 <= self.validation_share < 1:
@@ -86,6 +87,7 @@ class RLSettings:
     validation: str | None = None  # question file of the periodic evaluation; held out of `questions` by default
     method: str = "dgpo"
     objective: dict[str, object] = field(default_factory=dict)
+    reward: dict[str, float] = field(default_factory=dict)  # weights by part, over em = 1 (paper)
     steps: int = 1000  # paper
     batch_size: int = 512  # paper, questions per step
     samples: int | None = None  # attempts at each question; the method's by default (paper 1, grpo 5 as in Search-R1)
@@ -100,6 +102,7 @@ class RLSettings:
     eval_questions: int = 256  # ours
     save_every: int = 50  # paper
     micro_batch_tokens: int = 16_384  # ours
+    chunk_tokens: int = 1_024  # ours, tokens whose logits exist at once
     gradient_checkpointing: bool = False
     teacher_8bit: bool = False
     on_collapse: OnCollapse = "warn"  # ours
@@ -109,7 +112,7 @@ class RLSettings:
     collapse: CollapseSettings = field(default_factory=CollapseSettings)
 
     def __post_init__(self) -> None:
-        _positive(self, "lr", "critic_lr", "batch_size", "mini_batches", "steps", "micro_batch_tokens")
+        _positive(self, "lr", "critic_lr", "batch_size", "mini_batches", "steps", "micro_batch_tokens", "chunk_tokens")
 
 
 def _positive(settings: object, *names: str) -> None:

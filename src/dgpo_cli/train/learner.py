@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,9 +102,22 @@ def _trainable(module: torch.nn.Module) -> tuple[list[str], list[torch.nn.Parame
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
-    """Trade a second forward pass for activation memory. Needs training mode; these models have no dropout."""
-    model.train()
+    """Trade a second forward pass for activation memory, while `training_mode` holds; these models have no dropout."""
     model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+@contextmanager
+def training_mode(learner: Learner) -> Iterator[None]:
+    """Checkpointed models in training mode, where alone they checkpoint; a rollout would lose its cache there."""
+    bodies = [learner.student] + ([learner.critic.backbone] if learner.critic is not None else [])
+    checkpointed = [model for model in bodies if model.is_gradient_checkpointing]
+    for model in checkpointed:
+        model.train()
+    try:
+        yield
+    finally:
+        for model in checkpointed:
+            model.eval()
 
 
 @dataclass(slots=True)

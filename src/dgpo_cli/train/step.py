@@ -16,7 +16,7 @@ from dgpo_cli.errors import TrainingError
 from dgpo_cli.models.vocab import chunks, gather_logprobs, hidden_states, project, token_logprobs
 from dgpo_cli.objectives.base import Need, TokenBatch
 from dgpo_cli.train.batch import Batch, Sample, micro_batches, pad
-from dgpo_cli.train.learner import Learner
+from dgpo_cli.train.learner import Learner, training_mode
 
 _FIELDS = (
     "behavior_logprobs",
@@ -42,7 +42,9 @@ def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool 
     sums: dict[str, float] = {}
     for group in micro_batches(samples, learner.micro_batch_tokens):
         batch = pad([samples[i] for i in group], learner.codec.pad_id, learner.device)
-        for name, value in _accumulate(learner, batch, denominator).items():
+        with training_mode(learner):
+            added = _accumulate(learner, batch, denominator)
+        for name, value in added.items():
             sums[name] = sums.get(name, 0.0) + value
     metrics = {name: value / total_weight for name, value in sums.items()}
     broken = [name for name, value in metrics.items() if name.endswith("_loss") and not math.isfinite(value)]

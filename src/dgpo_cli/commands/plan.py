@@ -1,0 +1,65 @@
+"""`dgpo plan`: memory by part and time by phase of a recipe, before anything is downloaded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dgpo_cli.commands.shared import JsonFlag, SetOption
+from dgpo_cli.console import Console
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe of `dgpo recipes`, or a file like it.")],
+    gpu: Annotated[str | None, typer.Option(help="24GB, 80GB, rtx4090, a100, h100, h200; the recipe's card.")] = None,
+    set_: SetOption = None,
+    json: JsonFlag = False,
+) -> None:
+    """Estimate what a recipe needs on one card. Exit status 1, with advice, if a stage does not fit.
+
+    Example: `dgpo plan qwen3b-0.5b-24gb --gpu 24GB -o rollout.wave=8`
+    """
+    from dgpo_cli.core.config import parse_options
+    from dgpo_cli.core.recipes import load
+    from dgpo_cli.pipelines import plan as plans
+    from dgpo_cli.pipelines.timing import ASSUMPTIONS
+
+    console = Console(json_output=json)
+    chosen = load(recipe)
+    card = plans.card_of(gpu or chosen.card)
+    stages = plans.plan(chosen, parse_options(set_ or ()), card)
+    for stage in stages:
+        _show(console, stage, card.gib)
+    console.print("assumed:\n" + "\n".join(f"- {line}" for line in ASSUMPTIONS))
+    plans.require_fit(stages, card)
+    console.result(
+        {
+            "recipe": chosen.name,
+            "gpu_gib": card.gib,
+            "stages": [
+                {
+                    "stage": stage.stage,
+                    "models": stage.models,
+                    "effective_batch": stage.effective_batch,
+                    "memory_bytes": stage.parts,
+                    "total_bytes": stage.total,
+                    "seconds_per_step": stage.seconds,
+                    "steps": stage.steps,
+                    "hours": stage.hours,
+                }
+                for stage in stages
+            ],
+            "assumptions": list(ASSUMPTIONS),
+        }
+    )
+
+
+def _show(console: Console, stage: Any, gib: float) -> None:
+    models = ", ".join(f"{role} {name}" for role, name in stage.models.items())
+    rows = [[part, f"{size / 2**30:.1f}"] for part, size in stage.parts.items()]
+    rows.append([f"all, of {gib:.0f}", f"{stage.total / 2**30:.1f}"])
+    console.table(f"{stage.stage}: {models}, batch {stage.effective_batch}", ["memory", "GiB"], rows)
+    phases = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in stage.seconds.items())
+    run = "" if stage.hours is None else f"; {stage.steps} steps {stage.hours:.1f} h"
+    console.print(f"time of a step: {phases}{run}\n")

@@ -1,0 +1,99 @@
+"""Recipes: TOML files with one table per command, shipped with the package or written by the user.
+
+`[recipe]` says what it is (title, card, and `base`: another recipe whose tables it changes); the tables `distill-data`,
+`kd` and `rl` hold settings of those commands.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli.core.config import load_toml
+from dgpo_cli.errors import ConfigError
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+STAGES = ("distill-data", "kd", "rl")
+_OTHER = ("quickstart", "reproduce-tiny")  # settings of commands of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    name: str
+    title: str
+    card: str  # what it is meant for
+    note: str  # the comment at the head of its file
+    stages: dict[str, dict[str, Any]]
+
+
+def names() -> list[str]:
+    """Of the shipped recipes."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem not in _OTHER)
+
+
+def load(name: str) -> Recipe:
+    """A recipe file, else a shipped recipe. Raises ConfigError that lists the nearest names."""
+    path = _path(name)
+    table = load_toml(path)
+    about = table.get("recipe", {})
+    if unknown := set(table) - {"recipe", *STAGES}:
+        raise ConfigError(f"{path}: unknown table {sorted(unknown)[0]!r}", hint=f"use recipe, {', '.join(STAGES)}")
+    stages = {stage: dict(table[stage]) for stage in STAGES if stage in table}
+    if "base" in about:
+        base = load(about["base"])
+        stages = {s: merged(base.stages.get(s, {}), stages.get(s, {})) for s in STAGES if s in {*base.stages, *stages}}
+    if not stages:
+        raise ConfigError(f"{path} is no recipe: it has none of the tables {', '.join(STAGES)}", hint="add one")
+    return Recipe(path.stem, about.get("title", ""), about.get("card", ""), _header(path), stages)
+
+
+def config_of(given: Path | None, command: str) -> dict[str, Any]:
+    """What `--config` means to a command: a run's config.toml as it is, or the command's table of a recipe."""
+    if given is None:
+        return {}
+    path = _path(str(given))
+    table = load_toml(path)
+    if path.parent != FOLDER and not {"recipe", *STAGES} & {k for k, v in table.items() if isinstance(v, dict)}:
+        return table
+    recipe = load(str(given))
+    if command not in recipe.stages:
+        raise ConfigError(f"recipe {recipe.name} has no [{command}]", hint=f"it has {', '.join(recipe.stages)}")
+    return recipe.stages[command]
+
+
+def merged(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on `below`, table by table."""
+    result = dict(below)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+    return result
+
+
+def text(name: str) -> str:
+    """The file as it is."""
+    return _path(name).read_text(encoding="utf-8")
+
+
+def _path(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    if name in names():
+        return FOLDER / f"{name}.toml"
+    near = difflib.get_close_matches(name, names(), n=3)
+    raise ConfigError(
+        f"{name!r} is neither a file nor a recipe",
+        hint=f"did you mean {' or '.join(near)}?" if near else "`dgpo recipes` lists them",
+    )
+
+
+def _header(path: Path) -> str:
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines)

@@ -1,0 +1,169 @@
+"""Memory of a training step from sizes alone. docs/plan.md derives every term; nothing here is fitted to a machine.
+
+Symbols: M padded tokens of a micro-batch, N trained tokens of it, n of a vocabulary chunk, V and H and I and Q the
+widths of vocabulary, hidden state, feed-forward layer and queries. All figures are bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dgpo_cli.models.shapes import Shape
+
+FLOAT, HALF = 4, 2  # bytes
+CUDA_CONTEXT = 1.0e9  # assumed: context, kernels and workspaces of the libraries
+FRAGMENTATION = 0.05  # assumed: share of the rest that PyTorch's caching allocator holds without using it
+PREFILL_TOKENS = 16_384  # of engine/hf.py
+# [n, V] float32 buffers of one vocabulary chunk at its highest, counted in the code of the losses (docs/plan.md).
+_BUFFERS_KD, _BUFFERS_POLICY, _BUFFERS_FULL_KL = 7, 6, 9
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a training stage keeps in memory. `reader` is a frozen teacher, `reference` a frozen copy of the student."""
+
+    student: Shape
+    reader: Shape | None
+    reader_8bit: bool
+    distribution: bool  # the loss compares whole distributions with the reader's
+    rl: bool  # a critic, advantages and rollouts
+    reference: bool
+    tokens: int  # M
+    trained: int  # N
+    chunk: int  # n
+    slots: int  # episodes that run together; 0 without rollouts
+    capacity: int  # tokens of one episode
+    checkpointing: bool
+    accelerated: bool  # bf16 autocast over float32 weights, as on CUDA; else float32 throughout
+
+    @property
+    def compute(self) -> int:
+        return HALF if self.accelerated else FLOAT
+
+
+def by_part(job: Job) -> dict[str, float]:
+    """Bytes by part at the highest point of a step. Parts add up to the total; `work` ones never coincide."""
+    student = job.student
+    critic = critic_trained(student) if job.rl else 0
+    trained = student.parameters + critic
+    frozen_head = student.head_parameters if job.rl and not student.tied else 0  # the critic's unused output layer
+    parts: dict[str, float] = {
+        "student weights": FLOAT * student.parameters,
+        "critic weights": FLOAT * (critic + frozen_head),
+        "gradients": FLOAT * trained,
+        "optimizer": 2 * FLOAT * trained,
+        "teacher": reader_bytes(job),
+        "reference": FLOAT * student.parameters if job.reference else 0,
+        "KV cache": kv_cache(job),
+    }
+    parts |= _work(job)
+    if job.accelerated:
+        parts["allocator overhead"] = CUDA_CONTEXT + FRAGMENTATION * sum(parts.values())
+    return {name: value for name, value in parts.items() if value}
+
+
+def critic_trained(student: Shape) -> int:
+    """Parameters of the critic that train: the body, the embedding, and a head of width 1."""
+    return student.body + student.head_parameters + student.hidden + 1
+
+
+def reader_bytes(job: Job) -> float:
+    """In 8 bit only the linear maps of the layers are; embedding, output layer and norms stay in 16."""
+    reader = job.reader
+    if reader is None:
+        return 0
+    if not job.reader_8bit:
+        return job.compute * reader.parameters
+    linear = reader.layers * reader.layer_linear
+    return linear + job.compute * (reader.parameters - linear)
+
+
+def kv_cache(job: Job) -> float:
+    return 2 * job.student.layers * job.slots * job.capacity * job.student.kv_width * job.compute
+
+
+def kept_per_token(shape: Shape, *, accelerated: bool) -> float:
+    """Bytes that one layer keeps for its backward pass, per token.
+
+    Two norms (input, normalized, scaled), query / key / value / output of attention with keys and values repeated for
+    every head, and gate, activated gate, up and product of the feed-forward layer. Under autocast the residual stream
+    and the norms are float32, the inputs of linear maps bf16.
+    """
+    hidden, query, inner = shape.hidden, shape.query_width, shape.intermediate
+    if accelerated:
+        return 2 * (2 * FLOAT + HALF) * hidden + HALF * (4 * query + 4 * inner)
+    return FLOAT * (6 * hidden + 4 * query + 4 * inner)
+
+
+def activations(job: Job) -> float:
+    """Of student and critic, which are differentiated together."""
+    shape = job.student
+    layer = kept_per_token(shape, accelerated=job.accelerated)
+    per_token = shape.layers * (FLOAT * shape.hidden if job.checkpointing else layer)
+    models = 2 if job.rl else 1
+    weights_in_half = HALF * shape.layers * shape.layer_linear if job.accelerated and not job.checkpointing else 0
+    edges = 4 * FLOAT * shape.hidden  # embedding, last norm
+    return models * (job.tokens * (per_token + edges) + weights_in_half)
+
+
+def _work(job: Job) -> dict[str, float]:
+    """The most expensive of: a vocabulary chunk, the reader's pass, a layer's backward pass, the optimizer, a prefill.
+
+    The first three come on top of the activations, the last two without them.
+    """
+    shape = job.student
+    kept = activations(job)
+    flat = (4 if job.rl else 3) * FLOAT * job.trained * shape.hidden  # hidden states, their copy and gradients
+    if job.distribution and job.reader is not None:
+        flat += job.compute * job.trained * job.reader.hidden
+    layer = job.tokens * (
+        kept_per_token(shape, accelerated=job.accelerated) * (2 if job.checkpointing else 0)
+        + job.compute * 3 * shape.intermediate
+    )
+    embedding = 2 * FLOAT * shape.head_parameters  # a gradient beside the one that it is added to
+    with_activations = {
+        "vocabulary chunk": vocabulary_chunk(job),
+        "teacher's pass": reader_pass(job) if job.distribution else 0.0,
+        "layer in hand": max(layer, 0.0),
+    }
+    without = {
+        "optimizer step": FLOAT * (shape.parameters if job.accelerated else shape.head_parameters),
+        "embedding gradient": float(embedding),
+        "prefill": prefill(job),
+        "teacher's pass": 0.0 if job.distribution else reader_pass(job) + logprob_chunk(job),
+    }
+    name, size = max(with_activations.items(), key=lambda item: item[1])
+    other, alone = max(without.items(), key=lambda item: item[1])
+    if kept + flat + size >= alone:
+        return {"activations": kept + flat, name: size}
+    return {other: alone}
+
+
+def vocabulary_chunk(job: Job) -> float:
+    """Logits and what the loss makes of them, or the output layer's gradient beside what the chunk still holds."""
+    logits = FLOAT * min(job.chunk, job.trained) * job.student.vocabulary
+    buffers = _BUFFERS_KD if not job.rl else _BUFFERS_FULL_KL if job.distribution else _BUFFERS_POLICY
+    if not job.rl and not job.distribution:
+        buffers = 4
+    held = 3 if job.distribution else 2
+    head_gradient = 2 * FLOAT * job.student.head_parameters
+    half = job.compute * job.student.head_parameters if job.accelerated else 0
+    return max(buffers * logits, held * logits + head_gradient) + half
+
+
+def logprob_chunk(job: Job) -> float:
+    return 3 * FLOAT * min(job.chunk, job.trained) * job.student.vocabulary
+
+
+def reader_pass(job: Job) -> float:
+    """A forward pass without gradient: residual stream, a norm, and the feed-forward layer of one layer at a time."""
+    if job.reader is None:
+        return 0.0
+    return job.compute * job.tokens * (3 * job.reader.hidden + 3 * job.reader.intermediate)
+
+
+def prefill(job: Job) -> float:
+    if not job.slots:
+        return 0.0
+    tokens = min(PREFILL_TOKENS, job.slots * job.capacity)
+    return job.compute * tokens * (3 * job.student.hidden + 3 * job.student.intermediate)

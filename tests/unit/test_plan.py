@@ -1,0 +1,110 @@
+"""The plan's figures by hand and against models that transformers builds."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dgpo_cli.errors import ConfigError
+from dgpo_cli.models.critic import Critic
+from dgpo_cli.models.random_init import configuration
+from dgpo_cli.models.shapes import SHAPES
+from dgpo_cli.pipelines import memory
+from dgpo_cli.pipelines.plan import CARDS, card_of
+from dgpo_cli.pipelines.settings import RolloutOptions
+from dgpo_cli.pipelines.timing import Speed, episode_tokens, seconds_by_phase
+
+BENCH = Path(__file__).parents[1] / "bench" / "plan_memory.py"
+QWEN = SHAPES["qwen-0.5b"]
+JOB = memory.Job(
+    student=QWEN, reader=SHAPES["qwen-3b"], reader_8bit=False, distribution=False, rl=True, reference=False,
+    tokens=4096, trained=4096, chunk=256, slots=16, capacity=4096, checkpointing=True, accelerated=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_are_those_of_the_real_model(name):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(configuration(name))
+    assert SHAPES[name].parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["qwen-0.5b", "llama-8b"])
+def test_the_critic_trains_what_is_counted(name):
+    config = configuration(name)
+    config.num_hidden_layers, config.vocab_size = 1, 1000
+    critic = Critic(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16), seed=0)
+    trained = sum(p.numel() for p in critic.parameters() if p.requires_grad)
+    assert memory.critic_trained(replace(SHAPES[name], layers=1, vocabulary=1000)) == trained
+
+
+def test_fixed_parts_by_hand():
+    parts = memory.by_part(JOB)
+    assert parts["student weights"] == 4 * 494_032_768
+    assert parts["optimizer"] == 8 * (494_032_768 + 494_032_768 + 897)
+    assert parts["KV cache"] == 2 * 24 * 16 * 4096 * 2 * 64 * 2  # keys and values, 2 heads of 64, bf16
+    assert parts["teacher"] == 2 * 3_085_938_688
+    eight = memory.by_part(replace(JOB, reader_8bit=True))["teacher"]
+    linear = 36 * (2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 11008)
+    assert eight == linear + 2 * (3_085_938_688 - linear)
+
+
+def test_what_a_layer_keeps_by_hand():
+    assert memory.kept_per_token(QWEN, accelerated=False) == 4 * (10 * 896 + 4 * 4864)
+    assert memory.kept_per_token(QWEN, accelerated=True) == 20 * 896 + 8 * 896 + 8 * 4864
+
+
+@pytest.mark.parametrize(
+    "change", [{"tokens": 16384}, {"chunk": 1024}, {"slots": 64}, {"checkpointing": False}, {"reference": True}]
+)
+def test_more_of_anything_takes_more(change):
+    assert sum(memory.by_part(replace(JOB, **change)).values()) > sum(memory.by_part(JOB).values())
+
+
+def test_time_by_hand():
+    rollout = RolloutOptions(wave=64)
+    assert episode_tokens(rollout) == (300 + 3 * 500 + 400, 400)
+    speed = Speed(QWEN, None, rollout, 512, CARDS["h200"], critic=True)
+    seconds = seconds_by_phase(speed)
+    forward = 2 * 512 * 2200 * 494_032_768 / (0.35 * 989e12)
+    assert seconds["update"] == pytest.approx(6 * forward)  # two models, forward and twice as much backward
+    assert seconds["signals"] == pytest.approx(2 * forward)
+    launches = 8 * 400 * 24 * 0.8e-3  # eight waves, 400 tokens each, bound by the launches of 24 layers
+    assert seconds["rollout"] == pytest.approx(launches + 2 * 512 * 1800 * 494_032_768 / (0.35 * 989e12))
+
+
+def test_cards():
+    assert card_of("H200") == CARDS["h200"]
+    assert (card_of("32GB").gib, card_of("32GB").flops) == (32, CARDS["rtx4090"].flops)
+    with pytest.raises(ConfigError, match="unknown card"):
+        card_of("voodoo")
+
+
+def test_the_command_adds_up_and_refuses_what_does_not_fit(dgpo):
+    ended = dgpo("plan", "qwen3b-0.5b-24gb", "--json")
+    assert ended.status == 0, ended.err
+    for stage in json.loads(ended.out)["stages"]:
+        assert sum(stage["memory_bytes"].values()) == pytest.approx(stage["total_bytes"])
+        assert stage["total_bytes"] < 24 * 2**30
+    refused = dgpo("plan", "paper-qwen3b-0.5b", "--gpu", "24GB")
+    assert refused.status == 1
+    assert refused.errors == ["error: [kd] needs 45.0 GiB of 24; the largest part is activations with 24.5 GiB"]
+    assert "try -o gradient_checkpointing=true" in refused.err
+    hopeless = dgpo("plan", "teacher-qwen3b-24gb")
+    assert "the largest part is optimizer with 46.0 GiB" in hopeless.err and "no setting makes this fit" in hopeless.err
+    assert dgpo("plan", "qwen3b-0.5b-24gb", "-o", "rollout.waves=3").status == 1
+    assert "no option 'waves'" in dgpo("plan", "qwen3b-0.5b-24gb", "-o", "rollout.waves=3").err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", ["kd small", "rl k1"])
+def test_the_estimate_is_within_15_percent_of_a_real_step(name):
+    made = subprocess.run([sys.executable, str(BENCH), name, "--json"], capture_output=True, text=True, check=True)
+    (row,) = json.loads(made.stdout)
+    assert row["estimate"] == pytest.approx(row["measured"], rel=0.15)

@@ -1,0 +1,99 @@
+"""Shipped recipes: each is read, dry-run as its commands would run it, and says truly whether it fits."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from dgpo_cli.core import recipes
+from dgpo_cli.core.records import write_jsonl_atomic
+from dgpo_cli.errors import ConfigError
+from dgpo_cli.models.aliases import ALIASES
+from dgpo_cli.pipelines.plan import GIB, card_of, fits, plan
+
+NAMES = recipes.names()
+RUNS = [(name, stage) for name in NAMES for stage in recipes.load(name).stages]
+
+
+@pytest.mark.parametrize(("name", "stage"), RUNS, ids=[" ".join(run) for run in RUNS])
+def test_a_dry_run_takes_the_recipes_settings(name, stage, offline, dgpo, folder):
+    """Models that are here stand in for those of the hub, whose names are checked apart."""
+    arguments = [stage, "--config", name, "--teacher", str(offline.teacher), "--dry-run", "--json"]
+    data = folder / "trajectories.jsonl"
+    write_jsonl_atomic(data, [])
+    if stage == "kd":
+        arguments += ["--data", str(data)]
+    else:
+        arguments += ["--index", str(offline.index), "--data", str(offline.questions("train"))]
+    if stage != "distill-data":
+        arguments += ["--student", str(offline.student)]
+    ended = dgpo(*arguments)
+    assert ended.status == 0, ended.err
+    shown = json.loads(ended.out)
+    table = recipes.load(name).stages[stage]
+    given = {"student", "teacher", "questions"}
+    assert recipes.merged(shown, {k: v for k, v in table.items() if k not in given}) == shown
+    assert {table[k] for k in ("student", "teacher") if k in table} <= set(ALIASES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_does_not_fit_is_said_at_its_head_with_the_figures(name):
+    recipe = recipes.load(name)
+    card = card_of(recipe.card)
+    too_large = {s.stage: f"{s.total / GIB:.1f}" for s in plan(recipe, {}, card) if not fits(s, card)}
+    assert dict(re.findall(r"\[([\w-]+)\] needs ([\d.]+) GiB", recipe.note)) == too_large
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.endswith(("80gb", "24gb"))])
+def test_fitted_recipes_keep_what_the_paper_trains_with(name):
+    fitted = recipes.load(name)
+    base = recipes.load(f"paper-{name.rsplit('-', 1)[0]}")
+    for stage, table in base.stages.items():
+        free = {"teacher_8bit", "gradient_checkpointing", "micro_batch_tokens", "chunk_tokens", "rollout"}
+        assert {k: v for k, v in fitted.stages[stage].items() if k not in free} == {
+            k: v for k, v in table.items() if k not in free
+        }
+        assert set(fitted.stages[stage].get("rollout", {})) <= {"wave"}
+    rl = fitted.stages["rl"]
+    assert (rl["batch_size"], rl["mini_batches"], rl["steps"]) == (512, 2, 1000)  # facts of the paper
+
+
+def test_a_file_goes_before_a_shipped_recipe_and_a_run_is_taken_whole(folder):
+    assert recipes.config_of(Path("paper-qwen3b-0.5b"), "rl")["lr"] == 1e-6
+    Path("paper-qwen3b-0.5b").write_text('[recipe]\nbase = "paper-qwen7b-0.5b"\n[rl]\nlr = 3e-6\n')
+    own = recipes.config_of(Path("paper-qwen3b-0.5b"), "rl")
+    assert (own["lr"], own["teacher"], own["objective"]["kl_coef"]) == (3e-6, "qwen-7b", 0.001)
+    Path("config.toml").write_text('student = "a"\n[objective]\nclip = 0.1\n[rollout]\nwave = 2\n')
+    assert recipes.config_of(Path("config.toml"), "rl")["objective"] == {"clip": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "says"),
+    [
+        ("paper-qwen3b-05b", "rl", "neither a file nor a recipe"),
+        ("paper-teacher-qwen3b", "kd", r"has no \[kd\]"),
+        ("quickstart", "rl", "neither a file nor a recipe"),
+    ],
+)
+def test_wrong_names_are_told(name, command, says):
+    with pytest.raises(ConfigError, match=says):
+        recipes.config_of(Path(name), command)
+
+
+def test_models_of_the_file_go_before_what_the_folder_remembers(offline, dgpo, folder):
+    text = f'student = "{offline.student}"\nteacher = "{offline.teacher}"\nindex = "i"\nquestions = "q"\n'
+    Path("config.toml").write_text(text)
+    Path(".dgpo").mkdir()
+    ended = dgpo("rl", "--config", "config.toml", "--dry-run", "--json")
+    assert ended.status == 0, ended.err
+    shown = json.loads(ended.out)
+    assert (shown["student"], shown["index"], shown["questions"]) == (str(offline.student), "i", "q")
+
+
+def test_the_list_and_one_recipe(dgpo):
+    listed = json.loads(dgpo("recipes", "--json").out)["recipes"]
+    assert [row["name"] for row in listed] == NAMES
+    row = next(row for row in listed if row["name"] == "qwen7b-0.5b-24gb")
+    assert row["too_large"] == ["rl"] and row["effective_batch"] == 512
+    assert 'base = "paper-qwen7b-0.5b"' in dgpo("recipes", "qwen7b-0.5b-24gb").out
