@@ -82,13 +82,13 @@ def test_wrong_names_are_told(name, command, says):
 
 
 def test_models_of_the_file_go_before_what_the_folder_remembers(offline, dgpo, folder):
-    text = f'student = "{offline.student}"\nteacher = "{offline.teacher}"\nindex = "i"\nquestions = "q"\n'
+    text = f'student = "{offline.student}"\nteacher = "{offline.teacher}"\nindex = "{offline.index}"\nquestions = "q"\n'
     Path("config.toml").write_text(text)
     Path(".dgpo").mkdir()
     ended = dgpo("rl", "--config", "config.toml", "--dry-run", "--json")
     assert ended.status == 0, ended.err
     shown = json.loads(ended.out)
-    assert (shown["student"], shown["index"], shown["questions"]) == (str(offline.student), "i", "q")
+    assert (shown["student"], shown["index"], shown["questions"]) == (str(offline.student), str(offline.index), "q")
 
 
 def test_the_list_and_one_recipe(dgpo):

@@ -108,7 +108,7 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
         tokens=tokens,
         trained=tokens,
         chunk=settings.chunk_tokens,
-        slots=rollout.wave if rl or settings.eval_index else 0,
+        slots=rollout.wave if rl or settings.index else 0,
         capacity=rollout.max_tokens,
         checkpointing=settings.gradient_checkpointing,
         accelerated=True,
