@@ -110,7 +110,10 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
 def training_mode(learner: Learner) -> Iterator[None]:
     """Checkpointed models in training mode, where alone they checkpoint; a rollout would lose its cache there."""
     bodies = [learner.student] + ([learner.critic.backbone] if learner.critic is not None else [])
-    checkpointed = [model for model in bodies if model.is_gradient_checkpointing]
+    # The model's own property for it has another name from one release of transformers to the next, and warns.
+    checkpointed = [
+        model for model in bodies if any(vars(part).get("gradient_checkpointing", False) for part in model.modules())
+    ]
     for model in checkpointed:
         model.train()
     try:
