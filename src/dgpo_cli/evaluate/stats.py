@@ -168,6 +168,4 @@ def nested_interval(
         index = chosen[:, place]
         drawn = generator.multinomial(sizes[index], shares[index])  # [RESAMPLES, 3]
         means += (drawn[:, 2] - drawn[:, 0]) / sizes[index] / count
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(low), float(high))
+    return _percentile(means, confidence)

@@ -118,12 +118,12 @@ class Objective(ABC):
     @property
     def on_policy(self) -> bool:
         """Whether the student may be asked to write in the search loop; the rest of the run needs an index then."""
-        return Need.REWARD in self.needs
+        return self.credits
 
     @property
     def student_fraction(self) -> float:
-        """Share of training sequences that the student writes itself: 0 = teacher data only, 1 = on-policy."""
-        return 1.0 if Need.REWARD in self.needs else 0.0
+        """Share of training sequences that the student writes itself: 0 = teacher data only, 1 = all of them."""
+        return 1.0 if self.on_policy else 0.0
 
     @property
     def fresh_fraction(self) -> float:

@@ -61,14 +61,6 @@ class MiniLLM(Objective):
         return True
 
     @property
-    def on_policy(self) -> bool:
-        return True
-
-    @property
-    def student_fraction(self) -> float:
-        return 1.0
-
-    @property
     def sampled_from_teacher(self) -> float:
         return self.config.teacher_share
 

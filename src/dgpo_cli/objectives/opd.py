@@ -41,14 +41,6 @@ class OPD(Objective):
     def credits(self) -> bool:
         return True
 
-    @property
-    def on_policy(self) -> bool:
-        return True
-
-    @property
-    def student_fraction(self) -> float:
-        return 1.0
-
     def credit(self, episodes: Sequence[Episode]) -> list[Credit]:
         result = []
         for episode in episodes:

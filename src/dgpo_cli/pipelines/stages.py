@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Qwen2ForCausalLM
 
-from dgpo_cli.core.config import apply_options
+from dgpo_cli.core import recipes
+from dgpo_cli.core.config import apply_options, load_toml
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_atomic
@@ -80,10 +80,7 @@ def fingerprint(path: Path) -> str:
 
 
 def shipped_recipe(name: str) -> dict[str, Any]:
-    import tomllib
-
-    text = resources.files("dgpo_cli.recipes").joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return load_toml(recipes.FOLDER / f"{name}.toml")
 
 
 class Stages:

@@ -33,14 +33,10 @@ def samples_of(learner: Learner, sequences: Sequences) -> tuple[list[Sample], di
     if learner.objective.credits:
         written, metrics = student_samples(learner, own)
     else:
-        written = [Sample.of(t, weight=float(_counts(t)), by_student=True) for t in own]
+        # A failed search gives its episode weight 0: the model is not to blame for it.
+        written = [Sample.of(t, weight=float(t.failed_search is None), by_student=True) for t in own]
         metrics = rollout_metrics(own)
     return samples + written, metrics | {"student_share": len(own) / (len(own) + len(samples))}
-
-
-def _counts(trajectory: Trajectory) -> bool:
-    """A failed search gives its episode weight 0: the model is not to blame for it."""
-    return trajectory.stop is not StopReason.SEARCH_FAILED
 
 
 def teacher_samples(trajectories: Sequence[Trajectory]) -> list[Sample]:
@@ -51,8 +47,8 @@ def teacher_samples(trajectories: Sequence[Trajectory]) -> list[Sample]:
 def student_samples(learner: Learner, trajectories: Sequence[Trajectory]) -> tuple[list[Sample], dict[str, float]]:
     """Samples of scored rollouts with advantages and returns, and the metrics of the step's episodes."""
     episodes = signals.fill(learner, trajectories)
-    trained = [_counts(t) for t in trajectories]
-    # What failed for want of a search is no measure of its group either.
+    trained = [t.failed_search is None for t in trajectories]
+    # What failed for want of a search is neither trained on nor a measure of its group.
     credit_of = iter(learner.objective.credit([e for e, counts in zip(episodes, trained, strict=True) if counts]))
     credited = [
         next(credit_of) if counts else Credit(torch.zeros_like(episode.behavior_logprobs), weight=0.0)
