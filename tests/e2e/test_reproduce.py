@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dgpo_cli.cli import app
-from dgpo_cli.core.config import apply_options
+from dgpo_cli.core.config import apply_options, load_toml
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives import registry
 from dgpo_cli.pipelines import reproduce
@@ -30,7 +30,7 @@ def small():
     settings["rl"] |= {"steps": 2, "batch_size": 16, "eval_every": 1, "save_every": 1, "eval_questions": 10}
     for row in settings["rows"].values():
         row |= {key: value for key, value in (("steps", 2), ("batch_size", 8), ("eval_every", 1)) if key in row}
-    settings["search"] = {"lr": [1e-3, 2e-3]}
+    settings["search"] = {"kd": [1e-3, 2e-3], "rl": [1e-3]}
     return settings
 
 
@@ -109,23 +109,28 @@ def with_right(record, right):
 def test_the_search_has_one_record_per_trial(small, made):
     folder, _ = made
     found = ladder(folder / "work", folder / "records", small).search(["kd", "kd-kd"])
-    assert [(trial["row"], trial["lr"]) for trial in found] == [("kd", 1e-3), ("kd", 2e-3)]
-    stored = sorted(p.name for p in (folder / "records" / "search" / "seed-3").iterdir())
-    assert stored == ["kd-lr0.001.json", "kd-lr0.002.json"]
+    assert [trial["lr"] for trial in found[:2]] == [1e-3, 2e-3]
+    best = max(found[:2], key=lambda trial: trial["validation_em"])["lr"]
+    assert [(trial["lr"], trial["ce_weight"]) for trial in found[2:]] == [(best, 0.0), (best, 0.3)]
+    stored = {p.name for p in (folder / "records" / "search" / "seed-3").iterdir()}
+    names = ["lr0.001", "lr0.002", f"lr{best:g}-ce_weight0", f"lr{best:g}-ce_weight0.3"]
+    assert stored == {f"kd-{name}.json" for name in names}
+    tried = load_toml(folder / "work" / "runs" / f"kd-lr{best:g}-ce_weight0.3" / "config.toml")
+    assert tried["objective"]["ce_weight"] == 0.3
     assert (folder / "records" / "seed-3" / "kd.json").is_file()
 
 
 def test_the_command_ends_in_a_table_and_a_page(made, small, tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "recipe", lambda scale: small)
-    shutil.copytree(made[0] / "records", tmp_path / "results")
+    monkeypatch.setattr(reproduce, "recipe", lambda scale, teacher: small)
+    shutil.copytree(made[0] / "records", tmp_path / "results" / "fair")
     arguments = ["reproduce", "--seeds", "1", "--first-seed", "3", "--methods", ",".join(ROWS)]
     arguments += ["--out", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     assert "DGPO (exact KL)" in shown.stdout and "KD, then OPD" in shown.stdout
-    text = (tmp_path / "results" / "README.md").read_text()
+    text = (tmp_path / "results" / "fair" / "README.md").read_text()
     assert text.count("\n|") == 2 + 6 and "29.8" in text  # the paper's KD
-    assert (tmp_path / "results" / "learning-curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "results" / "fair" / "learning-curves.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads(CliRunner().invoke(app, [*arguments, "--json", "--quiet"]).stdout)
     assert [row["name"] for row in result["rows"]] == ["student", "teacher", *ROWS]
 
@@ -143,11 +148,19 @@ def test_every_row_of_the_recipe_is_one_that_its_command_takes():
         registry.create(settings.method, settings.objective)
 
 
+def test_teachers_differ_in_their_faults_alone(small):
+    made = {name: recipe("tiny", name) for name in ("weak", "fair", "strong")}
+    assert [sum(settings["faults"].values()) for settings in made.values()] == [4.5, 2.25, 0]
+    assert len({json.dumps({k: v for k, v in s.items() if k != "faults"}) for s in made.values()}) == 1
+
+
 def test_wrong_rows_and_scales_are_refused(small):
     with pytest.raises(ConfigError, match="no row is called dpgo"):
         choose(row_specs(small), ["dpgo"])
     with pytest.raises(ConfigError, match="--scale huge"):
         recipe("huge")
+    with pytest.raises(ConfigError, match="no teacher is called perfect"):
+        recipe("tiny", "perfect")
     broken = copy.deepcopy(small)
     broken["rows"]["kd"]["start"] = "dgpo"
     with pytest.raises(ConfigError, match="start from rows that do not exist"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,13 +22,14 @@ def reproduce(
     scale: Annotated[str, typer.Option(help="tiny: the offline world, on a CPU.")] = "tiny",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of them; several machines can share the work.")] = 0,
+    teacher: Annotated[str, typer.Option(help="How good the teacher is: weak, fair, strong.")] = "fair",
     methods: Annotated[str | None, typer.Option(help="Rows, comma-separated; all by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of models and runs.")] = Path("reproduce"),
     results: Annotated[
         Path | None, typer.Option(help="Folder of the finished rows' records and of the page; OUT/results by default.")
     ] = None,
     search: Annotated[
-        bool, typer.Option("--search", help="Try the recipe's learning rates on validation questions instead.")
+        bool, typer.Option("--search", help="Try the recipe's grid of settings on validation questions instead.")
     ] = False,
     device: DeviceOption = None,
     dry_run: DryRunFlag = False,
@@ -43,16 +45,16 @@ def reproduce(
     from dgpo_cli.pipelines.reproduce import Ladder, choose, recipe, row_specs
 
     console = Console(json_output=json, quiet=quiet)
-    settings = recipe(scale)
+    settings = recipe(scale, teacher)
     names = choose(row_specs(settings), None if methods is None else [m.strip() for m in methods.split(",")])
     if dry_run:
         console.print(to_toml(settings))
         console.result({"rows": names, "settings": settings})
         return
-    folder = (results or out / "results").resolve()
+    folder = (results or out / "results").resolve() / teacher
     ladders = [
         Ladder(
-            out.resolve() / f"seed-{seed}",
+            out.resolve() / teacher / f"seed-{seed}",
             folder,
             seed=seed,
             device=device or "auto",
@@ -69,17 +71,23 @@ def reproduce(
     for ladder in ladders:
         console.info(f"seed {ladder.seed}")
         made.append(ladder.run(names))
-    _show(console, ladders, made, folder, scale)
+    _show(console, ladders, made, folder, scale, teacher)
 
 
 def _search(console: Console, ladder: Ladder, names: list[str]) -> None:
     found = ladder.search(names)
-    rows = [[trial["row"], f"{trial['lr']:g}", f"{100 * trial['validation_em']:.1f}"] for trial in found]
-    console.table("best EM % on validation questions", ["row", "learning rate", "EM"], rows)
+    rows = [[trial["row"], f"{trial['lr']:g}", _tuned(trial), f"{100 * trial['validation_em']:.1f}"] for trial in found]
+    console.table("best EM % on validation questions", ["row", "learning rate", "setting", "EM"], rows)
     console.result({"grid": found})
 
 
-def _show(console: Console, ladders: list[Ladder], made: list[dict[str, Record]], folder: Path, scale: str) -> None:
+def _tuned(trial: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {v:g}" for k, v in trial.items() if k not in ("row", "lr", "validation_em"))
+
+
+def _show(
+    console: Console, ladders: list[Ladder], made: list[dict[str, Record]], folder: Path, scale: str, teacher: str
+) -> None:
     from dgpo_cli.core.records import write_atomic
     from dgpo_cli.pipelines.reproduce import table
     from dgpo_cli.reporting.curves import save_chart
@@ -104,8 +112,14 @@ def _show(console: Console, ladders: list[Ladder], made: list[dict[str, Record]]
         f"differences to `{AGAINST}` are paired by question. `paper` is the paper's mean over its seven sets: another "
         "task, other models, one run each, and only its order can be compared."
     )
-    notes = [f"Written by `dgpo reproduce --scale {scale}` from the records beside this page; seeds {seeds}.", method]
-    text = page(rows, title=f"The paper's rows, scale {scale}", notes=notes, picture="learning-curves.png")
+    notes = [
+        f"Written by `dgpo reproduce --scale {scale} --teacher {teacher}` from the records beside this page; "
+        f"seeds {seeds}.",
+        method,
+    ]
+    text = page(
+        rows, title=f"The paper's rows, scale {scale}, {teacher} teacher", notes=notes, picture="learning-curves.png"
+    )
     write_atomic(folder / "README.md", text)
     console.print(f"records, page and curves: {folder}")
     console.result({"rows": [_json(row) for row in rows], "results": str(folder)})

@@ -23,13 +23,16 @@ from dgpo_cli.pipelines.stages import Bar, Row, Say, Stages, shipped_recipe
 from dgpo_cli.reporting.ladder import Difference, LadderRow
 
 BASE_ROWS = ("student", "teacher")
-_ROW_KEYS = ("label", "published", "command", "start", "as_long_as")
-_SHARED = ("world", "distill-data", "rollout", "teacher", "student")
+_ROW_KEYS = ("label", "published", "command", "start", "as_long_as", "tune")
+_SHARED = ("world", "faults", "distill-data", "rollout", "teacher", "student")
 
 
 @dataclass(frozen=True, slots=True)
 class RowSpec:
-    """One row of the recipe. `settings` are those of its command; `as_long_as` names the row whose time it gets."""
+    """One row of the recipe. `settings` are those of its command; `as_long_as` names the row whose time it gets.
+
+    `tune` is the setting of the objective that the search varies beside the learning rate, with its other values.
+    """
 
     name: str
     label: str
@@ -37,6 +40,7 @@ class RowSpec:
     start: str
     published: float | None
     as_long_as: str | None
+    tune: Mapping[str, Sequence[float]]
     settings: Mapping[str, Any]
 
 
@@ -52,14 +56,18 @@ class Record:
     validation: tuple[tuple[float, float], ...]  # (training seconds, EM)
 
 
-def recipe(scale: str) -> dict[str, Any]:
-    """Raises ConfigError for a scale without a recipe."""
+def recipe(scale: str, teacher: str = "fair") -> dict[str, Any]:
+    """Settings with the `faults` of that teacher. Raises ConfigError for a scale without a recipe, or a teacher."""
     if scale != "tiny":
         raise ConfigError(
             f"there is no recipe for --scale {scale}",
             hint="tiny is; the paper's own sizes are single commands (`dgpo kd --list`, `dgpo rl --list`)",
         )
-    return shipped_recipe(f"reproduce-{scale}")
+    settings = shipped_recipe(f"reproduce-{scale}")
+    teachers = settings.pop("teachers")
+    if teacher not in teachers:
+        raise ConfigError(f"no teacher is called {teacher}", hint=f"teachers: {', '.join(teachers)}")
+    return settings | {"faults": teachers[teacher]}
 
 
 def row_specs(settings: Mapping[str, Any]) -> dict[str, RowSpec]:
@@ -81,6 +89,7 @@ def row_specs(settings: Mapping[str, Any]) -> dict[str, RowSpec]:
                 start=row.get("start", "student"),
                 published=row.get("published"),
                 as_long_as=row.get("as_long_as"),
+                tune=row.get("tune", {}),
                 settings=settings[row["command"]] | own,
             )
     return specs
@@ -160,26 +169,44 @@ class Ladder(Stages):
         return config_digest(name, shared | own)
 
     def search(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Every row over the recipe's grid of learning rates: best EM on validation questions, one record each."""
+        """Every row over the recipe's learning rates, then over what it tunes at the best of them.
+
+        One record per trial: the row, what was tried, its best EM on validation questions.
+        """
         found = []
         for name in names:
             spec = self.specs[name]
             if spec.as_long_as is not None:
                 continue
-            for lr in self.recipe["search"]["lr"]:
-                changed = {key: dict(value) for key, value in self.recipe["rows"].items()}
-                changed[name]["lr"] = lr
-                trial = Ladder(
-                    self.folder,
-                    self.records,
-                    seed=self.seed,
-                    device=self.device,
-                    say=self._say,
-                    bar=self._bar,
-                    settings=self.recipe | {"rows": changed},
-                )
-                found.append({"row": name, "lr": lr, "validation_em": trial.validation_em(name, f"{name}-lr{lr:g}")})
+            rates = [self.trial(name, {"lr": lr}) for lr in self.recipe["search"][spec.command]]
+            best = max(rates, key=lambda trial: trial["validation_em"])["lr"]
+            tuned = [
+                self.trial(name, {"lr": best, setting: value})
+                for setting, values in spec.tune.items()
+                for value in values
+            ]
+            found += rates + tuned
         return found
+
+    def trial(self, name: str, changes: Mapping[str, float]) -> dict[str, Any]:
+        """A row trained under another name, with another learning rate or setting of its objective."""
+        row = dict(self.recipe["rows"][name])
+        for key, value in changes.items():
+            if key == "lr":
+                row[key] = value
+            else:
+                row["objective"] = row.get("objective", {}) | {key: value}
+        trial = Ladder(
+            self.folder,
+            self.records,
+            seed=self.seed,
+            device=self.device,
+            say=self._say,
+            bar=self._bar,
+            settings=self.recipe | {"rows": self.recipe["rows"] | {name: row}},
+        )
+        label = "-".join([name, *(f"{key}{value:g}" for key, value in changes.items())])
+        return {"row": name} | dict(changes) | {"validation_em": trial.validation_em(name, label)}
 
     def validation_em(self, name: str, trial: str) -> float:
         """Best EM on validation questions of a row trained under another name; recorded like a row."""

@@ -142,7 +142,7 @@ class Stages:
         if not demonstrations.is_file():
             self._say("demonstrations: scripted episodes with a systematic fault, for the teacher")
             write_demonstrations(
-                Demonstrator(world, Fault(), self.seed),
+                Demonstrator(world, Fault(self.recipe.get("faults", Fault().by_kind)), self.seed),
                 world.questions["demonstrations"][: self.recipe["world"]["demonstrations"]],
                 demonstrations,
                 codec=self._codec(),
