@@ -112,11 +112,11 @@ def _show(
         f"differences to `{AGAINST}` are paired by question. `paper` is the paper's mean over its seven sets: another "
         "task, other models, one run each, and only its order can be compared."
     )
-    notes = [
+    source = (
         f"Written by `dgpo reproduce --scale {scale} --teacher {teacher}` from the records beside this page; "
-        f"seeds {seeds}.",
-        method,
-    ]
+        f"seeds {seeds}."
+    )
+    notes = [source, method]
     text = page(
         rows, title=f"The paper's rows, scale {scale}, {teacher} teacher", notes=notes, picture="learning-curves.png"
     )
