@@ -8,7 +8,7 @@ import torch
 
 from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
 from dgpo_cli.core.types import Passage, Question, StopReason
-from dgpo_cli.engine.hf import HFEngine
+from dgpo_cli.engine.inprocess import InProcessEngine
 from dgpo_cli.engine.scripted import ScriptedEngine
 from dgpo_cli.evaluate.arcap import GoldContext, GoldReader, find_gold, gold_codec, gold_protocol
 from dgpo_cli.models.codec import Codec
@@ -129,7 +129,7 @@ def test_a_context_that_does_not_fit_is_cut_and_counted(codec):
 def test_a_real_model_writes_what_a_plain_greedy_loop_writes(codec):
     """Contexts of different lengths in one batch, against one forward pass per token without any cache."""
     model = qwen(len(codec.tokenizer), positions=700)
-    engine = HFEngine(model, codec, slots=3, capacity=700)
+    engine = InProcessEngine(model, codec, slots=3, capacity=700)
     questions = [asked(name) for name in "abc"]
     gold = GoldContext({"a": (CORPUS[0],), "b": tuple(CORPUS), "c": tuple(CORPUS[1:])}, 0, 0, 0)
     settings = RolloutSettings(temperature=0, max_new_tokens=8)

@@ -6,11 +6,21 @@ import numpy as np
 import pytest
 import torch
 from tests.tiny import bpe_tokenizer, qwen
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.engine.base import Sampling, TurnEnd
-from dgpo_cli.engine.hf import Blend, HFEngine
+from dgpo_cli.engine.decode import Decoder
+from dgpo_cli.engine.inprocess import Blend, InProcessEngine
 from dgpo_cli.engine.sampling import sample, stream_key, uniforms
+from dgpo_cli.errors import ModelError
 from dgpo_cli.models.codec import Codec
 
 
@@ -52,7 +62,7 @@ def run(engine, chosen, temperature, turns=3, max_new_tokens=9):
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 def test_log_probabilities_and_greedy_tokens_equal_a_plain_forward_pass(setup, temperature):
     model, codec = setup
-    result = run(HFEngine(model, codec, slots=7, capacity=200), range(7), temperature)
+    result = run(InProcessEngine(model, codec, slots=7, capacity=200), range(7), temperature)
     for sequence in result.values():
         with torch.no_grad():
             ids = torch.tensor([[t for t, _ in sequence]])
@@ -66,10 +76,193 @@ def test_log_probabilities_and_greedy_tokens_equal_a_plain_forward_pass(setup, t
                 assert int(logits[place - 1].argmax()) == token
 
 
+def llama(vocabulary, dtype=torch.float32, **changes):
+    torch.manual_seed(4)
+    config = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    }
+    return LlamaForCausalLM(LlamaConfig(**config | changes)).eval().to(dtype)
+
+
+def qwen3(vocabulary):
+    torch.manual_seed(4)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=vocabulary,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            head_dim=16,
+            max_position_embeddings=512,
+            initializer_range=0.2,
+        )
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.uniform_(0.5, 2.0)
+    return model
+
+
+@pytest.mark.parametrize("make", [llama, qwen3])
+def test_other_models_of_the_family_give_the_tokens_of_plain_greedy_generation(setup, make):
+    _, codec = setup
+    model = make(codec.vocabulary_size)
+    result = run(InProcessEngine(model, codec, slots=7, capacity=200), range(7), 0.0)
+    for sequence in result.values():
+        ids = torch.tensor([[t for t, _ in sequence]])
+        with torch.no_grad():
+            logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
+        for place, (token, logprob) in enumerate(sequence):
+            if logprob is not None:
+                assert int(logprobs[place - 1].argmax()) == token
+                assert abs(float(logprobs[place - 1, token]) - logprob) < 2e-5
+
+
+@pytest.mark.parametrize("make", [qwen, llama])
+def test_greedy_turns_are_what_generate_writes(setup, make):
+    """Token for token in float32, each turn generated from its whole text again."""
+    _, codec = setup
+    model = make(codec.vocabulary_size)
+    result = run(InProcessEngine(model, codec, slots=7, capacity=200), range(7), 0.0)
+    for sequence in result.values():
+        place = 0
+        while place < len(sequence):
+            if sequence[place][1] is None:
+                place += 1
+                continue
+            end = next((i for i in range(place, len(sequence)) if sequence[i][1] is None), len(sequence))
+            ids = torch.tensor([[t for t, _ in sequence[:place]]])
+            new = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=end - place,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+            assert new[0, place:].tolist() == [t for t, _ in sequence[place:end]]
+            place = end
+
+
+@pytest.mark.parametrize("make", [qwen, llama])
+def test_bfloat16_stays_near_and_parts_only_at_near_ties(setup, make):
+    """Bounds: log-probabilities within 0.12 of a plain bf16 pass, and another token only where both are that near."""
+    _, codec = setup
+    model = make(codec.vocabulary_size).to(torch.bfloat16)
+    result = run(InProcessEngine(model, codec, slots=7, capacity=200), range(7), 0.0)
+    differences = []
+    for sequence in result.values():
+        ids = torch.tensor([[t for t, _ in sequence]])
+        with torch.no_grad():
+            logprobs = model(input_ids=ids).logits[0, :, : codec.vocabulary_size].float().log_softmax(-1)
+        for place, (token, logprob) in enumerate(sequence):
+            if logprob is not None:
+                differences.append(abs(float(logprobs[place - 1, token]) - logprob))
+                assert float(logprobs[place - 1].max() - logprobs[place - 1, token]) < 0.12
+    assert 0 < max(differences) < 0.12 and len(differences) > 100
+
+
+def test_a_beginning_in_common_is_read_once(setup, monkeypatch):
+    model, codec = setup
+    common = [17 * i % 300 for i in range(60)]
+    texts = [[*common, *range(5, 5 + i)] for i in (1, 4, 9)] + [common]
+    read = []
+    whole = Decoder.last_hidden
+    monkeypatch.setattr(Decoder, "last_hidden", lambda self, new: read.append(len(new.ids)) or whole(self, new))
+
+    def first_tokens(engine, chosen):
+        slots = [engine.open(texts[i], Sampling(1.0, 4, (), seed=1, key=str(i))) for i in chosen]
+        events = engine.step()
+        return [next((e.token_id, e.logprob) for e in events if e.slot == slot) for slot in slots]
+
+    engine = InProcessEngine(model, codec, slots=4, capacity=100)
+    together = first_tokens(engine, [0, 1, 2])
+    later = first_tokens(engine, [3])  # a slot that is open lends what it has read
+    assert sum(read[:-1]) == 60 + 1 + 4 + 9 and read[-1] == 3 + 1
+    alone = [first_tokens(InProcessEngine(model, codec, slots=1, capacity=100), [i])[0] for i in range(4)]
+    for (token, logprob), (expected, other) in zip([*together, *later], alone, strict=True):
+        assert token == expected and abs(logprob - other) < 2e-5
+
+
+def test_rows_are_moved_together_when_few_are_left(setup):
+    """Slots end one by one from the first; those that wait keep what they have read."""
+    model, codec = setup
+    engine = InProcessEngine(model, codec, slots=8, capacity=200)
+    rows = []
+    whole = Decoder.last_hidden
+    result = {}
+
+    def watched(self, new):
+        rows.append(int(new.rows.max()) + 1)
+        return whole(self, new)
+
+    Decoder.last_hidden = watched
+    try:
+        slots = [engine.open(text, Sampling(0.0, 3 * (i + 1), (), key=str(i))) for i, text in enumerate(prompts(8))]
+        written = {slot: [] for slot in slots}
+        resumed = False
+        while events := engine.step():
+            for event in events:
+                written[event.slot].append(event.token_id)
+                if event.end is not None and event.slot != slots[0]:
+                    engine.close(event.slot)
+            if len(written[slots[6]]) == 20 and not resumed:
+                resumed = True
+                engine.extend(slots[0], [5, 6, 7])
+        result = {i: written[slot] for i, slot in enumerate(slots)}
+    finally:
+        Decoder.last_hidden = whole
+    assert rows[0] == 8 and min(rows[-3:]) <= 2
+    for i, text in enumerate(prompts(8)):
+        one = InProcessEngine(model, codec, slots=1, capacity=200)
+        slot = one.open(text, Sampling(0.0, 3 * (i + 1), (), key=str(i)))
+        tokens = []
+        for _ in range(2 if i == 0 else 1):
+            while events := one.step():
+                tokens += [e.token_id for e in events]
+            if i == 0 and len(tokens) == 3:
+                one.extend(slot, [5, 6, 7])
+        assert result[i] == tokens
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda size: GPT2LMHeadModel(GPT2Config(vocab_size=size, n_layer=1)), "another architecture"),
+        (
+            lambda size: llama(size, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+            "rotary embeddings of type dynamic",
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_decoder_cannot_read_is_refused(setup, make, message):
+    _, codec = setup
+    with pytest.raises(ModelError, match=message):
+        InProcessEngine(make(codec.vocabulary_size), codec, slots=1, capacity=100)
+
+
 def test_what_an_episode_draws_does_not_depend_on_the_batch(setup):
     model, codec = setup
-    together = run(HFEngine(model, codec, slots=7, capacity=200), range(7), 1.0)
-    some = run(HFEngine(model, codec, slots=9, capacity=200), [6, 2, 4], 1.0)
+    together = run(InProcessEngine(model, codec, slots=7, capacity=200), range(7), 1.0)
+    some = run(InProcessEngine(model, codec, slots=9, capacity=200), [6, 2, 4], 1.0)
     for i, sequence in some.items():
         assert [t for t, _ in sequence] == [t for t, _ in together[i]]
 
@@ -77,20 +270,20 @@ def test_what_an_episode_draws_does_not_depend_on_the_batch(setup):
 def test_the_engine_reads_the_trainers_weights(setup):
     _, codec = setup
     model = qwen(len(codec.tokenizer), seed=5)
-    engine = HFEngine(model, codec, slots=2, capacity=100)
+    engine = InProcessEngine(model, codec, slots=2, capacity=100)
     before = run(engine, [0, 1], 0.0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     after = run(engine, [0, 1], 0.0)
     assert before != after
-    fresh = run(HFEngine(model, codec, slots=2, capacity=100), [0, 1], 0.0)
+    fresh = run(InProcessEngine(model, codec, slots=2, capacity=100), [0, 1], 0.0)
     assert [t for t, _ in fresh[0]] == [t for t, _ in after[0]]
 
 
 def test_a_full_slot_ends_by_length_and_never_writes_past_its_capacity(setup):
     model, codec = setup
-    engine = HFEngine(model, codec, slots=3, capacity=24)
+    engine = InProcessEngine(model, codec, slots=3, capacity=24)
     slots = {engine.open([5] * length, Sampling(1.0, 500, (), key=str(length))): length for length in (3, 20, 23)}
     count, ends = dict.fromkeys(slots, 0), {}
     while events := engine.step():
@@ -105,7 +298,7 @@ def test_a_full_slot_ends_by_length_and_never_writes_past_its_capacity(setup):
 
 def test_misuse_is_refused(setup):
     model, codec = setup
-    engine = HFEngine(model, codec, slots=1, capacity=16)
+    engine = InProcessEngine(model, codec, slots=1, capacity=16)
     with pytest.raises(ValueError, match="slot of 16"):
         engine.open([1] * 16, Sampling())
     slot = engine.open([1, 2], Sampling())
@@ -121,6 +314,18 @@ def test_inverse_cdf_sampling_reaches_each_token_by_its_probability():
     tokens, logprobs = sample(logits, uniform, torch.ones(5))
     assert tokens.tolist() == [0, 0, 1, 2, 3]
     torch.testing.assert_close(logprobs.exp(), torch.tensor([0.1, 0.1, 0.2, 0.3, 0.4]))
+
+
+def test_sampling_over_many_blocks_is_the_inverse_of_the_cumulative_distribution():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(64, 1000, generator=generator)
+    uniform = torch.rand(64, generator=generator, dtype=torch.float64)
+    tokens, _ = sample(logits, uniform, torch.ones(64))
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    rows = torch.arange(64)
+    below = torch.where(tokens > 0, cumulative[rows, (tokens - 1).clamp(min=0)], 0.0)
+    assert bool((below <= uniform + 1e-6).all()) and bool((uniform <= cumulative[rows, tokens] + 1e-6).all())
+    assert len(set((tokens // 128).tolist())) == 8
 
 
 def test_a_token_without_probability_is_never_drawn():
@@ -143,7 +348,7 @@ def test_uniforms_are_uniform_and_keyed():
 def test_a_blend_draws_from_the_mixture_of_both_models(setup, temperature):
     model, codec = setup
     second = qwen(len(codec.tokenizer), seed=9, hidden=16, layers=1)
-    result = run(HFEngine(model, codec, slots=7, capacity=200, blend=Blend(second, 0.3)), range(7), temperature)
+    result = run(InProcessEngine(model, codec, slots=7, capacity=200, blend=Blend(second, 0.3)), range(7), temperature)
     differences = []
     for sequence in result.values():
         ids = torch.tensor([[t for t, _ in sequence]])

@@ -1,5 +1,9 @@
 """The search loop through a byte-level BPE vocabulary whose tags are several tokens."""
 
+import threading
+import time
+from typing import ClassVar
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -224,7 +228,77 @@ def test_events_tell_the_story_in_order():
     assert text == CODEC.decode([t for t, w in zip(trajectory.token_ids, trajectory.written, strict=True) if w])
 
 
-@pytest.mark.parametrize("options", [{"top_k": 0}, {"max_turns": -1}, {"temperature": -0.1}, {"wave": 0}])
+@pytest.mark.parametrize(
+    "options", [{"top_k": 0}, {"max_turns": -1}, {"temperature": -0.1}, {"wave": 0}, {"overlap_steps": -1}]
+)
 def test_impossible_settings_are_refused(options):
     with pytest.raises(ConfigError):
         RolloutSettings(**options)
+
+
+class Slow(Library):
+    """Answers from another thread, after the others have written for a while."""
+
+    def search(self, queries, k):
+        time.sleep(0.002)
+        self.threads.add(threading.current_thread().name)
+        return super().search(queries, k)
+
+    threads: ClassVar[set[str]] = set()
+
+
+@pytest.mark.parametrize("overlap", [1, 7])
+def test_searching_beside_writing_changes_no_trajectory(overlap):
+    texts = {f"question number {i:03d}?": [SEARCH] * (i % 4) + [f"<answer> {i} </answer>"] for i in range(23)}
+
+    def script(prompt, read):
+        return next(t for q, t in texts.items() if q in prompt)[len(read)]
+
+    made = []
+    for retriever, steps in ((Library(), 0), (Slow(), overlap), (Slow(), overlap)):
+        seen = []
+        trajectories = run_episodes(
+            [(question(i), 0) for i in range(23)],
+            engine=ScriptedEngine(CODEC, script),
+            codec=CODEC,
+            retriever=retriever,
+            settings=RolloutSettings(wave=6, top_k=1, overlap_steps=steps),
+            on_event=lambda event, seen=seen: seen.append(type(event).__name__),
+        )
+        made.append(([(t.question.id, t.token_ids, t.written, t.stop) for t in trajectories], seen))
+    assert made[0][0] == made[1][0] == made[2][0]
+    assert made[1][1] == made[2][1]  # in the same order, whenever the answers came
+    assert all(name.startswith("search") for name in Slow.threads)
+
+
+def test_an_episode_begins_where_another_ends():
+    """Three open at once: the second of the short ones begins while the long one still writes."""
+    texts = {0: "x " * 40 + "<answer> 0 </answer>"} | {i: f"<answer> {i} </answer>" for i in range(1, 9)}
+    order = []
+
+    def script(prompt, read):
+        number = next(i for i in texts if f"question number {i:03d}?" in prompt)
+        order.append(number)
+        return texts[number]
+
+    finished = []
+    engine = Watched(CODEC, script)
+    made = run_episodes(
+        [(question(i), 0) for i in range(9)],
+        engine=engine,
+        codec=CODEC,
+        retriever=Library(),
+        settings=RolloutSettings(wave=3),
+        on_event=lambda e: finished.append(e.episode) if isinstance(e, events.Finished) else None,
+    )
+    assert [t.answer for t in made] == [str(i) for i in range(9)]
+    assert order == list(range(9)) and finished[-1] == 0  # the long one, first to begin, is the last to end
+    assert engine.most == 3 and not engine.open_slots
+
+
+class Watched(ScriptedEngine):
+    most = 0
+
+    def step(self):
+        self.most = max(self.most, self.open_slots)
+        return super().step()

@@ -11,7 +11,7 @@ from tests.tiny import bpe_tokenizer, qwen
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.types import Question, Score, StopReason, Trajectory
 from dgpo_cli.engine.base import Sampling
-from dgpo_cli.engine.hf import HFEngine
+from dgpo_cli.engine.inprocess import InProcessEngine
 from dgpo_cli.errors import TrainingError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic
@@ -301,7 +301,7 @@ def test_checkpointing_changes_no_gradient_and_leaves_rollouts_their_cache(monke
         results.append((student, critic, len(forwards) - before))
         # In training mode a checkpointed layer would drop the key-value cache of the engine.
         assert not made.student.training and not made.critic.backbone.training
-        engine = HFEngine(made.student, CODEC, slots=1, capacity=64)
+        engine = InProcessEngine(made.student, CODEC, slots=1, capacity=64)
         engine.open([1, 2, 3], Sampling(temperature=0.0, max_new_tokens=4))
         results[-1] += ([event.token_id for _ in range(4) for event in engine.step()],)
     (plain, plain_critic, once, text), (again, again_critic, twice, same_text) = results

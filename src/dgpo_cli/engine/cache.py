@@ -1,58 +1,38 @@
-"""Key-value cache with one row per slot. Rows are kept contiguous for the model by swapping them in place."""
+"""Keys and values of every slot: one row per slot, written and read in place."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache
 
 
-class SlotCache(Cache):
-    """Keys and values [layers, rows, heads, capacity, head_dim]; the model writes through a window of rows.
-
-    `window(first, last, positions)` says which rows the next forward pass is about and where its tokens go; `update`
-    then stores the new keys and values there and returns everything up to the longest row of the window.
-    """
+class SlotCache:
+    """Keys and values [layers, rows, heads, capacity, head_dim]; what lies beyond a row's length is never seen."""
 
     def __init__(
-        self, config: PreTrainedConfig, rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype
+        self,
+        layers: int,
+        rows: int,
+        heads: int,
+        capacity: int,
+        head_dim: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        super().__init__(layers=[])
-        heads = config.num_key_value_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, rows, heads, capacity, head_dim)
-        self.stored_keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.stored_values = torch.zeros(shape, device=device, dtype=dtype)
-        self._rows = slice(0, 0)
-        self._index = torch.zeros(0, dtype=torch.long)  # [R, 1, Q, 1]
-        self._length = 0
+        shape = (layers, rows, heads, capacity, head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
 
-    def window(self, rows: slice, positions: Tensor, length: int) -> None:
-        """`positions` [R, Q] of the new tokens, `length` the number of keys that attention sees."""
-        self._rows, self._length = rows, length
-        self._index = positions[:, None, :, None]
+    def write(self, layer: int, rows: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store [N, heads, head_dim] of N tokens at their (row, position), both [N]."""
+        self.keys[layer].transpose(1, 2)[rows, positions] = keys.to(self.keys.dtype)
+        self.values[layer].transpose(1, 2)[rows, positions] = values.to(self.values.dtype)
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Store [R, heads, Q, head_dim] and return [R, heads, length, head_dim]."""
-        keys = self.stored_keys[layer_idx, self._rows]
-        values = self.stored_values[layer_idx, self._rows]
-        index = self._index.expand(key_states.shape)
-        keys.scatter_(2, index, key_states.to(keys.dtype))
-        values.scatter_(2, index, value_states.to(values.dtype))
-        seen = (keys[:, :, : self._length], values[:, :, : self._length])
-        return seen[0].to(key_states.dtype), seen[1].to(value_states.dtype)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._length
-
-    def swap(self, first: int, second: int, length: int) -> None:
-        """Exchange the first `length` entries of two rows."""
-        for stored in (self.stored_keys, self.stored_values):
-            kept = stored[:, first, :, :length].clone()
-            stored[:, first, :, :length] = stored[:, second, :, :length]
-            stored[:, second, :, :length] = kept
+    def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
+        """Copy the first `length` entries of rows to other rows; all sources are read before a target is written."""
+        source, target = (torch.tensor(rows, device=self.keys.device) for rows in (sources, targets))
+        for stored in (self.keys, self.values):
+            stored[:, target, :, :length] = stored[:, source, :, :length]

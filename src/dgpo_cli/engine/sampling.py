@@ -11,7 +11,9 @@ import hashlib
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+_BLOCK = 128  # tokens
 _GAMMA = 0x9E3779B97F4A7C15  # SplitMix64 (Steele, Lea, Flood 2014)
 
 
@@ -42,8 +44,23 @@ def sample(logits: Tensor, uniform: Tensor, temperature: Tensor) -> tuple[Tensor
     logprobs = scaled.log_softmax(dim=-1)
     tokens = logits.argmax(dim=-1)
     if not bool(greedy.all()):
-        cumulative = logprobs.double().exp().cumsum(dim=-1)
-        target = (uniform * cumulative[:, -1])[:, None]
-        drawn = torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
-        tokens = torch.where(greedy, tokens, drawn)
+        tokens = torch.where(greedy, tokens, _inverse_cdf(logprobs.exp(), uniform))
     return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+
+
+def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens [R] at which the cumulative probability [R, V] first exceeds `uniform` of its total.
+
+    In two levels, the block and then the place in it, so that only sums of blocks and one block are kept in float64.
+    """
+    count, size = probabilities.shape
+    padded = functional.pad(probabilities, (0, -size % _BLOCK)).view(count, -1, _BLOCK)
+    blocks = padded.sum(-1, dtype=torch.float64).cumsum(-1)  # [R, V / block]
+    target = (uniform * blocks[:, -1])[:, None]
+    block = torch.searchsorted(blocks, target, right=True).clamp_(max=blocks.shape[1] - 1)
+    before = torch.where(block > 0, blocks.gather(1, (block - 1).clamp(min=0)), 0.0)
+    inside = padded[torch.arange(count, device=block.device), block.squeeze(1)].double().cumsum(-1)
+    # Sums of a block may differ in the last bit from the cumulative sum in it: stay where there is probability.
+    left = torch.minimum(target - before, torch.nextafter(inside[:, -1:], torch.zeros_like(before)))
+    place = torch.searchsorted(inside, left, right=True)
+    return (block * _BLOCK + place).squeeze(1).clamp_(max=size - 1)

@@ -29,16 +29,16 @@ def evaluate(
     *,
     run_batch: RunBatch,
     decode: Decode,
-    wave: int,
+    window: int,
     samples: int = 1,
     records: RecordFile | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Answer the questions of one benchmark, each `samples` times, in fixed waves, and grade the answers.
+    """Answer the questions of one benchmark, each `samples` times, in fixed windows, and grade the answers.
 
-    Records that are there already are not asked again; a wave that was left incomplete is run again as a whole, so that
-    an interrupted evaluation ends with the same answers as an undisturbed one. Raises InputError for a question that
-    occurs twice, RetrievalError when too many of the draws fail to search.
+    Records that are there already are not asked again; a window that was left incomplete is run again as a whole, so
+    that an interrupted evaluation ends with the same answers as an undisturbed one. Raises InputError for a question
+    that occurs twice, RetrievalError when too many of the draws fail to search.
     """
     _refuse_repeated(questions)
     pairs = [(question, sample) for question in questions for sample in range(samples)]
@@ -48,10 +48,10 @@ def evaluate(
     if records is not None:
         graded = {key: outcome for key, outcome in _recorded(records, decode) if key in wanted}
     failures: dict[str, str] = {}
-    for start in range(0, len(pairs), wave):
-        missing = {key for key in keys[start : start + wave] if key not in graded}
+    for start in range(0, len(pairs), window):
+        missing = {key for key in keys[start : start + window] if key not in graded}
         if missing:
-            for trajectory in run_batch(pairs[start : start + wave]):
+            for trajectory in run_batch(pairs[start : start + window]):
                 if trajectory.key not in missing:
                     continue
                 if trajectory.failed_search is not None:
@@ -62,7 +62,7 @@ def evaluate(
                     records.append(_record(trajectory, outcome))
         refuse_broken_search(list(failures.values()), len(pairs))
         if progress is not None:
-            progress(min(start + wave, len(pairs)), len(pairs))
+            progress(min(start + window, len(pairs)), len(pairs))
     return Report.of([graded[k] for k in keys if k in graded], [failures[k] for k in keys if k in failures])
 
 

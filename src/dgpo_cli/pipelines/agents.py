@@ -12,7 +12,7 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
 from dgpo_cli.core.types import Question, Trajectory
 from dgpo_cli.engine.base import Engine
-from dgpo_cli.engine.hf import Blend, HFEngine
+from dgpo_cli.engine.inprocess import Blend, InProcessEngine
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.pipelines.settings import RolloutOptions
 from dgpo_cli.retrieval.base import Retriever
@@ -44,7 +44,7 @@ class Agent:
         reward: Reward | None = None,
     ) -> Agent:
         """Slots for one wave; the model's parameters are read in place, so training it trains the agent."""
-        engine = HFEngine(model, codec, slots=settings.wave, capacity=settings.max_tokens, blend=blend)
+        engine = InProcessEngine(model, codec, slots=settings.wave, capacity=settings.max_tokens, blend=blend)
         return cls(engine, codec, retriever, settings, reward)
 
     def with_settings(self, **changes: float) -> Agent:

@@ -60,7 +60,7 @@ def run_gold(
                     questions,
                     run_batch=reader.run,
                     decode=reader.decode,
-                    wave=agent.settings.wave,
+                    window=agent.settings.window,
                     samples=samples,
                     records=records,
                     progress=tell,

@@ -217,7 +217,7 @@ def run_benchmarks(
                 benchmark.questions,
                 run_batch=replace(agent, retriever=benchmark.index.retriever).run,
                 decode=agent.codec.decode,
-                wave=agent.settings.wave,
+                window=agent.settings.window,
                 samples=samples,
                 records=records,
                 progress=tell,

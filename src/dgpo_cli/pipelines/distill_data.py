@@ -53,7 +53,7 @@ def distill_data(
 ) -> dict[str, Any]:
     """Write `folder`/episodes.jsonl (all) and `folder`/trajectories.jsonl (kept); returns a summary.
 
-    Resumable at any moment: a wave that was not finished is generated again and its missing episodes are added.
+    Resumable at any moment: a window that was not finished is generated again and its missing episodes are added.
     Raises RetrievalError when too many episodes fail to search; such episodes are asked again by the next call.
     """
     limits = agent.settings
@@ -61,12 +61,12 @@ def distill_data(
     meta = {"protocol": protocol.to_json(), "settings": agent.settings.to_json()}
     pairs = [(question, sample) for question in questions for sample in range(samples)]
     keys = [attempt_key(question, sample) for question, sample in pairs]
-    wave = agent.settings.wave
+    window = agent.settings.window
     failures: list[str] = []
     with RecordFile(folder / "episodes.jsonl", key="key", schema="trajectories", meta=meta) as records:
-        for start in range(0, len(pairs), wave):
-            part = pairs[start : start + wave]
-            missing = {key for key in keys[start : start + wave] if key not in records.keys}
+        for start in range(0, len(pairs), window):
+            part = pairs[start : start + window]
+            missing = {key for key in keys[start : start + window] if key not in records.keys}
             if missing:
                 for trajectory in agent.run(part):
                     if trajectory.key not in missing:

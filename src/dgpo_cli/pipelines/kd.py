@@ -14,7 +14,7 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question, Trajectory
-from dgpo_cli.engine.hf import Blend
+from dgpo_cli.engine.inprocess import Blend
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import LoadedModel, load_model, require_same_tokenizer

@@ -13,7 +13,7 @@ from dgpo_cli.models.shapes import Shape
 FLOAT, HALF = 4, 2  # bytes
 CUDA_CONTEXT = 1.0e9  # assumed: context, kernels and workspaces of the libraries
 FRAGMENTATION = 0.05  # assumed: share of the rest that PyTorch's caching allocator holds without using it
-PREFILL_TOKENS = 16_384  # of engine/hf.py
+PREFILL_TOKENS = 16_384  # new tokens of one forward pass (engine/schedule.py)
 # [n, V] float32 buffers of one vocabulary chunk at its highest, counted in the code of the losses (docs/plan.md).
 _BUFFERS_KD, _BUFFERS_POLICY, _BUFFERS_FULL_KL = 7, 6, 9
 

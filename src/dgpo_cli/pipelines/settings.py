@@ -25,6 +25,7 @@ class RolloutOptions:
     max_tokens: int = 4096  # paper, whole episode
     temperature: float = 1.0  # paper
     wave: int = 64  # ours, episodes that run together
+    overlap_steps: int = 0  # ours, tokens that others write while a search is answered; pays off beside a GPU
 
 
 @dataclass(frozen=True, slots=True)

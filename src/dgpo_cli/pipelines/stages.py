@@ -287,7 +287,7 @@ class Stages:
                 settings,
             )
             questions = read_questions(self.world_folder / "test.jsonl")[: config["questions"]]
-            report = evaluate(questions, run_batch=agent.run, decode=agent.codec.decode, wave=settings.wave)
+            report = evaluate(questions, run_batch=agent.run, decode=agent.codec.decode, window=settings.window)
             row = asdict(Row.of(report))
             run.finish(row)
             return row

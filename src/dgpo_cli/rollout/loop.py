@@ -8,7 +8,10 @@ limit and cuts), sampled ids are kept (it decodes and tokenizes again), an episo
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import CLOSING_TAGS, parse_turn
@@ -34,19 +37,33 @@ def run_episodes(
     on_event: Listener | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Trajectory]:
-    """Trajectories in the order of `questions`, each a (question, sample index) pair, wave by wave.
+    """Trajectories in the order of `questions`, each a (question, sample index) pair, as they are finished.
 
-    A wave is a fixed slice of the list, so a caller that resumes at a wave's border gets the same text again.
+    `settings.wave` episodes are open at once; where one ends the next begins. Which episodes share a step depends on
+    token counts alone, so the same call makes the same trajectories.
     """
-    for start in range(0, len(questions), settings.wave):
-        wave = [Episode(start + i, q, s) for i, (q, s) in enumerate(questions[start : start + settings.wave])]
-        _Wave(wave, engine, codec, retriever, settings, on_event).run()
-        if progress is not None:
-            progress(start + len(wave), len(questions))
-        yield from (episode.trajectory() for episode in wave)
+    episodes = [Episode(i, question, sample) for i, (question, sample) in enumerate(questions)]
+    told = 0
+    with _Rollout(episodes, engine, codec, retriever, settings, on_event) as rollout:
+        for episode in episodes:
+            while not episode.done:
+                rollout.step()
+                if progress is not None and rollout.finished > told:
+                    told = rollout.finished
+                    progress(told, len(episodes))
+            yield episode.trajectory()
 
 
-class _Wave:
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Queries that are being answered while others write; their episodes go on at step `due`."""
+
+    due: int
+    episodes: Sequence[Episode]
+    answers: Future[list[SearchCall]]
+
+
+class _Rollout:
     def __init__(
         self,
         episodes: Sequence[Episode],
@@ -56,41 +73,54 @@ class _Wave:
         settings: RolloutSettings,
         on_event: Listener | None,
     ) -> None:
-        self.episodes, self.engine, self.codec = episodes, engine, codec
+        self.engine, self.codec = engine, codec
         self.retriever, self.settings, self.on_event = retriever, settings, on_event
         self.capacity = min(engine.capacity, settings.max_tokens)
+        self.queue = deque(episodes)
         self.by_slot: dict[int, Episode] = {}
-        self.waiting: list[Episode] = []  # for search results
+        self.waiting: list[Episode] = []  # with a query that nobody answers yet
+        self.searching: deque[_Search] = deque()
+        self.steps = self.finished = 0
+        self.searcher = ThreadPoolExecutor(1, thread_name_prefix="search") if settings.overlap_steps else None
 
-    def run(self) -> None:
-        try:
-            for episode in self.episodes:
-                self._open(episode)
-            while self.by_slot:
-                stepped = self.engine.step()
-                for event in stepped:
-                    episode = self.by_slot[event.slot]
-                    episode.write(event)
-                    if self.on_event is not None:
-                        text = episode.new_text(self.codec.token_bytes(event.token_id))
-                        if text:
-                            self.on_event(events.TokenText(episode.index, text))
-                    if event.end is not None:
-                        self._end_turn(episode, event.end)
-                # Searching in large batches keeps retrieval cheap; a quarter of the wave keeps the others from idling.
-                if self.waiting and (not stepped or 4 * len(self.waiting) >= len(self.by_slot)):
-                    self._search()
-        finally:
-            for slot in list(self.by_slot):
-                self.engine.close(slot)
+    def __enter__(self) -> _Rollout:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self.searcher is not None:
+            self.searcher.shutdown(cancel_futures=True)
+        for slot in list(self.by_slot):
+            self.engine.close(slot)
+
+    def step(self) -> None:
+        """One token for every episode that writes, and what follows from it."""
+        while self.queue and len(self.by_slot) < self.settings.wave:
+            self._open(self.queue.popleft())
+        while self.searching and self.searching[0].due <= self.steps:
+            self._go_on(self.searching.popleft())
+        stepped = self.engine.step()
+        self.steps += 1
+        for event in stepped:
+            episode = self.by_slot[event.slot]
+            episode.write(event)
+            if self.on_event is not None:
+                text = episode.new_text(self.codec.token_bytes(event.token_id))
+                if text:
+                    self.on_event(events.TokenText(episode.index, text))
+            if event.end is not None:
+                self._end_turn(episode, event.end)
+        # Searching in large batches keeps retrieval cheap; a quarter of the open episodes keeps the others from idling.
+        if self.waiting and (not stepped or 4 * len(self.waiting) >= len(self.by_slot)):
+            self._search()
+        elif not stepped and self.searching:
+            self._go_on(self.searching.popleft())
 
     def _open(self, episode: Episode) -> None:
         prompt = self.codec.prompt_ids(episode.question.text)
         episode.read(prompt.ids)
         episode.escaped_tags += prompt.escaped
         if len(prompt.ids) > min(self.settings.max_prompt_tokens, self.capacity - 1):
-            episode.stop = StopReason.MAX_TOKENS
-            self._tell(events.Finished(episode.index, episode.trajectory()))
+            self._end(episode, StopReason.MAX_TOKENS)
             return
         sampling = Sampling(
             temperature=self.settings.temperature,
@@ -128,7 +158,25 @@ class _Wave:
         waiting, self.waiting = self.waiting, []
         # The order of turn ends depends on the batch; the order of queries must not.
         waiting.sort(key=lambda episode: episode.index)
-        for episode, call in zip(waiting, self._calls(waiting), strict=True):
+        queries = [episode.query or "" for episode in waiting]
+        if self.searcher is not None:
+            answers = self.searcher.submit(self._calls, queries)
+        else:
+            answers = Future()
+            answers.set_result(self._calls(queries))
+        self.searching.append(_Search(self.steps + self.settings.overlap_steps, waiting, answers))
+
+    def _calls(self, queries: Sequence[str]) -> list[SearchCall]:
+        started = time.perf_counter()
+        try:
+            results = self.retriever.search(queries, self.settings.top_k)
+        except RetrievalError as error:
+            return [SearchCall(query, (), time.perf_counter() - started, error.message) for query in queries]
+        seconds = (time.perf_counter() - started) / len(queries)
+        return [SearchCall(query, tuple(hits), seconds) for query, hits in zip(queries, results, strict=True)]
+
+    def _go_on(self, search: _Search) -> None:
+        for episode, call in zip(search.episodes, search.answers.result(), strict=True):
             episode.searches.append(call)
             episode.query = None
             self._tell(events.SearchDone(episode.index, call))
@@ -141,16 +189,6 @@ class _Wave:
             episode.truncated_observations += encoded.truncated
             self._extend(episode, encoded.ids)
 
-    def _calls(self, waiting: Sequence[Episode]) -> list[SearchCall]:
-        queries = [episode.query or "" for episode in waiting]
-        started = time.perf_counter()
-        try:
-            results = self.retriever.search(queries, self.settings.top_k)
-        except RetrievalError as error:
-            return [SearchCall(query, (), time.perf_counter() - started, error.message) for query in queries]
-        seconds = (time.perf_counter() - started) / len(queries)
-        return [SearchCall(query, tuple(hits), seconds) for query, hits in zip(queries, results, strict=True)]
-
     def _extend(self, episode: Episode, ids: tuple[int, ...]) -> None:
         """Append what the model reads next; an episode without room for it and an answer ends here."""
         if len(episode.token_ids) + len(ids) >= self.capacity:
@@ -160,9 +198,13 @@ class _Wave:
         self.engine.extend(episode.slot, ids)
 
     def _finish(self, episode: Episode, stop: StopReason) -> None:
-        episode.stop = stop
         del self.by_slot[episode.slot]
         self.engine.close(episode.slot)
+        self._end(episode, stop)
+
+    def _end(self, episode: Episode, stop: StopReason) -> None:
+        episode.stop = stop
+        self.finished += 1
         self._tell(events.Finished(episode.index, episode.trajectory()))
 
     def _tell(self, event: events.Event) -> None:

@@ -19,13 +19,23 @@ class RolloutSettings:
     temperature: float = 1.0
     seed: int = 0
     wave: int = 64  # ours: episodes that run together; part of the settings because bf16 sums depend on the batch
+    overlap_steps: int = 0  # ours: tokens that others write while a search is answered; pays off beside a GPU
 
     def __post_init__(self) -> None:
         for name in ("max_turns", "top_k", "max_new_tokens", "max_observation_tokens", "max_prompt_tokens", "wave"):
             if getattr(self, name) < (0 if name == "max_turns" else 1):
                 raise ConfigError(f"{name} = {getattr(self, name)} is too small", hint=f"give {name} a larger value")
+        if self.overlap_steps < 0:
+            raise ConfigError(
+                f"overlap_steps = {self.overlap_steps} is negative", hint="0 searches while nobody writes"
+            )
         if self.temperature < 0:
             raise ConfigError(f"temperature = {self.temperature} is negative", hint="0 is greedy, 1 samples")
+
+    @property
+    def window(self) -> int:
+        """Episodes between two places at which a caller can resume: one ends where the next begins within a window."""
+        return 4 * self.wave
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
