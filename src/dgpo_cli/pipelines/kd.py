@@ -161,12 +161,12 @@ def _mixture(settings: KDSettings, learner: Learner, stored: TeacherTrajectories
 
 def split(trajectories: Sequence[Trajectory], share: float, seed: int) -> tuple[list[Trajectory], list[Trajectory]]:
     """Training and validation trajectories; all samples of one question fall on the same side."""
-    questions = sorted({f"{t.question.qa_set}/{t.question.id}" for t in trajectories})
+    questions = sorted({t.question.key for t in trajectories})
     random.Random(f"validation {seed}").shuffle(questions)
     held_out = set(questions[: math.floor(share * len(questions))])
     sides: tuple[list[Trajectory], list[Trajectory]] = ([], [])
     for trajectory in trajectories:
-        sides[f"{trajectory.question.qa_set}/{trajectory.question.id}" in held_out].append(trajectory)
+        sides[trajectory.question.key in held_out].append(trajectory)
     return sides
 
 
