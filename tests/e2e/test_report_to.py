@@ -92,9 +92,11 @@ def of_tensorboard(run: Path) -> Rows:
 
 
 def wandb_records(run: Path) -> Iterator[Any]:
-    """Records of the run's offline files, which are LevelDB logs: pieces in blocks of 32 KiB behind a head of 7 bytes."""
+    """Records of the run's offline files, LevelDB logs: pieces in blocks of 32 KiB, after 7 bytes."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # its process has written everything when it has ended
     for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
         content, place, whole = file.read_bytes(), 7, b""
         while place + 7 <= len(content):

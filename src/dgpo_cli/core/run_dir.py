@@ -3,7 +3,7 @@
 runs/<command>-NNNN/
   run.json       command, status, config digest, seed, versions, git commit, times, result
   config.toml    the resolved config; `dgpo <command> --config` repeats the run
-  metrics.jsonl  one object per logged step
+  metrics.jsonl  one object per logged step; with --report-to the same in tensorboard/ or wandb/
   state/  best/  validation.jsonl  written by training; rollback/ while a guarded run may go back
   lock           held by the process that works in it; the system releases it when that process ends, however it ends
 """
