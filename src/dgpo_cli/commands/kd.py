@@ -62,7 +62,7 @@ def kd(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Trajectories per step; 64 by default.")] = None,
     on_collapse: OnCollapseOption = None,
-    report_to: ReportToOption = "",
+    report_to: ReportToOption = None,
     teacher_8bit: Teacher8bitFlag = None,
     keep: KeepOption = 1,
     out: OutOption = None,

@@ -66,7 +66,7 @@ def rl(
     steps: Annotated[int | None, typer.Option(help="Rollout steps; 1000 by default.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Questions per step; 512 by default.")] = None,
     on_collapse: OnCollapseOption = None,
-    report_to: ReportToOption = "",
+    report_to: ReportToOption = None,
     teacher_8bit: Teacher8bitFlag = None,
     bench_dir: BenchDirOption = None,
     keep: KeepOption = 1,

@@ -23,7 +23,7 @@ OnCollapseOption = Annotated[
     str | None, typer.Option(help="warn (default), stop, or rollback to the best weights with a lower rate.")
 ]
 ReportToOption = Annotated[
-    str, typer.Option(help="Trackers that get the metrics too: tensorboard, wandb, trackio, comma-separated.")
+    str | None, typer.Option(help="Trackers that get the metrics too: tensorboard, wandb, trackio, comma-separated.")
 ]
 DescribeOption = Annotated[str | None, typer.Option(help="Show the settings of a method, then stop.")]
 ListFlag = Annotated[bool, typer.Option("--list", help="List the methods, then stop.")]

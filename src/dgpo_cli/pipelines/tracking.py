@@ -27,9 +27,9 @@ TRACKERS = ("tensorboard", "wandb", "trackio")  # each is the name of its packag
 PROJECT = "dgpo"
 
 
-def parse_trackers(names: str) -> tuple[str, ...]:
+def parse_trackers(names: str | None) -> tuple[str, ...]:
     """Names, comma-separated. Raises ConfigError for one that is unknown or not installed."""
-    chosen = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    chosen = tuple(dict.fromkeys(name.strip() for name in (names or "").split(",") if name.strip()))
     for name in chosen:
         if name not in TRACKERS:
             raise ConfigError(f"--report-to {name!r} is no tracker", hint=f"choose from {', '.join(TRACKERS)}")
