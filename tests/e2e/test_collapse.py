@@ -1,4 +1,7 @@
-"""A run that collapses because of its learning rate alone is caught and rolled back; interrupted, it ends the same."""
+"""A run that collapses because of its learning rate alone is caught and rolled back; interrupted, it ends the same.
+
+Distillation and reinforcement learning alike, from a student that knows its questions by heart.
+"""
 
 from __future__ import annotations
 
@@ -135,6 +138,72 @@ def test_a_ruinous_learning_rate_is_caught_and_rolled_back(settings: RLSettings,
     assert len((tmp_path / "saved" / VALIDATION_FILE).read_text().splitlines()) == 25  # header and 24 episodes
 
 
+@pytest.fixture(scope="module")
+def distillation(settings: RLSettings) -> KDSettings:
+    """The same student goes on learning from the trajectories that it learned from."""
+    return KDSettings(
+        student=settings.student,
+        teacher=settings.student,
+        trajectories=str(Path(settings.questions).parent / "demonstrations.jsonl"),
+        method="seqkd",
+        lr=1e-3,
+        steps=16,
+        batch_size=24,
+        schedule="constant",
+        validation_share=0.25,
+        index=settings.index,
+        eval_every=4,
+        device="cpu",
+        rollout=ROLLOUT,
+        on_collapse="rollback",
+        collapse=CollapseSettings(window=3, lr_factor=0.02),
+    )
+
+
+def distil(settings: KDSettings, folder: Path, **options: Any) -> dict[str, Any]:
+    with RunDir.open("kd", {"lr": settings.lr, "do": settings.on_collapse}, out=folder) as run:
+        return run_kd(settings, run, keep=1, **({"progress": None} | options))
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    return [row[name] for row in read_metrics(folder) if name in row]
+
+
+def test_a_distillation_ruined_by_its_learning_rate_is_caught_and_rolled_back(
+    distillation: KDSettings, tmp_path: Path
+) -> None:
+    healthy = distil(distillation, tmp_path / "healthy")
+    assert healthy["alarms"] == healthy["rollbacks"] == 0
+    assert logged(tmp_path / "healthy", "eval_nll")[-1] < 0.2
+    assert all(0.1 < entropy < 1 for entropy in logged(tmp_path / "healthy", "entropy"))
+
+    told: list[str] = []
+    warned = distil(replace(distillation, lr=RUINOUS, on_collapse="warn"), tmp_path / "warned", warn=told.append)
+    assert (warned["rollbacks"], len(told)) == (0, 1)  # it rings once: the loss never gets back to within a nat
+    assert "loss blows up at step 4" in told[0]
+    assert logged(tmp_path / "warned", "eval_nll")[-1] > 3  # the learning rate alone did it
+
+    told.clear()
+    saved = distil(replace(distillation, lr=RUINOUS), tmp_path / "saved", warn=told.append)
+    assert (saved["alarms"], saved["rollbacks"]) == (1, 1)
+    assert "back to the weights of step 0, learning rates times 0.02" in told[0]
+    assert logged(tmp_path / "saved", "policy_lr") == [RUINOUS] * 4 + [pytest.approx(RUINOUS * 0.02)] * 12
+    losses = logged(tmp_path / "saved", "nll")
+    assert min(losses[1:4]) > 3
+    assert losses[4] == pytest.approx(losses[0])  # the same weights and the same batch
+    assert max(losses[4:]) < 0.2
+    assert logged(tmp_path / "saved", "eval_nll")[-1] < 0.2  # and it goes on from there
+    assert not (tmp_path / "saved" / "rollback").exists()
+
+
+def test_what_the_student_writes_while_it_distils_is_watched_too(distillation: KDSettings, tmp_path: Path) -> None:
+    """A rate that the teacher's text would survive for a while: the student's own turns break first or at once."""
+    own = replace(distillation, lr=RUINOUS, method="gkd", on_collapse="stop")
+    with pytest.raises(TrainingError, match=r"training collapsed: .*invalid actions at step") as stopped:
+        distil(own, tmp_path / "own")
+    assert "--on-collapse rollback" in (stopped.value.hint or "")
+
+
 class Killed(BaseException):
     pass
 
@@ -161,7 +230,33 @@ def test_an_interrupted_rollback_ends_with_the_same_weights(settings: RLSettings
     assert shown[0] == shown[1] != []
 
 
+@pytest.mark.parametrize("at", [2, 6, 13])
+def test_an_interrupted_distillation_ends_with_the_same_weights(
+    distillation: KDSettings, tmp_path: Path, at: int
+) -> None:
+    """Killed before its first saved state, before a rollback is followed by one, and long after."""
+    ruined = replace(distillation, lr=RUINOUS)
+    distil(ruined, tmp_path / "whole")
+    calls = 0
+
+    def die(done: int, total: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        distil(ruined, tmp_path / "cut", progress=die)
+    distil(ruined, tmp_path / "cut")
+    whole, cut = (load_file(tmp_path / name / "best/model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    whole, cut = (load_file(tmp_path / name / "state/step-00000016/student.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    shown = [[row for row in read_metrics(tmp_path / name) if "alarm" in row] for name in ("whole", "cut")]
+    assert shown[0] == shown[1] != []
+
+
 def test_stop_ends_the_run_and_names_the_way_out(settings: RLSettings, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="the policy collapsed") as stopped:
+    with pytest.raises(TrainingError, match="training collapsed") as stopped:
         train(replace(settings, lr=RUINOUS, on_collapse="stop"), tmp_path / "stopped")
     assert "--on-collapse rollback" in (stopped.value.hint or "")

@@ -33,7 +33,9 @@ CASES = [
 
 def test_every_rule_has_a_case() -> None:
     assert {rule.name for rule in rules(CollapseSettings())} == {case[0] for case in CASES} | {
-        "right answers unlearned"
+        "right answers unlearned",
+        "loss blows up",
+        "validation loss blows up",
     }
 
 
@@ -83,6 +85,29 @@ def test_falling_log_probability_is_measured_from_the_best_mean() -> None:
     assert (alarm.step, alarm.threshold) == (8, -1.5)
     assert alarm.mean == pytest.approx((-0.5 - 2.5 - 2.5) / 3)
     assert ringing("right_logprob", [-5.0, -4.0, -3.0, -2.0, -1.0]) == []
+
+
+def test_a_loss_is_measured_from_its_lowest_value() -> None:
+    (alarm,) = ringing("nll", [0.5, 2.0, 1.75, 1.5, 1.75, 3.0, 1.6])  # 1.5 is not above 0.5 + 1
+    assert (alarm.name, alarm.step, alarm.values, alarm.threshold) == ("loss blows up", 7, (1.75, 3.0, 1.6), 1.5)
+    assert ringing("nll", [6.0, 5.0, 4.0, 2.0, 1.0, 1.5, 1.9]) == []  # the mean of 5, 4, 2 is above 2 + 1
+    assert ringing("nll", [0.5] * 9) == []
+    assert [a.step for a in ringing("nll", [0.5, 9, 9, 9, 9, 9, 9, 0.4, 9, 9, 9], nll_rise=2.0)] == [4, 11]
+
+
+def test_one_validation_far_above_the_lowest_is_enough() -> None:
+    (alarm,) = ringing("eval_nll", [2.0, None, 0.75, None, 1.7, 1.8, 3.0, 3.0])
+    assert (alarm.name, alarm.step, alarm.values) == ("validation loss blows up", 6, (1.8,))
+    assert alarm.threshold == 1.75
+
+
+def test_after_a_rollback_the_guard_compares_with_what_it_goes_back_to() -> None:
+    guard = Guard(CollapseSettings(window=3))
+    seen = [6.0, 0.5, 5.0, 5.0, 5.0, 5.0]
+    assert [len(guard.look(step, {"nll": nll})) for step, nll in enumerate(seen)] == [0, 0, 0, 0, 1, 0]
+    guard.roll_back()  # to the weights of the first step
+    again = [6.0, 5.8, 5.6, 5.4, 9.0, 9.0, 9.0]
+    assert [len(guard.look(step, {"nll": nll})) for step, nll in enumerate(again)] == [0, 0, 0, 0, 0, 0, 1]
 
 
 def test_a_step_without_the_metric_is_passed_over() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, absolute, choose, choose_index, trained_limits
+from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, choose, choose_index, trained_limits
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ def chat(
     from dgpo_cli.models.load import search_limits
 
     console = Console(json_output=json, quiet=quiet)
-    chosen = absolute(
-        choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
-    )
+    chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose_index(console, index)
     given = {name: value for name, value in (("top_k", top_k), ("max_turns", max_searches)) if value is not None}
     limits = trained_limits(console, given, search_limits(chosen)) | given

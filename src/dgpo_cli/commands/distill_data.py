@@ -21,27 +21,32 @@ from dgpo_cli.commands.shared import (
     SetOption,
     absolute,
     as_trained,
-    choose,
     choose_index,
     recorded,
     settings_from,
     show_settings,
 )
+from dgpo_cli.commands.training_options import (
+    IndexOption,
+    QuestionsOption,
+    Teacher8bitFlag,
+    TeacherOption,
+    choose_questions,
+    choose_teacher,
+)
 from dgpo_cli.console import Console
 
 
 def distill_data(
-    teacher: Annotated[str | None, typer.Option(help="Alias, hub id, folder or run; qwen-3b by default.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="QA sets or question files, comma-separated; nq,hotpotqa by default.")
-    ] = None,
-    index: Annotated[str | None, typer.Option(help="Index folder or server address.")] = None,
+    teacher: TeacherOption = None,
+    data: QuestionsOption = None,
+    index: IndexOption = None,
     keep: Annotated[str | None, typer.Option(help="correct or all.")] = None,
     samples: Annotated[int | None, typer.Option(help="Attempts per question.")] = None,
     steps: Annotated[int | None, typer.Option(help="Waves of questions to answer; all by default.")] = None,
     limit: Annotated[int | None, typer.Option(help="Take the first N questions.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    teacher_8bit: Annotated[bool | None, typer.Option("--teacher-8bit", help="Load the teacher in 8 bit.")] = None,
+    teacher_8bit: Teacher8bitFlag = None,
     bench_dir: BenchDirOption = None,
     out: OutOption = None,
     resume: ResumeOption = None,
@@ -69,13 +74,9 @@ def distill_data(
     console = Console(json_output=json, quiet=quiet)
     before = recorded(config, set_, "distill-data")
     values = {
-        "teacher": absolute(
-            choose(console, "teacher", teacher or before.get("teacher"), "qwen-3b", hint="give --teacher")
-        ),
+        "teacher": choose_teacher(console, teacher or before.get("teacher")),
         "index": choose_index(console, index or before.get("index")),
-        "questions": absolute(
-            choose(console, "questions", data or before.get("questions"), "nq,hotpotqa", hint="give --data")
-        ),
+        "questions": choose_questions(console, data or before.get("questions")),
         "keep": keep,
         "samples": samples,
         "limit": limit,

@@ -18,6 +18,7 @@ from dgpo_cli.commands.shared import (
     ResumeOption,
     absolute,
     choose,
+    choose_index,
     trained_limits,
 )
 from dgpo_cli.console import Console
@@ -81,11 +82,11 @@ def evaluate(
         return
     names = parse_benchmarks(bench)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
-    where = choose(console, "index", index, hint="build one with `dgpo index CORPUS`, or give --index DIR")
+    where = choose_index(console, index)
     given = {name: value for name, value in (("top_k", top_k), ("max_turns", max_searches)) if value is not None}
-    limits = trained_limits(console, given, search_limits(absolute(chosen))) | given
+    limits = trained_limits(console, given, search_limits(chosen)) | given
     settings = EvalSettings(
-        model=absolute(chosen),
+        model=chosen,
         benchmarks=names,
         indexes={name: absolute(location) for name, location in parse_indexes(where, names).items()},
         limit=limit,

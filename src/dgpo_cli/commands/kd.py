@@ -27,11 +27,20 @@ from dgpo_cli.commands.shared import (
     settings_from,
     show_settings,
 )
-from dgpo_cli.commands.training_options import KeepOption, ListFlag, describe_methods, follow
+from dgpo_cli.commands.training_options import (
+    DescribeOption,
+    KeepOption,
+    ListFlag,
+    OnCollapseOption,
+    ReportToOption,
+    Teacher8bitFlag,
+    choose_teacher,
+    describe_methods,
+    follow,
+)
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
-    from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.pipelines.settings import KDSettings
 
 
@@ -52,7 +61,9 @@ def kd(
     epochs: Annotated[int | None, typer.Option(help="Passes over the trajectories; 5 by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Trajectories per step; 64 by default.")] = None,
-    teacher_8bit: Annotated[bool | None, typer.Option("--teacher-8bit", help="Load the teacher in 8 bit.")] = None,
+    on_collapse: OnCollapseOption = None,
+    report_to: ReportToOption = None,
+    teacher_8bit: Teacher8bitFlag = None,
     keep: KeepOption = 1,
     out: OutOption = None,
     resume: ResumeOption = None,
@@ -62,7 +73,7 @@ def kd(
     seed: SeedOption = None,
     device: DeviceOption = None,
     list_: ListFlag = False,
-    describe: Annotated[str | None, typer.Option(help="Show the settings of a method, then stop.")] = None,
+    describe: DescribeOption = None,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -72,27 +83,24 @@ def kd(
     Example: `dgpo kd --student qwen-0.5b --teacher qwen-3b --epochs 5`
     """
     from dgpo_cli.core.run_dir import RunDir
+    from dgpo_cli.pipelines.kd import run_kd
     from dgpo_cli.pipelines.settings import KDSettings
+    from dgpo_cli.pipelines.tracking import parse_trackers, tracked
 
     console = Console(json_output=json, quiet=quiet)
     if list_ or describe:
         console.result(describe_methods(console, describe, rewards=False))
         return
+    trackers = parse_trackers(report_to)
     before = recorded(config, set_, "kd")
     values: dict[str, Any] = {
-        "student": absolute(
-            choose(console, "student", student or before.get("student"), "qwen-0.5b", hint="give --student")
-        ),
-        "teacher": absolute(
-            choose(console, "teacher", teacher or before.get("teacher"), "qwen-3b", hint="give --teacher")
-        ),
-        "trajectories": absolute(
-            choose(
-                console,
-                "trajectories",
-                data or before.get("trajectories"),
-                hint="make some with `dgpo distill-data`, or give --data",
-            )
+        "student": choose(console, "student", student or before.get("student"), "qwen-0.5b", hint="give --student"),
+        "teacher": choose_teacher(console, teacher or before.get("teacher")),
+        "trajectories": choose(
+            console,
+            "trajectories",
+            data or before.get("trajectories"),
+            hint="make some with `dgpo distill-data`, or give --data",
         ),
         "method": method,
         "index": None if index is None else absolute(index),
@@ -101,6 +109,7 @@ def kd(
         "epochs": epochs,
         "steps": steps,
         "batch_size": batch_size,
+        "on_collapse": on_collapse,
         "teacher_8bit": teacher_8bit,
         "seed": seed,
         "device": device,
@@ -113,7 +122,8 @@ def kd(
         return
     with RunDir.open("kd", asdict(settings), out=out, resume=resume, fresh=fresh) as run:
         console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
-        result = _train(console, settings, run, keep)
+        with tracked(run, trackers, console.info), console.progress(f"kd ({settings.method})", "step") as progress:
+            result = run_kd(settings, run, keep=keep, progress=progress, warn=console.warn)
     follow(console, "kd", run, result, after="dgpo rl", student=True)
 
 
@@ -146,10 +156,3 @@ def _check(settings: KDSettings) -> None:
     student = resolve(settings.student)
     if objective.needs:
         require_same_tokenizer(load_tokenizer(student), load_tokenizer(resolve(settings.teacher)))
-
-
-def _train(console: Console, settings: KDSettings, run: RunDir, keep: int) -> dict[str, Any]:
-    from dgpo_cli.pipelines.kd import run_kd
-
-    with console.progress(f"kd ({settings.method})", "step") as progress:
-        return run_kd(settings, run, keep=keep, progress=progress)

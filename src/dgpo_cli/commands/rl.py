@@ -27,7 +27,21 @@ from dgpo_cli.commands.shared import (
     settings_from,
     show_settings,
 )
-from dgpo_cli.commands.training_options import KeepOption, ListFlag, describe_methods, follow
+from dgpo_cli.commands.training_options import (
+    DescribeOption,
+    IndexOption,
+    KeepOption,
+    ListFlag,
+    OnCollapseOption,
+    QuestionsOption,
+    ReportToOption,
+    Teacher8bitFlag,
+    TeacherOption,
+    choose_questions,
+    choose_teacher,
+    describe_methods,
+    follow,
+)
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
@@ -36,13 +50,11 @@ if TYPE_CHECKING:
 
 def rl(
     student: Annotated[str | None, typer.Option(help="Where training starts: alias, hub id, folder or run.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="Alias, hub id, folder or run; qwen-3b by default.")] = None,
+    teacher: TeacherOption = None,
     method: Annotated[str | None, typer.Option(help="dgpo by default; --list shows all.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="QA sets or question files, comma-separated; nq,hotpotqa by default.")
-    ] = None,
+    data: QuestionsOption = None,
     eval_data: Annotated[str | None, typer.Option(help="Validation questions; held out of --data by default.")] = None,
-    index: Annotated[str | None, typer.Option(help="Index folder or server address.")] = None,
+    index: IndexOption = None,
     kl_form: Annotated[
         str | None, typer.Option(help="k1-reward (the reference), full-loss (exact KL) or another; see --describe.")
     ] = None,
@@ -53,10 +65,9 @@ def rl(
     lr: Annotated[float | None, typer.Option(help="Learning rate; 1e-6 by default.")] = None,
     steps: Annotated[int | None, typer.Option(help="Rollout steps; 1000 by default.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Questions per step; 512 by default.")] = None,
-    on_collapse: Annotated[
-        str | None, typer.Option(help="warn (default), stop, or rollback to the best weights with a lower rate.")
-    ] = None,
-    teacher_8bit: Annotated[bool | None, typer.Option("--teacher-8bit", help="Load the teacher in 8 bit.")] = None,
+    on_collapse: OnCollapseOption = None,
+    report_to: ReportToOption = None,
+    teacher_8bit: Teacher8bitFlag = None,
     bench_dir: BenchDirOption = None,
     keep: KeepOption = 1,
     out: OutOption = None,
@@ -67,7 +78,7 @@ def rl(
     seed: SeedOption = None,
     device: DeviceOption = None,
     list_: ListFlag = False,
-    describe: Annotated[str | None, typer.Option(help="Show the settings of a method, then stop.")] = None,
+    describe: DescribeOption = None,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -82,24 +93,20 @@ def rl(
     from dgpo_cli.models.load import search_limits
     from dgpo_cli.pipelines.rl import agents, check, run_rl
     from dgpo_cli.pipelines.settings import RLSettings
+    from dgpo_cli.pipelines.tracking import parse_trackers, tracked
 
     console = Console(json_output=json, quiet=quiet)
     if list_ or describe:
         console.result(describe_methods(console, describe, rewards=True))
         return
+    trackers = parse_trackers(report_to)
     objective = {"kl_form": kl_form, "kl_coef": kl_coef, "kl_gate": kl_gate}
     before = recorded(config, set_, "rl")
     values: dict[str, Any] = {
-        "student": absolute(
-            choose(console, "student", student or before.get("student"), "qwen-0.5b-kd", hint="give --student")
-        ),
-        "teacher": absolute(
-            choose(console, "teacher", teacher or before.get("teacher"), "qwen-3b", hint="give --teacher")
-        ),
+        "student": choose(console, "student", student or before.get("student"), "qwen-0.5b-kd", hint="give --student"),
+        "teacher": choose_teacher(console, teacher or before.get("teacher")),
         "index": choose_index(console, index or before.get("index")),
-        "questions": absolute(
-            choose(console, "questions", data or before.get("questions"), "nq,hotpotqa", hint="give --data")
-        ),
+        "questions": choose_questions(console, data or before.get("questions")),
         "bench_dir": None if bench_dir is None else absolute(str(bench_dir)),
         "validation": None if eval_data is None else absolute(eval_data),
         "method": method,
@@ -120,6 +127,6 @@ def rl(
         return
     with RunDir.open("rl", asdict(settings), out=out, resume=resume, fresh=fresh) as run:
         console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
-        with console.progress(f"rl ({settings.method})", "step") as progress:
+        with tracked(run, trackers, console.info), console.progress(f"rl ({settings.method})", "step") as progress:
             result = run_rl(settings, run, keep=keep, progress=progress, warn=console.warn)
     follow(console, "rl", run, result, after="dgpo eval --bench all, dgpo chat")

@@ -75,17 +75,17 @@ def use_search_environment() -> None:
 
 
 def choose(console: Console, key: str, given: str | None, default: str | None = None, *, hint: str) -> str:
-    """A value given, remembered or default, in that order; says where it is from. ConfigError if there is none."""
+    """A value given, remembered or default, in that order, as `absolute`; says its origin. ConfigError without one."""
     resolved = Workspace().resolve(key, given, default)
     if resolved.value is None:
         raise ConfigError(f"no {key} was given and none is remembered in this folder", hint=hint)
     if resolved.origin != "given":
         console.info(f"{key}: {resolved.value} ({resolved.origin})")
-    return resolved.value
+    return absolute(resolved.value)
 
 
 def choose_index(console: Console, given: str | None) -> str:
-    return absolute(choose(console, "index", given, hint="build one with `dgpo index CORPUS`, or give --index DIR"))
+    return choose(console, "index", given, hint="build one with `dgpo index CORPUS`, or give --index DIR")
 
 
 def recorded(config: Path | None, options: Sequence[str] | None, command: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `kd` and `rl` share beyond `shared`: the list of methods, and what is said when a run is done."""
+"""What `distill-data`, `kd` and `rl` share beyond `shared`: options, the list of methods, what is said at the end."""
 
 from __future__ import annotations
 
@@ -6,14 +6,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.shared import absolute
+from dgpo_cli.commands.shared import absolute, choose
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
     from dgpo_cli.core.run_dir import RunDir
 
+TeacherOption = Annotated[str | None, typer.Option(help="Alias, hub id, folder or run; qwen-3b by default.")]
+Teacher8bitFlag = Annotated[bool | None, typer.Option("--teacher-8bit", help="Load the teacher in 8 bit.")]
+QuestionsOption = Annotated[
+    str | None, typer.Option(help="QA sets or question files, comma-separated; nq,hotpotqa by default.")
+]
+IndexOption = Annotated[str | None, typer.Option(help="Index folder or server address.")]
 KeepOption = Annotated[int, typer.Option(min=1, help="How many resumable states to keep.")]
+OnCollapseOption = Annotated[
+    str | None, typer.Option(help="warn (default), stop, or rollback to the best weights with a lower rate.")
+]
+ReportToOption = Annotated[
+    str | None, typer.Option(help="Trackers that get the metrics too: tensorboard, wandb, trackio, comma-separated.")
+]
+DescribeOption = Annotated[str | None, typer.Option(help="Show the settings of a method, then stop.")]
 ListFlag = Annotated[bool, typer.Option("--list", help="List the methods, then stop.")]
+
+
+def choose_teacher(console: Console, given: str | None) -> str:
+    return choose(console, "teacher", given, "qwen-3b", hint="give --teacher")
+
+
+def choose_questions(console: Console, given: str | None) -> str:
+    return choose(console, "questions", given, "nq,hotpotqa", hint="give --data")
 
 
 def describe_methods(console: Console, name: str | None, *, rewards: bool) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 runs/<command>-NNNN/
   run.json       command, status, config digest, seed, versions, git commit, times, result
   config.toml    the resolved config; `dgpo <command> --config` repeats the run
-  metrics.jsonl  one object per logged step
+  metrics.jsonl  one object per logged step; with --report-to the same in tensorboard/ or wandb/
   state/  best/  validation.jsonl  written by training; rollback/ while a guarded run may go back
   lock           held by the process that works in it; the system releases it when that process ends, however it ends
 """
@@ -17,7 +17,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +48,8 @@ def _plain(value: Any) -> Any:
 
 class RunDir:
     """One run. Open it with `RunDir.open`; it is locked until `close` or the end of the process."""
+
+    listener: Callable[[int, Mapping[str, Any]], None] | None = None  # is told everything that is logged
 
     def __init__(self, path: Path, *, resumed: bool) -> None:
         self.path, self.resumed = path, resumed
@@ -127,6 +129,8 @@ class RunDir:
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as stream:
             stream.write(dump_line({"step": step} | dict(metrics)))
+        if self.listener is not None:
+            self.listener(step, metrics)
 
     def metrics(self) -> list[dict[str, Any]]:
         return read_metrics(self.path)

@@ -46,6 +46,11 @@ class Question:
     supporting_titles: tuple[str, ...] = ()
     supporting_ids: tuple[str, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """Identity among the questions of several QA sets."""
+        return f"{self.qa_set}/{self.id}"
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:
@@ -92,7 +97,7 @@ def refuse_broken_search(failures: Sequence[str], asked: int) -> None:
 
 def attempt_key(question: Question, sample: int) -> str:
     """Identity of an attempt at a question inside one file, and of its random draws."""
-    return f"{question.qa_set}/{question.id}/{sample}"
+    return f"{question.key}/{sample}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def grade(trajectory: Trajectory, decode: Decode) -> Outcome:
     question, answer = trajectory.question, trajectory.answer
     correct = exact_match.score(question, trajectory).correct
     return Outcome(
-        question=f"{question.qa_set}/{question.id}",
+        question=question.key,
         hops=question.hops,
         em=correct,
         f1=0.0 if answer is None else f1(answer, question.answers),

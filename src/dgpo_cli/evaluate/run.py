@@ -67,7 +67,7 @@ def evaluate(
 
 
 def _refuse_repeated(questions: Sequence[Question]) -> None:
-    for name, count in Counter(f"{question.qa_set}/{question.id}" for question in questions).items():
+    for name, count in Counter(question.key for question in questions).items():
         if count > 1:
             raise InputError(f"question {name!r} occurs {count} times", hint="give each question its own id")
 

@@ -42,9 +42,8 @@ class KD(Objective):
         return frozenset({Need.TEACHER_DISTRIBUTION}) if self.config.kl_weight else frozenset()
 
     def loss(self, tokens: TokenBatch) -> TokenLoss:
-        nll = -tokens.logprobs
-        loss = self.config.ce_weight * nll
-        metrics = {"nll": nll.detach()}
+        loss = self.config.ce_weight * -tokens.logprobs
+        metrics = {}
         if self.config.kl_weight:
             assert tokens.teacher_logits is not None
             divergence = kl(log_probs(tokens.teacher_logits), log_probs(tokens.logits))

@@ -132,14 +132,12 @@ class PPO(Objective):
     def loss(self, tokens: TokenBatch) -> TokenLoss:
         assert tokens.behavior_logprobs is not None
         policy, clipped = self.surrogate(tokens)
-        spread = entropy(log_probs(tokens.logits))
         metrics = {
-            "entropy": spread.detach(),
             "clip_fraction": clipped,
             "behavior_kl": (tokens.behavior_logprobs - tokens.logprobs).detach(),
         }
         if self.config.entropy_coef:
-            policy = policy - self.config.entropy_coef * spread
+            policy = policy - self.config.entropy_coef * entropy(log_probs(tokens.logits))
         if self.kl_target and self.config.kl_form not in _REWARD_FORMS and tokens.kl_weight is not None:
             name, divergence = self.token_kl(tokens, tokens.kl_weight > 0)
             policy = policy + tokens.kl_weight * divergence

@@ -19,5 +19,4 @@ class SeqKD(Objective):
         return frozenset()
 
     def loss(self, tokens: TokenBatch) -> TokenLoss:
-        nll = -tokens.logprobs
-        return TokenLoss({"policy": nll}, {"nll": nll.detach()})
+        return TokenLoss({"policy": -tokens.logprobs})

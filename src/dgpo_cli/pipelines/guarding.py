@@ -75,7 +75,7 @@ class Guarding:
             self.warn(f"{told}: {done}")
         if done == "stopped":
             raise TrainingError(
-                f"the policy collapsed: {told}",
+                f"training collapsed: {told}",
                 hint=f"lower --lr, or give --on-collapse rollback; the best weights so far are in {run.path}/best",
             )
 

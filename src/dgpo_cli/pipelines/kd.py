@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from dgpo_cli.objectives import registry
 from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings
 from dgpo_cli.pipelines.distill_data import TrajectorySet, read_trajectories
+from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.settings import KDSettings
 from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.train.batch import Sample, micro_batches, pad
+from dgpo_cli.train.collapse import Guard
 from dgpo_cli.train.devices import inference_dtype, training_device
 from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
 from dgpo_cli.train.loop import Plan
@@ -51,7 +53,14 @@ def searches(objective: Objective) -> bool:
     return objective.on_policy or objective.teacher_writes
 
 
-def run_kd(settings: KDSettings, run: RunDir, *, keep: int, progress: Progress | None) -> dict[str, Any]:
+def run_kd(
+    settings: KDSettings,
+    run: RunDir,
+    *,
+    keep: int,
+    progress: Progress | None,
+    warn: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Load what the settings name, and train."""
     device = training_device(settings.device)
     data = read_trajectories(Path(settings.trajectories))
@@ -74,6 +83,7 @@ def run_kd(settings: KDSettings, run: RunDir, *, keep: int, progress: Progress |
         else read_questions(Path(settings.eval_questions))[: settings.eval_limit],
         keep=keep,
         progress=progress,
+        warn=warn,
     )
 
 
@@ -88,6 +98,7 @@ def distil(
     validation_questions: Sequence[Question] = (),
     keep: int = 1,
     progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train `student` on `data`; see `run_training` for the result.
 
@@ -130,7 +141,17 @@ def distil(
             return metrics | dict(em())
         return metrics | ({"score": -metrics["nll"]} if metrics else {})
 
-    return run_training(run, learner, source, plan, evaluate=validate, protocol=protocol, keep=keep, progress=progress)
+    return run_training(
+        run,
+        learner,
+        source,
+        plan,
+        evaluate=validate,
+        protocol=protocol,
+        keep=keep,
+        progress=progress,
+        guarding=Guarding(Guard(settings.collapse), settings.on_collapse, warn),
+    )
 
 
 def _mixture(settings: KDSettings, learner: Learner, stored: TeacherTrajectories, agent: Agent | None) -> Mixture:
@@ -161,12 +182,12 @@ def _mixture(settings: KDSettings, learner: Learner, stored: TeacherTrajectories
 
 def split(trajectories: Sequence[Trajectory], share: float, seed: int) -> tuple[list[Trajectory], list[Trajectory]]:
     """Training and validation trajectories; all samples of one question fall on the same side."""
-    questions = sorted({f"{t.question.qa_set}/{t.question.id}" for t in trajectories})
+    questions = sorted({t.question.key for t in trajectories})
     random.Random(f"validation {seed}").shuffle(questions)
     held_out = set(questions[: math.floor(share * len(questions))])
     sides: tuple[list[Trajectory], list[Trajectory]] = ([], [])
     for trajectory in trajectories:
-        sides[f"{trajectory.question.qa_set}/{trajectory.question.id}" in held_out].append(trajectory)
+        sides[trajectory.question.key in held_out].append(trajectory)
     return sides
 
 

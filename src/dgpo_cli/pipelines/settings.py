@@ -65,10 +65,12 @@ class KDSettings:
     chunk_tokens: int = 1_024  # ours, tokens whose logits exist at once
     gradient_checkpointing: bool = False
     teacher_8bit: bool = False
+    on_collapse: OnCollapse = "warn"  # ours
     seconds: float | None = None
     seed: int = 0
     device: str = "auto"
     rollout: RolloutOptions = field(default_factory=RolloutOptions)  # of the evaluation
+    collapse: CollapseSettings = field(default_factory=CollapseSettings)
 
     def __post_init__(self) -> None:
         _positive(self, "lr", "batch_size", "epochs", "micro_batch_tokens", "chunk_tokens")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from dgpo_cli.core.progress import Progress
@@ -76,11 +76,8 @@ def run_training(
 
     if guarding is not None:
         guarding.resume(run, learner, step, extra)
-    if rolls_back and not step:  # the start is what a run goes back to that collapses before its first evaluation
-        metrics = evaluate()
-        log(0, {f"eval_{name}": value for name, value in metrics.items()})
-        best()
-        extra = {"best": metrics.get("score")}
+    if rolls_back:  # the start is what a run goes back to that collapses before its first evaluation
+        plan = replace(plan, evaluates_first=True)
     outcome = train(learner, source, plan, Hooks(log, evaluate, save, best, watch), step=step, extra=extra)
     result = asdict(outcome) | {"path": str(run.path)}
     if guarding is not None:

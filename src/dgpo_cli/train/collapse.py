@@ -1,8 +1,9 @@
-"""Signs that a policy collapses, read from the metrics of the steps: named alarms, each with what it saw.
+"""Signs that a student collapses, read from the metrics of steps and evaluations: named alarms, each with what it saw.
 
 An alarm is armed by the first step whose value is healthy and rings when the mean of the last `window` steps is not.
 So a student that cannot search yet raises none, and one that has unlearned it does. How far an update moves the policy
-needs no such past: that alarm is armed from the start. All thresholds are ours.
+needs no such past: that alarm is armed from the start. A method is watched by the alarms whose metric it logs. All
+thresholds are ours.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class CollapseSettings:
     blank_queries_max: float = 0.5  # ours, share of searches
     repeated_queries_max: float = 0.5  # ours, share of searches that repeat one of their episode
     invalid_actions_max: float = 0.5  # ours, share of turns
-    right_logprob_drop: float = 1.0  # ours, nats per token below the best mean so far
+    right_logprob_drop: float = 1.0  # ours, nats per token below the best mean so far, of right rollouts
+    nll_rise: float = 1.0  # ours, nats per token above the lowest so far, of the teacher's text
     lr_factor: float = 0.5  # ours, of the learning rates, at each rollback
     max_rollbacks: int = 3  # ours, then the run ends
 
@@ -79,9 +81,8 @@ class Rule:
     alive: float | None = None
     from_start: bool = False  # armed before any step was healthy
     drop: float | None = None  # `low` is the best mean so far less this
-
-    def arms(self, value: float) -> bool:
-        return (self.low if self.alive is None else self.alive) <= value <= self.high
+    rise: float | None = None  # `high` is the lowest value so far plus this
+    window: int | None = None  # of this alarm, instead of the settings'
 
 
 def rules(settings: CollapseSettings) -> tuple[Rule, ...]:
@@ -96,6 +97,10 @@ def rules(settings: CollapseSettings) -> tuple[Rule, ...]:
         Rule("repeated queries", "repeated_queries", high=s.repeated_queries_max),
         Rule("invalid actions", "valid_actions", low=1 - s.invalid_actions_max),
         Rule("right answers unlearned", "right_logprob", drop=s.right_logprob_drop),
+        # Above the lowest value and not the lowest mean: a rate that ruins a good student does it within the first
+        # window. An evaluation is a mean over many sequences, so that one is enough.
+        Rule("loss blows up", "nll", rise=s.nll_rise),
+        Rule("validation loss blows up", "eval_nll", rise=s.nll_rise, window=1),
     )
 
 
@@ -109,10 +114,13 @@ class Guard:
     alarms: int = 0
     windows: dict[str, list[float]] = field(default_factory=dict)  # by alarm
     armed: dict[str, bool] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)  # best mean, of alarms that compare with it
+    best: dict[str, float] = field(default_factory=dict)  # of alarms that compare with it
 
     def look(self, step: int, metrics: Mapping[str, float]) -> list[Alarm]:
-        """Alarms that this step sets off. One that rang is silent until its window is full again and it is re-armed."""
+        """Alarms that this step, or the evaluation after it, sets off.
+
+        One that rang is silent until its window is full again and it is re-armed.
+        """
         found = [alarm for rule in rules(self.settings) if (alarm := self._look(rule, step, metrics)) is not None]
         self.alarms += len(found)
         return found
@@ -121,31 +129,40 @@ class Guard:
         if rule.metric not in metrics:  # no right answer, no teacher
             return None
         value = metrics[rule.metric]
-        window = [*self.windows.get(rule.name, ()), value][-self.settings.window :]
+        size = rule.window or self.settings.window
+        window = [*self.windows.get(rule.name, ()), value][-size:]
         self.windows[rule.name] = window
-        if rule.arms(value):
+        low, high = rule.low, rule.high
+        if rule.rise is not None:
+            lowest = self.best[rule.name] = min(value, self.best.get(rule.name, value))
+            high = lowest + rule.rise
+        if (low if rule.alive is None else rule.alive) <= value <= high:
             self.armed[rule.name] = True
-        if len(window) < self.settings.window:
+        if len(window) < size:
             return None
         mean = sum(window) / len(window)
-        low = rule.low
         if rule.drop is not None:
             best = self.best[rule.name] = max(mean, self.best.get(rule.name, mean))
             low = best - rule.drop
-        if low <= mean <= rule.high or not self.armed.get(rule.name, rule.from_start):
+        # While a loss falls fast the mean lags behind: there all of the window must be above.
+        top = mean if rule.rise is None else min(window)
+        if (low <= mean and top <= high) or not self.armed.get(rule.name, rule.from_start):
             return None
         self.armed[rule.name] = False
         self.windows[rule.name] = []
-        return Alarm(rule.name, rule.metric, step, tuple(window), mean, low if mean < low else rule.high)
+        return Alarm(rule.name, rule.metric, step, tuple(window), mean, low if mean < low else high)
 
     def roll_back(self) -> bool:
-        """Count a rollback and lower the learning rates; False if there were too many already."""
+        """Count a rollback and lower the learning rates; False if there were too many already.
+
+        What was seen so far is forgotten: the weights that the run goes back to may be far from the best step's.
+        """
         if self.rollbacks >= self.settings.max_rollbacks:
             return False
         self.rollbacks += 1
         self.lr_scale *= self.settings.lr_factor
-        self.windows.clear()
-        self.armed.clear()
+        for seen in (self.windows, self.armed, self.best):
+            seen.clear()
         return True
 
     def state_dict(self) -> dict[str, Any]:

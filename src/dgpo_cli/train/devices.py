@@ -1,4 +1,4 @@
-"""Where training runs. The only file that imports accelerate."""
+"""Where training runs. Apart from `pipelines/tracking.py` the only file that imports accelerate."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ class Plan:
     save_every: int = 0
     seed: int = 0
     seconds: float | None = None  # stop after this much training time, evaluation and saving not counted
+    evaluates_first: bool = False  # before the first step too
 
     def ends(self, step: int, seconds: float) -> bool:
         """Whether `step` finished steps in `seconds` are all."""
@@ -38,7 +39,7 @@ class Hooks:
     evaluate: Callable[[], Mapping[str, float]]
     save: Callable[[int, Mapping[str, Any]], None]
     best: Callable[[], None]  # the weights just evaluated are the best so far
-    watch: Callable[[int, Mapping[str, float]], None] | None = None  # after a step; may put back other weights
+    watch: Callable[[int, Mapping[str, float]], None] | None = None  # what was logged; may put back other weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def train(
     best, seconds = extra.get("best"), float(extra.get("seconds", 0.0))
     if step and plan.ends(step, seconds):  # interrupted after its last save
         return Outcome(step, best, seconds)
-    if not step and learner.objective.evaluates_first:
+    if not step and (plan.evaluates_first or learner.objective.evaluates_first):
         best = _evaluate(learner, hooks, step, best)
     while not plan.ends(step, seconds):
         started = time.perf_counter()
@@ -109,10 +110,12 @@ def _split(samples: list[Sample], plan: Plan, step: int) -> list[list[Sample]]:
 def _evaluate(learner: Learner, hooks: Hooks, step: int, best: float | None) -> float | None:
     metrics = hooks.evaluate()
     learner.objective.after_eval(metrics)
-    hooks.log(step, {f"eval_{name}": value for name, value in metrics.items()})
-    if "score" not in metrics:  # nothing to compare by: the latest weights count
+    logged = {f"eval_{name}": value for name, value in metrics.items()}
+    hooks.log(step, logged)
+    score = metrics.get("score")  # without one there is nothing to compare by: the latest weights count
+    if score is None or best is None or score > best:
         hooks.best()
-    elif best is None or metrics["score"] > best:
-        hooks.best()
-        return metrics["score"]
+        best = score
+    if hooks.watch is not None:
+        hooks.watch(step, logged)
     return best

@@ -42,7 +42,7 @@ def fill(learner: Learner, trajectories: Sequence[Trajectory]) -> list[Episode]:
         assert trajectory.score is not None, f"{trajectory.key} has no score"
         episodes.append(
             Episode(
-                group=f"{trajectory.question.qa_set}/{trajectory.question.id}",
+                group=trajectory.question.key,
                 score=trajectory.score,
                 written=samples[i].written,
                 behavior_logprobs=behavior[i],

@@ -15,6 +15,7 @@ from torch import Tensor
 from dgpo_cli.errors import TrainingError
 from dgpo_cli.models.vocab import chunks, gather_logprobs, hidden_states, project, token_logprobs
 from dgpo_cli.objectives.base import Need, TokenBatch
+from dgpo_cli.objectives.divergence import entropy, log_probs
 from dgpo_cli.train.batch import Batch, Sample, micro_batches, pad
 from dgpo_cli.train.learner import Learner, training_mode
 
@@ -46,7 +47,8 @@ def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool 
             added = _accumulate(learner, batch, denominator)
         for name, value in added.items():
             sums[name] = sums.get(name, 0.0) + value
-    metrics = {name: value / total_weight for name, value in sums.items()}
+    weights = {"nll": sum(sample.weight * sample.num_trained for sample in samples if not sample.by_student)}
+    metrics = {name: value / weight for name, value in sums.items() if (weight := weights.get(name, total_weight))}
     broken = [name for name, value in metrics.items() if name.endswith("_loss") and not math.isfinite(value)]
     if broken:
         _drop_gradients(learner)
@@ -81,13 +83,23 @@ def _accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str,
         result = learner.objective.loss(tokens)
         total = torch.stack([(term * tokens.weights).sum() for term in result.terms.values()]).sum()
         torch.autograd.backward(total / denominator)
-        logged = {f"{name}_loss": term for name, term in result.terms.items()} | result.metrics
+        logged = {f"{name}_loss": term for name, term in result.terms.items()} | _signs(tokens) | result.metrics
         for name, value in logged.items():
             added = (value.detach() * tokens.weights).sum()
             sums[name] = sums[name] + added if name in sums else added
     pairs = [(root, leaf.grad) for root, leaf in zip(roots, leaves, strict=True) if leaf.grad is not None]
     torch.autograd.backward([root for root, _ in pairs], [grad for _, grad in pairs])
     return {name: float(value) for name, value in sums.items()}
+
+
+@torch.no_grad()
+def _signs(tokens: TokenBatch) -> dict[str, Tensor]:
+    """What is logged of every method [n]: the student's entropy, and its NLL of the text that the teacher wrote."""
+    assert tokens.by_student is not None
+    return {
+        "entropy": entropy(log_probs(tokens.logits)),
+        "nll": torch.where(tokens.by_student, 0.0, -tokens.logprobs),
+    }
 
 
 def _teacher_hidden(learner: Learner, batch: Batch) -> Tensor | None:
