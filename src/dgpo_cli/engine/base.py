@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 SlotId = int
 
@@ -26,8 +26,7 @@ class Sampling:
     key: str = ""  # question and sample
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One token written by a slot. `end` is set on the last token of a turn."""
 
     slot: SlotId

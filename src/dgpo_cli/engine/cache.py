@@ -26,10 +26,17 @@ class SlotCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
 
-    def write(self, layer: int, rows: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store [N, heads, head_dim] of N tokens at their (row, position), both [N]."""
-        self.keys[layer].transpose(1, 2)[rows, positions] = keys.to(self.keys.dtype)
-        self.values[layer].transpose(1, 2)[rows, positions] = values.to(self.values.dtype)
+    def places(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Where the heads of N tokens at (row, position) lie in a layer, [N * heads], for `write`."""
+        heads, capacity = self.keys.shape[2:4]
+        head = torch.arange(heads, device=rows.device)
+        return ((rows[:, None] * heads + head) * capacity + positions[:, None]).flatten()
+
+    def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store [N, heads, head_dim] of N tokens."""
+        for stored, new in ((self.keys, keys), (self.values, values)):
+            width = new.shape[-1]
+            stored[layer].view(-1, width).index_copy_(0, places, new.reshape(-1, width).to(stored.dtype))
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
         """Copy the first `length` entries of rows to other rows; all sources are read before a target is written."""

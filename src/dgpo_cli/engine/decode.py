@@ -162,24 +162,32 @@ class Decoder:
         with precision(self.model):
             x = self._body.embed_tokens(new.ids)
             turn = self._cos[new.positions][:, None], self._sin[new.positions][:, None]
+            places = self.cache.places(new.rows, new.positions)
             layers = list(self._body.layers)
             for index, layer in enumerate(layers):
-                x = self._layer(index, layer, x, new, turn, final=index == len(layers) - 1)
+                x = self._layer(index, layer, x, new, places, turn, final=index == len(layers) - 1)
             return _normed(self._body.norm, x)
 
     def _layer(
-        self, index: int, layer: Any, x: Tensor, new: Pass, turn: tuple[Tensor, Tensor], *, final: bool
+        self,
+        index: int,
+        layer: Any,
+        x: Tensor,
+        new: Pass,
+        places: Tensor,
+        turn: tuple[Tensor, Tensor],
+        *,
+        final: bool,
     ) -> Tensor:
         part, normed = layer.self_attn, _normed(layer.input_layernorm, x)
-        keys = part.k_proj(normed).view(len(x), self._shared, self._width)
         values = part.v_proj(normed).view(len(x), self._shared, self._width)
-        cos, sin = turn
-        keys = _turned(_head_norm(part, "k_norm", keys), cos, sin)
-        self.cache.write(index, new.rows, new.positions, keys, values)
+        keys = _head_norm(part, "k_norm", part.k_proj(normed).view(len(x), self._shared, self._width))
+        queries = _head_norm(part, "q_norm", part.q_proj(normed).view(len(x), self._heads, self._width))
+        turned = _turned(torch.cat((queries, keys), dim=1), *turn)
+        self.cache.write(index, places, turned[:, self._heads :], values)
+        queries = turned[:, : self._heads].to(values.dtype)
         if final and new.last is not None:
-            x, normed, cos, sin = x[new.last], normed[new.last], cos[new.last], sin[new.last]
-        queries = part.q_proj(normed).view(len(x), self._heads, self._width)
-        queries = _turned(_head_norm(part, "q_norm", queries), cos, sin).to(values.dtype)
+            x, queries = x[new.last], queries[new.last]
         read = self._one(index, queries, new.final) if final else self._attend(index, queries, new)
         x = x + part.o_proj(read.reshape(len(x), -1))
         normed = _normed(layer.post_attention_layernorm, x)
@@ -206,7 +214,7 @@ class Decoder:
             queries = spread
         length = rows.hidden_keys.shape[-1]
         read = _attention(
-            queries.view(rows.window, self._shared, -1, self._width),
+            queries.reshape(rows.window, self._shared, -1, self._width),
             self.cache.keys[layer, : rows.window, :, :length].to(queries.dtype),
             self.cache.values[layer, : rows.window, :, :length].to(queries.dtype),
             rows.hidden_keys,

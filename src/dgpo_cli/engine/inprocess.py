@@ -64,7 +64,7 @@ class InProcessEngine:
             raise ValueError(f"all {len(self._rows)} slots are open")
         if not 0 < len(token_ids) < self._capacity:
             raise ValueError(f"a prompt of {len(token_ids)} tokens in a slot of {self._capacity}")
-        row = self._rows.index(None)
+        row = next(row for row, other in enumerate(self._rows) if other is None)
         slot = Slot(self._next_id, row, sampling, tuple(token_ids), list(token_ids), self._matcher(sampling))
         self._next_id += 1
         self._rows[row] = self._slots[slot.id] = slot

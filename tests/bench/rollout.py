@@ -1,0 +1,250 @@
+"""Multi-turn rollouts beside transformers: `python tests/bench/rollout.py [--work tiny|reference] [--episodes 64 512]`.
+
+One process, one model with random weights, the engines in turns. Every episode has a prompt, some turns and what is
+read between them; random weights never end a turn, so its length is drawn once and is the same for every engine:
+
+- `ours`: the engine of `dgpo`, where keys and values survive a turn and rows leave when their turn ends;
+- `generate`: `model.generate` once per turn over all episodes, left-padded, the whole context read again each time, up
+  to the longest turn of the batch, then cut (what the inference script of Search-R1 does);
+- `continuous batching`: `model.init_continuous_batching`, one request per turn with its own length, the whole context
+  sent again.
+
+Retrieval takes no time here. Prints a JSON object with episodes and generated tokens per second, medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+import transformers
+from transformers import GenerationConfig, Qwen2ForCausalLM
+
+from dgpo_cli.engine.base import Sampling
+from dgpo_cli.engine.inprocess import InProcessEngine
+
+
+@dataclass(frozen=True)
+class Work:
+    prompt: int
+    turns: int
+    read: int  # tokens of an observation
+    shortest: int  # turn
+    longest: int
+    shared: int  # tokens that all prompts begin with
+
+    def capacity(self) -> int:
+        return self.prompt + self.turns * self.longest + (self.turns - 1) * self.read + 8
+
+
+WORKS = {
+    "tiny": Work(prompt=24, turns=3, read=30, shortest=6, longest=18, shared=8),
+    "reference": Work(prompt=300, turns=4, read=500, shortest=50, longest=150, shared=200),
+}
+
+
+@dataclass
+class Episode:
+    prompt: list[int]
+    reads: list[list[int]]
+    length: int  # of each of its turns
+
+
+class PlainCodec:
+    """What the engine asks of a tokenizer, where no text ends a turn."""
+
+    pad_id = 0
+    eos_ids: frozenset[int] = frozenset()
+
+    def __init__(self, size: int) -> None:
+        self.vocabulary_size = size
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"a "
+
+
+def episodes_of(work: Work, count: int, vocabulary: int) -> list[Episode]:
+    chance = random.Random(f"episodes {count}")
+
+    def ids(length: int) -> list[int]:
+        return [chance.randrange(1, vocabulary) for _ in range(length)]
+
+    begin = ids(work.shared)
+    return [
+        Episode(
+            begin + ids(work.prompt - work.shared),
+            [ids(work.read) for _ in range(work.turns - 1)],
+            chance.randint(work.shortest, work.longest),
+        )
+        for _ in range(count)
+    ]
+
+
+_engines: dict[tuple[int, int], InProcessEngine] = {}  # made once, as in training
+
+
+def ours(model: Qwen2ForCausalLM, episodes: list[Episode], work: Work) -> int:
+    size = (len(episodes), work.capacity())
+    if size not in _engines:
+        codec = PlainCodec(model.config.vocab_size)
+        _engines[size] = InProcessEngine(model, codec, slots=size[0], capacity=size[1])
+    engine = _engines[size]
+    left, written = {}, 0
+    for number, episode in enumerate(episodes):
+        sampling = Sampling(1.0, episode.length, ("</search>", "</answer>"), key=str(number))
+        left[engine.open(episode.prompt, sampling)] = list(episode.reads)
+    while events := engine.step():
+        written += len(events)
+        for event in events:
+            if event.end is None:
+                continue
+            if left[event.slot]:
+                engine.extend(event.slot, left[event.slot].pop(0))
+            else:
+                engine.close(event.slot)
+    return written
+
+
+def generate(model: Qwen2ForCausalLM, episodes: list[Episode], work: Work) -> int:
+    texts, written = [list(e.prompt) for e in episodes], 0
+    for turn in range(work.turns):
+        width = max(map(len, texts))
+        ids = torch.zeros((len(texts), width), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, text in enumerate(texts):
+            ids[row, width - len(text) :] = torch.tensor(text)
+            mask[row, width - len(text) :] = 1
+        longest = max(e.length for e in episodes)
+        config = GenerationConfig(
+            max_new_tokens=longest, min_new_tokens=longest, do_sample=True, top_k=0, pad_token_id=0, eos_token_id=None
+        )
+        with torch.no_grad():
+            made = model.generate(
+                ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+            ).cpu()
+        for row, episode in enumerate(episodes):
+            texts[row] += made[row, width : width + episode.length].tolist()
+            written += episode.length
+            if turn < len(episode.reads):
+                texts[row] += episode.reads[turn]
+    return written
+
+
+def continuous(model: Qwen2ForCausalLM, episodes: list[Episode], work: Work) -> int:
+    written = 0
+    config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=work.longest, eos_token_id=-1, pad_token_id=0)
+    with model.continuous_batching_context_manager(generation_config=config) as manager:
+        texts, turns, owner = [list(e.prompt) for e in episodes], [0] * len(episodes), {}
+
+        def ask(number: int) -> None:
+            name = f"{number}-{turns[number]}"
+            owner[name] = number
+            manager.add_request(texts[number], request_id=name, max_new_tokens=episodes[number].length)
+
+        for number in range(len(episodes)):
+            ask(number)
+        while owner:
+            result = manager.get_result(timeout=120)
+            if result is None:
+                raise RuntimeError("continuous batching gave no result within two minutes")
+            if result.error:
+                raise RuntimeError(result.error)
+            number = owner.pop(result.request_id)
+            written += len(result.generated_tokens)
+            texts[number] += list(result.generated_tokens)
+            if turns[number] < len(episodes[number].reads):
+                texts[number] += episodes[number].reads[turns[number]]
+                turns[number] += 1
+                ask(number)
+    return written
+
+
+ENGINES: dict[str, Callable[[Qwen2ForCausalLM, list[Episode], Work], int]] = {
+    "ours": ours,
+    "generate": generate,
+    "continuous batching": continuous,
+}
+
+
+def model_of(work: str, size: str, device: torch.device) -> Qwen2ForCausalLM:
+    from dgpo_cli.models.random_init import random_model
+    from dgpo_cli.tinyworld.sizes import STUDENT, TEACHER, qwen2_config
+
+    torch.manual_seed(0)
+    if size in ("student", "teacher"):
+        config = qwen2_config({"student": STUDENT, "teacher": TEACHER}[size], 636)
+        return Qwen2ForCausalLM(config).eval().to(device)
+    return random_model(size, device=device, dtype=torch.bfloat16)
+
+
+def measured(name: str, model: Qwen2ForCausalLM, work: Work, count: int) -> Iterator[dict[str, float]]:
+    episodes = episodes_of(work, count, model.config.vocab_size)
+    expected = sum(e.length for e in episodes) * work.turns
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    wall, cpu = time.perf_counter(), time.process_time()
+    written = ENGINES[name](model, episodes, work)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    assert written == expected, f"{name} wrote {written} tokens, not {expected}"
+    yield {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "tokens": written}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", choices=WORKS, default="tiny")
+    parser.add_argument("--model", default="student", help="student, teacher, or a true size as qwen2.5-0.5b")
+    parser.add_argument("--episodes", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    asked = parser.parse_args()
+    work, device = WORKS[asked.work], torch.device(asked.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    model = model_of(asked.work, asked.model, device)
+    rows = []
+    for count in asked.episodes:
+        taken: dict[str, list[dict[str, float]]] = {name: [] for name in asked.engines}
+        failed: dict[str, str] = {}
+        for number in range(asked.rounds + 1):  # the first is a warm-up
+            for name in asked.engines:
+                if name in failed:
+                    continue
+                try:
+                    taken[name] += list(measured(name, model, work, count))[: 1 if number else 0]
+                except Exception as error:  # a peer that does not run here is a result too
+                    failed[name] = f"{type(error).__name__}: {error}"
+        for name, rounds in taken.items():
+            if name in failed:
+                rows.append({"engine": name, "episodes": count, "failed": failed[name]})
+                continue
+            wall = statistics.median(r["wall"] for r in rounds)
+            rows.append(
+                {
+                    "engine": name,
+                    "episodes": count,
+                    "episodes_per_s": round(count / wall, 1),
+                    "tokens_per_s": round(rounds[0]["tokens"] / wall, 1),
+                    "cpu_s": round(statistics.median(r["cpu"] for r in rounds), 3),
+                }
+            )
+            print(json.dumps(rows[-1]), file=sys.stderr)
+    device_name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "cpu"
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    print(json.dumps({"work": asked.work, "model": asked.model, "device": device_name, **versions, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
