@@ -24,6 +24,7 @@ class ModelServer:
         self.models: list[dict[str, Any]] = [{"id": "big-model"}]
         self.failures: list[tuple[int, Any, dict[str, str]] | None] = []  # the next replies; None drops the connection
         self.stop_reason = False  # tell which stop string ended a text
+        self.keeps_stop = False  # leave it in the text
         self.key: str | None = None
         self.paths = {"/v1/models", "/v1/completions"}
         self.seconds = 0.0  # that writing takes
@@ -100,16 +101,17 @@ class ModelServer:
         return 200, {"choices": [self._token_choice(body, self.codec)]}, {}
 
     def _text_choice(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The stop string is dropped. A word counts as a token."""
+        """A word counts as a token."""
         text = self.write(body["prompt"])
         found = [(text.index(stop), stop) for stop in body.get("stop", ()) if stop in text]
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "text": text}
         if found:
-            choice["text"] = text[: min(found)[0]]
-            if self.stop_reason:
-                choice["stop_reason"] = min(found)[1]
+            place, stop = min(found)
+            choice["text"] = text[: place + len(stop) * self.keeps_stop]
         elif len(text.split()) > body["max_tokens"]:
             choice |= {"finish_reason": "length", "text": " ".join(text.split()[: body["max_tokens"]])}
+        if self.stop_reason:
+            choice["stop_reason"] = min(found)[1] if found else None
         return choice
 
     def _token_choice(self, body: dict[str, Any], codec: Codec) -> dict[str, Any]:

@@ -114,10 +114,11 @@ def test_token_ids_both_ways_give_the_episodes_of_an_engine_in_process(serve, co
     assert len(specials(codec, last)) == 3, "the chat template's own, none of the passage's"
 
 
-@pytest.mark.parametrize("stop_reason", [False, True])
-def test_text_both_ways_gives_the_same_text(serve, codec, expected, stop_reason):
+@pytest.mark.parametrize("told", [(), ("stop_reason",), ("keeps_stop",)], ids=str)
+def test_text_both_ways_gives_the_same_text(serve, codec, expected, told):
     server = serve(story)
-    server.stop_reason = stop_reason
+    for name in told:
+        setattr(server, name, True)
     made = episodes(engine_of(server, codec), codec)
     for ours, theirs in zip(made, expected, strict=True):
         written = [codec.decode([i for i, w in zip(t.token_ids, t.written, strict=True) if w]) for t in (ours, theirs)]
@@ -161,6 +162,13 @@ def test_special_tokens_in_passages_reach_a_text_server_as_text(serve, codec):
             "<answer> a</search>",
             TurnEnd.STOP,
         ),
+        ({"text": "<answer> a", "finish_reason": "stop", "stop_reason": None}, "<answer> a", TurnEnd.STOP),
+        ({"text": "<answer> a", "finish_reason": "stop", "matched_stop": 2}, "<answer> a", TurnEnd.STOP),
+        (
+            {"text": "<answer> a", "finish_reason": "stop", "matched_stop": "</answer>"},
+            "<answer> a</answer>",
+            TurnEnd.STOP,
+        ),
         ({"text": "I see", "finish_reason": "stop"}, "I see", TurnEnd.STOP),
         ({"text": "I see", "finish_reason": "length"}, "I see", TurnEnd.LENGTH),
         ({"text": "<search> a", "finish_reason": "length"}, "<search> a", TurnEnd.LENGTH),
@@ -182,6 +190,15 @@ def test_how_a_text_ended(serve, codec, choice, text, end):
     assert [event.end for event in events] == [None] * (len(events) - 1) + [end]
     ended_by_model = end is TurnEnd.STOP and not text.endswith(("</search>", "</answer>"))
     assert [i for i in ids if i == eos] == [eos] * ended_by_model, "a special token that is text stays text"
+
+
+@pytest.mark.parametrize(("keeps_stop", "text"), [(True, "<answer> a"), (False, "<answer> a</answer>")])
+def test_a_text_that_ends_in_an_open_tag_is_closed_only_if_the_server_drops_tags(serve, codec, keeps_stop, text):
+    server = serve(lambda prompt: "<answer> a")
+    server.keeps_stop = keeps_stop
+    engine = engine_of(server, codec)
+    slot = engine.open(codec.text_ids("q"), STOP)
+    assert codec.decode([event.token_id for event in play(engine)[slot]]) == text
 
 
 def test_a_turn_never_exceeds_its_limit_or_its_slot(serve, codec):

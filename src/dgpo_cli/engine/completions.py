@@ -4,10 +4,11 @@ Two ways to talk. With a server that takes and tells token ids (vLLM's `return_t
 process does, token ids go both ways, with log-probabilities where the server's are those of the sampling distribution.
 With any other, text goes both ways: the prompt is `Codec.served_text`, what comes back is tokenized here.
 
-Text says less than ids. A server drops the stop string from it, and where it does not tell which one (`stop_reason`),
-it is the one whose partner in `closes` is open at the end of the text, and an end-of-text token if none is: a model
-that ends its text inside an open tag is taken to have closed it. Chat completions are not spoken: an episode goes on
-after an observation in the middle of a message.
+Text says less than ids. Most servers drop the stop string from it, which a second probe finds out. Which one it was
+they tell (`stop_reason` of vLLM, `matched_stop` of SGLang), or it is taken to be the one whose partner in `closes` is
+open at the end of the text, and an end-of-text token if none is: of such a server a text that the model ended inside an
+open tag cannot be told from one that it closed. Chat completions are not spoken: an episode goes on after an
+observation in the middle of a message.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class CompletionsWriter:
         self._end_id = next(iter(sorted(codec.eos_ids)), None)
         if codec.tokenizer.eos_token_id is not None:
             self._end_id = int(codec.tokenizer.eos_token_id)
-        self.speaks_tokens = self._probe()
+        self.speaks_tokens, self._keeps_stop = self._probe()
         # Tokenizers are not for several threads at once, so these only send and receive.
         self._waiting: queue.SimpleQueue[tuple[Turn, dict[str, Any]]] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[tuple[Turn, dict[str, Any] | Exception]] = queue.SimpleQueue()
@@ -96,23 +97,32 @@ class CompletionsWriter:
             raise
         return self._from_ids(turn, choice) if self.speaks_tokens else self._from_text(turn, choice)
 
-    def _probe(self) -> bool:
-        """Whether token ids can go both ways; asks for one token."""
+    def _probe(self) -> tuple[bool, bool]:
+        """Whether token ids can go both ways; whether the server leaves stop strings in texts."""
         written = self._codec.text_ids("<think> 1,024</think>\n\n<search> \u6771\u4eac</search>")
         prompt = self._codec.served_text([*self._codec.prompt_ids("Where is \u00c6r\u00f8?").ids, *written])
         expected = self._codec.tokenizer(prompt, split_special_tokens=False).input_ids
-        request = self._request(prompt, max_tokens=1, temperature=0.0, seed=0, stop=())
+        request = self._request(prompt, max_tokens=8, temperature=0.0, seed=0, stop=())
         try:
             choice = _choice(self._asker.ask("/completions", request | {"return_token_ids": True}, patient=False))
-            return choice.get("prompt_token_ids") == expected and isinstance(choice.get("token_ids"), list)
+            if choice.get("prompt_token_ids") == expected and isinstance(choice.get("token_ids"), list):
+                return True, False
         except Refused as error:
             if error.status not in (400, 422):
                 raise self._asker.explained(error) from error
+        return False, self._probe_stop(request)
+
+    def _probe_stop(self, request: dict[str, Any]) -> bool:
+        """Whether the text that comes back holds the stop string; makes the server stop at what it wrote before."""
         try:
-            self._asker.ask("/completions", request, patient=False)
+            wrote = _choice(self._asker.ask("/completions", request, patient=False)).get("text")
+            if not isinstance(wrote, str) or not wrote.strip():
+                return False
+            stop = wrote.strip()[:4]
+            again = _choice(self._asker.ask("/completions", request | {"stop": [stop]}, patient=False)).get("text")
         except Refused as error:
             raise self._asker.explained(error) from error
-        return False
+        return isinstance(again, str) and stop in again
 
     def _request(self, prompt: Any, *, max_tokens: int, temperature: float, seed: int, stop: Any) -> dict[str, Any]:
         """The distribution at the temperature, whatever defaults come with the served model."""
@@ -142,7 +152,7 @@ class CompletionsWriter:
             raise self._asker.unusable(f"a choice without text: {str(choice)[:200]}")
         stop = turn.sampling.stop
         if reason != "length" and not any(s in text for s in stop):
-            text += self._dropped(text, stop, choice.get("stop_reason"))
+            text += self._dropped(text, stop, choice)
         ids = self._codec.text_ids(text)
         if any(s in text for s in stop) or (reason == "length" and ids):
             return Written(ids, None, _end(choice))
@@ -152,10 +162,11 @@ class CompletionsWriter:
             )
         return Written([*ids, self._end_id], None, TurnEnd.STOP)
 
-    def _dropped(self, text: str, stop: tuple[str, ...], reason: Any) -> str:
+    def _dropped(self, text: str, stop: tuple[str, ...], choice: Mapping[str, Any]) -> str:
         """The stop string that ended the text and is not in it; empty where an end-of-text token did."""
-        if reason in stop:
-            return str(reason)
+        told = [choice[name] for name in ("stop_reason", "matched_stop") if name in choice]
+        if told or self._keeps_stop:
+            return next((reason for reason in told if reason in stop), "")
         opened = {s: text.rfind(self._closes[s]) for s in stop if s in self._closes}
         last = max(opened, key=lambda s: opened[s], default="")
         return last if last and opened[last] >= 0 else ""
