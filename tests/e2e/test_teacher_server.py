@@ -110,7 +110,7 @@ def test_a_server_that_fails_loses_nothing_and_the_same_command_goes_on(dgpo, fo
 
 
 def test_ctrl_c_waits_for_no_reply(folder, offline, server):
-    server.seconds = 60.0
+    server.seconds = 600.0
     argv = options(
         offline, "--teacher-url", server.url, "--teacher-name", "big-model", "--tokenizer", str(offline.student)
     )
@@ -123,15 +123,15 @@ def test_ctrl_c_waits_for_no_reply(folder, offline, server):
         text=True,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while server.in_flight < 4 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         assert server.in_flight == 4
         process.send_signal(signal.SIGINT)
         started = time.monotonic()
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=120)
         assert process.returncode == 130 and "the same command goes on" in said, said
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 120
     finally:
         process.kill()
 
