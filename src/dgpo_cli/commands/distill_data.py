@@ -26,19 +26,32 @@ from dgpo_cli.commands.shared import (
     settings_from,
     show_settings,
 )
+from dgpo_cli.commands.teacher import (
+    EngineOption,
+    NameOption,
+    TokenizerOption,
+    UrlOption,
+    require_engine,
+    source_of_text,
+    teacher_key,
+    teacher_values,
+)
 from dgpo_cli.commands.training_options import (
     IndexOption,
     QuestionsOption,
     Teacher8bitFlag,
     TeacherOption,
     choose_questions,
-    choose_teacher,
 )
 from dgpo_cli.console import Console
 
 
 def distill_data(
     teacher: TeacherOption = None,
+    teacher_url: UrlOption = None,
+    teacher_name: NameOption = None,
+    tokenizer: TokenizerOption = None,
+    engine: EngineOption = None,
     data: QuestionsOption = None,
     index: IndexOption = None,
     keep: Annotated[str | None, typer.Option(help="correct or all.")] = None,
@@ -61,7 +74,8 @@ def distill_data(
 ) -> None:
     """Let a teacher answer questions with the search engine, and keep its right trajectories for the cold start.
 
-    Example: `dgpo distill-data --teacher qwen-3b --data nq,hotpotqa --limit 20000`
+    Examples: `dgpo distill-data --teacher qwen-3b --data nq,hotpotqa --limit 20000` ·
+    `dgpo distill-data --teacher-url http://gpu-1:8000/v1 --tokenizer qwen-0.5b`
     """
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.core.workspace import Workspace
@@ -73,8 +87,9 @@ def distill_data(
 
     console = Console(json_output=json, quiet=quiet)
     before = recorded(config, set_, "distill-data")
-    values = {
-        "teacher": choose_teacher(console, teacher or before.get("teacher")),
+    named = teacher_values(console, before, teacher=teacher, url=teacher_url, name=teacher_name, tokenizer=tokenizer)
+    values = named | {
+        "engine": engine,
         "index": choose_index(console, index or before.get("index")),
         "questions": choose_questions(console, data or before.get("questions")),
         "keep": keep,
@@ -86,11 +101,12 @@ def distill_data(
         "rollout": {} if temperature is None else {"temperature": temperature},
     }
     settings = settings_from(DistillDataSettings, "distill-data", config=config, options=set_, values=values)
-    settings = as_trained(console, settings, before, search_limits(settings.teacher), settings.teacher)
+    settings = as_trained(console, settings, before, search_limits(source_of_text(settings)), source_of_text(settings))
     if steps is not None:
         waves = steps * settings.rollout.wave
         settings = replace(settings, limit=min(settings.limit or waves, waves))
     questions = training_set(settings.questions, bench_dir)[: settings.limit]
+    require_engine(settings.engine)
     check_index(settings.index)
     if dry_run:
         console.result(show_settings(console, settings) | {"num_questions": len(questions)})
@@ -98,17 +114,19 @@ def distill_data(
     with RunDir.open("distill-data", asdict(settings), out=out, resume=resume, fresh=fresh) as run:
         console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
         with console.progress("teacher's episodes", "episode") as progress:
-            summary = run_distill_data(settings, run, questions=questions, progress=progress)
+            summary = run_distill_data(settings, run, questions=questions, progress=progress, key=teacher_key())
+    # `kd` and `rl` load the teacher that is remembered, which they cannot where a server has it.
+    loadable = {} if settings.teacher_url else {"teacher": settings.teacher}
     Workspace().remember(
-        by="dgpo distill-data",
-        trajectories=absolute(str(run.path)),
-        teacher=settings.teacher,
-        questions=settings.questions,
+        by="dgpo distill-data", trajectories=absolute(str(run.path)), questions=settings.questions, **loadable
     )
     console.table(
         "",
         ["episodes", "EM", "kept", "searches", "tokens"],
         [[summary["episodes"], summary["em"], summary["kept"], summary["searches"], summary["tokens"]]],
     )
-    console.print(f"kept trajectories: {summary['path']}\nnext: dgpo kd")
+    if summary.get("token_ids") == "from text":
+        console.info("the server told text, not token ids, so the trajectories hold no log-probabilities")
+    next_step = "dgpo kd --method seqkd" if settings.teacher_url else "dgpo kd"
+    console.print(f"kept trajectories: {summary['path']}\nnext: {next_step}")
     console.result(summary | {"run": str(run.path)})

@@ -21,6 +21,7 @@ from dgpo_cli.commands.shared import (
     choose_index,
     trained_limits,
 )
+from dgpo_cli.commands.teacher import EngineOption, require_engine
 from dgpo_cli.console import Console
 
 
@@ -55,6 +56,7 @@ def evaluate(
     max_searches: Annotated[
         int | None, typer.Option(help="Turns that may search, one more may only answer; as trained by default.")
     ] = None,
+    engine: EngineOption = None,
     batch_size: Annotated[int, typer.Option(help="Questions at once.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: DeviceOption = None,
@@ -98,8 +100,10 @@ def evaluate(
         wave=batch_size,
         seed=seed,
         device=device or "auto",
+        engine=engine or "transformers",  # type: ignore[arg-type]  # settings refuse any other word
     )
     settings.rollout()  # refuses impossible values before anything is loaded
+    require_engine(settings.engine)
     benchmarks = open_benchmarks(settings, bench_dir)
     if dry_run:
         evaluate_run.show_plan(console, settings, benchmarks)

@@ -80,12 +80,24 @@ def measure(
     from dgpo_cli.pipelines import arcap
     from dgpo_cli.pipelines import benchmarks as pipeline
     from dgpo_cli.pipelines.agents import Agent
+    from dgpo_cli.pipelines.engines import vllm_engine
     from dgpo_cli.train.devices import inference_dtype, training_device
 
-    where = training_device(settings.device)
+    # vLLM loads the weights by itself; here they only tell what is measured.
+    where = training_device("cpu" if settings.engine == "vllm" else settings.device)
     loaded = load_model(settings.model, device=where, dtype=inference_dtype(where))
-    codec = Codec(loaded.tokenizer, loaded.protocol)
-    agent = Agent.of(loaded.model, codec, benchmarks[0].index.retriever, settings.rollout())
+    codec, retriever, rollout = (
+        Codec(loaded.tokenizer, loaded.protocol),
+        benchmarks[0].index.retriever,
+        settings.rollout(),
+    )
+    if settings.engine == "vllm":
+        engine = vllm_engine(
+            loaded.source, codec, max_tokens=rollout.max_tokens, device=settings.device, seed=settings.seed
+        )
+        agent = Agent(engine, codec, retriever, rollout)
+    else:
+        agent = Agent.of(loaded.model, codec, retriever, rollout)
     fitted = pipeline.fit_to_context(agent)
     if fitted is not agent:
         limit = fitted.settings.max_observation_tokens

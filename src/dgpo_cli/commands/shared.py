@@ -47,14 +47,14 @@ def search_token() -> str | None:
     return sendable_token(value, TOKEN_VARIABLE) if value else None
 
 
-def sendable_token(text: str, source: str) -> str:
+_NEW_TOKEN = "make one: python -c 'import secrets; print(secrets.token_hex(32))' > token.txt"
+
+
+def sendable_token(text: str, source: str, hint: str = _NEW_TOKEN) -> str:
     """A token as it goes into a header. Raises ConfigError, which does not show it, for one that cannot."""
     token = text.strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError(
-            f"{source} holds no token, which is one word of letters, digits and signs",
-            hint="make one: python -c 'import secrets; print(secrets.token_hex(32))' > token.txt",
-        )
+        raise ConfigError(f"{source} holds no token, which is one word of letters, digits and signs", hint=hint)
     return token
 
 

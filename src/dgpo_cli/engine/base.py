@@ -31,7 +31,7 @@ class Event(NamedTuple):
 
     slot: SlotId
     token_id: int
-    logprob: float  # at the sampling temperature; at temperature 1 for greedy decoding
+    logprob: float | None  # at the sampling temperature; at temperature 1 for greedy decoding; None if not told
     end: TurnEnd | None = None
 
 
@@ -52,7 +52,10 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[Event]:
-        """One token for every slot in the middle of a turn; empty when there is none."""
+        """What slots in the middle of a turn wrote; empty when there is none in the middle of a turn.
+
+        One token of each where the model runs here; whole turns, as they get done, where another program runs it.
+        """
         ...
 
     def close(self, slot: SlotId) -> None:

@@ -2,12 +2,15 @@
 
 Prompts and observations carry untrusted text, so they are encoded with special tokens split: `<|im_end|>` in a passage
 is ordinary text. The agent's own tags are taken as the tokenizer has them, one token or several.
-Token ids are never made from text that a model wrote: written ids stay as they were sampled.
+Token ids are not made from text that a model wrote: written ids stay as they were sampled. The one exception is a
+model behind a server that tells nothing but text.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +22,10 @@ from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ModelError
 
 _SENTINEL = "DGPO-PROMPT-GOES-HERE"
+# What some tokenizer or other takes for one of its special tokens, the first character apart.
+_SPECIAL = re.compile(
+    r"([<\[])(?=[|\uff5c][^<>\s]{1,60}[|\uff5c]>|/?(?:s|bos|eos|pad|unk)>|/?INST\]|(?:start|end)_of_turn>)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,13 @@ class Codec:
         vocabulary = self.tokenizer.get_vocab()
         return frozenset(vocabulary[name] for name in names if name in vocabulary)
 
+    @cached_property
+    def digest(self) -> str:
+        """Short hash for manifests: two codecs with the same digest give a token id the same meaning."""
+        special = sorted(i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special)
+        meaning = json.dumps([sorted(self.tokenizer.get_vocab().items()), special])
+        return hashlib.sha256(meaning.encode()).hexdigest()[:16]
+
     @property
     def pad_id(self) -> int:
         """Any valid id: padding is masked by position, never recognised by its id."""
@@ -124,3 +138,31 @@ class Codec:
 
     def correction_ids(self) -> Encoded:
         return Encoded(tuple(self._encode(self.protocol.correction, trusted=False)))
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of plain text; what looks like a special token in it stays text."""
+        return self._encode(text, trusted=False)
+
+    def served_text(self, ids: Sequence[int]) -> str:
+        """Text for a server that tokenizes by itself: special tokens by name, without those that it puts in front.
+
+        It takes every name of a special token for that token, so look-alikes in ordinary text are escaped visibly
+        (`&lt;|im_end|>`): a passage must not end the message that it stands in.
+        """
+        added = self.tokenizer("", add_special_tokens=True).input_ids
+        ids = ids[len(added) :] if added and list(ids[: len(added)]) == list(added) else ids
+        special = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        names = re.compile("|".join(re.escape(name[0]) + f"(?={re.escape(name[1:])})" for name in special.values()))
+        text, run = "", []
+        for token in (*ids, None):
+            if token is not None and token not in special:
+                run.append(token)
+                continue
+            plain = _SPECIAL.sub(_escaped, self.decode(run))
+            text += (names.sub(_escaped, plain) if special else plain) + ("" if token is None else special[token])
+            run = []
+        return text
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return {"<": "&lt;", "[": "&#91;"}.get(found[0], f"&#{ord(found[0])};")

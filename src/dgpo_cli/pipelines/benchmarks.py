@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile, write_atomic
@@ -19,6 +19,7 @@ from dgpo_cli.evaluate.summary import Report, macro_average
 from dgpo_cli.models.load import LoadedModel
 from dgpo_cli.pipelines.agents import Agent
 from dgpo_cli.pipelines.beside_paper import published_average, published_em, published_row
+from dgpo_cli.pipelines.settings import EngineName
 from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions
 from dgpo_cli.reporting.evaluation import markdown
 from dgpo_cli.retrieval.open import OpenIndex, check_index, is_server, open_index
@@ -43,10 +44,13 @@ class EvalSettings:
     wave: int = 64  # ours, questions at once
     seed: int = 0
     device: str = "auto"
+    engine: EngineName = "transformers"
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit = {self.limit} leaves no question", hint="give a limit of 1 or more")
+        if self.engine not in get_args(EngineName):
+            raise ConfigError(f"no engine {self.engine!r}", hint=f"known: {', '.join(get_args(EngineName))}")
         if self.samples < 1:
             raise ConfigError(f"samples = {self.samples} leaves no answer", hint="give --samples 1 or more")
         if self.samples > 1 and self.temperature == 0:
@@ -181,7 +185,9 @@ def record_headers(
             "parameters": loaded.model.num_parameters(),
         },
         "protocol": loaded.protocol.to_json(),
-        "settings": agent.settings.to_json() | {"capacity": agent.engine.capacity, "samples": settings.samples},
+        "settings": agent.settings.to_json()
+        | {"capacity": agent.engine.capacity, "samples": settings.samples}
+        | ({} if settings.engine == "transformers" else {"engine": settings.engine}),
     }
     return {
         b.name: shared

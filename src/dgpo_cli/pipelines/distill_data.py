@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +12,12 @@ from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import RecordFile, read_records, write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken_search
+from dgpo_cli.engine.model_server import ModelServer
 from dgpo_cli.errors import InputError
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import load_model
+from dgpo_cli.models.load import load_model, load_protocol, load_tokenizer, resolve
 from dgpo_cli.pipelines.agents import Agent, rollout_settings
+from dgpo_cli.pipelines.engines import served_engine, vllm_engine
 from dgpo_cli.pipelines.settings import DistillDataSettings
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.train.devices import inference_dtype, training_device
@@ -29,36 +31,83 @@ class TrajectorySet:
 
     path: Path
     protocol: dict[str, Any]
+    tokenizer: str | None  # `Codec.digest` of what the token ids are of; None if not recorded
     trajectories: list[Trajectory]
 
 
 def run_distill_data(
-    settings: DistillDataSettings, run: RunDir, *, questions: Sequence[Question], progress: Progress | None
+    settings: DistillDataSettings,
+    run: RunDir,
+    *,
+    questions: Sequence[Question],
+    progress: Progress | None,
+    key: str | None = None,
 ) -> dict[str, Any]:
-    """Load what the settings name, and let the teacher answer `questions`."""
-    device = training_device(settings.device)
-    retriever = open_index(settings.index).retriever
-    loaded = load_model(settings.teacher, device=device, dtype=inference_dtype(device), eight_bit=settings.teacher_8bit)
-    codec = Codec(loaded.tokenizer, loaded.protocol)
-    agent = Agent.of(loaded.model, codec, retriever, rollout_settings(settings.rollout, settings.seed))
-    summary = distill_data(
-        agent, questions, samples=settings.samples, keep=settings.keep, folder=run.path, progress=progress
+    """Load or reach what the settings name, and let the teacher answer `questions`. `key` is for the teacher's server.
+
+    With a server the trajectories are in the tokens of `settings.tokenizer`; the header of their file and the summary
+    tell whether those were sampled or made from the server's text.
+    """
+    agent, origin = _teacher(settings, key)
+    summary = origin | distill_data(
+        agent,
+        questions,
+        samples=settings.samples,
+        keep=settings.keep,
+        folder=run.path,
+        progress=progress,
+        origin=origin,
     )
     run.finish(summary)
     return summary
 
 
+def _teacher(settings: DistillDataSettings, key: str | None) -> tuple[Agent, dict[str, Any]]:
+    """The teacher, and what a record says about where its token ids are from."""
+    retriever = open_index(settings.index).retriever
+    rollout = rollout_settings(settings.rollout, settings.seed)
+    if settings.teacher_url is None and settings.engine == "transformers":
+        device = training_device(settings.device)
+        loaded = load_model(
+            settings.teacher, device=device, dtype=inference_dtype(device), eight_bit=settings.teacher_8bit
+        )
+        return Agent.of(loaded.model, Codec(loaded.tokenizer, loaded.protocol), retriever, rollout), {}
+    source = resolve(settings.tokenizer or settings.teacher)
+    codec = Codec(load_tokenizer(source), load_protocol(source)[0])
+    if settings.teacher_url is None:
+        engine = vllm_engine(source, codec, max_tokens=rollout.max_tokens, device=settings.device, seed=settings.seed)
+        return Agent(engine, codec, retriever, rollout), {}
+    server = ModelServer(settings.teacher_url, settings.teacher, key)
+    engine, sampled = served_engine(
+        server, codec, settings.server, max_tokens=rollout.max_tokens, tokenizer=source.name
+    )
+    return Agent(engine, codec, retriever, rollout), {"token_ids": "sampled" if sampled else "from text"}
+
+
 def distill_data(
-    agent: Agent, questions: Sequence[Question], *, samples: int, keep: Keep, folder: Path, progress: Progress | None
+    agent: Agent,
+    questions: Sequence[Question],
+    *,
+    samples: int,
+    keep: Keep,
+    folder: Path,
+    progress: Progress | None,
+    origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write `folder`/episodes.jsonl (all) and `folder`/trajectories.jsonl (kept); returns a summary.
 
-    Resumable at any moment: a window that was not finished is generated again and its missing episodes are added.
+    Resumable at any moment: a window that was not finished is generated again and its missing episodes are added. They
+    are the same episodes where the engine runs here; a server may write others, for the same questions.
     Raises RetrievalError when too many episodes fail to search; such episodes are asked again by the next call.
     """
     limits = agent.settings
     protocol = agent.codec.protocol.with_limits(top_k=limits.top_k, max_turns=limits.max_turns)
-    meta = {"protocol": protocol.to_json(), "settings": agent.settings.to_json()}
+    meta = {
+        "protocol": protocol.to_json(),
+        "settings": agent.settings.to_json(),
+        "tokenizer": agent.codec.digest,
+        **(origin or {}),
+    }
     pairs = [(question, sample) for question in questions for sample in range(samples)]
     keys = [attempt_key(question, sample) for question, sample in pairs]
     window = agent.settings.window
@@ -128,4 +177,4 @@ def read_trajectories(path: Path) -> TrajectorySet:
             raise InputError(
                 f"{file}:{line}: not a trajectory ({error})", hint="write it again with `dgpo distill-data`"
             ) from error
-    return TrajectorySet(file, header["protocol"], trajectories)
+    return TrajectorySet(file, header["protocol"], header.get("tokenizer"), trajectories)

@@ -15,7 +15,7 @@ from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question, Trajectory
 from dgpo_cli.engine.inprocess import Blend
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import LoadedModel, load_model, require_same_tokenizer
 from dgpo_cli.models.vocab import hidden_states, token_logprobs
@@ -66,6 +66,7 @@ def run_kd(
     data = read_trajectories(Path(settings.trajectories))
     student = load_model(settings.student, device=device)
     teacher = None
+    _require_tokens_of(data, student)
     if make_objective(settings).needs:
         teacher = load_model(
             settings.teacher, device=device, dtype=inference_dtype(device), eight_bit=settings.teacher_8bit
@@ -85,6 +86,14 @@ def run_kd(
         progress=progress,
         warn=warn,
     )
+
+
+def _require_tokens_of(data: TrajectorySet, student: LoadedModel) -> None:
+    if data.tokenizer not in (None, Codec(student.tokenizer, student.protocol).digest):
+        raise InputError(
+            f"{data.path} holds tokens of another tokenizer than the one of {student.source.name}",
+            hint="train a student of the teacher's family, or make new data: `dgpo distill-data`",
+        )
 
 
 def distil(

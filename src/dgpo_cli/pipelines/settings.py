@@ -9,8 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dgpo_cli.engine.model_server import ServerAccess
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.train.collapse import CollapseSettings, OnCollapse
+
+EngineName = Literal["transformers", "vllm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,21 @@ class DistillDataSettings:
     seed: int = 0
     teacher_8bit: bool = False
     device: str = "auto"
+    teacher_url: str | None = None  # of a server that has `teacher`
+    tokenizer: str | None = None  # with teacher_url: the model whose tokenizer and agent text are used
+    engine: EngineName = "transformers"  # that runs a teacher which is loaded here
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
+    server: ServerAccess = field(default_factory=ServerAccess)  # how teacher_url is asked
+
+    def __post_init__(self) -> None:
+        if (self.teacher_url is None) != (self.tokenizer is None):
+            raise ConfigError("teacher_url and tokenizer belong together", hint="give --teacher-url and --tokenizer")
+        if self.teacher_url is not None and (self.teacher_8bit or self.engine != "transformers"):
+            raise ConfigError(
+                "--teacher-8bit and --engine are for a teacher that is loaded here", hint="leave out --teacher-url"
+            )
+        if self.engine == "vllm" and self.teacher_8bit:
+            raise ConfigError("vLLM does not load a teacher in 8 bit here", hint="leave out --teacher-8bit")
 
 
 @dataclass(frozen=True, slots=True)

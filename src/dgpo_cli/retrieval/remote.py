@@ -5,26 +5,20 @@ Several servers of one index share the work: each search goes to the next one, a
 
 from __future__ import annotations
 
-import http.client
-import ipaddress
-import json
 import math
 import random
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dgpo_cli.core.http import Failed, JsonClient, Refused
 from dgpo_cli.core.types import Hit, Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
 
 INDEX_HEADER = "Dgpo-Index"  # what `dgpo serve` serves; other servers do not send it
-_TRY_AGAIN = (408, 425, 429)  # besides 5xx; any other status says that the request itself is wrong
 _QUOTED = 200  # characters of a server's own message
-_LARGEST_REPLY = 1 << 28  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +71,9 @@ class RemoteRetriever:
         self._urls = split_urls(location)
         self._access = _access if access is None else access
         self._jitter = random.Random(f"pauses {self._access.seed}")
-        self._openers = {url: _opener(url) for url in self._urls}
+        self._clients = {
+            url: JsonClient(url, token=self._access.token, timeout_s=self._access.timeout_s) for url in self._urls
+        }
         self._next = 0
         self._resting = dict.fromkeys(self._urls, -math.inf)  # until when
         self._served: tuple[str, str] | None = None  # the first server that named its index, and the name
@@ -106,7 +102,7 @@ class RemoteRetriever:
             for url in self._in_turn():
                 try:
                     return url, self._post(url, question)
-                except _Failed as error:
+                except Failed as error:
                     problem = str(error)
                     self._resting[url] = time.monotonic() + access.rest_s
         several = f" (the last of {len(self._urls)} servers)" if len(self._urls) > 1 else ""
@@ -122,28 +118,12 @@ class RemoteRetriever:
         return sorted(self._urls[start:] + self._urls[:start], key=lambda url: self._resting[url] > now)
 
     def _post(self, url: str, question: dict[str, Any]) -> dict[str, Any]:
-        """Raises _Failed where asking again may help, RetrievalError where it does not."""
-        headers = {"Content-Type": "application/json"}
-        if self._access.token is not None:
-            headers["Authorization"] = f"Bearer {self._access.token}"
-        request = urllib.request.Request(url, data=json.dumps(question).encode(), headers=headers)
+        """Raises Failed where asking again may help, RetrievalError where it does not."""
         try:
-            with self._openers[url].open(request, timeout=self._access.timeout_s) as response:
-                self._require_same_index(url, response.headers.get(INDEX_HEADER))
-                content = response.read(_LARGEST_REPLY + 1)
-            if len(content) > _LARGEST_REPLY:
-                raise _refuse(url, f"gave a reply of more than {_LARGEST_REPLY} bytes")
-            reply = json.loads(content)
-        except urllib.error.HTTPError as error:
-            said = error.read(_QUOTED).decode(errors="replace")
-            problem = f"HTTP {error.code} {error.reason} {said}".strip()
-            if error.code < 500 and error.code not in _TRY_AGAIN:
-                raise _refuse(url, f"refused the request: {problem}", error.code) from error
-            raise _Failed(problem) from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _Failed(str(error) or type(error).__name__) from error
-        if not isinstance(reply, dict):
-            raise _Failed(f"a {type(reply).__name__} instead of a JSON object")
+            headers, reply = self._clients[url].ask(url, question)
+        except Refused as error:
+            raise _refuse(url, str(error), error.status) from error
+        self._require_same_index(url, headers.get(INDEX_HEADER))
         return reply
 
     def _require_same_index(self, url: str, name: str | None) -> None:
@@ -158,23 +138,6 @@ class RemoteRetriever:
                 f"{url} serves another index ({name}) than {first} did before ({expected})",
                 hint="give servers of one index, and start the run again if the index was replaced on purpose",
             )
-
-
-class _Failed(Exception):
-    """One attempt that another may make good."""
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an error: a token must not follow one to another host, nor a POST become a GET."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def _opener(url: str) -> urllib.request.OpenerDirector:
-    # A proxy of the environment cannot reach this machine's own addresses.
-    proxies = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
-    return urllib.request.build_opener(_NoRedirect(), *proxies)
 
 
 def _hit(url: str, item: Any, rank: int) -> Hit:
@@ -203,11 +166,3 @@ def _refuse(url: str, what: str, status: int | None = None) -> RetrievalError:
     if status in (401, 403):
         hint = "put the server's token into the environment variable DGPO_SEARCH_TOKEN"
     return RetrievalError(f"{url} {what}", hint=hint)
-
-
-def _is_loopback(url: str) -> bool:
-    host = urllib.parse.urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -17,7 +17,7 @@ class Episode:
     slot: SlotId = -1
     token_ids: list[int] = field(default_factory=list)
     written: list[bool] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    logprobs: list[float | None] = field(default_factory=list)
     turn_start: int = 0  # index of the current turn's first written token
     searches: list[SearchCall] = field(default_factory=list)
     turns: int = 0
@@ -54,12 +54,13 @@ class Episode:
 
     def trajectory(self) -> Trajectory:
         assert self.stop is not None, f"{self.key} still runs"
+        logprobs = tuple(p for p in self.logprobs if p is not None)
         return Trajectory(
             question=self.question,
             sample=self.sample,
             token_ids=tuple(self.token_ids),
             written=tuple(self.written),
-            logprobs=tuple(self.logprobs),
+            logprobs=logprobs if len(logprobs) == len(self.logprobs) else None,
             searches=tuple(self.searches),
             stop=self.stop,
             answer=self.answer,

@@ -1,0 +1,89 @@
+"""One exchange of JSON with a server that the user named, and whether asking again may help."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+_TRY_AGAIN = (408, 425, 429)  # besides 5xx; any other status says that the request itself is wrong
+_QUOTED = 200  # characters of a server's own message
+_LARGEST_REPLY = 1 << 28  # bytes
+
+
+class Failed(Exception):
+    """One attempt that another may make good; `wait_s` is how long the server asks to be left alone."""
+
+    def __init__(self, problem: str, wait_s: float = 0.0) -> None:
+        super().__init__(problem)
+        self.wait_s = wait_s
+
+
+class Refused(Exception):
+    """An answer that asking again would not change; `status` is None where the reply itself cannot be used."""
+
+    def __init__(self, problem: str, status: int | None = None) -> None:
+        super().__init__(problem)
+        self.status = status
+
+
+class JsonClient:
+    """Asks one server; safe to use from several threads.
+
+    No redirect is followed: a token must not follow one to another host, nor a POST become a GET.
+    """
+
+    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 30.0) -> None:
+        self._token, self._timeout_s = token, timeout_s
+        # A proxy of the environment cannot reach this machine's own addresses.
+        proxies = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
+        self._opener = urllib.request.build_opener(_NoRedirect(), *proxies)
+
+    def ask(self, url: str, body: Mapping[str, Any] | None = None) -> tuple[Mapping[str, str], dict[str, Any]]:
+        """Headers and JSON object of the reply to a POST of `body`, or to a GET. Raises Failed or Refused."""
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        content = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data=content, headers=headers)
+        try:
+            with self._opener.open(request, timeout=self._timeout_s) as response:
+                received = response.headers
+                text = response.read(_LARGEST_REPLY + 1)
+            if len(text) > _LARGEST_REPLY:
+                raise Refused(f"gave a reply of more than {_LARGEST_REPLY} bytes")
+            reply = json.loads(text)
+        except urllib.error.HTTPError as error:
+            said = error.read(_QUOTED).decode(errors="replace")
+            problem = f"HTTP {error.code} {error.reason} {said}".strip()
+            if error.code < 500 and error.code not in _TRY_AGAIN:
+                raise Refused(f"refused the request: {problem}", error.code) from error
+            raise Failed(problem, _seconds(error.headers.get("Retry-After"))) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Failed(str(error) or type(error).__name__) from error
+        if not isinstance(reply, dict):
+            raise Failed(f"a {type(reply).__name__} instead of a JSON object")
+        return received, reply
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _seconds(text: str | None) -> float:
+    """Of a Retry-After header; a date in it is not read."""
+    return float(text) if text and text.strip().isdecimal() else 0.0
+
+
+def _is_loopback(url: str) -> bool:
+    host = urllib.parse.urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,140 @@
+"""A server of models that speaks OpenAI's protocol: its address, its models, and requests with patience."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dgpo_cli.core.http import Failed, JsonClient, Refused
+from dgpo_cli.errors import ConfigError, ModelError
+
+_LONGEST_PAUSE = 60.0  # seconds, ours; a server may ask for more
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAccess:
+    """How a server is asked; the defaults are ours."""
+
+    concurrency: int = 64  # requests in flight at once
+    timeout_s: float = 600.0  # for a connection, and for a reply once the request was sent
+    attempts: int = 6  # of every request
+    pause_s: float = 1.0  # before the second attempt; doubled before each further one, and shortened by up to half
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "timeout_s", "attempts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"server.{name} = {getattr(self, name)} is too small", hint="give 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelServer:
+    """A server's address up to /v1, the name of a model there, and the key, which no run records."""
+
+    url: str
+    model: str
+    key: str | None = field(default=None, repr=False)
+
+
+def base_url(location: str) -> str:
+    """ "http://host:8000" to "http://host:8000/v1"; a path that is given stays. Raises ConfigError."""
+    text = location.strip().rstrip("/").removesuffix("/completions")
+    try:
+        parsed = urllib.parse.urlsplit(text)
+        whole = parsed.scheme in ("http", "https") and parsed.hostname and (parsed.port or 1) > 0
+        whole = whole and not (parsed.username or parsed.password or parsed.query or parsed.fragment)
+    except ValueError:  # a port that is no number
+        whole, parsed = False, urllib.parse.urlsplit("")
+    if not whole:
+        raise ConfigError(
+            f"{location.partition('@')[2] or location!r} is no address of a model server",
+            hint="write it like http://host:8000/v1, without a key in it",
+        )
+    return text if parsed.path.strip("/") else f"{text}/v1"
+
+
+def served_models(url: str, key: str | None, access: ServerAccess) -> list[dict[str, Any]]:
+    """What the server lists at /models; nothing if it has no list. Raises ModelError where nothing answers."""
+    asker = Asker(ModelServer(url, "", key), access)
+    try:
+        reply = asker.ask("/models", None, patient=False)
+    except Refused as error:
+        if error.status == 404:
+            return []
+        raise asker.explained(error) from error
+    listed = reply.get("data")
+    return [row for row in listed if isinstance(row, dict) and row.get("id")] if isinstance(listed, list) else []
+
+
+def context_length(server: ModelServer, access: ServerAccess) -> int | None:
+    """Tokens that the server's model can read at once, where the server tells (vLLM does)."""
+    try:
+        rows = served_models(server.url, server.key, access)
+    except ModelError:  # some servers complete texts and fail to list their models
+        return None
+    lengths = [row.get("max_model_len") for row in rows if row["id"] == server.model]
+    return next((length for length in lengths if isinstance(length, int) and length > 0), None)
+
+
+def choose_model(url: str, name: str | None, key: str | None, access: ServerAccess) -> str:
+    """The name given, else the only one that the server lists. Raises ConfigError if that leaves it open."""
+    if name is not None:
+        return name  # a server may know more names than it lists
+    names = [str(row["id"]) for row in served_models(url, key, access)]
+    if len(names) != 1:
+        listed = f"lists {len(names)} models: {', '.join(names[:10])}" if names else "lists no model"
+        raise ConfigError(f"{url} {listed}", hint="name one: --teacher-name MODEL")
+    return names[0]
+
+
+class Asker:
+    """Requests with patience, for several threads."""
+
+    def __init__(self, server: ModelServer, access: ServerAccess) -> None:
+        self._server, self._access = server, access
+        self._client = JsonClient(server.url, token=server.key, timeout_s=access.timeout_s)
+        self._numbers = itertools.count()
+        self._stopping = False
+
+    def give_up(self) -> None:
+        """A request has failed for good, so the others need no further attempt."""
+        self._stopping = True
+
+    def ask(self, path: str, body: Mapping[str, Any] | None, *, patient: bool = True) -> dict[str, Any]:
+        """Raises Refused, or ModelError after the last attempt; not `patient`, before long work, after the second."""
+        attempts = self._access.attempts if patient else min(2, self._access.attempts)
+        jitter = random.Random(f"pauses {next(self._numbers)}")  # requests that failed together come back apart
+        problem = ""
+        for attempt in range(attempts):
+            try:
+                return self._client.ask(f"{self._server.url}{path}", body)[1]
+            except Failed as error:
+                problem = str(error)
+                pause = self._access.pause_s * 2**attempt * jitter.uniform(0.5, 1.0)
+                if attempt + 1 < attempts and not self._stopping:
+                    time.sleep(min(max(pause, error.wait_s), _LONGEST_PAUSE))
+            if self._stopping:
+                break
+        raise ModelError(
+            f"{self._server.url}{path} failed {attempts} times, the last time with: {problem}",
+            hint="start the model server or correct --teacher-url; the same command then goes on",
+        )
+
+    def explained(self, error: Refused) -> ModelError:
+        url, model = self._server.url, self._server.model
+        if error.status in (401, 403):
+            hint = "put the server's key into the environment variable DGPO_TEACHER_KEY"
+        elif error.status in (404, 405) and "model" not in str(error).lower():
+            hint = "the server must offer /v1/completions (chat completions alone are not enough); check --teacher-url"
+        elif error.status is None:
+            hint = "the server must speak OpenAI's /v1/completions"
+        else:
+            hint = f"if it knows no model {model!r}, name one with --teacher-name; {url}/models may list them"
+        return ModelError(f"{url} {error}", hint=hint)
+
+    def unusable(self, what: str) -> ModelError:
+        return ModelError(f"{self._server.url} gave {what}", hint="the server must speak OpenAI's /v1/completions")
