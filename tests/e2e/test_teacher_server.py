@@ -101,12 +101,12 @@ def test_a_server_that_fails_loses_nothing_and_the_same_command_goes_on(dgpo, fo
     assert broken.status == 1
     assert "failed 2 times, the last time with: HTTP 500" in broken.errors[0] and "goes on" in broken.err
     kept = records(folder / "runs/distill-data-0001")
-    assert len(kept) == 1 + 4, "the header and the first wave"
+    assert 1 + 4 <= len(kept) < 1 + 10, "the header and what was finished"
     server.write, server.failures = answered, []
     ended = dgpo(*asked)
     assert ended.status == 0 and "going on with runs/distill-data-0001" in ended.err
     now = records(folder / "runs/distill-data-0001")
-    assert now[:5] == kept and len({row["key"] for row in now[1:]}) == len(now) - 1 == 10
+    assert now[: len(kept)] == kept and len({row["key"] for row in now[1:]}) == len(now) - 1 == 10
 
 
 def test_ctrl_c_waits_for_no_reply(folder, offline, server):
