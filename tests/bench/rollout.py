@@ -35,7 +35,6 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from dgpo_cli.engine.base import Sampling
 from dgpo_cli.engine.inprocess import InProcessEngine
 
-
 CPU_BATCH_TOKENS = 1024  # the best of 128, 256, 512 and 1,024 for continuous batching
 
 
@@ -214,7 +213,7 @@ def measured(name: str, model: Qwen2ForCausalLM, work: Work, count: int) -> Iter
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", choices=WORKS, default="tiny")
-    parser.add_argument("--model", default="student", help="student, teacher, or a true size as qwen2.5-0.5b")
+    parser.add_argument("--model", default="student", help="student, teacher, or a true size as qwen-0.5b")
     parser.add_argument("--episodes", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,9 +1,9 @@
-"""An 8-bit teacher beside the same one in 16 bit: `python tests/bench/teacher_8bit.py [--model qwen2.5-0.5b] [--batches 1 8]`.
+"""An 8-bit teacher beside the same one in 16 bit: `python tests/bench/teacher_8bit.py [--model qwen-0.5b]`.
 
 Scores sequences of one length by both, in turns, and prints as JSON, by batch size: tokens per second of each, the mean
 KL(16 bit || 8 bit) per token in nats, the largest one, and the share of tokens whose most likely token differs. Weights
-are random with the true configuration, so the error says how the arithmetic differs, not what a trained model would lose;
-`--model FOLDER` scores a real one.
+are random with the true configuration, so the error says how the arithmetic differs, not what a trained model would
+lose; `--model FOLDER` scores a real one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def errors(plain: torch.nn.Module, small: torch.nn.Module, first: Tensor, second
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="qwen2.5-0.5b")
+    parser.add_argument("--model", default="qwen-0.5b")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tokens", type=int, default=128, help="of a sequence")
     parser.add_argument("--rounds", type=int, default=3)
