@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +26,7 @@ from dgpo_cli.commands.shared import (
     settings_from,
     show_settings,
 )
-from dgpo_cli.commands.training_options import KeepOption, ListFlag, describe_methods, follow
+from dgpo_cli.commands.training_options import KeepOption, ListFlag, describe_methods, follow, training_run
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
@@ -71,7 +70,6 @@ def kd(
 
     Example: `dgpo kd --student qwen-0.5b --teacher qwen-3b --epochs 5`
     """
-    from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.pipelines.settings import KDSettings
 
     console = Console(json_output=json, quiet=quiet)
@@ -111,8 +109,7 @@ def kd(
     if dry_run:
         console.result(show_settings(console, settings))
         return
-    with RunDir.open("kd", asdict(settings), out=out, resume=resume, fresh=fresh) as run:
-        console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
+    with training_run(console, "kd", settings, out=out, resume=resume, fresh=fresh) as run:
         result = _train(console, settings, run, keep)
     follow(console, "kd", run, result, after="dgpo rl", student=True)
 

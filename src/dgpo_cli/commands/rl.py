@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,7 +26,7 @@ from dgpo_cli.commands.shared import (
     settings_from,
     show_settings,
 )
-from dgpo_cli.commands.training_options import KeepOption, ListFlag, describe_methods, follow
+from dgpo_cli.commands.training_options import KeepOption, ListFlag, describe_methods, follow, training_run
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
@@ -78,7 +77,6 @@ def rl(
 
     Example: `dgpo rl --teacher qwen-3b --teacher-8bit`
     """
-    from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.models.load import search_limits
     from dgpo_cli.pipelines.rl import agents, check, run_rl
     from dgpo_cli.pipelines.settings import RLSettings
@@ -118,8 +116,9 @@ def rl(
     if dry_run:
         console.result(show_settings(console, settings))
         return
-    with RunDir.open("rl", asdict(settings), out=out, resume=resume, fresh=fresh) as run:
-        console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
-        with console.progress(f"rl ({settings.method})", "step") as progress:
-            result = run_rl(settings, run, keep=keep, progress=progress, warn=console.warn)
+    with (
+        training_run(console, "rl", settings, out=out, resume=resume, fresh=fresh) as run,
+        console.progress(f"rl ({settings.method})", "step") as progress,
+    ):
+        result = run_rl(settings, run, keep=keep, progress=progress, warn=console.warn)
     follow(console, "rl", run, result, after="dgpo eval --bench all, dgpo chat")

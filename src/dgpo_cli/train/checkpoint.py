@@ -23,14 +23,25 @@ FORMAT = 1
 
 
 def save(directory: Path, learner: Learner, step: int, extra: Mapping[str, Any], keep: int = 1) -> Path:
-    """Write `directory`/step-N and drop all but the last `keep` states. `extra` must be JSON."""
+    """Write `directory`/step-N and drop all but the last `keep` states. `extra` must be JSON.
+
+    Of several processes the first writes; the others wait, so that all may read it then.
+    """
+    target = directory / f"step-{step:08d}"
+    if learner.world.first:
+        _write(directory, target, learner, step, extra, keep)
+    learner.world.gather(None)
+    return target
+
+
+def _write(directory: Path, target: Path, learner: Learner, step: int, extra: Mapping[str, Any], keep: int) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for leftover in directory.glob(".writing-*"):
         shutil.rmtree(leftover)
-    target, temporary = directory / f"step-{step:08d}", directory / f".writing-{step:08d}"
+    temporary = directory / f".writing-{step:08d}"
     temporary.mkdir()
     updates = {}
-    for name, module in _modules(learner):
+    for name, module in modules(learner):
         save_file(_parameters(module), temporary / f"{name}.safetensors")
     for name, optimizer in learner.optimizers():
         save_file(_contiguous(optimizer.tensors()), temporary / f"{name}_optimizer.safetensors")
@@ -50,7 +61,6 @@ def save(directory: Path, learner: Learner, step: int, extra: Mapping[str, Any],
     temporary.rename(target)
     for old in list_states(directory)[:-keep]:
         shutil.rmtree(old)
-    return target
 
 
 def list_states(directory: Path) -> list[Path]:
@@ -71,7 +81,7 @@ def load_latest(directory: Path, learner: Learner) -> tuple[int, dict[str, Any]]
         state = json.loads((path / "state.json").read_text())
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
-        for name, module in _modules(learner):
+        for name, module in modules(learner):
             _restore(module, load_file(path / f"{name}.safetensors"))
         for name, optimizer in learner.optimizers():
             optimizer.load(load_file(path / f"{name}_optimizer.safetensors"), state["updates"][name])
@@ -88,14 +98,15 @@ def load_latest(directory: Path, learner: Learner) -> tuple[int, dict[str, Any]]
 
 def state_bytes(learner: Learner) -> int:
     """Size of one state on disk: parameters and two moments each."""
-    return sum(3 * sum(p.numel() * p.element_size() for p in module.parameters()) for _, module in _modules(learner))
+    return sum(3 * sum(p.numel() * p.element_size() for p in module.parameters()) for _, module in modules(learner))
 
 
-def _modules(learner: Learner) -> list[tuple[str, torch.nn.Module]]:
-    modules: list[tuple[str, torch.nn.Module]] = [("student", learner.student)]
+def modules(learner: Learner) -> list[tuple[str, torch.nn.Module]]:
+    """What is trained, by name."""
+    found: list[tuple[str, torch.nn.Module]] = [("student", learner.student)]
     if learner.critic is not None:
-        modules.append(("critic", learner.critic))
-    return modules
+        found.append(("critic", learner.critic))
+    return found
 
 
 def _parameters(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic
 from dgpo_cli.objectives.base import Objective
 from dgpo_cli.train.replay import ReplayBuffer
+from dgpo_cli.train.world import ALONE, World
 
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -136,6 +137,7 @@ class Learner:
     critic: Critic | None = None
     value_optimizer: Optimizer | None = None
     replay: ReplayBuffer | None = None
+    world: World = ALONE  # the processes that train it together
     micro_batch_tokens: int = 16_384  # padded tokens per forward and backward pass
     chunk_tokens: int = 1_024  # tokens whose logits exist at once
     temperature: float = 1.0  # of the rollouts; log-probabilities are taken at the same

@@ -32,6 +32,9 @@ _FIELDS = (
 def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool = True) -> dict[str, float]:
     """One update of the student (and of the critic, where there is one) from all of `samples`.
 
+    Every process is given the same samples and takes a share of them through its models; what they add up is summed
+    over the processes before it is judged, clipped or applied.
+
     `policy` False updates the critic alone. Returns weighted mean metrics. Raises TrainingError if a loss or a
     gradient norm is not finite, before any weight has moved.
     """
@@ -40,13 +43,14 @@ def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool 
         return {}
     denominator = learner.objective.denominator(total_weight, sum(s.weight * s.num_trained > 0 for s in samples))
     sums: dict[str, float] = {}
-    for group in micro_batches(samples, learner.micro_batch_tokens):
-        batch = pad([samples[i] for i in group], learner.codec.pad_id, learner.device)
+    mine = [samples[i] for i in learner.world.share([_cost(sample) for sample in samples])]
+    for group in micro_batches(mine, learner.micro_batch_tokens):
+        batch = pad([mine[i] for i in group], learner.codec.pad_id, learner.device)
         with training_mode(learner):
             added = _accumulate(learner, batch, denominator)
         for name, value in added.items():
             sums[name] = sums.get(name, 0.0) + value
-    metrics = {name: value / total_weight for name, value in sums.items()}
+    metrics = {name: value / total_weight for name, value in learner.world.sum(sums).items()}
     broken = [name for name, value in metrics.items() if name.endswith("_loss") and not math.isfinite(value)]
     if broken:
         _drop_gradients(learner)
@@ -58,8 +62,14 @@ def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool 
         if name == "policy" and not policy:
             optimizer.adam.zero_grad(set_to_none=True)
             continue
+        learner.world.add_up_gradients(optimizer.parameters)
         metrics |= optimizer.step(name)
     return metrics
+
+
+def _cost(sample: Sample) -> int:
+    """Tokens through models, to share the work by; a teacher's pass is taken to be worth a student's."""
+    return sample.length * (2 if sample.kl_weight else 1)
 
 
 def _accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str, float]:
