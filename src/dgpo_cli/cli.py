@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import sys
+import time
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
@@ -143,6 +144,7 @@ def _fail(message: str, hint: str | None, *, code: int = 1) -> NoReturn:
 
         told = world().fail(message, hint)
         if told is None:
+            time.sleep(1)  # the launcher ends them all once one is gone: not before the first has spoken
             sys.exit(code)
         message, hint = told
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
