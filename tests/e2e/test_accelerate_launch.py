@@ -89,7 +89,8 @@ def test_ctrl_c_stops_all_and_one_goes_on(offline, tmp_path, whom):
     given = arguments(offline, 2000)
     process = subprocess.Popen(
         [sys.executable, *launched(2), *given],
-        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while lines(tmp_path / "runs/rl-0001/metrics.jsonl") < 4 and process.poll() is None and time.monotonic() < deadline:
