@@ -1,6 +1,7 @@
 """Several processes train as one does: the same episodes, the same losses, nearly the same weights."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
@@ -131,9 +132,9 @@ def test_rl(offline, tmp_path, method, options):
     compare("rl", rl_settings(offline, method, **options), tmp_path, size=2)
 
 
-def compare(kind, settings, tmp_path, *, size):
+def compare(kind, settings, tmp_path, *, size, **environment):
     alone = together(1, work, kind, settings, tmp_path / "one")[0]
-    several = together(size, work, kind, settings, tmp_path / "several")
+    several = together(size, work, kind, settings, tmp_path / "several", **environment)
     assert [ended["run"] for ended in several] == ["RunDir"] + ["FollowedRun"] * (size - 1)
     assert len({ended["weights"] for ended in several}) == 1, "the processes ended with different weights"
     assert alone["episodes"] and all(ended["episodes"] == alone["episodes"] for ended in several)
@@ -141,6 +142,21 @@ def compare(kind, settings, tmp_path, *, size):
     assert [sum(counts) for counts in zip(*(ended["taken"] for ended in several), strict=True)] == alone["taken"]
     assert_nearly_the_same(tmp_path / "one", tmp_path / "several")
     return several
+
+
+SHARDED = {"ACCELERATE_USE_FSDP": "true"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("kd", {}), ("rl", {}), ("rl", {"gradient_checkpointing": True, "micro_batch_tokens": 200})],
+    ids=["kd", "dgpo", "dgpo in many passes, checkpointed"],
+)
+def test_sharded_models(offline, trajectories, tmp_path, kind, options):  # noqa: F811
+    settings = kd_settings(offline, trajectories) if kind == "kd" else rl_settings(offline, "dgpo")
+    compare(kind, replace(settings, **options), tmp_path, size=2, **SHARDED)
+    configs = [json.loads((tmp_path / name / "best" / "config.json").read_text()) for name in ("one", "several")]
+    assert configs[0] == configs[1]
 
 
 def test_more_processes_than_sequences(offline, tmp_path):

@@ -49,13 +49,14 @@ def run_training(
     state = run.path / "state"
     rolls_back = guarding is not None and guarding.action == "rollback"
     check_space(run.path, (keep + 1 + 2 * rolls_back) * checkpoint.state_bytes(learner))
+    learner.world.follow_first(p for module in learner.trained() for p in module.parameters())
+    learner.shard()
     step, extra = checkpoint.load_latest(state, learner)
     if len(set(learner.world.gather(step))) > 1:
         raise ConfigError(
             f"the processes do not all see the saved states of {run.path}",
             hint="put the run folder on a disk that all machines share, and name it with --resume",
         )
-    learner.world.follow_first(p for _, module in checkpoint.modules(learner) for p in module.parameters())
     run.cut_metrics(step or -1)  # a row of step 0 is from before the first state
     reached = step
 

@@ -31,13 +31,16 @@ def world() -> World:
         raise ConfigError(
             f"{launched} processes were launched, and {state.device} is trained on by one", hint="start one: `dgpo`"
         )
-    if launched > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        raise ConfigError(
-            "FSDP was asked for, and every process trains whole models",
-            hint="launch without it: --multi_gpu, or distributed_type: MULTI_GPU in accelerate's config",
-        )
+    sharded = launched > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if sharded and parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
+        raise ConfigError("FSDP with weights offloaded to the CPU", hint="launch with --fsdp_offload_params false")
     device = torch.device(state.device)
-    return World(state.process_index, state.num_processes, torch.device("cpu") if device.type == "cpu" else device)
+    return World(
+        state.process_index,
+        state.num_processes,
+        torch.device("cpu") if device.type == "cpu" else device,
+        sharded=sharded,
+    )
 
 
 def leave() -> None:

@@ -17,6 +17,7 @@ from dgpo_cli.models.vocab import chunks, gather_logprobs, hidden_states, projec
 from dgpo_cli.objectives.base import Need, TokenBatch
 from dgpo_cli.train.batch import Batch, Sample, micro_batches, pad
 from dgpo_cli.train.learner import Learner, training_mode
+from dgpo_cli.train.shard import split
 
 _FIELDS = (
     "behavior_logprobs",
@@ -42,14 +43,26 @@ def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool 
     if not total_weight:
         return {}
     denominator = learner.objective.denominator(total_weight, sum(s.weight * s.num_trained > 0 for s in samples))
+    with split(learner.trained()):
+        return _update(learner, samples, total_weight, denominator, policy=policy)
+
+
+def _update(
+    learner: Learner, samples: Sequence[Sample], total_weight: float, denominator: float, *, policy: bool
+) -> dict[str, float]:
     sums: dict[str, float] = {}
     mine = [samples[i] for i in learner.world.share([_cost(sample) for sample in samples])]
-    for group in micro_batches(mine, learner.micro_batch_tokens):
+    groups = micro_batches(mine, learner.micro_batch_tokens)
+    for group in groups:
         batch = pad([mine[i] for i in group], learner.codec.pad_id, learner.device)
         with training_mode(learner):
             added = _accumulate(learner, batch, denominator)
         for name, value in added.items():
             sums[name] = sums.get(name, 0.0) + value
+    if learner.world.sharded:  # layers come together where all processes make as many passes
+        for _ in range(max(learner.world.gather(len(groups))) - len(groups)):
+            with training_mode(learner):
+                _idle(learner)
     metrics = {name: value / total_weight for name, value in learner.world.sum(sums).items()}
     broken = [name for name, value in metrics.items() if name.endswith("_loss") and not math.isfinite(value)]
     if broken:
@@ -70,6 +83,15 @@ def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool 
 def _cost(sample: Sample) -> int:
     """Tokens through models, to share the work by; a teacher's pass is taken to be worth a student's."""
     return sample.length * (2 if sample.kl_weight else 1)
+
+
+def _idle(learner: Learner) -> None:
+    """A pass of all models under training that adds nothing to their gradients."""
+    token = torch.zeros((1, 1), dtype=torch.long, device=learner.device)
+    roots = [hidden_states(learner.student, token, torch.ones_like(token))]
+    if learner.critic is not None:
+        roots.append(learner.critic(token, torch.ones_like(token)))
+    torch.autograd.backward(roots, [torch.zeros_like(root) for root in roots])
 
 
 def _accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str, float]:

@@ -25,10 +25,15 @@ class Failed(TrainingError):
 
 
 class World:
-    """`size` processes of which this is number `rank`; `device` is where exchanged tensors have to be."""
+    """`size` processes of which this is number `rank`; `device` is where exchanged tensors have to be.
 
-    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
-        self.rank, self.size = rank, size
+    `sharded`: models under training are split over them, and add up their gradients themselves.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, device: torch.device | None = None, *, sharded: bool = False
+    ) -> None:
+        self.rank, self.size, self.sharded = rank, size, sharded
         self.device = torch.device("cpu") if device is None else device
         self._failed: Failed | None = None
 
@@ -74,6 +79,8 @@ class World:
 
     def add_up_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Gradients of the whole step. One that no process has stays None, as it would with one process."""
+        if self.sharded:
+            return
         present = self.gather("".join(str(int(p.grad is not None)) for p in parameters))
         used = [p for p, flags in zip(parameters, zip(*present, strict=True), strict=True) if "1" in flags]
         for parameter in used:
