@@ -18,11 +18,13 @@ from tests.e2e.test_resume import (  # noqa: F401 - a fixture
     weights,
 )
 from tests.processes import together
+from torch.distributed.tensor import DTensor
 
 from dgpo_cli.core.protocol import Turn
 from dgpo_cli.core.run_dir import RunDir, read_run
 from dgpo_cli.core.types import Score
 from dgpo_cli.errors import DgpoError, TrainingError
+from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.pipelines import training
 from dgpo_cli.pipelines.kd import run_kd
 from dgpo_cli.pipelines.rl import run_rl
@@ -73,7 +75,15 @@ def work(kind, settings, out, progress=None):
     digest = hashlib.sha256()
     for parameter in learners[0].student.parameters():
         digest.update(parameter.detach().numpy().tobytes())
-    return {"episodes": seen, "taken": taken, "weights": digest.hexdigest(), "run": type(run).__name__}
+    moments = [state["exp_avg"] for state in learners[0].policy_optimizer.adam.state.values()]
+    local = sum((m.to_local() if isinstance(m, DTensor) else m).numel() for m in moments)
+    return {
+        "episodes": seen,
+        "taken": taken,
+        "weights": digest.hexdigest(),
+        "run": type(run).__name__,
+        "share of the moments": local / sum(p.numel() for p in learners[0].student.parameters()),
+    }
 
 
 def _episodes(sequences) -> Iterator[tuple]:
@@ -144,25 +154,56 @@ def compare(kind, settings, tmp_path, *, size, **environment):
     return several
 
 
-SHARDED = {"ACCELERATE_USE_FSDP": "true"}
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [("kd", {}), ("rl", {}), ("rl", {"gradient_checkpointing": True, "micro_batch_tokens": 200})],
-    ids=["kd", "dgpo", "dgpo in many passes, checkpointed"],
-)
-def test_sharded_models(offline, trajectories, tmp_path, kind, options):  # noqa: F811
-    settings = kd_settings(offline, trajectories) if kind == "kd" else rl_settings(offline, "dgpo")
-    compare(kind, replace(settings, **options), tmp_path, size=2, **SHARDED)
-    configs = [json.loads((tmp_path / name / "best" / "config.json").read_text()) for name in ("one", "several")]
-    assert configs[0] == configs[1]
-
-
 def test_more_processes_than_sequences(offline, tmp_path):
     """Four sequences in an update of five processes: one has nothing to do, and nobody waits for it in vain."""
     several = compare("rl", rl_settings(offline, "dgpo"), tmp_path, size=5)
     assert 0 in {n for ended in several for n in ended["taken"]}
+
+
+SHARDED = {"ACCELERATE_USE_FSDP": "true"}
+SPLIT = {
+    "kd": ("kd", "kd", {}, {}, 2),
+    "gkd, both write": ("kd", "gkd", {"seq_kd": True}, {}, 2),
+    "dgpo in many passes, checkpointed": (
+        *("rl", "dgpo", {"kl_form": "full-loss"}, {"gradient_checkpointing": True, "micro_batch_tokens": 200}, 2),
+    ),
+    "gspo": ("rl", "grpo", {"variant": "gspo"}, {}, 2),
+    "more processes than sequences": ("rl", "dgpo", {}, {}, 5),
+}
+
+
+@pytest.mark.parametrize(("kind", "method", "options", "more", "size"), SPLIT.values(), ids=SPLIT)
+def test_sharded_models(offline, trajectories, tmp_path, kind, method, options, more, size):  # noqa: F811
+    if kind == "kd":
+        settings = kd_settings(offline, trajectories, method, **options)
+    else:
+        settings = rl_settings(offline, method, **options)
+    several = compare(kind, replace(settings, **more), tmp_path, size=size, **SHARDED)
+    assert all(ended["share of the moments"] == pytest.approx(1 / size, abs=0.06) for ended in several)
+    configs = [json.loads((tmp_path / name / "best" / "config.json").read_text()) for name in ("one", "several")]
+    assert configs[0] == configs[1]
+
+
+def test_a_sharded_head_of_its_own(offline, tmp_path):
+    """Where the vocabulary head is not the input embedding, its gradient comes from the chunks of logits alone."""
+    loaded = load_model(str(offline.student), device=torch.device("cpu"))
+    loaded.model.config.tie_word_embeddings = False
+    untied = type(loaded.model)(loaded.model.config)
+    save_model(tmp_path / "untied", untied, loaded.tokenizer, loaded.protocol)
+    settings = replace(rl_settings(offline, "dgpo"), student=str(tmp_path / "untied"))
+    compare("rl", settings, tmp_path, size=2, **SHARDED)
+
+
+def test_a_sharded_run_goes_back_and_goes_on_whole(offline, tmp_path):
+    """Its states are those of any run: one written in two parts is read by one process, and the other way round."""
+    settings = rl_settings(offline, "ppo")
+    guard = replace(settings.collapse, window=1, behavior_kl_max=-10.0, max_rollbacks=10)
+    settings = replace(settings, on_collapse="rollback", collapse=guard)
+    together(1, work, "rl", settings, tmp_path / "whole")
+    for name, first, then in (("split first", SHARDED, {}), ("split then", {}, SHARDED)):
+        together(2, dies, settings, tmp_path / name, **first)
+        together(2, work, "rl", settings, tmp_path / name, **then)
+        assert_nearly_the_same(tmp_path / "whole", tmp_path / name)
 
 
 def test_micro_batches_do_not_move_the_sum(offline, tmp_path):

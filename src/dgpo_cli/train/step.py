@@ -53,16 +53,17 @@ def _update(
     sums: dict[str, float] = {}
     mine = [samples[i] for i in learner.world.share([_cost(sample) for sample in samples])]
     groups = micro_batches(mine, learner.micro_batch_tokens)
+    # Layers of sharded models come together only where all processes make as many passes.
+    passes = max(learner.world.gather(len(groups))) if learner.world.sharded else len(groups)
     for group in groups:
         batch = pad([mine[i] for i in group], learner.codec.pad_id, learner.device)
         with training_mode(learner):
             added = _accumulate(learner, batch, denominator)
         for name, value in added.items():
             sums[name] = sums.get(name, 0.0) + value
-    if learner.world.sharded:  # layers come together where all processes make as many passes
-        for _ in range(max(learner.world.gather(len(groups))) - len(groups)):
-            with training_mode(learner):
-                _idle(learner)
+    for _ in range(passes - len(groups)):
+        with training_mode(learner):
+            _idle(learner)
     metrics = {name: value / total_weight for name, value in learner.world.sum(sums).items()}
     broken = [name for name, value in metrics.items() if name.endswith("_loss") and not math.isfinite(value)]
     if broken:
