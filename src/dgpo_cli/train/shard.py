@@ -34,14 +34,13 @@ def shard(model: nn.Module, device: torch.device) -> None:
         part.set_force_sum_reduction_for_comms(True)
     if model is body:  # hidden states are computed past `forward`, by a method that has to know
         decoder = body.get_decoder()
-        model.decode = MethodType(lambda _, **inputs: decoder(**inputs), model)  # type: ignore[assignment]
-        register_fsdp_forward_method(model, "decode")
-        body.get_decoder = lambda *_, **__: model.decode  # type: ignore[method-assign]
+        model.sharded_decoder = MethodType(lambda _, **inputs: decoder(**inputs), model)  # type: ignore[assignment]
+        register_fsdp_forward_method(model, "sharded_decoder")
     # The first pass tells the layers who their root is; rollouts begin further down.
     token = torch.zeros((1, 1), dtype=torch.long, device=device)
     with torch.no_grad():
-        run = body.get_decoder() if model is body else model
-        run(input_ids=token, attention_mask=torch.ones_like(token))
+        run = model.sharded_decoder if model is body else model
+        run(input_ids=token, attention_mask=torch.ones_like(token))  # type: ignore[operator]
     _unite(model)
 
 
