@@ -6,6 +6,7 @@ import functools
 from datetime import timedelta
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.train.world import World
@@ -34,6 +35,8 @@ def world() -> World:
     sharded = launched > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
     if sharded and parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
         raise ConfigError("FSDP with weights offloaded to the CPU", hint="launch with --fsdp_offload_params false")
+    if sharded and not hasattr(FSDPModule, "reset_iter_state"):
+        raise ConfigError(f"FSDP with torch {torch.__version__}", hint="it needs 2.13: pip install -U torch")
     device = torch.device(state.device)
     return World(
         state.process_index,

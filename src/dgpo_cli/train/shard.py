@@ -51,8 +51,8 @@ def split(models: Sequence[nn.Module]) -> Iterator[None]:
     for model in sharded:
         model.set_reshard_after_forward(True)
         model.set_reshard_after_forward(False, recurse=False)  # the head is read between the passes of the body
-        for part in _parts(model):
-            part.reshard()
+        # Parts again, and nothing left of the passes since: their order differs in each process, and would be prefetched.
+        model.reset_iter_state()
     yield
     for model in sharded:
         _unite(model)
