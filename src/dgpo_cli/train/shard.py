@@ -51,7 +51,7 @@ def split(models: Sequence[nn.Module]) -> Iterator[None]:
     for model in sharded:
         model.set_reshard_after_forward(True)
         model.set_reshard_after_forward(False, recurse=False)  # the head is read between the passes of the body
-        # Parts again, and nothing left of the passes since: their order differs in each process, and would be prefetched.
+        # Parts again, and no memory of the passes since: in each process it is another, and would be prefetched by.
         model.reset_iter_state()
     yield
     for model in sharded:
