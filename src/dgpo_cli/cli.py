@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import sys
+import time
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
@@ -32,7 +33,8 @@ from dgpo_cli.commands import (
     serve,
 )
 from dgpo_cli.commands.shared import use_search_environment
-from dgpo_cli.errors import DgpoError
+from dgpo_cli.console import is_first_process, processes
+from dgpo_cli.errors import ConfigError, DgpoError
 
 
 class _InOrderOfUse(TyperGroup):
@@ -72,6 +74,7 @@ app.command("doctor")(doctor.doctor)
 # Typer brings its own copy of Click, so its errors are reached through the one it exports: its base's base.
 _CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
 _INTERRUPTED = 130
+_TOGETHER = ("kd", "rl")  # what several processes of one launch do as one
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -100,6 +103,11 @@ def root(
     **chat**. All of it offline, in minutes: **dgpo quickstart**.
     """
     use_search_environment()
+    if processes() > 1 and context.invoked_subcommand not in _TOGETHER:
+        raise ConfigError(
+            f"{processes()} processes were launched, and `dgpo {context.invoked_subcommand or ''}` runs in one",
+            hint=f"start it with `dgpo`; {' and '.join(_TOGETHER)} train in several",
+        )
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -125,12 +133,20 @@ def main(argv: list[str] | None = None) -> NoReturn:
         if found := _SYSTEM_ERROR.search(str(error)):
             _fail_by_system(OSError(int(found[1]), os.strerror(int(found[1]))))
         raise
-    if status == _INTERRUPTED:
+    if status == _INTERRUPTED and is_first_process():
         print("stopped; the same command goes on from what was saved (`dgpo runs` lists it)", file=sys.stderr)
     sys.exit(status)
 
 
 def _fail(message: str, hint: str | None, *, code: int = 1) -> NoReturn:
+    if processes() > 1:
+        from dgpo_cli.train.devices import world
+
+        told = world().fail(message, hint)
+        if told is None:
+            time.sleep(1)  # the launcher ends them all once one is gone: not before the first has spoken
+            sys.exit(code)
+        message, hint = told
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     if hint:
         print(f"hint: {' '.join(hint.split())}", file=sys.stderr)

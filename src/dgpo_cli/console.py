@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,15 +18,28 @@ from rich.table import Table
 from dgpo_cli.core.progress import Progress as ProgressCallback
 
 
+def processes() -> int:
+    """How many of them a launcher, such as `accelerate launch`, started to work together."""
+    return int(os.environ["WORLD_SIZE"]) if os.environ.get("RANK") and os.environ.get("WORLD_SIZE") else 1
+
+
+def is_first_process() -> bool:
+    """Whether this is the one of them that speaks and writes."""
+    return processes() == 1 or os.environ["RANK"] == "0"
+
+
 class Console:
-    """`json_output` leaves stdout to one JSON object at the end; `quiet` drops messages and progress."""
+    """`json_output` leaves stdout to one JSON object at the end; `quiet` drops messages and progress.
+
+    Of several processes only the first is heard.
+    """
 
     def __init__(self, *, json_output: bool = False, quiet: bool = False) -> None:
-        self.json_output, self.quiet = json_output, quiet
+        self.json_output, self.quiet, self._muted = json_output, quiet or not is_first_process(), not is_first_process()
         # Without a terminal there is no width to keep to, and a table that is cut off in a file is lost.
         width = None if sys.stdout.isatty() else 160
-        self._out = RichConsole(highlight=False, soft_wrap=True, emoji=False, width=width)
-        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+        self._out = RichConsole(highlight=False, soft_wrap=True, emoji=False, width=width, quiet=self._muted)
+        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=self._muted)
 
     @property
     def interactive(self) -> bool:
@@ -72,7 +86,7 @@ class Console:
 
     def result(self, values: Mapping[str, Any]) -> None:
         """The command's one JSON object, with --json only."""
-        if self.json_output:
+        if self.json_output and not self._muted:
             sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
             sys.stdout.flush()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +36,7 @@ from dgpo_cli.commands.training_options import (
     choose_teacher,
     describe_methods,
     follow,
+    training_run,
 )
 from dgpo_cli.console import Console
 
@@ -82,10 +82,9 @@ def kd(
 
     Example: `dgpo kd --student qwen-0.5b --teacher qwen-3b --epochs 5`
     """
-    from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.pipelines.kd import run_kd
     from dgpo_cli.pipelines.settings import KDSettings
-    from dgpo_cli.pipelines.tracking import parse_trackers, tracked
+    from dgpo_cli.pipelines.tracking import parse_trackers
 
     console = Console(json_output=json, quiet=quiet)
     if list_ or describe:
@@ -120,10 +119,11 @@ def kd(
     if dry_run:
         console.result(show_settings(console, settings))
         return
-    with RunDir.open("kd", asdict(settings), out=out, resume=resume, fresh=fresh) as run:
-        console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
-        with tracked(run, trackers, console.info), console.progress(f"kd ({settings.method})", "step") as progress:
-            result = run_kd(settings, run, keep=keep, progress=progress, warn=console.warn)
+    with (
+        training_run(console, "kd", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run,
+        console.progress(f"kd ({settings.method})", "step") as progress,
+    ):
+        result = run_kd(settings, run, keep=keep, progress=progress, warn=console.warn)
     follow(console, "kd", run, result, after="dgpo rl", student=True)
 
 

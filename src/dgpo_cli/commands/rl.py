@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,6 +40,7 @@ from dgpo_cli.commands.training_options import (
     choose_teacher,
     describe_methods,
     follow,
+    training_run,
 )
 from dgpo_cli.console import Console
 
@@ -89,11 +89,10 @@ def rl(
 
     Example: `dgpo rl --teacher qwen-3b --teacher-8bit`
     """
-    from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.models.load import search_limits
     from dgpo_cli.pipelines.rl import agents, check, run_rl
     from dgpo_cli.pipelines.settings import RLSettings
-    from dgpo_cli.pipelines.tracking import parse_trackers, tracked
+    from dgpo_cli.pipelines.tracking import parse_trackers
 
     console = Console(json_output=json, quiet=quiet)
     if list_ or describe:
@@ -125,8 +124,9 @@ def rl(
     if dry_run:
         console.result(show_settings(console, settings))
         return
-    with RunDir.open("rl", asdict(settings), out=out, resume=resume, fresh=fresh) as run:
-        console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
-        with tracked(run, trackers, console.info), console.progress(f"rl ({settings.method})", "step") as progress:
-            result = run_rl(settings, run, keep=keep, progress=progress, warn=console.warn)
+    with (
+        training_run(console, "rl", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run,
+        console.progress(f"rl ({settings.method})", "step") as progress,
+    ):
+        result = run_rl(settings, run, keep=keep, progress=progress, warn=console.warn)
     follow(console, "rl", run, result, after="dgpo eval --bench all, dgpo chat")

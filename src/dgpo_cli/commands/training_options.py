@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dgpo_cli.commands.shared import absolute, choose
-from dgpo_cli.console import Console
+from dgpo_cli.console import Console, is_first_process, processes
 
 if TYPE_CHECKING:
     from dgpo_cli.core.run_dir import RunDir
@@ -57,12 +61,50 @@ def describe_methods(console: Console, name: str | None, *, rewards: bool) -> di
     return {"method": name, "options": {note.name: note.default for note in notes}}
 
 
+@contextmanager
+def training_run(
+    console: Console,
+    command: str,
+    settings: Any,
+    *,
+    out: Path | None,
+    resume: Path | None,
+    fresh: bool,
+    trackers: tuple[str, ...],
+) -> Iterator[RunDir]:
+    """The run folder that the command works in; of several processes the first writes it, and tells the trackers."""
+    from dgpo_cli.core.run_dir import RunDir
+    from dgpo_cli.pipelines.tracking import tracked
+
+    def open_run() -> RunDir:
+        return RunDir.open(command, asdict(settings), out=out, resume=resume, fresh=fresh)
+
+    if processes() == 1:
+        opened = open_run()
+    else:
+        from dgpo_cli.pipelines.training import open_together
+
+        opened = open_together(open_run)
+    with opened as run:
+        console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
+        if processes() > 1:
+            console.info(f"{processes()} processes train together")
+        with tracked(run, trackers if is_first_process() else (), console.info):
+            yield run
+    if processes() > 1:
+        from dgpo_cli.train.devices import leave
+
+        leave()
+
+
 def follow(
     console: Console, command: str, run: RunDir, result: dict[str, Any], *, after: str, student: bool = False
 ) -> None:
     """Remember what was made and say what comes next."""
     from dgpo_cli.core.workspace import Workspace
 
+    if not is_first_process():
+        return
     path = absolute(str(run.path))
     Workspace().remember(by=f"dgpo {command}", model=path, last_run=path, **({"student": path} if student else {}))
     best = "" if result.get("best") is None else f", best validation score {result['best']:.4f}"

@@ -141,6 +141,10 @@ class RunDir:
             rows = [row for row in read_metrics(self.path) if row["step"] <= after_step]
             write_jsonl_atomic(self.path / "metrics.jsonl", rows)
 
+    def remove(self, path: Path) -> None:
+        """Delete a folder of the run, if it is there."""
+        shutil.rmtree(path, ignore_errors=True)
+
     def finish(self, result: Mapping[str, Any]) -> None:
         record = self.record | {
             "status": "finished",
@@ -161,6 +165,28 @@ class RunDir:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class FollowedRun(RunDir):
+    """A run that another process writes: this one reads its states, and leaves no trace of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.resumed = path, True
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        pass
+
+    def cut_metrics(self, after_step: int) -> None:
+        pass
+
+    def remove(self, path: Path) -> None:
+        pass
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def list_runs(root: Path = Path("runs")) -> list[Path]:

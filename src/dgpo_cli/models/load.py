@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -202,7 +203,9 @@ def save_model(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTok
 def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
     codec = Codec(tokenizer, protocol)
     with _quiet():
-        model.save_pretrained(folder)
+        # Asked for its state a sharded model would give up its weights, which are whole here.
+        weights = dict(model.named_parameters()) if isinstance(model, FSDPModule) else None
+        model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
         # Greedy, and every token that may end a turn: sampling settings of the base model are not the agent's.
         GenerationConfig(

@@ -28,7 +28,8 @@ def precision(model: torch.nn.Module) -> AbstractContextManager[object]:
 
 def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Last hidden states [B, T, H] for right-padded ids [B, T]."""
-    decoder = model.get_decoder()
+    # Under training a model may be sharded, and is entered then where its weights are brought together.
+    decoder = getattr(model, "sharded_decoder", None) or model.get_decoder()
     with precision(model):
         output = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     return output.last_hidden_state  # type: ignore[no-any-return]

@@ -20,6 +20,8 @@ from dgpo_cli.rewards import exact_match
 from dgpo_cli.rewards.registry import Reward
 from dgpo_cli.rollout.loop import Listener, run_episodes
 from dgpo_cli.rollout.settings import RolloutSettings
+from dgpo_cli.train.source import Roll
+from dgpo_cli.train.world import ALONE, World
 
 VALIDATION_FILE = "validation.jsonl"  # of a training run: episodes of its last periodic evaluation
 MAX_KEPT = 200  # ours, episodes in it
@@ -80,18 +82,48 @@ def grade(trajectory: Trajectory) -> Trajectory:
     return trajectory.with_score(exact_match.score(trajectory.question, trajectory))
 
 
+def team(agent: Agent, world: World) -> Roll:
+    """Episodes of (question, sample) pairs in order; each process of `world` runs a share, and all get every one.
+
+    Shares are balanced by the tokens of the question's last episode; one without counts as the mean. An episode's draws
+    depend on its seed and key, so it is the same whoever runs it.
+    """
+    tokens: dict[str, int] = {}
+
+    def roll(pairs: Sequence[tuple[Question, int]]) -> list[Trajectory]:
+        if world.size == 1:
+            return list(agent.run(pairs))
+        known = [tokens.get(_name(question)) for question, _ in pairs]
+        mean = sum(n for n in known if n is not None) / max(1, sum(n is not None for n in known)) or 1.0
+        shares = world.shares([mean if n is None else n for n in known])
+        own = [trajectory.to_json() for trajectory in agent.run([pairs[i] for i in shares[world.rank]])]
+        made: dict[int, Trajectory] = {}
+        for share, records in zip(shares, world.gather(own), strict=True):
+            made |= zip(share, map(Trajectory.from_json, records), strict=True)
+        tokens.update((_name(t.question), len(t.token_ids)) for t in made.values())
+        return [made[i] for i in range(len(pairs))]
+
+    return roll
+
+
+def _name(question: Question) -> str:
+    return f"{question.qa_set}/{question.id}"
+
+
 def evaluator(
-    agent: Agent, questions: Sequence[Question], *, folder: Path | None = None
+    agent: Agent, questions: Sequence[Question], *, folder: Path | None = None, world: World = ALONE
 ) -> Callable[[], Mapping[str, float]]:
     """An evaluation for the training loop: greedy EM on validation questions, as "score" too.
 
+    The processes of `world` share the questions, as they share rollouts: nobody waits for the first one to answer all.
     The first `MAX_KEPT` episodes of the last one stay in `folder`, to be looked at with `dgpo report`.
     """
     greedy = agent.with_settings(temperature=0.0)
+    roll = team(greedy, world)
 
     def evaluate() -> Mapping[str, float]:
-        trajectories = list(greedy.run([(question, 0) for question in questions]))
-        if folder is not None:
+        trajectories = roll([(question, 0) for question in questions])
+        if folder is not None and world.first:
             _keep(greedy, trajectories[:MAX_KEPT], folder / VALIDATION_FILE)
         count = max(1, len(trajectories))
         em = sum(t.score.correct for t in trajectories if t.score is not None) / count

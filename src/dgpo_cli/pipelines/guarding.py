@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ class Guarding:
             self.guard.load_state_dict(extra[KEY])
         for path in checkpoint.list_states(_folder(run)):
             if _step(path) > step:
-                shutil.rmtree(path)
+                run.remove(path)
         _slow_down(learner, self.guard.lr_scale)
 
     def keep_best(self, run: RunDir, learner: Learner, step: int) -> None:
@@ -49,10 +48,10 @@ class Guarding:
     def saved(self, run: RunDir) -> None:
         """A checkpoint is complete: no resumed run goes back to a best state before the newest one."""
         for path in checkpoint.list_states(_folder(run))[:-1]:
-            shutil.rmtree(path)
+            run.remove(path)
 
     def finish(self, run: RunDir) -> None:
-        shutil.rmtree(_folder(run), ignore_errors=True)
+        run.remove(_folder(run))
 
     def watch(self, run: RunDir, learner: Learner, step: int, metrics: Mapping[str, float]) -> None:
         """Raises TrainingError where the run has to end."""

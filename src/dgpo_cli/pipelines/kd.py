@@ -21,7 +21,7 @@ from dgpo_cli.models.load import LoadedModel, load_model, require_same_tokenizer
 from dgpo_cli.models.vocab import hidden_states, token_logprobs
 from dgpo_cli.objectives import registry
 from dgpo_cli.objectives.base import Need, Objective
-from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings
+from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings, team
 from dgpo_cli.pipelines.distill_data import TrajectorySet, read_trajectories
 from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.settings import KDSettings
@@ -31,7 +31,7 @@ from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.train.batch import Sample, micro_batches, pad
 from dgpo_cli.train.collapse import Guard
-from dgpo_cli.train.devices import inference_dtype, training_device
+from dgpo_cli.train.devices import inference_dtype, training_device, world
 from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
 from dgpo_cli.train.loop import Plan
 from dgpo_cli.train.replay import ReplayBuffer
@@ -133,6 +133,7 @@ def distil(
         replay=ReplayBuffer(objective.replay_capacity) if objective.replay_capacity else None,
         micro_batch_tokens=settings.micro_batch_tokens,
         chunk_tokens=settings.chunk_tokens,
+        world=world(),
     )
     agent: Agent | None = None
     source: Source = stored
@@ -142,7 +143,9 @@ def distil(
         source = _mixture(settings, learner, stored, agent)
     every = settings.eval_every if settings.eval_every is not None else stored.steps_per_epoch
     plan = Plan(steps, eval_every=every, save_every=every, seed=settings.seed, seconds=settings.seconds)
-    em = None if agent is None or not validation_questions else evaluator(agent, validation_questions)
+    em = None
+    if agent is not None and validation_questions:
+        em = evaluator(agent, validation_questions, world=learner.world)
 
     def validate() -> Mapping[str, float]:
         metrics = {"nll": nll(learner, validation)} if validation else {}
@@ -179,11 +182,11 @@ def _mixture(settings: KDSettings, learner: Learner, stored: TeacherTrajectories
     if objective.teacher_writes:
         assert learner.teacher is not None
         teacher = Agent.of(learner.teacher, learner.codec, agent.retriever, agent.settings)
-        roll_teacher = lambda pairs: list(teacher.run(pairs))  # noqa: E731
+        roll_teacher = team(teacher, learner.world)
     return Mixture(
         stored,
         objective,
-        roll=lambda pairs: list(writer.run(pairs)),
+        roll=team(writer, learner.world),
         roll_teacher=roll_teacher,
         replay=learner.replay,
     )
@@ -203,7 +206,8 @@ def split(trajectories: Sequence[Trajectory], share: float, seed: int) -> tuple[
 @torch.no_grad()
 def nll(learner: Learner, trajectories: Sequence[Trajectory]) -> float:
     """Mean negative log-likelihood of the written tokens, in nats."""
-    samples = [Sample.of(t) for t in trajectories]
+    mine = learner.world.share([len(t.token_ids) for t in trajectories])
+    samples = [Sample.of(trajectories[i]) for i in mine]
     total, count = 0.0, 0
     for group in micro_batches(samples, learner.micro_batch_tokens):
         batch = pad([samples[i] for i in group], learner.codec.pad_id, learner.device)
@@ -217,4 +221,5 @@ def nll(learner: Learner, trajectories: Sequence[Trajectory]) -> float:
         )
         total -= float(logprobs.sum())
         count += len(logprobs)
-    return total / max(1, count)
+    sums = learner.world.sum({"nll": total, "tokens": count})
+    return sums["nll"] / max(1, sums["tokens"])

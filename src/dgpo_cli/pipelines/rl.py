@@ -18,7 +18,7 @@ from dgpo_cli.models.critic import Critic
 from dgpo_cli.models.load import LoadedModel, load_model, load_tokenizer, require_same_tokenizer, resolve
 from dgpo_cli.objectives import registry
 from dgpo_cli.objectives.base import Need, Objective
-from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings
+from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings, team
 from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.settings import RLSettings
 from dgpo_cli.pipelines.training import run_training
@@ -27,7 +27,7 @@ from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import check_index, open_index
 from dgpo_cli.rewards import registry as rewards
 from dgpo_cli.train.collapse import Guard
-from dgpo_cli.train.devices import inference_dtype, training_device
+from dgpo_cli.train.devices import inference_dtype, training_device, world
 from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
 from dgpo_cli.train.loop import Plan
 from dgpo_cli.train.source import Rollouts
@@ -159,7 +159,7 @@ def reinforce(
         questions,
         settings.batch_size,
         settings.seed,
-        roll=lambda pairs: list(agent.run(pairs)),
+        roll=team(agent, learner.world),
         samples=settings.samples or objective.default_samples,
         differing=objective.replaces_uninformative,
     )
@@ -176,7 +176,8 @@ def reinforce(
         learner,
         source,
         plan,
-        evaluate=evaluate or evaluator(agent, validation[: settings.eval_questions], folder=run.path),
+        evaluate=evaluate
+        or evaluator(agent, validation[: settings.eval_questions], folder=run.path, world=learner.world),
         protocol=student.protocol.with_limits(top_k=settings.rollout.top_k, max_turns=settings.rollout.max_turns),
         keep=keep,
         progress=progress,
@@ -198,6 +199,7 @@ def _learner(
         micro_batch_tokens=settings.micro_batch_tokens,
         chunk_tokens=settings.chunk_tokens,
         temperature=settings.rollout.temperature,
+        world=world(),
     )
     # Both start as the student does now, before it is trained and before a saved state is put into it.
     if Need.REFERENCE_LOGPROBS in objective.needs:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import Protocol
-from dgpo_cli.core.run_dir import RunDir, check_space
+from dgpo_cli.core.run_dir import FollowedRun, RunDir, check_space
+from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.load import save_model
 from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.train import checkpoint
+from dgpo_cli.train.devices import world
 from dgpo_cli.train.learner import Learner
 from dgpo_cli.train.loop import Hooks, Plan, train
 from dgpo_cli.train.source import Source
 
 Evaluate = Callable[[], Mapping[str, float]]
+
+
+def open_together(open_run: Callable[[], RunDir]) -> RunDir:
+    """The run that `open_run` opens in the first of several processes; the others follow it."""
+    run = open_run() if world().first else None
+    path = world().gather(None if run is None else str(run.path.resolve()))[0]
+    return FollowedRun(Path(path)) if run is None else run
 
 
 def run_training(
@@ -39,7 +49,14 @@ def run_training(
     state = run.path / "state"
     rolls_back = guarding is not None and guarding.action == "rollback"
     check_space(run.path, (keep + 1 + 2 * rolls_back) * checkpoint.state_bytes(learner))
+    learner.world.follow_first(p for module in learner.trained() for p in module.parameters())
+    learner.shard()
     step, extra = checkpoint.load_latest(state, learner)
+    if len(set(learner.world.gather(step))) > 1:
+        raise ConfigError(
+            f"the processes do not all see the saved states of {run.path}",
+            hint="put the run folder on a disk that all machines share, and name it with --resume",
+        )
     run.cut_metrics(step or -1)  # a row of step 0 is from before the first state
     reached = step
 
@@ -61,7 +78,8 @@ def run_training(
             tell(done, metrics["seconds"])
 
     def best() -> None:
-        save_model(run.path / "best", learner.student, learner.codec.tokenizer, protocol)
+        if learner.world.first:
+            save_model(run.path / "best", learner.student, learner.codec.tokenizer, protocol)
         if guarding is not None:
             guarding.keep_best(run, learner, reached)
 

@@ -18,22 +18,43 @@ from torch import Tensor
 
 from dgpo_cli.errors import InputError
 from dgpo_cli.train.learner import Learner
+from dgpo_cli.train.shard import like, split
 
 FORMAT = 1
 
 
 def save(directory: Path, learner: Learner, step: int, extra: Mapping[str, Any], keep: int = 1) -> Path:
-    """Write `directory`/step-N and drop all but the last `keep` states. `extra` must be JSON."""
+    """Write `directory`/step-N and drop all but the last `keep` states. `extra` must be JSON.
+
+    Of several processes the first writes; the others wait, so that all may read it then.
+    """
+    target = directory / f"step-{step:08d}"
+    moments = {name: _contiguous(optimizer.tensors()) for name, optimizer in learner.optimizers()}
+    if learner.world.first:
+        _write(directory, target, learner, moments, step, extra, keep)
+    learner.world.gather(None)
+    return target
+
+
+def _write(
+    directory: Path,
+    target: Path,
+    learner: Learner,
+    moments: Mapping[str, dict[str, Tensor]],
+    step: int,
+    extra: Mapping[str, Any],
+    keep: int,
+) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for leftover in directory.glob(".writing-*"):
         shutil.rmtree(leftover)
-    target, temporary = directory / f"step-{step:08d}", directory / f".writing-{step:08d}"
+    temporary = directory / f".writing-{step:08d}"
     temporary.mkdir()
     updates = {}
     for name, module in _modules(learner):
         save_file(_parameters(module), temporary / f"{name}.safetensors")
     for name, optimizer in learner.optimizers():
-        save_file(_contiguous(optimizer.tensors()), temporary / f"{name}_optimizer.safetensors")
+        save_file(moments[name], temporary / f"{name}_optimizer.safetensors")
         updates[name] = optimizer.updates
     if learner.replay is not None:
         learner.replay.save(temporary / "replay.jsonl")
@@ -50,7 +71,6 @@ def save(directory: Path, learner: Learner, step: int, extra: Mapping[str, Any],
     temporary.rename(target)
     for old in list_states(directory)[:-keep]:
         shutil.rmtree(old)
-    return target
 
 
 def list_states(directory: Path) -> list[Path]:
@@ -71,10 +91,11 @@ def load_latest(directory: Path, learner: Learner) -> tuple[int, dict[str, Any]]
         state = json.loads((path / "state.json").read_text())
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
-        for name, module in _modules(learner):
-            _restore(module, load_file(path / f"{name}.safetensors"))
-        for name, optimizer in learner.optimizers():
-            optimizer.load(load_file(path / f"{name}_optimizer.safetensors"), state["updates"][name])
+        with split(learner.trained()):
+            for name, module in _modules(learner):
+                _restore(module, load_file(path / f"{name}.safetensors"))
+            for name, optimizer in learner.optimizers():
+                optimizer.load(load_file(path / f"{name}_optimizer.safetensors"), state["updates"][name])
         learner.objective.load_state_dict(state["objective"])
         if learner.replay is not None:
             learner.replay.load(path / "replay.jsonl")
@@ -92,10 +113,8 @@ def state_bytes(learner: Learner) -> int:
 
 
 def _modules(learner: Learner) -> list[tuple[str, torch.nn.Module]]:
-    modules: list[tuple[str, torch.nn.Module]] = [("student", learner.student)]
-    if learner.critic is not None:
-        modules.append(("critic", learner.critic))
-    return modules
+    """What is trained, by name."""
+    return list(zip(("student", "critic"), learner.trained(), strict=False))
 
 
 def _parameters(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -114,4 +133,4 @@ def _restore(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
         for name, parameter in parameters.items():
             if parameter.shape != tensors[name].shape:
                 raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}")
-            parameter.copy_(tensors[name])
+            parameter.copy_(like(parameter, tensors[name]))

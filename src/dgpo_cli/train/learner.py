@@ -17,6 +17,8 @@ from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic
 from dgpo_cli.objectives.base import Objective
 from dgpo_cli.train.replay import ReplayBuffer
+from dgpo_cli.train.shard import full, like, shard, split
+from dgpo_cli.train.world import ALONE, World
 
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -56,9 +58,14 @@ class Optimizer:
             weight_decay=settings.weight_decay,
         )
 
+    def take(self, module: torch.nn.Module) -> None:
+        """Move on with the module's parameters as they are now; there are no moments yet."""
+        self.names, self.parameters = _trainable(module)
+        self.adam.param_groups[0]["params"] = self.parameters
+
     def step(self, what: str) -> dict[str, float]:
         """One update; returns learning rate and gradient norm. Raises TrainingError if the norm is not finite."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
+        norm = float(full(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)))
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the {what} gradient norm is {norm} at update {self.updates}",
@@ -73,10 +80,10 @@ class Optimizer:
         return {f"{what}_lr": lr, f"{what}_grad_norm": norm}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Moments by parameter name, for a checkpoint."""
+        """Moments by parameter name, for a checkpoint. Every process has to ask for them."""
         state = self.adam.state
         return {
-            f"{moment}.{name}": state[parameter][moment]
+            f"{moment}.{name}": full(state[parameter][moment])
             for name, parameter in zip(self.names, self.parameters, strict=True)
             if parameter in state
             for moment in ("exp_avg", "exp_avg_sq")
@@ -91,8 +98,8 @@ class Optimizer:
         for name, parameter in zip(self.names, self.parameters, strict=True):
             self.adam.state[parameter] = {
                 "step": torch.tensor(float(updates)),
-                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
+                "exp_avg": like(parameter, tensors[f"exp_avg.{name}"]),
+                "exp_avg_sq": like(parameter, tensors[f"exp_avg_sq.{name}"]),
             }
 
 
@@ -136,6 +143,7 @@ class Learner:
     critic: Critic | None = None
     value_optimizer: Optimizer | None = None
     replay: ReplayBuffer | None = None
+    world: World = ALONE  # the processes that train it together
     micro_batch_tokens: int = 16_384  # padded tokens per forward and backward pass
     chunk_tokens: int = 1_024  # tokens whose logits exist at once
     temperature: float = 1.0  # of the rollouts; log-probabilities are taken at the same
@@ -148,3 +156,14 @@ class Learner:
         yield "policy", self.policy_optimizer
         if self.value_optimizer is not None:
             yield "value", self.value_optimizer
+
+    def trained(self) -> list[torch.nn.Module]:
+        return [self.student] if self.critic is None else [self.student, self.critic]
+
+    def shard(self) -> None:
+        """Split what is trained over the processes, where that was asked for; before a saved state is loaded."""
+        if self.world.sharded:
+            for model, (_, optimizer) in zip(self.trained(), self.optimizers(), strict=True):
+                shard(model, self.device)
+                with split([model]):
+                    optimizer.take(model)

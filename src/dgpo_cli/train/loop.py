@@ -67,7 +67,8 @@ def train(
         metrics = run_step(learner, source, plan, step)
         step += 1
         learner.objective.after_step(metrics, step / plan.steps)
-        seconds += time.perf_counter() - started
+        # Where a plan ends by the clock, all processes have to go by the same one.
+        seconds += learner.world.gather(time.perf_counter() - started)[0]
         hooks.log(step, metrics | {"seconds": seconds})
         if hooks.watch is not None:
             hooks.watch(step, metrics)

@@ -56,13 +56,19 @@ def fill(learner: Learner, trajectories: Sequence[Trajectory]) -> list[Episode]:
 
 @torch.no_grad()
 def _each(learner: Learner, samples: Sequence[Sample], compute: object) -> list[Tensor]:
-    """Run `compute(batch) -> [N]` over micro-batches; full-length tensors [L] in the order of `samples`."""
+    """Run `compute(batch) -> [N]` over micro-batches; full-length tensors [L] in the order of `samples`.
+
+    Each process runs a share, and all get every tensor.
+    """
     assert callable(compute)
     rows = [torch.zeros(len(sample.token_ids)) for sample in samples]
-    for group in micro_batches(samples, learner.micro_batch_tokens):
-        batch = pad([samples[i] for i in group], learner.codec.pad_id, learner.device)
+    share = learner.world.share([sample.length for sample in samples])
+    mine = [samples[i] for i in share]
+    for group in micro_batches(mine, learner.micro_batch_tokens):
+        batch = pad([mine[i] for i in group], learner.codec.pad_id, learner.device)
         for i, row in zip(group, batch.unflatten(compute(batch)), strict=True):
-            rows[i] = row
+            rows[share[i]] = row
+    learner.world.add_up(rows)  # of each row one process has other than zeros
     return rows
 
 

@@ -18,6 +18,7 @@ from dgpo_cli.objectives.base import Need, TokenBatch
 from dgpo_cli.objectives.divergence import entropy, log_probs
 from dgpo_cli.train.batch import Batch, Sample, micro_batches, pad
 from dgpo_cli.train.learner import Learner, training_mode
+from dgpo_cli.train.shard import split
 
 _FIELDS = (
     "behavior_logprobs",
@@ -33,6 +34,9 @@ _FIELDS = (
 def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool = True) -> dict[str, float]:
     """One update of the student (and of the critic, where there is one) from all of `samples`.
 
+    Every process is given the same samples and takes a share of them through its models; what they add up is summed
+    over the processes before it is judged, clipped or applied.
+
     `policy` False updates the critic alone. Returns weighted mean metrics. Raises TrainingError if a loss or a
     gradient norm is not finite, before any weight has moved.
     """
@@ -40,13 +44,28 @@ def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool 
     if not total_weight:
         return {}
     denominator = learner.objective.denominator(total_weight, sum(s.weight * s.num_trained > 0 for s in samples))
+    with split(learner.trained()):
+        return _update(learner, samples, total_weight, denominator, policy=policy)
+
+
+def _update(
+    learner: Learner, samples: Sequence[Sample], total_weight: float, denominator: float, *, policy: bool
+) -> dict[str, float]:
     sums: dict[str, float] = {}
-    for group in micro_batches(samples, learner.micro_batch_tokens):
-        batch = pad([samples[i] for i in group], learner.codec.pad_id, learner.device)
+    mine = [samples[i] for i in learner.world.share([_cost(sample) for sample in samples])]
+    groups = micro_batches(mine, learner.micro_batch_tokens)
+    # Layers of sharded models come together only where all processes make as many passes.
+    passes = max(learner.world.gather(len(groups))) if learner.world.sharded else len(groups)
+    for group in groups:
+        batch = pad([mine[i] for i in group], learner.codec.pad_id, learner.device)
         with training_mode(learner):
             added = _accumulate(learner, batch, denominator)
         for name, value in added.items():
             sums[name] = sums.get(name, 0.0) + value
+    for _ in range(passes - len(groups)):
+        with training_mode(learner):
+            _idle(learner)
+    sums = learner.world.sum(sums)
     weights = {"nll": sum(sample.weight * sample.num_trained for sample in samples if not sample.by_student)}
     metrics = {name: value / weight for name, value in sums.items() if (weight := weights.get(name, total_weight))}
     broken = [name for name, value in metrics.items() if name.endswith("_loss") and not math.isfinite(value)]
@@ -60,8 +79,23 @@ def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool 
         if name == "policy" and not policy:
             optimizer.adam.zero_grad(set_to_none=True)
             continue
+        learner.world.add_up_gradients(optimizer.parameters)
         metrics |= optimizer.step(name)
     return metrics
+
+
+def _cost(sample: Sample) -> int:
+    """Tokens through models, to share the work by; a teacher's pass is taken to be worth a student's."""
+    return sample.length * (2 if sample.kl_weight else 1)
+
+
+def _idle(learner: Learner) -> None:
+    """A pass of all models under training that adds nothing to their gradients."""
+    token = torch.zeros((1, 1), dtype=torch.long, device=learner.device)
+    roots = [hidden_states(learner.student, token, torch.ones_like(token))]
+    if learner.critic is not None:
+        roots.append(learner.critic(token, torch.ones_like(token)))
+    torch.autograd.backward(roots, [torch.zeros_like(root) for root in roots])
 
 
 def _accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str, float]:
