@@ -31,6 +31,7 @@ from dgpo_cli.commands import (
     search,
     serve,
 )
+from dgpo_cli.commands.milvus import use_milvus_environment
 from dgpo_cli.commands.shared import use_search_environment
 from dgpo_cli.errors import DgpoError
 
@@ -100,6 +101,7 @@ def root(
     **chat**. All of it offline, in minutes: **dgpo quickstart**.
     """
     use_search_environment()
+    use_milvus_environment()
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

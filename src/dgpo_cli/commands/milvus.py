@@ -1,0 +1,33 @@
+"""What the command line adds to the Milvus retriever: its address as a flag, its token from the environment."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from dgpo_cli.commands.shared import sendable_token
+from dgpo_cli.errors import ConfigError
+
+MILVUS_TOKEN_VARIABLE = "DGPO_MILVUS_TOKEN"
+
+
+def use_milvus_environment() -> None:
+    """Let every Milvus server that is opened from now on get the token of the environment."""
+    if token := os.environ.get(MILVUS_TOKEN_VARIABLE):
+        from dgpo_cli.retrieval.milvus_collection import MilvusAccess, use_access
+
+        use_access(MilvusAccess(token=sendable_token(token, MILVUS_TOKEN_VARIABLE)))
+
+
+def add_address(settings: dict[str, Any], retriever: str, uri: str | None) -> None:
+    """Put --uri into the settings. Raises ConfigError where it has no effect, and where nothing answers at it."""
+    if retriever != "milvus":
+        if uri is not None:
+            raise ConfigError(f"--uri has no effect on {retriever}", hint="give --retriever milvus, or no --uri")
+        return
+    if uri is not None:
+        settings["uri"] = uri
+    from dgpo_cli.core.config import apply_options
+    from dgpo_cli.retrieval.milvus import MilvusConfig, check_reachable
+
+    check_reachable(apply_options(MilvusConfig, settings))
