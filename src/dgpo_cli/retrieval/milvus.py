@@ -23,7 +23,7 @@ from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval import vectors as files
 from dgpo_cli.retrieval.bm25 import BM25Config
-from dgpo_cli.retrieval.compressed import EXACT_UP_TO, FLAT, RECALL_AT
+from dgpo_cli.retrieval.compressed import EXACT_UP_TO, RECALL_AT
 from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
 from dgpo_cli.retrieval.hybrid import fuse
 from dgpo_cli.retrieval.milvus_collection import MOST, MilvusCollection, VectorField, checked_uri, connect, is_embedded
@@ -45,7 +45,7 @@ from dgpo_cli.retrieval.words import WordTokenizer, stop_words
 _WORDS, _VECTOR = "words", "vector"  # fields
 _CHECKED = 16  # passages compared with the collection when an index is opened
 _SAMPLE, _QUERY_WORDS = 200, 12  # of the measurement of an approximate index
-_SPARSE_INDEX = "SPARSE_INVERTED_INDEX"
+_FLAT, _SPARSE_INDEX = "FLAT", "SPARSE_INVERTED_INDEX"
 _LEAST_EF = 64  # of HNSW; it must be k or more
 
 
@@ -127,7 +127,7 @@ class MilvusConfig:
         index, build = self.dense_index, self.build
         if index == "auto":
             exact = rows <= EXACT_UP_TO or (self.uri is not None and is_embedded(self.uri))
-            index, build = (FLAT, {}) if exact else ("HNSW", {"M": 16, "efConstruction": 200} | build)
+            index, build = (_FLAT, {}) if exact else ("HNSW", {"M": 16, "efConstruction": 200} | build)
         return VectorField(_VECTOR, dimensions, index, "IP", build)
 
 
@@ -173,7 +173,7 @@ class MilvusRetriever:
         rows = Rows(store, **parts)
         load(collection, fields, rows, shards=config.shards, replicas=config.replicas, progress=progress)
         if config.mode != "bm25":
-            if fields[-1].index != FLAT:
+            if fields[-1].index != _FLAT:
                 state["dense"]["measured"] = _measured(collection, store, config, encoder, vectors)
             (directory / files.FILE).unlink()
         if "words" in parts:
@@ -247,7 +247,7 @@ class MilvusRetriever:
         vectors = iter(self._encoder.encode(asked, self._encoder.conventions.query_prefix))
         return self._found(
             [next(vectors) if query.strip() else None for query in queries],
-            _VECTOR, k, exact=self._dense_index == FLAT, params=_search_params(self._dense_index, self._config, k),
+            _VECTOR, k, exact=self._dense_index == _FLAT, params=_search_params(self._dense_index, self._config, k),
         )  # fmt: skip
 
     def _found(

@@ -98,7 +98,9 @@ def connect(uri: str, *, create: bool = False) -> Any:
     # What goes wrong is told once, by our errors, and not in the middle of --json.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)
     with _causes() as causes, _told(uri, "cannot be reached", causes):
-        return MilvusClient(uri, token=_access.token or "", timeout=_CONNECT_S)
+        client = MilvusClient(uri, token=_access.token or "", timeout=_CONNECT_S)
+        client.get_server_version(timeout=_CONNECT_S)  # connections are kept, also to a server that has gone
+        return client
 
 
 def _require_database(path: Path, create: bool) -> None:
