@@ -244,9 +244,7 @@ def test_milvus_own_bm25_on_a_server(build: Callable[..., Path], tmp_path: Path)
         milvus_server(tmp_path / "server") as address,
         pytest.raises(InputError, match="passage 'long' has more than 65535 bytes"),
     ):
-        build_index(
-            long, tmp_path / "long", retriever="milvus", settings={"uri": address, "scoring": "milvus"}
-        )
+        build_index(long, tmp_path / "long", retriever="milvus", settings={"uri": address, "scoring": "milvus"})
 
 
 def test_the_token_is_sent_and_kept_nowhere(build: Callable[..., Path], tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def build(
     ] = None,
     retriever: Annotated[str, typer.Option(help="bm25, dense, hybrid, rank-bm25 (small corpora), or milvus.")] = "bm25",
     encoder: Annotated[
-        str | None, typer.Option(help="Encoder of a dense, hybrid or milvus index: hub id or folder.", show_default=False)
+        str | None,
+        typer.Option(help="Encoder of a dense, hybrid or milvus index: hub id or folder.", show_default=False),
     ] = None,
     uri: Annotated[
         str | None, typer.Option(help="Where Milvus is: FILE.db, or http://host:19530.", show_default=False)

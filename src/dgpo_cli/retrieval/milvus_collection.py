@@ -110,7 +110,9 @@ def _require_database(path: Path, create: bool) -> None:
     if path.is_dir() and any(path.iterdir()) and not (path / "collections").is_dir():
         raise RetrievalError(f"{path} is a folder without a Milvus database", hint=again)
     if not create and not path.is_dir():
-        raise RetrievalError(f"{path}, where the index keeps its rows, is not there", hint="put it back, or build again")
+        raise RetrievalError(
+            f"{path}, where the index keeps its rows, is not there", hint="put it back, or build again"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
