@@ -75,6 +75,7 @@ def test_index_search_check_and_the_agents_loop(dgpo: Callable[..., Any], folder
         (["--retriever", "milvus", "--uri", "m.db", "-o", "mode=both"], "mode = 'both' is not 'bm25' or"),
         (["--retriever", "milvus", "--uri", "m.db", "-o", "scoring=milvus"], "in each of its segments"),
         (["--retriever", "milvus", "--uri", "file.db"], "file.db is a file"),
+        (["--retriever", "milvus", "--uri", "i/m.db", "--out", "i"], "i/m.db is in the index folder i"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
@@ -86,6 +87,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert (ended.status, len(ended.errors), "Traceback" in ended.err) == (1, 1, False)
     assert message in ended.errors[0]
     assert not (folder / "indexes").exists()
+    assert not (folder / "i").exists()
 
 
 def test_a_token_that_cannot_be_sent(dgpo: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

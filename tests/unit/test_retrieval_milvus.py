@@ -212,7 +212,7 @@ def test_another_encoder_is_refused(build: Callable[..., Path], tmp_path: Path) 
     folder = make_encoder(tmp_path / "encoder")
     index = build(mode="dense", dense={"encoder": str(folder), "max_length": "40"})
     make_encoder(folder, seed=1)
-    with pytest.raises(RetrievalError, match="was built with other .* weights"):
+    with pytest.raises(RetrievalError, match=r"was built with other .* weights"):
         open_index(index)
 
 
@@ -262,7 +262,13 @@ def test_the_token_is_sent_and_kept_nowhere(build: Callable[..., Path], tmp_path
     assert not any(b"Secret1" in path.read_bytes() for path in index.rglob("*") if path.is_file())
 
 
-HOLD = "import sys, time; from pymilvus import MilvusClient; MilvusClient(sys.argv[1]); print('held', flush=True); time.sleep(99)"
+HOLD = """
+import sys, time
+from pymilvus import MilvusClient
+client = MilvusClient(sys.argv[1])
+print("held", flush=True)
+time.sleep(99)
+"""
 
 
 def test_a_file_that_another_process_has_open(tmp_path: Path) -> None:

@@ -107,8 +107,8 @@ def build(
         if not isinstance(of_dense, dict):
             raise ConfigError(f"-o dense={of_dense} is no setting", hint="write it like -o dense.max_length=128")
         of_dense["encoder"] = absolute(encoder)
-    add_address(settings, retriever, uri)
     target = out or Path("indexes") / corpus_name(corpus)
+    add_address(settings, retriever, uri, target)
     with console.progress("indexing", "passage") as progress:
         manifest, reused = build_index(
             corpus,

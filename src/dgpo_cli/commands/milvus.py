@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from dgpo_cli.commands.shared import sendable_token
@@ -19,8 +20,11 @@ def use_milvus_environment() -> None:
         use_access(MilvusAccess(token=sendable_token(token, MILVUS_TOKEN_VARIABLE)))
 
 
-def add_address(settings: dict[str, Any], retriever: str, uri: str | None) -> None:
-    """Put --uri into the settings. Raises ConfigError where it has no effect, and where nothing answers at it."""
+def add_address(settings: dict[str, Any], retriever: str, uri: str | None, out: Path) -> None:
+    """Put --uri into the settings. Raises ConfigError where it has no effect or is within `out`, which is replaced.
+
+    Raises RetrievalError where nothing answers at it.
+    """
     if retriever != "milvus":
         if uri is not None:
             raise ConfigError(f"--uri has no effect on {retriever}", hint="give --retriever milvus, or no --uri")
@@ -30,4 +34,7 @@ def add_address(settings: dict[str, Any], retriever: str, uri: str | None) -> No
     from dgpo_cli.core.config import apply_options
     from dgpo_cli.retrieval.milvus import MilvusConfig, check_reachable
 
-    check_reachable(apply_options(MilvusConfig, settings))
+    config = apply_options(MilvusConfig, settings)
+    if config.uri is not None and Path(config.uri).is_relative_to(out.resolve()):
+        raise ConfigError(f"{config.uri} is in the index folder {out}", hint="give a --uri beside it, or another --out")
+    check_reachable(config)

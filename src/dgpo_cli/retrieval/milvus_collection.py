@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ _DIGITS = 5  # of a score; what is behind them depends on where a row happens to
 _QUERIES = 1_024  # in one request
 _CONNECT_S = 10.0
 _WRITE_S = 300.0
+_POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +242,12 @@ class MilvusCollection:
             (self._client.upsert if replace else self._client.insert)(self.name, rows, timeout=_WRITE_S)
 
     def finish(self) -> None:
-        """Have what was written put on disk and indexed."""
+        """Have what was written put on disk and indexed; a cluster does the latter in its own time."""
         with _told(self.uri, f"cannot save the collection {self.name}"):
             self._client.flush(self.name, timeout=_WRITE_S)
+            for index in self._client.list_indexes(self.name):
+                while int((self._client.describe_index(self.name, index) or {}).get("pending_index_rows", 0)) > 0:
+                    time.sleep(_POLL_S)
 
     def drop(self) -> None:
         with _told(self.uri, f"cannot drop the collection {self.name}"):

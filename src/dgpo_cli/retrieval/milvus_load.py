@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class Rows:
                 for made, passage in zip(batch, passages, strict=True):
                     if len(passage.contents.encode()) > LONGEST_TEXT:
                         raise InputError(
-                            f"passage {passage.id!r} has more than {LONGEST_TEXT} bytes, which a text of Milvus may not",
+                            f"passage {passage.id!r} has more than {LONGEST_TEXT} bytes, and Milvus takes no more",
                             hint="shorten it, or leave -o scoring=milvus out",
                         )
                     made[TEXT] = passage.contents
@@ -110,7 +111,7 @@ def _weights(counts: Counts, config: BM25Config, first: int) -> Iterator[list[di
         ends = np.searchsorted(held, np.arange(start, stop + 1))
         found = [
             {w: s for w, s in zip(word[a:b].tolist(), scores[a:b].tolist(), strict=True) if s > 0}
-            for a, b in zip(ends[:-1], ends[1:], strict=True)
+            for a, b in pairwise(ends)
         ]
         yield [weights or no_word for weights in found]
         start = stop
