@@ -262,6 +262,18 @@ def test_the_token_is_sent_and_kept_nowhere(build: Callable[..., Path], tmp_path
     assert not any(b"Secret1" in path.read_bytes() for path in index.rglob("*") if path.is_file())
 
 
+def test_a_server_that_goes_away_is_an_error_and_no_empty_answer(build: Callable[..., Path], tmp_path: Path) -> None:
+    use_access(MilvusAccess(timeout_s=1))
+    try:
+        with milvus_server(tmp_path / "server") as address:
+            retriever = open_index(build(uri=address)).retriever
+            assert retriever.search(["river"], 3)[0]
+        with pytest.raises(RetrievalError, match=f"Milvus at {address} cannot search the collection"):
+            retriever.search(["river"], 3)
+    finally:
+        use_access(MilvusAccess())
+
+
 HOLD = """
 import sys, time
 from pymilvus import MilvusClient

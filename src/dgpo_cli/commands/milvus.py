@@ -6,18 +6,27 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.commands.shared import sendable_token
+from dgpo_cli.commands.shared import TIMEOUT_VARIABLE, sendable_token
 from dgpo_cli.errors import ConfigError
 
 MILVUS_TOKEN_VARIABLE = "DGPO_MILVUS_TOKEN"
 
 
 def use_milvus_environment() -> None:
-    """Let every Milvus server that is opened from now on get the token of the environment."""
-    if token := os.environ.get(MILVUS_TOKEN_VARIABLE):
+    """Let every Milvus server that is opened from now on be asked as the environment says.
+
+    Comes after `use_search_environment`, which has checked the timeout.
+    """
+    token, timeout = os.environ.get(MILVUS_TOKEN_VARIABLE), os.environ.get(TIMEOUT_VARIABLE)
+    if token or timeout:
         from dgpo_cli.retrieval.milvus_collection import MilvusAccess, use_access
 
-        use_access(MilvusAccess(token=sendable_token(token, MILVUS_TOKEN_VARIABLE)))
+        use_access(
+            MilvusAccess(
+                token=sendable_token(token, MILVUS_TOKEN_VARIABLE) if token else None,
+                timeout_s=float(timeout) if timeout else MilvusAccess().timeout_s,
+            )
+        )
 
 
 def add_address(settings: dict[str, Any], retriever: str, uri: str | None, out: Path) -> None:

@@ -30,7 +30,7 @@ LONGEST_TEXT = 65_535  # bytes; Milvus's limit
 MOST = 16_384  # hits of a query, rows of a query and queries of a request; Milvus takes no more
 _TIES = 8  # hits asked for beyond k, to see whether the last one has equals
 _DIGITS = 5  # of a score; what is behind them depends on where a row happens to be stored
-_QUERIES = 1_024  # in one request
+_QUERIES = 64  # in one request, for which the time of a search is allowed
 _CONNECT_S = 10.0
 _WRITE_S = 300.0
 _POLL_S = 1.0
@@ -149,11 +149,19 @@ def _told(uri: str, what: str, causes: Sequence[str] = ()) -> Iterator[None]:
     try:
         yield
     except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
-        reason = next(iter(causes), "") or getattr(error, "message", "") or str(error) or type(error).__name__
+        reason = next(iter(causes), "") or _reason(error)
         hint = "start the server, or check the address and the token (environment variable DGPO_MILVUS_TOKEN)"
         if is_embedded(uri):
             hint = "only one process at a time can open a file: end the other one, or let `dgpo serve` share the index"
         raise RetrievalError(f"Milvus at {uri} {what}: {' '.join(reason.split())[:300]}", hint=hint) from error
+
+
+def _reason(error: Exception) -> str:
+    import grpc
+
+    if isinstance(error, grpc.Call):
+        return f"{error.code().name}, {error.details()}"
+    return getattr(error, "message", "") or str(error) or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
