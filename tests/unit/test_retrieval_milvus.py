@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from tests.retrieval_corpora import TOWNS, write_corpus
 from tests.tiny_encoder import make_encoder
 
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
-from dgpo_cli.retrieval import milvus_collection, milvus_load
+from dgpo_cli.retrieval import milvus_connection, milvus_load
 from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.check import check_integrity
 from dgpo_cli.retrieval.manifest import read_manifest
 from dgpo_cli.retrieval.milvus import MilvusConfig
-from dgpo_cli.retrieval.milvus_collection import MilvusAccess, MilvusCollection, connect, use_access
+from dgpo_cli.retrieval.milvus_collection import MilvusCollection
+from dgpo_cli.retrieval.milvus_connection import MilvusAccess, connect, use_access
 from dgpo_cli.retrieval.open import check_index, open_index
 
 BM25 = {"k1": "0.9", "stemmer": "english"}
@@ -274,6 +276,15 @@ def test_a_server_that_goes_away_is_an_error_and_no_empty_answer(build: Callable
         use_access(MilvusAccess())
 
 
+@pytest.mark.slow
+def test_a_connection_outlives_a_pause(build: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    retriever = open_index(build()).retriever
+    before = retriever.search(["river"], 3)
+    time.sleep(50)
+    assert retriever.search(["river"], 3) == before
+    assert "GOAWAY" not in capfd.readouterr().err
+
+
 HOLD = """
 import sys, time
 from pymilvus import MilvusClient
@@ -307,7 +318,7 @@ def test_files_that_are_no_database(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["pymilvus", "milvus_lite"])
 def test_packages_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    monkeypatch.setattr(milvus_collection, "find_spec", lambda name: None if name == missing else object())
+    monkeypatch.setattr(milvus_connection, "find_spec", lambda name: None if name == missing else object())
     with pytest.raises(RetrievalError, match=missing.replace("_", "-")) as refused:
         connect(str(tmp_path / "m.db"), create=True)
     assert refused.value.hint == "pip install 'dgpo-cli[milvus]'"

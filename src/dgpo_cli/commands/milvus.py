@@ -19,7 +19,7 @@ def use_milvus_environment() -> None:
     """
     token, timeout = os.environ.get(MILVUS_TOKEN_VARIABLE), os.environ.get(TIMEOUT_VARIABLE)
     if token or timeout:
-        from dgpo_cli.retrieval.milvus_collection import MilvusAccess, use_access
+        from dgpo_cli.retrieval.milvus_connection import MilvusAccess, use_access
 
         use_access(
             MilvusAccess(

@@ -26,7 +26,8 @@ from dgpo_cli.retrieval.bm25 import BM25Config
 from dgpo_cli.retrieval.compressed import EXACT_UP_TO, RECALL_AT
 from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
 from dgpo_cli.retrieval.hybrid import fuse
-from dgpo_cli.retrieval.milvus_collection import MOST, MilvusCollection, VectorField, checked_uri, connect, is_embedded
+from dgpo_cli.retrieval.milvus_collection import MOST, MilvusCollection, VectorField
+from dgpo_cli.retrieval.milvus_connection import checked_uri, connect, is_embedded
 from dgpo_cli.retrieval.milvus_load import (
     COUNTS,
     VOCABULARY,

@@ -45,7 +45,7 @@ def check_index(location: str | Path) -> None:
     else:
         manifest = read_manifest(Path(location))
         if manifest.retriever == "milvus":
-            from dgpo_cli.retrieval.milvus_collection import connect
+            from dgpo_cli.retrieval.milvus_connection import connect
 
             connect(manifest.settings["uri"])
 
