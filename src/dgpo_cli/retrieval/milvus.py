@@ -2,8 +2,8 @@
 
 The index folder keeps the passages and says where the rows are; Milvus keeps what is searched. For BM25 that are sparse
 vectors of word scores made here, so that an inner product is the score that the bm25 retriever gives, whatever Milvus
-does with its segments and shards. `scoring=milvus` leaves BM25 to Milvus's own full-text function instead, which counts
-words per segment or shard. Hybrid is fused here (retrieval/hybrid.py), where equal sums come in row order.
+does with its segments and shards. `scoring=milvus` leaves BM25 to Milvus's own full-text function instead, whose
+counts are those of one segment in milvus-lite. Hybrid is fused here (retrieval/hybrid.py): equal sums in row order.
 """
 
 from __future__ import annotations
