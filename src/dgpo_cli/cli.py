@@ -32,6 +32,7 @@ from dgpo_cli.commands import (
     search,
     serve,
 )
+from dgpo_cli.commands.milvus import use_milvus_environment
 from dgpo_cli.commands.shared import use_search_environment
 from dgpo_cli.console import is_first_process, processes
 from dgpo_cli.errors import ConfigError, DgpoError
@@ -108,6 +109,7 @@ def root(
             f"{processes()} processes were launched, and `dgpo {context.invoked_subcommand or ''}` runs in one",
             hint=f"start it with `dgpo`; {' and '.join(_TOGETHER)} train in several",
         )
+    use_milvus_environment()
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

@@ -124,15 +124,20 @@ class Console:
 
         began = shown = time.monotonic()
         first: int | None = None
+        last = 0
 
         def update(done: int, total: int) -> None:
-            nonlocal shown, first
+            nonlocal began, shown, first, last
             now = time.monotonic()
-            first = done if first is None else first
+            if first is None:
+                first = done
+            elif done < last:  # another pass over the same things has a rate of its own
+                first, began = done, now
+            last = done
             if now - shown < 15:
                 return
             shown = now
-            rate = (done - first) / (now - began)
+            rate = (done - first) / max(1e-9, now - began)
             left = f", {(total - done) / rate:.0f} s left" if rate and total else ""
             self.info(f"{description}: {done}/{total or '?'} ({rate:.2g} {unit}/s{left})")
 

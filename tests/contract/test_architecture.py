@@ -30,7 +30,7 @@ LEVELS = (
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 HEAVY = ("torch", "transformers", "datasets", "faiss", "bitsandbytes", "bm25s", "accelerate", "matplotlib", "numpy",
-         "fastapi", "uvicorn")  # fmt: skip
+         "fastapi", "uvicorn", "pymilvus", "milvus_lite", "grpc")  # fmt: skip
 COMMANDS = (
     "quickstart", "index", "search", "distill-data", "kd", "rl", "eval", "report", "chat",
     "export", "serve", "reproduce", "recipes", "plan", "models", "runs", "doctor",

@@ -278,17 +278,17 @@ def test_the_loop_stops_a_run_whose_retriever_is_broken(offline, tmp_path, broke
 
 
 def test_distill_data_asks_again_what_could_not_be_searched(offline, tmp_path, broken_index):
-    """It stops at the first wave, keeps nothing of it, and the repaired index gets all of the questions."""
-    questions = read_questions(offline.questions("train"))[:24]
+    """It stops at the first window, keeps nothing of it, and the repaired index gets all of the questions."""
+    questions = read_questions(offline.questions("train"))[:40]
 
     def distill():
         agent = teacher_agent(offline)
         return distill_data(agent, questions, samples=1, keep="all", folder=tmp_path, progress=None)
 
-    with pytest.raises(RetrievalError, match="8 of 24 questions failed to search: the index is on fire"):
+    with pytest.raises(RetrievalError, match="32 of 40 questions failed to search: the index is on fire"):
         distill()
     assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 1
     broken_index.undo()
     summary = distill()
-    assert (summary["episodes"], summary["failed_searches"]) == (24, 0)
-    assert len({t.key for t in read_trajectories(tmp_path).trajectories}) == 24
+    assert (summary["episodes"], summary["failed_searches"]) == (40, 0)
+    assert len({t.key for t in read_trajectories(tmp_path).trajectories}) == 40

@@ -67,3 +67,14 @@ def test_progress_without_a_terminal_speaks_now_and_then(
 
 def test_json_holds_what_python_cannot_confuse() -> None:
     assert json.loads(json.dumps({"a": 1})) == {"a": 1}
+
+
+def test_a_second_pass_has_a_rate_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 0.0, 20.0, 30.0, 50.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with Console().progress("loading", "passage") as progress:
+        for done in (0, 100, 10, 20):
+            progress(done, 110)
+    assert capsys.readouterr().err.splitlines()[-1] == "loading: 20/110 (0.5 passage/s, 180 s left)"

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from dgpo_cli.commands.index_check import check
+from dgpo_cli.commands.milvus import add_address
 from dgpo_cli.commands.shared import JsonFlag, QuietFlag, absolute
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
@@ -62,9 +63,13 @@ def build(
         Path | None,
         typer.Option(help="Index folder; indexes/NAME for a corpus NAME.jsonl by default.", show_default=False),
     ] = None,
-    retriever: Annotated[str, typer.Option(help="bm25, dense, hybrid (both), or rank-bm25 (small corpora).")] = "bm25",
+    retriever: Annotated[str, typer.Option(help="bm25, dense, hybrid, rank-bm25 (small corpora), or milvus.")] = "bm25",
     encoder: Annotated[
-        str | None, typer.Option(help="Encoder of a dense or hybrid index: hub id or folder.", show_default=False)
+        str | None,
+        typer.Option(help="Encoder of a dense, hybrid or milvus index: hub id or folder.", show_default=False),
+    ] = None,
+    uri: Annotated[
+        str | None, typer.Option(help="Where Milvus is: FILE.db, or http://host:19530.", show_default=False)
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first bad line or file instead of skipping it.")
@@ -96,13 +101,14 @@ def build(
     console = Console(json_output=json, quiet=quiet)
     settings = parse_options(options or ())
     if encoder is not None:
-        if retriever not in ("dense", "hybrid"):
+        if retriever not in ("dense", "hybrid", "milvus"):
             raise ConfigError(f"--encoder has no effect on {retriever}", hint="give --retriever dense, or no --encoder")
         of_dense = settings if retriever == "dense" else settings.setdefault("dense", {})
         if not isinstance(of_dense, dict):
             raise ConfigError(f"-o dense={of_dense} is no setting", hint="write it like -o dense.max_length=128")
         of_dense["encoder"] = absolute(encoder)
     target = out or Path("indexes") / corpus_name(corpus)
+    add_address(settings, retriever, uri, target)
     with console.progress("indexing", "passage") as progress:
         manifest, reused = build_index(
             corpus,

@@ -11,6 +11,7 @@ from dgpo_cli.core.text import contains_answer
 from dgpo_cli.core.types import Hit, Question
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.manifest import check_hashes
+from dgpo_cli.retrieval.milvus import MilvusRetriever
 from dgpo_cli.retrieval.open import OpenIndex
 
 _BATCH = 256  # questions searched at once
@@ -30,7 +31,7 @@ class RetrievalQuality:
 
 
 def check_integrity(index: OpenIndex, progress: Progress | None = None) -> int:
-    """Compare every file with its hash and read every passage; returns how many there are.
+    """Compare every file with its hash and read every passage, and every row in Milvus; returns how many there are.
 
     Raises RetrievalError at the first fault, and for a server, whose files are elsewhere.
     """
@@ -44,6 +45,8 @@ def check_integrity(index: OpenIndex, progress: Progress | None = None) -> int:
         _ = index.passages[row]
         if progress is not None and row % _REPORT_EVERY == 0:
             progress(row, total)
+    if isinstance(index.retriever, MilvusRetriever):
+        index.retriever.verify(progress)
     return total
 
 

@@ -36,14 +36,18 @@ def is_server(location: str | Path) -> bool:
 def check_index(location: str | Path) -> None:
     """Ask before models are loaded: a server must answer one search, a folder must hold a whole index.
 
-    Raises RetrievalError. Cheap, since no index is read.
+    Milvus, where the folder's rows are in it, must answer. Raises RetrievalError. Cheap, since no index is read.
     """
     if is_server(location):
         from dgpo_cli.retrieval.remote import check_server
 
         check_server(str(location))
     else:
-        read_manifest(Path(location))
+        manifest = read_manifest(Path(location))
+        if manifest.retriever == "milvus":
+            from dgpo_cli.retrieval.milvus_connection import connect
+
+            connect(manifest.settings["uri"])
 
 
 def open_index(location: str | Path) -> OpenIndex:

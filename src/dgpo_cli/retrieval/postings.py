@@ -9,7 +9,7 @@ passage.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,10 @@ class Postings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Counts:
+class Counts:
+    """What a first pass over the passages found; how often each word is in each passage lies in files."""
+
+    directory: Path
     vocabulary: dict[str, int]
     frequencies: np.ndarray  # [V] passages that hold the word
     lengths: np.ndarray  # [N] words of a passage
@@ -47,35 +50,52 @@ def build_postings(
     directory: Path, texts: Iterable[str], words: WordTokenizer, *, variant: Variant, k1: float, b: float
 ) -> Postings:
     """`directory` holds the files that the result is mapped to, and may be deleted once it is no longer needed."""
-    directory.mkdir()
-    with open(directory / _WORDS, "wb") as word_file, open(directory / _COUNTS, "wb") as count_file:
-        counts = _count(texts, words, word_file, count_file)
+    counts = count_words(directory, texts, words)
     rows, total = len(counts.lengths), int(counts.frequencies.sum())
     indptr = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts.frequencies)])
     shape = (max(1, total),)  # a file of no bytes cannot be mapped
     data = np.memmap(directory / _DATA, mode="w+", dtype=np.float32, shape=shape)[:total]
     indices = np.memmap(directory / _INDICES, mode="w+", dtype=np.int32, shape=shape)[:total]
-    idf = _idf(variant, counts.frequencies, rows)
-    lengths = counts.lengths / max(1e-9, counts.lengths.mean()) if rows else counts.lengths
     ends = indptr[:-1].copy()  # where each column goes on
-    with open(directory / _WORDS, "rb") as word_file, open(directory / _COUNTS, "rb") as count_file:
-        for start in range(0, rows, CHUNK):
-            distinct = counts.distinct[start : start + CHUNK]
-            held = np.repeat(np.arange(start, start + len(distinct)), distinct)
-            word = np.fromfile(word_file, dtype=np.uint32, count=len(held)).astype(np.int64)
-            count = np.fromfile(count_file, dtype=np.uint32, count=len(held)).astype(np.float64)
-            norm = k1 * (1 - b + b * lengths[held])
-            gain = k1 + 1 if variant == "atire" else 1
-            scores = idf[word] * gain * count / (count + norm)
-            order = np.argsort(word, kind="stable")
-            found, first, number = np.unique(word[order], return_index=True, return_counts=True)
-            places = np.repeat(ends[found] - first, number) + np.arange(len(order))
-            data[places], indices[places] = scores[order], held[order]
-            ends[found] += number
+    for held, word, scores in word_scores(counts, variant=variant, k1=k1, b=b):
+        order = np.argsort(word, kind="stable")
+        found, first, number = np.unique(word[order], return_index=True, return_counts=True)
+        places = np.repeat(ends[found] - first, number) + np.arange(len(order))
+        data[places], indices[places] = scores[order], held[order]
+        ends[found] += number
     return Postings(data, indices, indptr, counts.vocabulary, rows)
 
 
-def _count(texts: Iterable[str], words: WordTokenizer, word_file: BinaryIO, count_file: BinaryIO) -> _Counts:
+def count_words(directory: Path, texts: Iterable[str], words: WordTokenizer) -> Counts:
+    """Writes its files into `directory`, which it makes."""
+    directory.mkdir()
+    with open(directory / _WORDS, "wb") as word_file, open(directory / _COUNTS, "wb") as count_file:
+        return _count(directory, texts, words, word_file, count_file)
+
+
+def word_scores(
+    counts: Counts, *, variant: Variant, k1: float, b: float, first: int = 0, size: int = CHUNK
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For `size` passages at a time, from passage `first` on: rows, words and scores, in order of rows."""
+    idf = _idf(variant, counts.frequencies, len(counts.lengths))
+    mean = max(1e-9, counts.lengths.mean()) if len(counts.lengths) else 1.0
+    passed = int(counts.distinct[:first].sum()) * np.dtype(np.uint32).itemsize
+    with open(counts.directory / _WORDS, "rb") as word_file, open(counts.directory / _COUNTS, "rb") as count_file:
+        word_file.seek(passed)
+        count_file.seek(passed)
+        for start in range(first, len(counts.lengths), size):
+            distinct = counts.distinct[start : start + size]
+            held = np.repeat(np.arange(start, start + len(distinct)), distinct)
+            word = np.fromfile(word_file, dtype=np.uint32, count=len(held)).astype(np.int64)
+            count = np.fromfile(count_file, dtype=np.uint32, count=len(held)).astype(np.float64)
+            norm = k1 * (1 - b + b * counts.lengths[held] / mean)
+            gain = k1 + 1 if variant == "atire" else 1
+            yield held, word, idf[word] * gain * count / (count + norm)
+
+
+def _count(
+    directory: Path, texts: Iterable[str], words: WordTokenizer, word_file: BinaryIO, count_file: BinaryIO
+) -> Counts:
     vocabulary: dict[str, int] = {}
     frequencies = np.zeros(0, dtype=np.int64)
     lengths, distinct = [], []
@@ -99,7 +119,9 @@ def _count(texts: Iterable[str], words: WordTokenizer, word_file: BinaryIO, coun
         lengths.append(sizes.astype(np.uint32))
         distinct.append(np.bincount(row, minlength=len(sizes)).astype(np.uint32))
     none = np.zeros(0, dtype=np.uint32)
-    return _Counts(vocabulary, frequencies, np.concatenate([none, *lengths]), np.concatenate([none, *distinct]))
+    return Counts(
+        directory, vocabulary, frequencies, np.concatenate([none, *lengths]), np.concatenate([none, *distinct])
+    )
 
 
 def _idf(variant: Variant, frequencies: np.ndarray, rows: int) -> np.ndarray:

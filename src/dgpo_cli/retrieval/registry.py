@@ -10,6 +10,7 @@ RETRIEVERS: dict[str, str] = {
     "rank-bm25": "dgpo_cli.retrieval.rank_bm25:RankBM25Retriever",
     "dense": "dgpo_cli.retrieval.dense:DenseRetriever",
     "hybrid": "dgpo_cli.retrieval.hybrid:HybridRetriever",
+    "milvus": "dgpo_cli.retrieval.milvus:MilvusRetriever",
 }
 
 

@@ -17,17 +17,20 @@ Language = Literal[
 _WORD = re.compile(r"(?u)\b\w\w+\b")
 
 
+def stop_words(language: Language) -> frozenset[str]:
+    if language == "none":
+        return frozenset()
+    from bm25s import stopwords as lists
+
+    return frozenset(vars(lists)[f"STOPWORDS_{'EN' if language == 'english' else language.upper()}"])
+
+
 class WordTokenizer:
     """Not for several threads at once: a stemmer keeps a cache."""
 
     def __init__(self, stopwords: Language = "english", stemmer: Language = "none") -> None:
-        self._skip: frozenset[str] = frozenset()
+        self._skip = stop_words(stopwords)
         self._stem: Callable[[list[str]], list[str]] | None = None
-        if stopwords != "none":
-            from bm25s import stopwords as lists
-
-            name = "EN" if stopwords == "english" else stopwords.upper()
-            self._skip = frozenset(vars(lists)[f"STOPWORDS_{name}"])
         if stemmer != "none":
             import Stemmer
 
