@@ -147,7 +147,7 @@ def test_recall_is_measured_against_exact_search_and_probes_grow_until_it_is_eno
     passages = unit_vectors(2_000, clusters=60).astype(np.float16)
     queries = unit_vectors(40, seed=3, clusters=60)
     index = build_compressed(passages, "IVF32,SQ8")
-    measured = measure(index, passages, queries, None)
+    measured = measure(index, ExactSearch(passages), queries, None)
     assert measured.nprobe is not None
 
     def recall(nprobe: int) -> float:
@@ -158,9 +158,9 @@ def test_recall_is_measured_against_exact_search_and_probes_grow_until_it_is_eno
 
     assert measured.recall == pytest.approx(recall(measured.nprobe))
     assert measured.recall >= 0.95 > recall(measured.nprobe // 2)
-    given = measure(index, passages, queries, 2)
+    given = measure(index, ExactSearch(passages), queries, 2)
     assert (given.nprobe, given.recall) == (2, pytest.approx(recall(2)))
-    flat = measure(build_compressed(passages, "SQ8"), passages, queries, None)
+    flat = measure(build_compressed(passages, "SQ8"), ExactSearch(passages), queries, None)
     assert (flat.nprobe, flat.sample) == (None, 40)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.retrieval.device_search import DeviceSearch
 from dgpo_cli.retrieval.vectors import ExactSearch
 
 FLAT = "Flat"
@@ -68,14 +69,14 @@ def build_compressed(vectors: np.ndarray, factory: str, progress: Progress | Non
     return index
 
 
-def measure(index: Any, vectors: np.ndarray, queries: np.ndarray, nprobe: int | None) -> Measured:
+def measure(index: Any, exact: ExactSearch | DeviceSearch, queries: np.ndarray, nprobe: int | None) -> Measured:
     """Recall of `index` for `queries` [n, H]. Without `nprobe`, probes double until the recall is enough."""
-    exact = [set(rows.tolist()) for rows, _ in ExactSearch(vectors).search(queries, RECALL_AT)]
+    best = [set(rows.tolist()) for rows, _ in exact.search(queries, RECALL_AT)]
     lists = _lists(index)
     tried = min(nprobe or 1, lists or 1)
     while True:
         set_probes(index, tried)
-        recall = _recall(index, queries, exact)
+        recall = _recall(index, queries, best)
         if lists is None or nprobe is not None or recall >= _ENOUGH or tried >= lists:
             return Measured(None if lists is None else tried, recall, len(queries))
         tried = min(2 * tried, lists)
