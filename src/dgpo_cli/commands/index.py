@@ -75,6 +75,14 @@ def build(
             metavar="I/N", help="Encode part I of N only, for `dgpo index merge`; as many machines.", show_default=False
         ),
     ] = None,
+    from_faiss: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Take the vectors of this faiss index over, after a check; --encoder made them.",
+            show_default=False,
+        ),
+    ] = None,
     device: DeviceOption = None,
     options: Annotated[
         list[str] | None,
@@ -102,6 +110,8 @@ def build(
     console = Console(json_output=json, quiet=quiet or rank > 0)
     settings = _settings(retriever, encoder, options)
     target = out or Path("indexes") / corpus_name(corpus)
+    if from_faiss is not None and (shard is not None or processes > 1):
+        raise ConfigError("--from-faiss leaves nothing to divide", hint="give it to one process, without --shard")
     if shard is not None:
         build_shard(console, corpus, out, target, shard, processes, retriever, settings, strict, overwrite)
         return
@@ -127,6 +137,7 @@ def build(
                 settings=settings,
                 strict=strict,
                 overwrite=overwrite,
+                from_faiss=from_faiss,
                 progress=progress,
             )
     if built is not None:

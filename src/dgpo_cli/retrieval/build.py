@@ -34,24 +34,35 @@ def build_index(
     settings: Mapping[str, Any] | None = None,
     strict: bool = False,
     overwrite: bool = False,
+    from_faiss: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Manifest, bool]:
     """Build an index of `corpus` in `out`; returns its manifest and whether an equal one was there already.
 
     `progress` counts passages, once while they are read and once more while the engine takes them in. What a killed
-    build left behind is replaced, but for encoded passages, from which the same build goes on. Raises InputError for a
-    corpus that cannot be used, ConfigError for an unknown retriever or setting, and where `out` holds another index
+    build left behind is replaced, but for encoded passages, from which the same build goes on. With `from_faiss` a
+    sample is encoded and no more: see retrieval/adopt.py. Raises InputError for a corpus that cannot be used,
+    ConfigError for an unknown retriever or setting, and where `out` holds another index
     (without `overwrite`) or anything but an index.
     """
     kind, config = configured(retriever, settings or {})
+    if from_faiss is not None and retriever not in ("dense", "hybrid"):
+        raise ConfigError(f"--from-faiss has no effect on {retriever}", hint="give --retriever dense or hybrid")
     found = existing(out, retriever, asdict(config), lambda: corpus_digest(corpus), strict=strict, overwrite=overwrite)
     if found is not None:
         return found, True
     started = time.perf_counter()
     with writing_folder(out) as writing:
         report = _write_passages(corpus, writing, strict, progress)
-        state = kind.build(writing, PassageStore(writing), config, progress)
-        built = write_manifest(writing, retriever, config, state, recorded_location(corpus), report, started)
+        store = PassageStore(writing)
+        if from_faiss is None:
+            state = kind.build(writing, store, config, progress)
+        else:
+            from dgpo_cli.retrieval.adopt import adopt_faiss
+
+            state = adopt_faiss(writing, store, retriever, config, from_faiss, report, progress)
+        source = "" if from_faiss is None else str(from_faiss.absolute())
+        built = write_manifest(writing, retriever, config, state, recorded_location(corpus), report, started, source)
     return built, False
 
 
@@ -87,6 +98,7 @@ def write_manifest(
     corpus: str,
     report: CorpusReport,
     started: float,
+    vectors_from: str = "",
 ) -> Manifest:
     """Describe the finished files of an index; what was kept for a build to go on from is removed."""
     remove(writing / SHARDS)
@@ -103,6 +115,7 @@ def write_manifest(
         seconds=time.perf_counter() - started,
         versions=_versions(retriever_class(retriever)),
         files=describe_files(writing),
+        vectors_from=vectors_from,
     )
     built.write(writing)
     return built

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.retrieval.device_search import DeviceSearch
-from dgpo_cli.retrieval.vectors import ExactSearch
 
 FLAT = "Flat"
 RECALL_AT = 10
@@ -32,6 +30,12 @@ class Measured:
     nprobe: int | None  # lists that a query looks into; None where the index has none
     recall: float
     sample: int
+
+
+class Search(Protocol):
+    def search(self, queries: np.ndarray, k: int, /) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Per query [n, H] rows and scores of the `k` best, best first."""
+        ...
 
 
 def default_factory(rows: int, dimensions: int) -> str:
@@ -69,10 +73,10 @@ def build_compressed(vectors: np.ndarray, factory: str, progress: Progress | Non
     return index
 
 
-def measure(index: Any, exact: ExactSearch | DeviceSearch, queries: np.ndarray, nprobe: int | None) -> Measured:
+def measure(index: Any, exact: Search, queries: np.ndarray, nprobe: int | None) -> Measured:
     """Recall of `index` for `queries` [n, H]. Without `nprobe`, probes double until the recall is enough."""
     best = [set(rows.tolist()) for rows, _ in exact.search(queries, RECALL_AT)]
-    lists = _lists(index)
+    lists = nlist(index)
     tried = min(nprobe or 1, lists or 1)
     while True:
         set_probes(index, tried)
@@ -85,7 +89,7 @@ def measure(index: Any, exact: ExactSearch | DeviceSearch, queries: np.ndarray, 
 def set_probes(index: Any, nprobe: int | None) -> None:
     import faiss
 
-    if nprobe is not None and _lists(index) is not None:
+    if nprobe is not None and nlist(index) is not None:
         faiss.extract_index_ivf(index).nprobe = nprobe
 
 
@@ -96,7 +100,7 @@ def _recall(index: Any, queries: np.ndarray, exact: list[set[int]]) -> float:
     )
 
 
-def _lists(index: Any) -> int | None:
+def nlist(index: Any) -> int | None:
     """How many lists the index is divided into, None for an index without."""
     import faiss
 

@@ -110,13 +110,17 @@ def index_vectors(
     if factory == FLAT:
         return state
     index = build_compressed(vectors, factory, progress)
-    rows = sorted({len(store) * n // _SAMPLE for n in range(_SAMPLE)})
-    texts = [" ".join((store[row].text or store[row].title).split()[:_QUERY_WORDS]) for row in rows]
-    queries = encoder.encode(texts, encoder.conventions.query_prefix)
-    measured = measure(index, exact_search(vectors, encoder.device), queries, config.nprobe)
+    measured = measure(index, exact_search(vectors, encoder.device), sample_queries(store, encoder), config.nprobe)
     faiss.write_index(index, str(directory / FILE))
     (directory / files.FILE).unlink()
     return state | {"measured": asdict(measured)}
+
+
+def sample_queries(store: PassageStore, encoder: Encoder) -> np.ndarray:
+    """Vectors [n, H] of the first words of an even sample of the passages."""
+    rows = sorted({len(store) * n // _SAMPLE for n in range(_SAMPLE)})
+    texts = [" ".join((store[row].text or store[row].title).split()[:_QUERY_WORDS]) for row in rows]
+    return encoder.encode(texts, encoder.conventions.query_prefix)
 
 
 def encoder_state(encoder: Encoder) -> dict[str, Any]:

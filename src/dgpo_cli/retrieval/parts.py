@@ -56,7 +56,7 @@ class Part:
 
     @property
     def report(self) -> CorpusReport:
-        return CorpusReport(self.passages, self.problems, Counter(self.skipped_by_kind), self.corpus_digest)
+        return CorpusReport(self.passages, self.problems, Counter(self.skipped_by_kind), digest=self.corpus_digest)
 
 
 def parse_part(text: str) -> tuple[int, int]:
