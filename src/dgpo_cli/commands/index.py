@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from dgpo_cli.commands.index_check import check
 from dgpo_cli.commands.index_parts import build_shard, launched, merge
 from dgpo_cli.commands.index_result import show_build
+from dgpo_cli.commands.index_wiki18 import wiki18
 from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, absolute
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
@@ -31,11 +32,12 @@ app = typer.Typer(
     cls=_BuildByDefault,
     invoke_without_command=True,
     rich_markup_mode="markdown",
-    subcommand_metavar="CORPUS | merge | check [OPTIONS]",
+    subcommand_metavar="CORPUS | wiki-18 | merge | check [OPTIONS]",
     context_settings={"help_option_names": list(_HELP)},
 )
 
 
+app.command("wiki-18")(wiki18)
 app.command("merge")(merge)
 app.command("check")(check)
 

@@ -35,13 +35,15 @@ def build_index(
     strict: bool = False,
     overwrite: bool = False,
     from_faiss: Path | None = None,
+    known_as: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Manifest, bool]:
     """Build an index of `corpus` in `out`; returns its manifest and whether an equal one was there already.
 
     `progress` counts passages, once while they are read and once more while the engine takes them in. What a killed
     build left behind is replaced, but for encoded passages, from which the same build goes on. With `from_faiss` a
-    sample is encoded and no more: see retrieval/adopt.py. Raises InputError for a corpus that cannot be used,
+    sample is encoded and no more: see retrieval/adopt.py. `known_as` is how `dgpo index` calls corpus and vectors
+    where they are not the user's files. Raises InputError for a corpus that cannot be used,
     ConfigError for an unknown retriever or setting, and where `out` holds another index
     (without `overwrite`) or anything but an index.
     """
@@ -61,8 +63,9 @@ def build_index(
             from dgpo_cli.retrieval.adopt import adopt_faiss
 
             state = adopt_faiss(writing, store, retriever, config, from_faiss, report, progress)
-        source = "" if from_faiss is None else str(from_faiss.absolute())
-        built = write_manifest(writing, retriever, config, state, recorded_location(corpus), report, started, source)
+        source = "" if from_faiss is None or known_as else str(from_faiss.absolute())
+        location = known_as or recorded_location(corpus)
+        built = write_manifest(writing, retriever, config, state, location, report, started, source)
     return built, False
 
 
