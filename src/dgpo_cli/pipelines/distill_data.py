@@ -37,7 +37,7 @@ def run_distill_data(
 ) -> dict[str, Any]:
     """Load what the settings name, and let the teacher answer `questions`."""
     device = training_device(settings.device)
-    retriever = open_index(settings.index).retriever
+    retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
     loaded = load_model(settings.teacher, device=device, dtype=inference_dtype(device), eight_bit=settings.teacher_8bit)
     codec = Codec(loaded.tokenizer, loaded.protocol)
     agent = Agent.of(loaded.model, codec, retriever, rollout_settings(settings.rollout, settings.seed))

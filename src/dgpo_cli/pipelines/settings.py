@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.retrieval.rerank import RerankConfig
 from dgpo_cli.train.collapse import CollapseSettings, OnCollapse
 
 
@@ -38,6 +39,7 @@ class DistillDataSettings:
     seed: int = 0
     teacher_8bit: bool = False
     device: str = "auto"
+    rerank: RerankConfig = field(default_factory=RerankConfig)
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
 
 
@@ -67,6 +69,7 @@ class KDSettings:
     seconds: float | None = None
     seed: int = 0
     device: str = "auto"
+    rerank: RerankConfig = field(default_factory=RerankConfig)
     rollout: RolloutOptions = field(default_factory=RolloutOptions)  # of the evaluation
 
     def __post_init__(self) -> None:
@@ -108,6 +111,7 @@ class RLSettings:
     on_collapse: OnCollapse = "warn"  # ours
     seed: int = 0
     device: str = "auto"
+    rerank: RerankConfig = field(default_factory=RerankConfig)
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
     collapse: CollapseSettings = field(default_factory=CollapseSettings)
 
