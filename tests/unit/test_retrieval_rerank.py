@@ -98,5 +98,5 @@ def test_what_is_no_reranker_is_refused(folder: Path, tmp_path: Path) -> None:
     broken = open_index(folder / "index", rerank=RerankConfig(model=str(tmp_path / "broken")))
     with pytest.raises(RetrievalError, match="not finite"):
         broken.retriever.search(["town"], 1)
-    with pytest.raises(ConfigError, match="depth = 0"):
+    with pytest.raises(ConfigError, match="depth 0"):
         RerankConfig(depth=0)

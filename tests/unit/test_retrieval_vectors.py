@@ -19,6 +19,7 @@ from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval import vectors
 from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.check import check_integrity
 from dgpo_cli.retrieval.compressed import RECALL_AT, build_compressed, default_factory, measure, set_probes
 from dgpo_cli.retrieval.dense import DenseConfig
 from dgpo_cli.retrieval.encoder import Encoder
@@ -194,3 +195,28 @@ def test_vectors_of_other_passages_are_refused(tmp_path: Path) -> None:
     (tmp_path / vectors.FILE).write_bytes(b"\x93NUMPY")
     with pytest.raises(RetrievalError, match="damaged"):
         open_vectors(tmp_path, 4)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,SQ8"])
+def test_an_index_whose_vectors_were_cut_short_or_swapped_is_refused(
+    tmp_path: Path, encoder_folder: Path, factory: str
+) -> None:
+    passages = [Passage(str(n), f"{WORDS[n]} {WORDS[-n]} town") for n in range(20)]
+    settings = {"encoder": str(encoder_folder), "max_length": 40, "factory": factory}
+    for name, rows in (("ours", passages), ("other", [*passages[:-1], Passage("x", "something longer than that")])):
+        corpus = write_corpus(tmp_path / f"{name}.jsonl", rows)
+        build_index(corpus, tmp_path / name, retriever="dense", settings=settings)
+    file = tmp_path / "ours" / ("vectors.npy" if factory == "Flat" else "faiss.index")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-7])
+    with pytest.raises(RetrievalError, match=rf"{file.name} has {len(whole) - 7} bytes, {len(whole)} were written"):
+        open_index(tmp_path / "ours")
+    file.write_bytes(whole[:-7] + bytes(7))  # of the right size: only reading all of it tells
+    with pytest.raises(RetrievalError, match=r"was changed after it was written"):
+        check_integrity(open_index(tmp_path / "ours"))
+    file.write_bytes(whole)
+    (tmp_path / "ours" / "passages.jsonl").write_bytes((tmp_path / "other" / "passages.jsonl").read_bytes())
+    with pytest.raises(RetrievalError, match=r"passages\.jsonl has .* bytes, .* were written"):
+        open_index(tmp_path / "ours")
+    with pytest.raises(ConfigError, match="of another corpus"):
+        build_index(tmp_path / "ours.jsonl", tmp_path / "other", retriever="dense", settings=settings)
