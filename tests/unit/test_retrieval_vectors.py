@@ -17,7 +17,7 @@ from tests.tiny_encoder import WORDS, make_encoder
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
-from dgpo_cli.retrieval import vectors
+from dgpo_cli.retrieval import compressed, vectors
 from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.check import check_integrity
 from dgpo_cli.retrieval.compressed import RECALL_AT, build_compressed, default_factory, measure, set_probes
@@ -163,6 +163,16 @@ def test_recall_is_measured_against_exact_search_and_probes_grow_until_it_is_eno
     assert (given.nprobe, given.recall) == (2, pytest.approx(recall(2)))
     flat = measure(build_compressed(passages, "SQ8"), ExactSearch(passages), queries, None)
     assert (flat.nprobe, flat.sample) == (None, 40)
+
+
+def test_every_list_gets_enough_vectors_to_be_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    evenly = compressed._evenly
+    monkeypatch.setattr(compressed, "_TRAINED_ON", 300)
+    monkeypatch.setattr(compressed, "_evenly", lambda rows, wanted: asked.append(wanted) or evenly(rows, wanted))
+    for factory in ("IVF16,SQ8", "IVF4,SQ8", "SQ8"):
+        build_compressed(unit_vectors(2_000).astype(np.float16), factory)
+    assert asked == [640, 300, 300]
 
 
 def test_strings_that_are_no_factory_are_refused() -> None:

@@ -18,7 +18,8 @@ RECALL_AT = 10
 EXACT_UP_TO = 500_000
 EIGHT_BITS_UP_TO = 5_000_000
 _DIMENSIONS_PER_BYTE = 8  # of a product quantizer
-_TRAINED_ON = 1 << 18  # vectors
+_TRAINED_ON = 1 << 18  # vectors, or
+_PER_LIST = 40  # for every list, about the least that faiss's clustering asks for
 _ADDED_AT_ONCE = 1 << 16
 _ENOUGH = 0.95  # recall at which no more lists are probed
 
@@ -59,7 +60,8 @@ def build_compressed(vectors: np.ndarray, factory: str, progress: Progress | Non
     try:
         index = faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
-            index.train(vectors[_evenly(rows, _TRAINED_ON)].astype(np.float32))
+            sample = _evenly(rows, max(_TRAINED_ON, _PER_LIST * (nlist(index) or 0)))
+            index.train(vectors[sample].astype(np.float32))
     except (RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].rpartition("' failed: ")[2] or repr(error)
         raise ConfigError(

@@ -27,7 +27,7 @@ class RerankConfig:
     def __post_init__(self) -> None:
         if min(self.depth, self.batch_size) < 1 or self.max_length < 8:
             raise ConfigError(
-                f"rerank: depth {self.depth}, max_length {self.max_length} or batch_size {self.batch_size} is too small",
+                f"rerank: depth {self.depth}, max_length {self.max_length} or batch_size {self.batch_size} too small",
                 hint="give a depth and a batch_size of 1 or more, and a max_length of 8 or more",
             )
 
