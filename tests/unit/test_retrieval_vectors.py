@@ -221,7 +221,7 @@ def test_an_index_whose_vectors_were_cut_short_or_swapped_is_refused(
     file.write_bytes(whole[:-7])
     with pytest.raises(RetrievalError, match=rf"{file.name} has {len(whole) - 7} bytes, {len(whole)} were written"):
         open_index(tmp_path / "ours")
-    file.write_bytes(whole[:-7] + bytes(7))  # of the right size: only reading all of it tells
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # of the right size: only reading all of it tells
     with pytest.raises(RetrievalError, match=r"was changed after it was written"):
         check_integrity(open_index(tmp_path / "ours"))
     file.write_bytes(whole)
