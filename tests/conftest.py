@@ -74,3 +74,11 @@ def offline(tmp_path_factory: pytest.TempPathFactory):
     from tests.offline import make
 
     return make(tmp_path_factory.mktemp("offline"))
+
+
+@pytest.fixture(scope="session")
+def searcher(offline, tmp_path_factory):
+    """Its student after a few seconds of learning to search for what the question says; its answers are wrong."""
+    from tests.offline import make_searcher
+
+    return make_searcher(offline, tmp_path_factory.mktemp("searcher"))

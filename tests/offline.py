@@ -9,8 +9,10 @@ import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from dgpo_cli.core.protocol import TINYWORLD
-from dgpo_cli.models.load import save_model
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.pipelines.settings import RolloutOptions
+from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.tinyworld.files import write_world
 from dgpo_cli.tinyworld.sizes import ModelSize, qwen2_config
@@ -52,3 +54,24 @@ def make(folder: Path) -> Offline:
         model = Qwen2ForCausalLM(qwen2_config(ModelSize(hidden, 2, 4), len(tokenizer)))
         save_model(folder / name, model, tokenizer, TINYWORLD)
     return Offline(folder, folder / "index", folder / "teacher", folder / "student")
+
+
+def make_searcher(offline: Offline, folder: Path) -> Path:
+    """The student, trained to write `<search>QUESTION</search>` first."""
+    torch.manual_seed(0)
+    loaded = load_model(str(offline.student), device=torch.device("cpu"))
+    codec, model = Codec(loaded.tokenizer, loaded.protocol), loaded.model.train()
+    rows = []
+    for question in read_questions(offline.questions("train")):
+        prompt = codec.prompt_ids(question.text).ids
+        rows.append((prompt, codec.tokenizer(f"<search>{question.text}</search>", add_special_tokens=False).input_ids))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    for step in range(400):
+        prompt, written = rows[step % len(rows)]
+        ids = torch.tensor([[*prompt, *written]])
+        labels = torch.tensor([[-100] * len(prompt) + list(written)])
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    save_model(folder, model.eval(), loaded.tokenizer, loaded.protocol)
+    return folder

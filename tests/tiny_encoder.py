@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tests.retrieval_corpora import TOWNS
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
 WORDS = sorted({word for p in TOWNS for word in p.contents.lower().replace('"', " ").replace(".", " . ").split()})
 
@@ -34,4 +34,13 @@ def make_encoder(folder: Path, seed: int = 0) -> Path:
         initializer_range=0.5,
     )
     BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def make_cross_encoder(folder: Path, seed: int = 0, labels: int = 1) -> Path:
+    """Reads a pair of texts and gives `labels` scores."""
+    make_encoder(folder)
+    torch.manual_seed(seed)
+    config = BertConfig.from_pretrained(folder, num_labels=labels)
+    BertForSequenceClassification(config).save_pretrained(folder)
     return folder

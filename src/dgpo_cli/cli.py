@@ -75,7 +75,7 @@ app.command("doctor")(doctor.doctor)
 # Typer brings its own copy of Click, so its errors are reached through the one it exports: its base's base.
 _CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
 _INTERRUPTED = 130
-_TOGETHER = ("kd", "rl")  # what several processes of one launch do as one
+_TOGETHER = ("index", "kd", "rl")  # what several processes of one launch do as one
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -107,7 +107,7 @@ def root(
     if processes() > 1 and context.invoked_subcommand not in _TOGETHER:
         raise ConfigError(
             f"{processes()} processes were launched, and `dgpo {context.invoked_subcommand or ''}` runs in one",
-            hint=f"start it with `dgpo`; {' and '.join(_TOGETHER)} train in several",
+            hint=f"start it with `dgpo`; {', '.join(_TOGETHER)} run in several",
         )
     use_milvus_environment()
     if context.invoked_subcommand is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.pipelines.agents import Agent
 from dgpo_cli.pipelines.chat import Chat
+from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.rollout.settings import RolloutSettings
 
@@ -123,6 +125,37 @@ def test_the_loop_searches_a_folder_and_reads_what_it_finds(dgpo: Callable[..., 
     assert episode.answer == "Holt7"
     assert episode.searches[0].hits[0].passage.id == "letter-7.txt#1"
     assert '(Title: "letter-7") The mayor of town7a is Holt7.' in codec.decode(episode.token_ids)
+
+
+def test_chat_answers_over_a_folder(
+    dgpo: Callable[..., Any], folder: Path, offline: Any, searcher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """200 files in one command, then a model of the small world, which has learned to search, asks them."""
+    mixed_files(folder / "notes")
+    passages = [json.loads(line)["contents"].partition("\n") for line in offline.corpus.read_text().splitlines()]
+    told = {}
+    for n, (title, _, text) in enumerate(passages[:96]):
+        kind, number = ("letter", n) if n < 48 else ("notes", n - 48)
+        file = folder / "notes" / f"{kind}-{number}{'.txt' if kind == 'letter' else '.md'}"
+        file.write_text(text)
+        told[title.strip('"')] = file.name
+    assert len(list((folder / "notes").iterdir())) == 200
+    built = dgpo("index", "notes")
+    assert built.status == 0
+    assert "6 skipped: 2 unknown kind, 1 binary, 1 broken PDF, 1 empty, 1 not utf-8" in built.out
+    questions = [q for q in read_questions(offline.questions("train")) if set(q.supporting_titles) <= told.keys()][:8]
+    assert questions
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{question.text}\n" for question in questions)))
+    spoken = dgpo("chat", "--model", str(searcher), "--json", "--device", "cpu")
+    assert "remembered from `dgpo index`" in spoken.err
+    answers = json.loads(spoken.out)["answers"]
+    assert [answer["question"] for answer in answers] == [question.text for question in questions]
+    read = [{hit["title"] for search in answer["searches"] for hit in search["hits"]} for answer in answers]
+    assert all(answer["searches"] for answer in answers), "it searched for every question"
+    assert sum(bool(found & {Path(file).stem for file in told.values()}) for found in read) >= len(questions) / 2
+    assert any(
+        found & {Path(told[t]).stem for t in q.supporting_titles} for found, q in zip(read, questions, strict=True)
+    )
 
 
 def test_a_folder_that_holds_its_own_index(dgpo: Callable[..., Any], folder: Path) -> None:

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from tests.bench.serve_load import percentile
 from tests.conftest import SOURCES
 from tests.e2e.test_resume import assert_same_run, logged
@@ -22,8 +21,6 @@ from tests.retrieval_corpora import write_corpus
 from tests.served import ask, served
 
 from dgpo_cli.errors import RetrievalError
-from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval import remote
 from dgpo_cli.retrieval.build import build_index
@@ -33,29 +30,6 @@ from dgpo_cli.retrieval.remote import ServerAccess
 BENCH = Path(__file__).parents[1] / "bench" / "serve_load.py"
 PATH = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
 TOKEN = "correct-horse-battery-staple"
-
-
-@pytest.fixture(scope="module")
-def searcher(offline, tmp_path_factory):
-    """The student after a few seconds of learning to search for what the question says; its answers are wrong."""
-    torch.manual_seed(0)
-    loaded = load_model(str(offline.student), device=torch.device("cpu"))
-    codec, model = Codec(loaded.tokenizer, loaded.protocol), loaded.model.train()
-    rows = []
-    for question in read_questions(offline.questions("train")):
-        prompt = codec.prompt_ids(question.text).ids
-        rows.append((prompt, codec.tokenizer(f"<search>{question.text}</search>", add_special_tokens=False).input_ids))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-    for step in range(400):
-        prompt, written = rows[step % len(rows)]
-        ids = torch.tensor([[*prompt, *written]])
-        labels = torch.tensor([[-100] * len(prompt) + list(written)])
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    folder = tmp_path_factory.mktemp("searcher")
-    save_model(folder, model.eval(), loaded.tokenizer, loaded.protocol)
-    return folder
 
 
 @pytest.fixture

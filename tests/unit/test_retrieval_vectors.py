@@ -17,8 +17,9 @@ from tests.tiny_encoder import WORDS, make_encoder
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
-from dgpo_cli.retrieval import vectors
+from dgpo_cli.retrieval import compressed, vectors
 from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.check import check_integrity
 from dgpo_cli.retrieval.compressed import RECALL_AT, build_compressed, default_factory, measure, set_probes
 from dgpo_cli.retrieval.dense import DenseConfig
 from dgpo_cli.retrieval.encoder import Encoder
@@ -147,7 +148,7 @@ def test_recall_is_measured_against_exact_search_and_probes_grow_until_it_is_eno
     passages = unit_vectors(2_000, clusters=60).astype(np.float16)
     queries = unit_vectors(40, seed=3, clusters=60)
     index = build_compressed(passages, "IVF32,SQ8")
-    measured = measure(index, passages, queries, None)
+    measured = measure(index, ExactSearch(passages), queries, None)
     assert measured.nprobe is not None
 
     def recall(nprobe: int) -> float:
@@ -158,10 +159,20 @@ def test_recall_is_measured_against_exact_search_and_probes_grow_until_it_is_eno
 
     assert measured.recall == pytest.approx(recall(measured.nprobe))
     assert measured.recall >= 0.95 > recall(measured.nprobe // 2)
-    given = measure(index, passages, queries, 2)
+    given = measure(index, ExactSearch(passages), queries, 2)
     assert (given.nprobe, given.recall) == (2, pytest.approx(recall(2)))
-    flat = measure(build_compressed(passages, "SQ8"), passages, queries, None)
+    flat = measure(build_compressed(passages, "SQ8"), ExactSearch(passages), queries, None)
     assert (flat.nprobe, flat.sample) == (None, 40)
+
+
+def test_every_list_gets_enough_vectors_to_be_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    evenly = compressed._evenly
+    monkeypatch.setattr(compressed, "_TRAINED_ON", 300)
+    monkeypatch.setattr(compressed, "_evenly", lambda rows, wanted: asked.append(wanted) or evenly(rows, wanted))
+    for factory in ("IVF16,SQ8", "IVF4,SQ8", "SQ8"):
+        build_compressed(unit_vectors(2_000).astype(np.float16), factory)
+    assert asked == [640, 300, 300]
 
 
 def test_strings_that_are_no_factory_are_refused() -> None:
@@ -194,3 +205,28 @@ def test_vectors_of_other_passages_are_refused(tmp_path: Path) -> None:
     (tmp_path / vectors.FILE).write_bytes(b"\x93NUMPY")
     with pytest.raises(RetrievalError, match="damaged"):
         open_vectors(tmp_path, 4)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,SQ8"])
+def test_an_index_whose_vectors_were_cut_short_or_swapped_is_refused(
+    tmp_path: Path, encoder_folder: Path, factory: str
+) -> None:
+    passages = [Passage(str(n), f"{WORDS[n]} {WORDS[-n]} town") for n in range(20)]
+    settings = {"encoder": str(encoder_folder), "max_length": 40, "factory": factory}
+    for name, rows in (("ours", passages), ("other", [*passages[:-1], Passage("x", "something longer than that")])):
+        corpus = write_corpus(tmp_path / f"{name}.jsonl", rows)
+        build_index(corpus, tmp_path / name, retriever="dense", settings=settings)
+    file = tmp_path / "ours" / ("vectors.npy" if factory == "Flat" else "faiss.index")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-7])
+    with pytest.raises(RetrievalError, match=rf"{file.name} has {len(whole) - 7} bytes, {len(whole)} were written"):
+        open_index(tmp_path / "ours")
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # of the right size: only reading all of it tells
+    with pytest.raises(RetrievalError, match=r"was changed after it was written"):
+        check_integrity(open_index(tmp_path / "ours"))
+    file.write_bytes(whole)
+    (tmp_path / "ours" / "passages.jsonl").write_bytes((tmp_path / "other" / "passages.jsonl").read_bytes())
+    with pytest.raises(RetrievalError, match=r"passages\.jsonl has .* bytes, .* were written"):
+        open_index(tmp_path / "ours")
+    with pytest.raises(ConfigError, match="of another corpus"):
+        build_index(tmp_path / "ours.jsonl", tmp_path / "other", retriever="dense", settings=settings)

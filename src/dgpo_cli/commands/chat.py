@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dgpo_cli.commands.search_options import RerankOption, rerank_config
 from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, choose, choose_index, trained_limits
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
     from dgpo_cli.core.types import Trajectory
     from dgpo_cli.pipelines.chat import Chat
+    from dgpo_cli.retrieval.rerank import RerankConfig
 
 
 def chat(
@@ -31,6 +33,7 @@ def chat(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: DeviceOption = None,
+    options: RerankOption = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -48,7 +51,7 @@ def chat(
     where = choose_index(console, index)
     given = {name: value for name, value in (("top_k", top_k), ("max_turns", max_searches)) if value is not None}
     limits = trained_limits(console, given, search_limits(chosen)) | given
-    talk = _open(console, chosen, where, limits, temperature, seed, device or "auto")
+    talk = _open(console, chosen, where, limits, temperature, seed, device or "auto", rerank_config(options))
     if console.interactive and not json:
         from dgpo_cli.commands.chat_screen import converse
 
@@ -65,6 +68,7 @@ def _open(
     temperature: float,
     seed: int,
     device: str,
+    rerank: RerankConfig,
 ) -> Chat:
     from dgpo_cli.models.codec import Codec
     from dgpo_cli.models.load import load_model
@@ -77,7 +81,7 @@ def _open(
 
     settings = RolloutSettings(**limits, temperature=temperature, seed=seed, wave=1)
     check_index(index)
-    retriever = open_index(index).retriever
+    retriever = open_index(index, device=device, rerank=rerank).retriever
     where = training_device(device)
     loaded = load_model(model, device=where, dtype=inference_dtype(where))
     if not loaded.trained_with_protocol:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dgpo_cli.commands import evaluate_run
+from dgpo_cli.commands.search_options import RerankOption, rerank_config
 from dgpo_cli.commands.shared import (
     BenchDirOption,
     DeviceOption,
@@ -60,6 +61,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Questions at once.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: DeviceOption = None,
+    options: RerankOption = None,
     out: OutOption = None,
     resume: ResumeOption = None,
     fresh: FreshFlag = False,
@@ -101,6 +103,7 @@ def evaluate(
         seed=seed,
         device=device or "auto",
         engine=engine or "transformers",  # type: ignore[arg-type]  # settings refuse any other word
+        rerank=rerank_config(options),
     )
     settings.rollout()  # refuses impossible values before anything is loaded
     require_engine(settings.engine)

@@ -1,24 +1,24 @@
-"""`dgpo index`: corpus file to search index; `dgpo index check` is in index_check.py."""
+"""`dgpo index`: corpus file to search index; each of its subcommands has a file beside this one."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from dgpo_cli.commands.index_check import check
+from dgpo_cli.commands.index_parts import build_shard, launched, merge
+from dgpo_cli.commands.index_result import show_build
+from dgpo_cli.commands.index_settings import index_settings
+from dgpo_cli.commands.index_wiki18 import wiki18
 from dgpo_cli.commands.milvus import add_address
-from dgpo_cli.commands.shared import JsonFlag, QuietFlag, absolute
+from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
-if TYPE_CHECKING:
-    from dgpo_cli.retrieval.manifest import Manifest
-
 _HELP = ("-h", "--help")
-_SHOWN = 10  # lines or files
 
 
 class _BuildByDefault(TyperGroup):
@@ -34,20 +34,22 @@ app = typer.Typer(
     cls=_BuildByDefault,
     invoke_without_command=True,
     rich_markup_mode="markdown",
-    subcommand_metavar="CORPUS | check [OPTIONS]",
+    subcommand_metavar="CORPUS | wiki-18 | merge | check [OPTIONS]",
     context_settings={"help_option_names": list(_HELP)},
 )
 
 
+app.command("wiki-18")(wiki18)
+app.command("merge")(merge)
 app.command("check")(check)
 
 
 @app.callback()
 def index(context: typer.Context) -> None:
-    """Build a search index from a corpus, or check one.
+    """Build a search index from a corpus, in one piece or in parts, or check one.
 
-    Examples: `dgpo index wiki.jsonl` · `dgpo index check --questions nq.jsonl -k 2,5` · all options of the first form:
-    `dgpo index build --help`
+    Examples: `dgpo index wiki.jsonl` · `dgpo index merge part-*` · `dgpo index check --questions nq.jsonl -k 2,5` · all
+    options of the first form: `dgpo index build --help`
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -75,6 +77,21 @@ def build(
         bool, typer.Option("--strict", help="Stop at the first bad line or file instead of skipping it.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is there.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Encode part I of N only, for `dgpo index merge`; as many machines.", show_default=False
+        ),
+    ] = None,
+    from_faiss: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Take the vectors of this faiss index over, after a check; --encoder made them.",
+            show_default=False,
+        ),
+    ] = None,
+    device: DeviceOption = None,
     options: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,65 +110,44 @@ def build(
     Examples: `dgpo index wiki.jsonl` · `dgpo index ~/notes` · `dgpo index hf:BeIR/scifact:corpus:corpus` ·
     `dgpo index wiki.jsonl.zst --retriever dense --encoder intfloat/e5-base-v2` · `dgpo index wiki.jsonl -o k1=0.9`
     """
-    from dgpo_cli.core.config import parse_options
-    from dgpo_cli.core.workspace import Workspace
     from dgpo_cli.retrieval.build import build_index
     from dgpo_cli.retrieval.corpus import corpus_name
+    from dgpo_cli.retrieval.parts import build_together
 
-    console = Console(json_output=json, quiet=quiet)
-    settings = parse_options(options or ())
-    if encoder is not None:
-        if retriever not in ("dense", "hybrid", "milvus"):
-            raise ConfigError(f"--encoder has no effect on {retriever}", hint="give --retriever dense, or no --encoder")
-        of_dense = settings if retriever == "dense" else settings.setdefault("dense", {})
-        if not isinstance(of_dense, dict):
-            raise ConfigError(f"-o dense={of_dense} is no setting", hint="write it like -o dense.max_length=128")
-        of_dense["encoder"] = absolute(encoder)
+    rank, processes = launched(device)
+    console = Console(json_output=json, quiet=quiet or rank > 0)
+    settings = index_settings(retriever, encoder, options)
     target = out or Path("indexes") / corpus_name(corpus)
     add_address(settings, retriever, uri, target)
+    if from_faiss is not None and (shard is not None or processes > 1):
+        raise ConfigError("--from-faiss leaves nothing to divide", hint="give it to one process, without --shard")
+    if shard is not None:
+        build_shard(console, corpus, out, target, shard, processes, retriever, settings, strict, overwrite)
+        return
+    built = None
     with console.progress("indexing", "passage") as progress:
-        manifest, reused = build_index(
-            corpus,
-            target,
-            retriever=retriever,
-            settings=settings,
-            strict=strict,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    Workspace().remember(by="dgpo index", index=absolute(str(target)))
-    _show_build(console, target, manifest, reused)
-
-
-def _show_build(console: Console, target: Path, manifest: Manifest, reused: bool) -> None:
-    for problem in manifest.problems[:_SHOWN]:
-        console.warn(f"skipped {problem}")
-    if manifest.skipped > len(manifest.problems):
-        console.warn(f"... and {manifest.skipped - len(manifest.problems):,} more")
-    dense = manifest.state.get("dense", manifest.state)
-    if cut := dense.get("truncated_passages"):
-        console.warn(f"{cut:,} passages are longer than max_length tokens and are found by their beginning only")
-    if measured := dense.get("measured"):
-        console.info(
-            f"{dense['factory']} finds {measured['recall']:.1%} of the exact best 10 ({measured['sample']} queries)"
-        )
-    what = "is up to date and used as it is" if reused else f"built in {manifest.seconds:.1f} s"
-    size = f"{manifest.passages:,} passages, {manifest.bytes / 1e6:.1f} MB"
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in manifest.skipped_by_kind.items())
-    console.print(f"{target} {what}: {size}, {manifest.skipped:,} skipped{f': {kinds}' if kinds else ''}")
-    console.result(
-        {
-            "passages": manifest.passages,
-            "seconds": round(manifest.seconds, 3),
-            "bytes": manifest.bytes,
-            "skipped": manifest.skipped,
-            "skipped_by_kind": manifest.skipped_by_kind,
-            "problems": list(manifest.problems),
-            "index": str(target),
-            "retriever": manifest.retriever,
-            "settings": manifest.settings,
-            "state": manifest.state,
-            "digest": manifest.digest,
-            "reused": reused,
-        }
-    )
+        if processes > 1:
+            built = build_together(
+                corpus,
+                target,
+                rank,
+                processes,
+                retriever=retriever,
+                settings=settings,
+                strict=strict,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        else:
+            built = build_index(
+                corpus,
+                target,
+                retriever=retriever,
+                settings=settings,
+                strict=strict,
+                overwrite=overwrite,
+                from_faiss=from_faiss,
+                progress=progress,
+            )
+    if built is not None:
+        show_build(console, target, *built)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dgpo_cli.commands.shared import JsonFlag, QuietFlag, choose_index
+from dgpo_cli.commands.search_options import RerankOption, rerank_config
+from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, choose_index
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
@@ -27,6 +28,8 @@ def search(
     observation: Annotated[
         bool, typer.Option("--observation", help="The exact text that an agent reads, instead of the list.")
     ] = False,
+    options: RerankOption = None,
+    device: DeviceOption = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -45,7 +48,8 @@ def search(
         raise ConfigError("the query is empty", hint='write it like dgpo search "who directed Vertigo"')
     if top_k < 1:
         raise ConfigError(f"-k {top_k} leaves no passage", hint="give -k 1 or more")
-    opened = open_index(choose_index(console, index))
+    rerank = rerank_config(options)
+    opened = open_index(choose_index(console, index), device=device or "auto", rerank=rerank)
     began = time.perf_counter()
     (hits,) = opened.retriever.search([query], top_k)
     seconds = time.perf_counter() - began
@@ -61,6 +65,7 @@ def search(
         {
             "query": query,
             "index": opened.location,
+            "rerank": rerank.model,
             "seconds": round(seconds, 6),
             "hits": [
                 {"rank": h.rank, "score": h.score, "id": h.passage.id, "contents": h.passage.contents} for h in hits

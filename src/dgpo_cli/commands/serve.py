@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.shared import TOKEN_VARIABLE, JsonFlag, QuietFlag, choose_index, search_token, sendable_token
+from dgpo_cli.commands.shared import (
+    TOKEN_VARIABLE,
+    DeviceOption,
+    JsonFlag,
+    QuietFlag,
+    choose_index,
+    search_token,
+    sendable_token,
+)
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
@@ -38,6 +46,7 @@ def serve(
         list[str] | None,
         typer.Option("-o", "--set", help="A limit or size, e.g. -o max_topk=50. An unknown one lists all."),
     ] = None,
+    device: DeviceOption = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -67,7 +76,7 @@ def serve(
                 f"without a token only this machine may search, and {host} is open to others",
                 hint=f"give --token-file FILE (or set {TOKEN_VARIABLE}), or --host 127.0.0.1",
             )
-        opened = open_index(where)
+        opened = open_index(where, device=device or "auto", rerank=settings.rerank)
         about = _about(opened)
         app = _app(opened, settings, metrics, token, about, host)
         place = run.address(bound)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +23,7 @@ from dgpo_cli.pipelines.settings import EngineName
 from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions
 from dgpo_cli.reporting.evaluation import markdown
 from dgpo_cli.retrieval.open import OpenIndex, check_index, is_server, open_index
+from dgpo_cli.retrieval.rerank import RerankConfig
 from dgpo_cli.rollout.settings import RolloutSettings
 
 BYTES_PER_QUESTION = 60_000  # ours: a record of four searches with three passages each, rounded up
@@ -45,6 +46,7 @@ class EvalSettings:
     seed: int = 0
     device: str = "auto"
     engine: EngineName = "transformers"
+    rerank: RerankConfig = field(default_factory=RerankConfig)
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -127,7 +129,10 @@ def open_benchmarks(settings: EvalSettings, bench_dir: Path | None) -> list[Benc
     """Questions and open indexes; an index that several benchmarks use is opened once."""
     for location in dict.fromkeys(settings.indexes.values()):
         check_index(location)
-    opened = {location: open_index(location) for location in dict.fromkeys(settings.indexes.values())}
+    opened = {
+        location: open_index(location, device=settings.device, rerank=settings.rerank)
+        for location in dict.fromkeys(settings.indexes.values())
+    }
     return [
         Benchmark(name, load_questions(name, bench_dir=bench_dir, limit=settings.limit), opened[settings.indexes[name]])
         for name in settings.benchmarks
@@ -192,7 +197,8 @@ def record_headers(
     return {
         b.name: shared
         | {
-            "index": {"location": b.index.location, "digest": b.index.digest, **_corpus(b.index)},
+            "index": {"location": b.index.location, "digest": b.index.digest, **_corpus(b.index)}
+            | ({"rerank": asdict(settings.rerank)} if b.index.reranked else {}),
             "questions": {"digest": b.questions_digest, "limit": settings.limit},
         }
         for b in benchmarks

@@ -64,7 +64,7 @@ def run_distill_data(
 
 def _teacher(settings: DistillDataSettings, key: str | None) -> tuple[Agent, dict[str, Any]]:
     """The teacher, and what a record says about where its token ids are from."""
-    retriever = open_index(settings.index).retriever
+    retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
     rollout = rollout_settings(settings.rollout, settings.seed)
     if settings.teacher_url is None and settings.engine == "transformers":
         device = training_device(settings.device)

@@ -78,7 +78,9 @@ def run_kd(
         student=student,
         teacher=teacher,
         data=data,
-        retriever=None if settings.index is None else open_index(settings.index).retriever,
+        retriever=None
+        if settings.index is None
+        else open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever,
         validation_questions=()
         if settings.eval_questions is None
         else read_questions(Path(settings.eval_questions))[: settings.eval_limit],

@@ -80,7 +80,7 @@ def run_rl(
 ) -> dict[str, Any]:
     """Load what the settings name, and train."""
     device = training_device(settings.device)
-    retriever = open_index(settings.index).retriever
+    retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
     questions, validation = training_questions(settings)
     student = load_model(settings.student, device=device)
     teacher = None

@@ -11,6 +11,7 @@ from typing import Literal
 
 from dgpo_cli.engine.model_server import ServerAccess
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.retrieval.rerank import RerankConfig
 from dgpo_cli.train.collapse import CollapseSettings, OnCollapse
 
 EngineName = Literal["transformers", "vllm"]
@@ -45,6 +46,7 @@ class DistillDataSettings:
     teacher_url: str | None = None  # of a server that has `teacher`
     tokenizer: str | None = None  # with teacher_url: the model whose tokenizer and agent text are used
     engine: EngineName = "transformers"  # that runs a teacher which is loaded here
+    rerank: RerankConfig = field(default_factory=RerankConfig)
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
     server: ServerAccess = field(default_factory=ServerAccess)  # how teacher_url is asked
 
@@ -86,6 +88,7 @@ class KDSettings:
     seconds: float | None = None
     seed: int = 0
     device: str = "auto"
+    rerank: RerankConfig = field(default_factory=RerankConfig)
     rollout: RolloutOptions = field(default_factory=RolloutOptions)  # of the evaluation
     collapse: CollapseSettings = field(default_factory=CollapseSettings)
 
@@ -128,6 +131,7 @@ class RLSettings:
     on_collapse: OnCollapse = "warn"  # ours
     seed: int = 0
     device: str = "auto"
+    rerank: RerankConfig = field(default_factory=RerankConfig)
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
     collapse: CollapseSettings = field(default_factory=CollapseSettings)
 

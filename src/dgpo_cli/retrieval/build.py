@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -33,52 +34,94 @@ def build_index(
     settings: Mapping[str, Any] | None = None,
     strict: bool = False,
     overwrite: bool = False,
+    from_faiss: Path | None = None,
+    known_as: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Manifest, bool]:
     """Build an index of `corpus` in `out`; returns its manifest and whether an equal one was there already.
 
     `progress` counts passages, once while they are read and once more while the engine takes them in. What a killed
-    build left behind is replaced, but for encoded passages, from which the same build goes on. Raises InputError for a
-    corpus that cannot be used, ConfigError for an unknown retriever or setting, and where `out` holds another index
+    build left behind is replaced, but for encoded passages, from which the same build goes on. With `from_faiss` a
+    sample is encoded and no more: see retrieval/adopt.py. `known_as` is how `dgpo index` calls corpus and vectors
+    where they are not the user's files. Raises InputError for a corpus that cannot be used,
+    ConfigError for an unknown retriever or setting, and where `out` holds another index
     (without `overwrite`) or anything but an index.
     """
+    kind, config = configured(retriever, settings or {})
+    if from_faiss is not None and retriever not in ("dense", "hybrid"):
+        raise ConfigError(f"--from-faiss has no effect on {retriever}", hint="give --retriever dense or hybrid")
+    found = existing(out, retriever, asdict(config), lambda: corpus_digest(corpus), strict=strict, overwrite=overwrite)
+    if found is not None:
+        return found, True
+    started = time.perf_counter()
+    with writing_folder(out) as writing:
+        report = _write_passages(corpus, writing, strict, progress)
+        store = PassageStore(writing)
+        if from_faiss is None:
+            state = kind.build(writing, store, config, progress)
+        else:
+            from dgpo_cli.retrieval.adopt import adopt_faiss
+
+            state = adopt_faiss(writing, store, retriever, config, from_faiss, report, progress)
+        source = "" if from_faiss is None or known_as else str(from_faiss.absolute())
+        location = known_as or recorded_location(corpus)
+        built = write_manifest(writing, retriever, config, state, location, report, started, source)
+    return built, False
+
+
+def configured(retriever: str, settings: Mapping[str, Any]) -> tuple[type[IndexedRetriever], Any]:
+    """The class of a retriever and its settings over its defaults. Raises ConfigError."""
     kind = retriever_class(retriever)
     try:
-        config: Any = apply_options(kind.Config, settings or {})
+        return kind, apply_options(kind.Config, settings)
     except ConfigError as error:
         raise ConfigError(
             error.message.replace(kind.Config.__qualname__, f"retriever {retriever}"), error.hint
         ) from error
-    existing = _existing(corpus, out, retriever, asdict(config), strict, overwrite)
-    if existing is not None:
-        return existing, True
-    started = time.perf_counter()
+
+
+@contextmanager
+def writing_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends; an error leaves only what took long to make."""
     writing = out.with_name(f".{out.name}.writing")
     _clear(writing)
     writing.mkdir(parents=True, exist_ok=True)
     try:
-        report = _write_passages(corpus, writing, strict, progress)
-        state = kind.build(writing, PassageStore(writing), config, progress)
-        _remove(writing / SHARDS)
-        built = Manifest(
-            retriever=retriever,
-            settings=asdict(config),
-            state=state,
-            corpus=recorded_location(corpus),
-            corpus_digest=report.digest,
-            passages=report.passages,
-            skipped=report.skipped,
-            skipped_by_kind=dict(report.kinds.most_common()),
-            problems=tuple(report.problems),
-            seconds=time.perf_counter() - started,
-            versions=_versions(kind),
-            files=describe_files(writing),
-        )
-        built.write(writing)
+        yield writing
         _put_in_place(writing, out)
-        return built, False
     finally:
         _clear(writing)
+
+
+def write_manifest(
+    writing: Path,
+    retriever: str,
+    config: Any,
+    state: dict[str, Any],
+    corpus: str,
+    report: CorpusReport,
+    started: float,
+    vectors_from: str = "",
+) -> Manifest:
+    """Describe the finished files of an index; what was kept for a build to go on from is removed."""
+    remove(writing / SHARDS)
+    built = Manifest(
+        retriever=retriever,
+        settings=asdict(config),
+        state=state,
+        corpus=corpus,
+        corpus_digest=report.digest,
+        passages=report.passages,
+        skipped=report.skipped,
+        skipped_by_kind=dict(report.kinds.most_common()),
+        problems=tuple(report.problems),
+        seconds=time.perf_counter() - started,
+        versions=_versions(retriever_class(retriever)),
+        files=describe_files(writing),
+        vectors_from=vectors_from,
+    )
+    built.write(writing)
+    return built
 
 
 def _write_passages(corpus: Path | str, directory: Path, strict: bool, progress: Progress | None) -> CorpusReport:
@@ -94,10 +137,19 @@ def _versions(kind: type[IndexedRetriever]) -> dict[str, str]:
     return own | {name: metadata.version(name) for name in kind.LIBRARIES}
 
 
-def _existing(
-    corpus: Path | str, out: Path, retriever: str, settings: Mapping[str, Any], strict: bool, overwrite: bool
+def existing(
+    out: Path,
+    retriever: str,
+    settings: Mapping[str, Any],
+    digest: Callable[[], str],
+    *,
+    strict: bool = False,
+    overwrite: bool = False,
 ) -> Manifest | None:
-    """The index at `out` if it is the one that would be built; None if there is none, or it is to be replaced."""
+    """The index at `out` if it is the one that would be built; None if there is none, or it is to be replaced.
+
+    `digest` tells the corpus's. Raises ConfigError for anything else that is there.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     # Replacing means deleting, so it is done to nothing but an index.
@@ -110,37 +162,37 @@ def _existing(
         found = read_manifest(out)
     except RetrievalError as error:
         raise ConfigError(f"{out} exists and is not a usable index: {error.message}", hint=replace) from error
-    if found.corpus_digest != corpus_digest(corpus):
+    if found.corpus_digest != digest():
         raise ConfigError(f"{out} holds an index of another corpus ({found.corpus})", hint=replace)
     if (found.retriever, found.settings) != (retriever, dict(settings)):
         names = sorted(name for name, value in settings.items() if found.settings.get(name) != value)
         what = f"by {found.retriever}" if found.retriever != retriever else f"with another {', '.join(names)}"
         raise ConfigError(f"{out} holds an index of this corpus {what}", hint=replace)
     if strict and found.skipped:
-        raise InputError(f"{corpus}: {found.problems[0]}", hint="repair or remove it, or leave --strict out")
+        raise InputError(f"{found.corpus}: {found.problems[0]}", hint="repair or remove it, or leave --strict out")
     return found
 
 
 def _put_in_place(written: Path, out: Path) -> None:
     old = out.with_name(f".{out.name}.old")
-    _remove(old)
+    remove(old)
     if out.exists():
         out.rename(old)
     written.rename(out)
-    _remove(old)
+    remove(old)
 
 
 def _clear(writing: Path) -> None:
     """Leave nothing of an unfinished index but what took long to compute."""
     for path in writing.iterdir() if writing.exists() else ():
         if path.is_dir() and path.name != SHARDS:
-            _remove(path)
+            remove(path)
         elif not path.is_dir():
             path.unlink()
     if writing.exists() and not any(writing.iterdir()):
         writing.rmdir()
 
 
-def _remove(directory: Path) -> None:
+def remove(directory: Path) -> None:
     if directory.exists():
         shutil.rmtree(directory)

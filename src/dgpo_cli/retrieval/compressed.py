@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.retrieval.vectors import ExactSearch
 
 FLAT = "Flat"
 RECALL_AT = 10
@@ -19,7 +18,8 @@ RECALL_AT = 10
 EXACT_UP_TO = 500_000
 EIGHT_BITS_UP_TO = 5_000_000
 _DIMENSIONS_PER_BYTE = 8  # of a product quantizer
-_TRAINED_ON = 1 << 18  # vectors
+_TRAINED_ON = 1 << 18  # vectors, or
+_PER_LIST = 40  # for every list, about the least that faiss's clustering asks for
 _ADDED_AT_ONCE = 1 << 16
 _ENOUGH = 0.95  # recall at which no more lists are probed
 
@@ -31,6 +31,12 @@ class Measured:
     nprobe: int | None  # lists that a query looks into; None where the index has none
     recall: float
     sample: int
+
+
+class Search(Protocol):
+    def search(self, queries: np.ndarray, k: int, /) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Per query [n, H] rows and scores of the `k` best, best first."""
+        ...
 
 
 def default_factory(rows: int, dimensions: int) -> str:
@@ -54,7 +60,8 @@ def build_compressed(vectors: np.ndarray, factory: str, progress: Progress | Non
     try:
         index = faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
-            index.train(vectors[_evenly(rows, _TRAINED_ON)].astype(np.float32))
+            sample = _evenly(rows, max(_TRAINED_ON, _PER_LIST * (nlist(index) or 0)))
+            index.train(vectors[sample].astype(np.float32))
     except (RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].rpartition("' failed: ")[2] or repr(error)
         raise ConfigError(
@@ -68,14 +75,14 @@ def build_compressed(vectors: np.ndarray, factory: str, progress: Progress | Non
     return index
 
 
-def measure(index: Any, vectors: np.ndarray, queries: np.ndarray, nprobe: int | None) -> Measured:
+def measure(index: Any, exact: Search, queries: np.ndarray, nprobe: int | None) -> Measured:
     """Recall of `index` for `queries` [n, H]. Without `nprobe`, probes double until the recall is enough."""
-    exact = [set(rows.tolist()) for rows, _ in ExactSearch(vectors).search(queries, RECALL_AT)]
-    lists = _lists(index)
+    best = [set(rows.tolist()) for rows, _ in exact.search(queries, RECALL_AT)]
+    lists = nlist(index)
     tried = min(nprobe or 1, lists or 1)
     while True:
         set_probes(index, tried)
-        recall = _recall(index, queries, exact)
+        recall = _recall(index, queries, best)
         if lists is None or nprobe is not None or recall >= _ENOUGH or tried >= lists:
             return Measured(None if lists is None else tried, recall, len(queries))
         tried = min(2 * tried, lists)
@@ -84,7 +91,7 @@ def measure(index: Any, vectors: np.ndarray, queries: np.ndarray, nprobe: int | 
 def set_probes(index: Any, nprobe: int | None) -> None:
     import faiss
 
-    if nprobe is not None and _lists(index) is not None:
+    if nprobe is not None and nlist(index) is not None:
         faiss.extract_index_ivf(index).nprobe = nprobe
 
 
@@ -95,7 +102,7 @@ def _recall(index: Any, queries: np.ndarray, exact: list[set[int]]) -> float:
     )
 
 
-def _lists(index: Any) -> int | None:
+def nlist(index: Any) -> int | None:
     """How many lists the index is divided into, None for an index without."""
     import faiss
 

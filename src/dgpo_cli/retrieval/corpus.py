@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class CorpusReport:
     passages: int = 0
     problems: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)  # how many of each kind of problem
+    gaps: array[int] = field(default_factory=lambda: array("q"))  # per problem, how many passages stand before it
     digest: str = ""  # SHA-256 that changes with anything that the passages depend on; set at the end
 
     @property
@@ -39,6 +41,7 @@ class CorpusReport:
 
     def skip(self, place: str, problem: str) -> None:
         self.kinds[problem.partition(" (")[0]] += 1
+        self.gaps.append(self.passages)
         if len(self.problems) < KEPT_PROBLEMS:
             self.problems.append(f"{place}: {problem}")
 

@@ -18,6 +18,7 @@ from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval import vectors as files
 from dgpo_cli.retrieval.compressed import FLAT, build_compressed, default_factory, measure, set_probes
+from dgpo_cli.retrieval.device_search import DeviceSearch, exact_search
 from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
 from dgpo_cli.retrieval.ranking import hits
 from dgpo_cli.retrieval.store import PassageStore
@@ -52,27 +53,9 @@ class DenseRetriever:
 
         Raises ConfigError for a factory that faiss cannot build over them.
         """
-        import faiss
-
         encoder = Encoder(config)
         truncated = encode_passages(directory, store, encoder, config, progress)
-        vectors = open_vectors(directory, len(store))
-        factory = default_factory(*vectors.shape) if config.factory == "auto" else config.factory
-        state = {
-            "encoder_digest": encoder.digest(),
-            "conventions": asdict(encoder.conventions),
-            "truncated_passages": truncated,
-            "factory": factory,
-        }
-        if factory == FLAT:
-            return state
-        index = build_compressed(vectors, factory, progress)
-        rows = sorted({len(store) * n // _SAMPLE for n in range(_SAMPLE)})
-        texts = [" ".join((store[row].text or store[row].title).split()[:_QUERY_WORDS]) for row in rows]
-        measured = measure(index, vectors, encoder.encode(texts, encoder.conventions.query_prefix), config.nprobe)
-        faiss.write_index(index, str(directory / FILE))
-        (directory / files.FILE).unlink()
-        return state | {"measured": asdict(measured)}
+        return {"truncated_passages": truncated} | index_vectors(directory, store, encoder, config, progress)
 
     def __init__(self, directory: Path, store: PassageStore, config: DenseConfig, state: Mapping[str, Any]) -> None:
         self._store = store
@@ -83,9 +66,9 @@ class DenseRetriever:
                 f"{directory} was built with other {config.encoder} weights: {state['encoder_digest']}, now {digest}",
                 hint="put the encoder back, or build the index again with --overwrite",
             )
-        self._index: ExactSearch | Any  # the other is faiss's
+        self._index: ExactSearch | DeviceSearch | Any  # the other is faiss's
         if state["factory"] == FLAT:
-            self._index = ExactSearch(open_vectors(directory, len(store)))
+            self._index = exact_search(open_vectors(directory, len(store)), self._encoder.device)
         else:
             self._index = _open(directory / FILE, len(store), state["measured"]["nprobe"])
 
@@ -104,7 +87,7 @@ class DenseRetriever:
         return results
 
     def _nearest(self, vectors: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        if isinstance(self._index, ExactSearch):
+        if isinstance(self._index, ExactSearch | DeviceSearch):
             return self._index.search(vectors, k)
         scores, rows = self._index.search(vectors, k)  # [n, k] each; row -1 where the lists held fewer
         found = []
@@ -113,6 +96,35 @@ class DenseRetriever:
             order = order[row_ids[order] >= 0]
             found.append((row_ids[order], row_scores[order]))
         return found
+
+
+def index_vectors(
+    directory: Path, store: PassageStore, encoder: Encoder, config: DenseConfig, progress: Progress | None
+) -> dict[str, Any]:
+    """Make of the vectors that lie in `directory` what `config` asks for; returns the state that opening checks."""
+    import faiss
+
+    vectors = open_vectors(directory, len(store))
+    factory = default_factory(*vectors.shape) if config.factory == "auto" else config.factory
+    state = encoder_state(encoder) | {"factory": factory}
+    if factory == FLAT:
+        return state
+    index = build_compressed(vectors, factory, progress)
+    measured = measure(index, exact_search(vectors, encoder.device), sample_queries(store, encoder), config.nprobe)
+    faiss.write_index(index, str(directory / FILE))
+    (directory / files.FILE).unlink()
+    return state | {"measured": asdict(measured)}
+
+
+def sample_queries(store: PassageStore, encoder: Encoder) -> np.ndarray:
+    """Vectors [n, H] of the first words of an even sample of the passages."""
+    rows = sorted({len(store) * n // _SAMPLE for n in range(_SAMPLE)})
+    texts = [" ".join((store[row].text or store[row].title).split()[:_QUERY_WORDS]) for row in rows]
+    return encoder.encode(texts, encoder.conventions.query_prefix)
+
+
+def encoder_state(encoder: Encoder) -> dict[str, Any]:
+    return {"encoder_digest": encoder.digest(), "conventions": asdict(encoder.conventions)}
 
 
 def _open(file: Path, rows: int, nprobe: int | None) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.errors import ConfigError, RetrievalError
+from dgpo_cli.retrieval.device import device
 
 _E5 = re.compile(r"(?:^|[/_-])e5[_-]")
 _POOLING: dict[str, Literal["mean", "cls"]] = {"mean_tokens": "mean", "cls_token": "cls"}
@@ -81,7 +82,8 @@ class Encoder:
                 f"max_length = {config.max_length}, but {config.encoder} reads {positions} tokens at most",
                 hint=f"give -o max_length={positions} or less",
             )
-        self._model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device()
+        self._model.to(self.device)
 
     def digest(self) -> str:
         """Hash of the weights and the vocabulary: vectors of two encoders with equal digests are comparable."""

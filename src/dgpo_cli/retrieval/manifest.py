@@ -38,6 +38,7 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, IndexFile]  # every other file of the index
     skipped_by_kind: dict[str, int] = field(default_factory=dict)
+    vectors_from: str = ""  # the faiss file that they were taken over from, instead of being encoded
     format: int = FORMAT
 
     @property
@@ -123,4 +124,6 @@ def _rebuild_command(directory: Path, record: Mapping[str, Any]) -> str:
         words += ["--retriever", name]
         defaults = _flat(asdict(retriever_class(name).Config()))
         words += [w for k, v in _flat(settings).items() if v != defaults.get(k) for w in ("-o", f"{k}={v}")]
+    if source := record.get("vectors_from"):
+        words += ["--from-faiss", str(source)]
     return shlex.join([*words, "--overwrite"])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.base import Retriever
+from dgpo_cli.retrieval.device import use_device
 from dgpo_cli.retrieval.manifest import Manifest, read_manifest
 from dgpo_cli.retrieval.registry import retriever_class
+from dgpo_cli.retrieval.rerank import RerankConfig, Reranked
 from dgpo_cli.retrieval.store import PassageStore
 
 
@@ -22,11 +24,13 @@ class OpenIndex:
     retriever: Retriever
     manifest: Manifest | None
     passages: PassageStore | None
+    reranked: str = ""  # digest of the reranker
 
     @property
     def digest(self) -> str:
         """What a record says about where its passages come from."""
-        return self.location if self.manifest is None else self.manifest.digest
+        index = self.location if self.manifest is None else self.manifest.digest
+        return f"{index}+{self.reranked}" if self.reranked else index
 
 
 def is_server(location: str | Path) -> bool:
@@ -50,8 +54,20 @@ def check_index(location: str | Path) -> None:
             connect(manifest.settings["uri"])
 
 
-def open_index(location: str | Path) -> OpenIndex:
-    """Raises RetrievalError saying why an index cannot be used and what rebuilds it."""
+def open_index(location: str | Path, *, device: str = "auto", rerank: RerankConfig | None = None) -> OpenIndex:
+    """`device` is where an encoder, exact search and a reranker compute.
+
+    Raises RetrievalError saying why an index cannot be used and what rebuilds it.
+    """
+    use_device(device)
+    opened = _open(location)
+    if rerank is None or rerank.model is None:
+        return opened
+    reranked = Reranked(opened.retriever, rerank)
+    return replace(opened, retriever=reranked, reranked=reranked.digest)
+
+
+def _open(location: str | Path) -> OpenIndex:
     if is_server(location):
         from dgpo_cli.retrieval.remote import RemoteRetriever
 

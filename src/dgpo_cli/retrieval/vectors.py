@@ -37,23 +37,31 @@ def encode_passages(
 
     Shards that an earlier build left for the same passages and the same encoding are used as they are.
     """
-    shards = directory / SHARDS
-    _prepare(shards, _identity(directory, encoder, config))
-    truncated, dimensions = 0, 0
+    truncated = encode_shards(directory, store, encoder, config, progress)
+    shards = [shard_file(directory, start) for start in range(0, len(store), SHARD)]
+    dimensions = np.load(shards[0], mmap_mode="r", allow_pickle=False).shape[1]
+    joined = np.lib.format.open_memmap(directory / FILE, mode="w+", dtype=np.float16, shape=(len(store), dimensions))
+    for number, shard in enumerate(shards):
+        joined[number * SHARD : (number + 1) * SHARD] = np.load(shard, allow_pickle=False)
+    joined.flush()
+    return truncated
+
+
+def encode_shards(
+    directory: Path, store: PassageStore, encoder: Encoder, config: EncoderConfig, progress: Progress | None
+) -> int:
+    """Write a file of vectors for every SHARD passages; returns how many passages were cut at `max_length`."""
+    prepare_shards(directory, identity(directory, encoder, config))
+    truncated = 0
     for start in range(0, len(store), SHARD):
         rows = range(start, min(start + SHARD, len(store)))
-        if not (kept := _shard(shards, start)).is_file():
+        if not (kept := shard_file(directory, start)).is_file():
             before = encoder.truncated
             vectors = encoder.encode([store[row].contents for row in rows], encoder.conventions.passage_prefix)
             _write_shard(kept, vectors, encoder.truncated - before)
         truncated += json.loads(kept.with_suffix(".json").read_text())["truncated"]
-        dimensions = np.load(kept, mmap_mode="r", allow_pickle=False).shape[1]
         if progress is not None:
             progress(rows.stop, len(store))
-    joined = np.lib.format.open_memmap(directory / FILE, mode="w+", dtype=np.float16, shape=(len(store), dimensions))
-    for start in range(0, len(store), SHARD):
-        joined[start : start + SHARD] = np.load(_shard(shards, start), allow_pickle=False)
-    joined.flush()
     return truncated
 
 
@@ -84,7 +92,7 @@ class ExactSearch:
                 rows = np.flatnonzero(rough >= kth_best(rough, k) - _NOISE)
                 # Row by row in double precision, so that equal vectors have equal scores wherever they stand.
                 found[place].append((rows + start, (chunk[rows].astype(np.float64) * queries[place]).sum(axis=1)))
-        return [_best_of(parts, k) for parts in found]
+        return [best_of(parts, k) for parts in found]
 
     def _chunks(self) -> Iterator[tuple[int, np.ndarray]]:
         if self._kept is not None:
@@ -97,16 +105,21 @@ class ExactSearch:
         return chunks
 
 
-def _best_of(parts: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
+def best_of(parts: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` best of rows and their scores that were found chunk by chunk."""
     rows, scores = (np.concatenate(side) for side in zip(*parts, strict=True))
     best = best_rows(scores, k)  # parts come in row order, so equal scores stay in it
     return rows[best], scores[best]
 
 
-def _identity(directory: Path, encoder: Encoder, config: EncoderConfig) -> Mapping[str, Any]:
+def identity(directory: Path, encoder: Encoder, config: EncoderConfig) -> dict[str, Any]:
     """What a vector depends on; the size of a batch moves its last bits."""
+    return {"passages": file_digest(directory / PASSAGES)} | encoding(encoder, config)
+
+
+def encoding(encoder: Encoder, config: EncoderConfig) -> dict[str, Any]:
+    """What a vector depends on besides the passages."""
     return {
-        "passages": file_digest(directory / PASSAGES),
         "encoder": encoder.digest(),
         "prefix": encoder.conventions.passage_prefix,
         "pooling": encoder.conventions.pooling,
@@ -116,19 +129,20 @@ def _identity(directory: Path, encoder: Encoder, config: EncoderConfig) -> Mappi
     }
 
 
-def _prepare(shards: Path, identity: Mapping[str, Any]) -> None:
+def prepare_shards(directory: Path, wanted: Mapping[str, Any]) -> None:
     """An empty folder for shards, or the one that was left with shards of this very encoding."""
-    text = json.dumps(identity)
-    file = shards / _IDENTITY
+    text = json.dumps(wanted)
+    file = directory / SHARDS / _IDENTITY
     if file.is_file() and file.read_text() == text:
         return
-    if shards.exists():
-        shutil.rmtree(shards)
+    if file.parent.exists():
+        shutil.rmtree(file.parent)
     write_atomic(file, text)
 
 
-def _shard(shards: Path, start: int) -> Path:
-    return shards / f"{start:012}.npy"
+def shard_file(directory: Path, start: int) -> Path:
+    """The vectors of the passages from row `start` on; beside it, as .json, how many of them were cut."""
+    return directory / SHARDS / f"{start:012}.npy"
 
 
 def _write_shard(file: Path, vectors: np.ndarray, truncated: int) -> None:

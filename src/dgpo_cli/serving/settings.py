@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.retrieval.rerank import RerankConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +22,12 @@ class ServeSettings:
     cache_passages: int = field(default=30_000, metadata={"help": "passages that the cache holds; 0 switches it off"})
     body_timeout_s: float = field(default=30.0, metadata={"help": "for a request to arrive in full"})
     stop_timeout_s: float = field(default=30.0, metadata={"help": "for requests in flight when the server is stopped"})
+    rerank: RerankConfig = field(default_factory=RerankConfig, metadata={"help": "rerank.model=..., rerank.depth=50"})
 
     def __post_init__(self) -> None:
         for setting in fields(self):
+            if setting.name == "rerank":  # checks itself
+                continue
             value = getattr(self, setting.name)
             least = 0 if setting.name in ("batch_wait_ms", "cache_passages") else 1
             if not least <= value < float("inf"):

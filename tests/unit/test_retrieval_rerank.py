@@ -1,0 +1,102 @@
+"""Reranking by a tiny cross-encoder made here, against its scores pair by pair."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.retrieval_corpora import TOWNS, write_corpus
+from tests.tiny_encoder import make_cross_encoder, make_encoder
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from dgpo_cli.core.types import Passage
+from dgpo_cli.errors import ConfigError, RetrievalError
+from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.retrieval.rerank import RerankConfig
+
+QUERIES = ["the mayor of Vesapo", "a novel by Mira Holt", " ", "river town"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rerank")
+    make_cross_encoder(folder / "cross")
+    long = Passage("long", '"Long"\n' + "river town " * 60)
+    build_index(write_corpus(folder / "c.jsonl", [*TOWNS, long]), folder / "index", settings={"stopwords": "none"})
+    return folder
+
+
+def score_by_hand(folder: Path, query: str, passage: Passage) -> float:
+    """One pair alone, so without padding."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    text = f"{passage.title}\n{passage.text}"
+    batch = tokenizer(query, text, truncation=True, max_length=48, return_tensors="pt")
+    with torch.no_grad():
+        return float(model(**batch).logits[0, 0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_the_best_few_come_in_the_cross_encoders_order(folder: Path, batch_size: int) -> None:
+    config = RerankConfig(model=str(folder / "cross"), depth=3, batch_size=batch_size)
+    plain, reranked = open_index(folder / "index"), open_index(folder / "index", rerank=config)
+    moved = False
+    for query, before, after in zip(
+        QUERIES, plain.retriever.search(QUERIES, 3), reranked.retriever.search(QUERIES, 2), strict=True
+    ):
+        scores = {hit.passage.id: score_by_hand(folder / "cross", query, hit.passage) for hit in before}
+        expected = sorted(scores, key=lambda name: -scores[name])[:2]
+        assert [hit.passage.id for hit in after] == expected, "of the first three only"
+        assert [hit.score for hit in after] == pytest.approx([scores[name] for name in expected], abs=1e-5)
+        assert [hit.rank for hit in after] == list(range(1, len(after) + 1))
+        moved |= expected != [hit.passage.id for hit in before][:2]
+    assert moved
+    assert reranked.retriever.search([" "], 2) == [[]]
+    assert len(reranked.retriever.search(["town river"], 5)[0]) > 3, "depth never hides what was asked for"
+
+
+def test_what_is_recorded_tells_rerankers_apart(folder: Path, tmp_path: Path) -> None:
+    config = RerankConfig(model=str(folder / "cross"))
+    plain = open_index(folder / "index").digest
+    digests = {
+        open_index(folder / "index", rerank=changed).digest
+        for changed in (
+            config,
+            replace(config, depth=7),
+            replace(config, max_length=20),
+            RerankConfig(model=str(make_cross_encoder(tmp_path / "other", seed=1))),
+        )
+    }
+    assert len(digests) == 4
+    assert all(digest.startswith(f"{plain}+") for digest in digests)
+    assert open_index(folder / "index", rerank=RerankConfig()).digest == plain
+    assert open_index(folder / "index", rerank=replace(config, batch_size=1)).digest in digests
+
+
+def test_what_is_no_reranker_is_refused(folder: Path, tmp_path: Path) -> None:
+    def opened(model: Path) -> None:
+        open_index(folder / "index", rerank=RerankConfig(model=str(model)))
+
+    with pytest.raises(RetrievalError, match="cannot be loaded"):
+        opened(tmp_path / "none")
+    with pytest.raises(ConfigError, match="one score for a pair of texts: it has 3"):
+        opened(make_cross_encoder(tmp_path / "three", labels=3))
+    with pytest.raises(ConfigError, match="it has no head of its own"):
+        opened(make_encoder(tmp_path / "encoder"))
+    pickled = make_cross_encoder(tmp_path / "pickled")
+    model = AutoModelForSequenceClassification.from_pretrained(pickled)
+    torch.save(model.state_dict(), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(RetrievalError, match="cannot be loaded"):
+        opened(pickled)
+    with torch.no_grad():
+        model.classifier.bias.fill_(float("nan"))
+    model.save_pretrained(make_cross_encoder(tmp_path / "broken"))
+    broken = open_index(folder / "index", rerank=RerankConfig(model=str(tmp_path / "broken")))
+    with pytest.raises(RetrievalError, match="not finite"):
+        broken.retriever.search(["town"], 1)
+    with pytest.raises(ConfigError, match="depth 0"):
+        RerankConfig(depth=0)
