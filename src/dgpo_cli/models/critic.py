@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dgpo_cli.models.packed import Packed
 from dgpo_cli.models.vocab import hidden_states
 
 
@@ -30,8 +31,8 @@ class Critic(nn.Module):
             device=parameter.device
         )  # float32: bf16 could not tell values apart that differ by less than 0.4 %
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Values [B, T] in float32 for ids [B, T]; entry t is the value of the state after token t was read."""
-        hidden = hidden_states(self.backbone, input_ids, attention_mask)
+    def forward(self, packed: Packed) -> Tensor:
+        """Values [M] in float32 of packed sequences; entry t is the value of the state after token t was read."""
+        hidden = hidden_states(self.backbone, packed)
         values: Tensor = self.head(hidden.float()).squeeze(-1)
         return values

@@ -23,7 +23,7 @@ from dgpo_cli.core.types import Score
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.advantage import clipped_policy_loss, clipped_value_loss, gae, k1, k3
 from dgpo_cli.objectives.base import Credit, Episode, Need, Objective, TokenBatch, TokenLoss
-from dgpo_cli.objectives.divergence import entropy, log_probs
+from dgpo_cli.objectives.divergence import entropy
 
 KLForm = Literal["k1-reward", "k3-reward", "k1-token", "k2-loss", "k3-loss"]
 _REWARD_FORMS = ("k1-reward", "k3-reward")
@@ -132,7 +132,7 @@ class PPO(Objective):
     def loss(self, tokens: TokenBatch) -> TokenLoss:
         assert tokens.behavior_logprobs is not None
         policy, clipped = self.surrogate(tokens)
-        spread = entropy(log_probs(tokens.logits))
+        spread = entropy(tokens.log_probs)
         metrics = {
             "entropy": spread.detach(),
             "clip_fraction": clipped,

@@ -28,7 +28,7 @@ from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.train.batch import Sample, micro_batches, pad
+from dgpo_cli.train.batch import Sample, micro_batches, pack
 from dgpo_cli.train.devices import inference_dtype, training_device
 from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
 from dgpo_cli.train.loop import Plan
@@ -176,8 +176,8 @@ def nll(learner: Learner, trajectories: Sequence[Trajectory]) -> float:
     samples = [Sample.of(t) for t in trajectories]
     total, count = 0.0, 0
     for group in micro_batches(samples, learner.micro_batch_tokens):
-        batch = pad([samples[i] for i in group], learner.codec.pad_id, learner.device)
-        hidden = batch.flatten(hidden_states(learner.student, batch.input_ids, batch.attention_mask))
+        batch = pack([samples[i] for i in group], learner.device)
+        hidden = batch.flatten(hidden_states(learner.student, batch.packed))
         logprobs = token_logprobs(
             learner.student,
             hidden,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from dgpo_cli.errors import TrainingError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic
+from dgpo_cli.models.packed import packed_attention
 from dgpo_cli.objectives.base import Objective
 from dgpo_cli.train.replay import ReplayBuffer
 
@@ -103,7 +104,9 @@ def _trainable(module: torch.nn.Module) -> tuple[list[str], list[torch.nn.Parame
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     """Trade a second forward pass for activation memory, while `training_mode` holds; these models have no dropout."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # The second pass happens inside the backward pass, where nothing else says that its sequences are packed.
+    again = lambda: (nullcontext(), packed_attention(model))  # noqa: E731
+    model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": again})
 
 
 @contextmanager
@@ -136,7 +139,7 @@ class Learner:
     critic: Critic | None = None
     value_optimizer: Optimizer | None = None
     replay: ReplayBuffer | None = None
-    micro_batch_tokens: int = 16_384  # padded tokens per forward and backward pass
+    micro_batch_tokens: int = 16_384  # tokens per forward and backward pass
     chunk_tokens: int = 1_024  # tokens whose logits exist at once
     temperature: float = 1.0  # of the rollouts; log-probabilities are taken at the same
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from dgpo_cli.core.types import Trajectory
 from dgpo_cli.models.vocab import hidden_states, token_logprobs
 from dgpo_cli.objectives.base import Episode, Need
-from dgpo_cli.train.batch import Batch, Sample, micro_batches, pad
+from dgpo_cli.train.batch import Batch, Sample, micro_batches, pack
 from dgpo_cli.train.learner import Learner
 
 
@@ -60,7 +60,7 @@ def _each(learner: Learner, samples: Sequence[Sample], compute: object) -> list[
     assert callable(compute)
     rows = [torch.zeros(len(sample.token_ids)) for sample in samples]
     for group in micro_batches(samples, learner.micro_batch_tokens):
-        batch = pad([samples[i] for i in group], learner.codec.pad_id, learner.device)
+        batch = pack([samples[i] for i in group], learner.device)
         for i, row in zip(group, batch.unflatten(compute(batch)), strict=True):
             rows[i] = row
     return rows
@@ -68,7 +68,7 @@ def _each(learner: Learner, samples: Sequence[Sample], compute: object) -> list[
 
 def _logprobs(learner: Learner, model: PreTrainedModel, samples: Sequence[Sample]) -> list[Tensor]:
     def compute(batch: Batch) -> Tensor:
-        hidden = batch.flatten(hidden_states(model, batch.input_ids, batch.attention_mask))
+        hidden = batch.flatten(hidden_states(model, batch.packed))
         return token_logprobs(
             model,
             hidden,
@@ -84,4 +84,4 @@ def _logprobs(learner: Learner, model: PreTrainedModel, samples: Sequence[Sample
 def _values(learner: Learner, samples: Sequence[Sample]) -> list[Tensor]:
     critic = learner.critic
     assert critic is not None, f"{type(learner.objective).__name__} needs a critic"
-    return _each(learner, samples, lambda batch: batch.flatten(critic(batch.input_ids, batch.attention_mask)))
+    return _each(learner, samples, lambda batch: batch.flatten(critic(batch.packed)))

@@ -1,7 +1,7 @@
 """The arithmetic of one optimizer step: weight, sum, divide by the weight of the whole step.
 
-Logits exist for one chunk of tokens at a time. Each chunk is differentiated down to its hidden states at once; the
-body of the model is differentiated once per micro-batch from the gradients collected there.
+Distributions exist for one chunk of tokens at a time. Each chunk is differentiated down to its hidden states at once;
+the body of the model is differentiated once per micro-batch from the gradients collected there.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from dgpo_cli.errors import TrainingError
-from dgpo_cli.models.vocab import chunks, gather_logprobs, hidden_states, project, token_logprobs
+from dgpo_cli.models.vocab import backward_to_hidden, chunks, hidden_states, log_distribution, token_logprobs
 from dgpo_cli.objectives.base import Need, TokenBatch
-from dgpo_cli.train.batch import Batch, Sample, micro_batches, pad
+from dgpo_cli.train.batch import Batch, Sample, micro_batches, pack
 from dgpo_cli.train.learner import Learner, training_mode
 
 _FIELDS = (
@@ -41,7 +41,7 @@ def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool 
     denominator = learner.objective.denominator(total_weight, sum(s.weight * s.num_trained > 0 for s in samples))
     sums: dict[str, float] = {}
     for group in micro_batches(samples, learner.micro_batch_tokens):
-        batch = pad([samples[i] for i in group], learner.codec.pad_id, learner.device)
+        batch = pack([samples[i] for i in group], learner.device)
         with training_mode(learner):
             added = _accumulate(learner, batch, denominator)
         for name, value in added.items():
@@ -64,20 +64,18 @@ def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool 
 
 def _accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str, float]:
     """Add the gradients of one micro-batch; returns weighted sums of its losses and metrics."""
-    hidden = batch.flatten(hidden_states(learner.student, batch.input_ids, batch.attention_mask))  # [N, H]
-    roots, leaves = [hidden], [hidden.detach().requires_grad_()]
-    if learner.critic is not None:
-        values = batch.flatten(learner.critic(batch.input_ids, batch.attention_mask))  # [N]
-        roots.append(values)
-        leaves.append(values.detach().requires_grad_())
+    hidden = batch.flatten(hidden_states(learner.student, batch.packed))  # [N, H]
+    values = None if learner.critic is None else batch.flatten(learner.critic(batch.packed))  # [N]
+    seen, value_leaf = hidden.detach(), None if values is None else values.detach().requires_grad_()
+    grad_hidden = torch.zeros_like(seen)
     teacher_hidden = _teacher_hidden(learner, batch)
     fields = {name: batch.field(name) for name in _FIELDS}
     fields |= {"token_ids": batch.token_ids, "weights": batch.weights, "sequence_index": batch.sequence_index}
-    fields |= {"kl_weight": batch.kl_weight, "by_student": batch.by_student}
-    fields["sequence_log_ratio"] = _sequence_log_ratio(learner, batch, leaves[0])
+    fields |= {"kl_weight": batch.kl_weight, "by_student": batch.by_student, "values": value_leaf}
+    fields["sequence_log_ratio"] = _sequence_log_ratio(learner, batch, seen)
     sums: dict[str, Tensor] = {}
     for rows in chunks(len(hidden), learner.chunk_tokens):
-        tokens = _token_batch(learner, leaves, teacher_hidden, fields, rows)
+        tokens = _token_batch(learner, seen, teacher_hidden, fields, rows)
         result = learner.objective.loss(tokens)
         total = torch.stack([(term * tokens.weights).sum() for term in result.terms.values()]).sum()
         torch.autograd.backward(total / denominator)
@@ -85,8 +83,19 @@ def _accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str,
         for name, value in logged.items():
             added = (value.detach() * tokens.weights).sum()
             sums[name] = sums[name] + added if name in sums else added
-    pairs = [(root, leaf.grad) for root, leaf in zip(roots, leaves, strict=True) if leaf.grad is not None]
-    torch.autograd.backward([root for root, _ in pairs], [grad for _, grad in pairs])
+        del total, result, logged  # the graph holds what comes next uses up
+        grad_hidden[rows] = backward_to_hidden(
+            learner.student,
+            seen[rows],
+            tokens.log_probs.detach(),
+            tokens.token_ids,
+            tokens.log_probs.grad,
+            tokens.logprobs.grad,
+            learner.temperature,
+        )
+    torch.autograd.backward(hidden, grad_hidden)
+    if values is not None and value_leaf is not None and value_leaf.grad is not None:
+        torch.autograd.backward(values, value_leaf.grad)
     return {name: float(value) for name, value in sums.items()}
 
 
@@ -95,7 +104,7 @@ def _teacher_hidden(learner: Learner, batch: Batch) -> Tensor | None:
         return None
     assert learner.teacher is not None, f"{type(learner.objective).__name__} needs a teacher"
     with torch.no_grad():
-        return batch.flatten(hidden_states(learner.teacher, batch.input_ids, batch.attention_mask))
+        return batch.flatten(hidden_states(learner.teacher, batch.packed))
 
 
 def _sequence_log_ratio(learner: Learner, batch: Batch, hidden: Tensor) -> Tensor | None:
@@ -121,26 +130,25 @@ def _sequence_log_ratio(learner: Learner, batch: Batch, hidden: Tensor) -> Tenso
 
 def _token_batch(
     learner: Learner,
-    leaves: Sequence[Tensor],
+    hidden: Tensor,
     teacher_hidden: Tensor | None,
     fields: dict[str, Tensor | None],
     rows: slice,
 ) -> TokenBatch:
+    """A chunk whose `log_probs` and `logprobs` are leaves: `backward_to_hidden` joins their gradients."""
     size, temperature = learner.codec.vocabulary_size, learner.temperature
     here = {name: None if value is None else value[rows] for name, value in fields.items()}
-    logits = project(learner.student, leaves[0][rows], size, temperature)  # [n, V]
-    teacher_logits = None
-    if teacher_hidden is not None:
-        assert learner.teacher is not None
-        with torch.no_grad():
-            teacher_logits = project(learner.teacher, teacher_hidden[rows], size, temperature)
     token_ids = here["token_ids"]
     assert token_ids is not None
+    log_probs = log_distribution(learner.student, hidden[rows], size, temperature)  # [n, V]
+    teacher_log_probs = None
+    if teacher_hidden is not None:
+        assert learner.teacher is not None
+        teacher_log_probs = log_distribution(learner.teacher, teacher_hidden[rows], size, temperature)
     return TokenBatch(
-        logprobs=gather_logprobs(logits, token_ids),
-        logits=logits,
-        teacher_logits=teacher_logits,
-        values=leaves[1][rows] if len(leaves) > 1 else None,
+        logprobs=log_probs.gather(1, token_ids[:, None]).squeeze(1).requires_grad_(),
+        log_probs=log_probs.requires_grad_(),
+        teacher_log_probs=teacher_log_probs,
         **here,  # type: ignore[arg-type]
     )
 
