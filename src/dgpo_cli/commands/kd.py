@@ -27,7 +27,7 @@ from dgpo_cli.commands.shared import (
     settings_from,
     show_settings,
 )
-from dgpo_cli.commands.training_options import KeepOption, ListFlag, describe_methods, follow
+from dgpo_cli.commands.training_options import FitFlag, KeepOption, ListFlag, describe_methods, follow
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def kd(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Trajectories per step; 64 by default.")] = None,
     teacher_8bit: Annotated[bool | None, typer.Option("--teacher-8bit", help="Load the teacher in 8 bit.")] = None,
+    fit: FitFlag = None,
     keep: KeepOption = 1,
     out: OutOption = None,
     resume: ResumeOption = None,
@@ -102,6 +103,7 @@ def kd(
         "steps": steps,
         "batch_size": batch_size,
         "teacher_8bit": teacher_8bit,
+        "fit": fit,
         "seed": seed,
         "device": device,
     }
@@ -152,4 +154,4 @@ def _train(console: Console, settings: KDSettings, run: RunDir, keep: int) -> di
     from dgpo_cli.pipelines.kd import run_kd
 
     with console.progress(f"kd ({settings.method})", "step") as progress:
-        return run_kd(settings, run, keep=keep, progress=progress)
+        return run_kd(settings, run, keep=keep, progress=progress, say=console.info)

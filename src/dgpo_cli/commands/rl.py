@@ -27,7 +27,7 @@ from dgpo_cli.commands.shared import (
     settings_from,
     show_settings,
 )
-from dgpo_cli.commands.training_options import KeepOption, ListFlag, describe_methods, follow
+from dgpo_cli.commands.training_options import FitFlag, KeepOption, ListFlag, describe_methods, follow
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def rl(
     ] = None,
     teacher_8bit: Annotated[bool | None, typer.Option("--teacher-8bit", help="Load the teacher in 8 bit.")] = None,
     bench_dir: BenchDirOption = None,
+    fit: FitFlag = None,
     keep: KeepOption = 1,
     out: OutOption = None,
     resume: ResumeOption = None,
@@ -109,6 +110,7 @@ def rl(
         "batch_size": batch_size,
         "on_collapse": on_collapse,
         "teacher_8bit": teacher_8bit,
+        "fit": fit,
         "seed": seed,
         "device": device,
     }
@@ -121,5 +123,5 @@ def rl(
     with RunDir.open("rl", asdict(settings), out=out, resume=resume, fresh=fresh) as run:
         console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
         with console.progress(f"rl ({settings.method})", "step") as progress:
-            result = run_rl(settings, run, keep=keep, progress=progress, warn=console.warn)
+            result = run_rl(settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info)
     follow(console, "rl", run, result, after="dgpo eval --bench all, dgpo chat")

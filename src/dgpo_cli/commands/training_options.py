@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from dgpo_cli.core.run_dir import RunDir
 
 KeepOption = Annotated[int, typer.Option(min=1, help="How many resumable states to keep.")]
+FitFlag = Annotated[
+    bool | None, typer.Option("--fit", help="First find the largest micro-batch (rl: and wave) that memory allows.")
+]
 ListFlag = Annotated[bool, typer.Option("--list", help="List the methods, then stop.")]
 
 

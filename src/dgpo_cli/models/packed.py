@@ -61,7 +61,7 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def attend(
-    module: torch.nn.Module,
+    _module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,

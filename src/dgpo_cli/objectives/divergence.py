@@ -29,7 +29,7 @@ class _KL(torch.autograd.Function):
         return _gap(log_p, log_q, p).mul_(p).sum(dim=-1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         log_p, log_q = ctx.saved_tensors
         p = log_p.exp()
         first = _gap(log_p, log_q, p).add_(1).mul_(p).mul_(grad[..., None]) if ctx.needs_input_grad[0] else None

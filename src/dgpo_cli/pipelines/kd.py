@@ -23,6 +23,7 @@ from dgpo_cli.objectives import registry
 from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings
 from dgpo_cli.pipelines.distill_data import TrajectorySet, read_trajectories
+from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.settings import KDSettings
 from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions
@@ -51,7 +52,9 @@ def searches(objective: Objective) -> bool:
     return objective.on_policy or objective.teacher_writes
 
 
-def run_kd(settings: KDSettings, run: RunDir, *, keep: int, progress: Progress | None) -> dict[str, Any]:
+def run_kd(
+    settings: KDSettings, run: RunDir, *, keep: int, progress: Progress | None, say: Say | None = None
+) -> dict[str, Any]:
     """Load what the settings name, and train."""
     device = training_device(settings.device)
     data = read_trajectories(Path(settings.trajectories))
@@ -74,6 +77,7 @@ def run_kd(settings: KDSettings, run: RunDir, *, keep: int, progress: Progress |
         else read_questions(Path(settings.eval_questions))[: settings.eval_limit],
         keep=keep,
         progress=progress,
+        say=say,
     )
 
 
@@ -88,6 +92,7 @@ def distil(
     validation_questions: Sequence[Question] = (),
     keep: int = 1,
     progress: Progress | None = None,
+    say: Say | None = None,
 ) -> dict[str, Any]:
     """Train `student` on `data`; see `run_training` for the result.
 
@@ -101,7 +106,9 @@ def distil(
     training, validation = split(data.trajectories, settings.validation_share, settings.seed)
     stored = TeacherTrajectories(training, settings.batch_size, settings.seed)
     steps = settings.steps or settings.epochs * stored.steps_per_epoch
-    optimizer = OptimizerSettings(settings.lr, settings.warmup_steps, settings.schedule, beta2=settings.beta2)
+    optimizer = OptimizerSettings(
+        settings.lr, settings.optimizer, settings.warmup_steps, settings.schedule, beta2=settings.beta2
+    )
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(student.model)
     learner = Learner(
@@ -114,6 +121,16 @@ def distil(
         micro_batch_tokens=settings.micro_batch_tokens,
         chunk_tokens=settings.chunk_tokens,
     )
+    if settings.fit:
+        longest = max(len(t.token_ids) for t in training)
+        fit(
+            run,
+            learner,
+            length=max(longest, settings.rollout.max_tokens) if searches(objective) else longest,
+            sequences=settings.batch_size,
+            limit_gib=settings.fit_gib,
+            say=say,
+        )
     agent: Agent | None = None
     source: Source = stored
     if retriever is not None:

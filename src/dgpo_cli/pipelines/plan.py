@@ -112,6 +112,8 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
         capacity=rollout.max_tokens,
         checkpointing=settings.gradient_checkpointing,
         accelerated=True,
+        shared_critic=rl and settings.critic == "shared",
+        adam_8bit=settings.optimizer == "adamw-8bit",
     )
     speed = Speed(
         job.student,
@@ -121,6 +123,7 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
         card,
         eight_bit=settings.teacher_8bit,
         critic=rl,
+        shared_critic=job.shared_critic,
         reference=job.reference,
         checkpointing=job.checkpointing,
     )
@@ -141,6 +144,10 @@ def _remedies(settings: Any) -> dict[str, str]:
         found["KV cache"] = f"-o rollout.wave={settings.rollout.wave // 2}"
     if isinstance(settings, DistillDataSettings):
         return found
+    if settings.optimizer == "adamw":
+        found["optimizer"] = "-o optimizer=adamw-8bit"
+    if isinstance(settings, RLSettings) and settings.critic == "own":
+        found["critic weights"] = "-o critic=shared"
     if not settings.gradient_checkpointing:
         found["activations"] = "-o gradient_checkpointing=true"
     elif settings.micro_batch_tokens > settings.rollout.max_tokens:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from dgpo_cli.errors import TrainingError
+from dgpo_cli.models.critic import SharedCritic
 from dgpo_cli.models.vocab import backward_to_hidden, chunks, hidden_states, log_distribution, token_logprobs
 from dgpo_cli.objectives.base import Need, TokenBatch
 from dgpo_cli.train.batch import Batch, Sample, micro_batches, pack
 from dgpo_cli.train.learner import Learner, training_mode
 
-_FIELDS = (
+FIELDS = (
     "behavior_logprobs",
     "sampling_logprobs",
     "teacher_logprobs",
@@ -43,13 +44,13 @@ def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool 
     for group in micro_batches(samples, learner.micro_batch_tokens):
         batch = pack([samples[i] for i in group], learner.device)
         with training_mode(learner):
-            added = _accumulate(learner, batch, denominator)
+            added = accumulate(learner, batch, denominator)
         for name, value in added.items():
             sums[name] = sums.get(name, 0.0) + value
     metrics = {name: value / total_weight for name, value in sums.items()}
     broken = [name for name, value in metrics.items() if name.endswith("_loss") and not math.isfinite(value)]
     if broken:
-        _drop_gradients(learner)
+        drop_gradients(learner)
         raise TrainingError(
             f"{broken[0]} is {metrics[broken[0]]} at update {learner.policy_optimizer.updates}",
             hint="lower the learning rate; the last good state is kept in the run folder",
@@ -62,20 +63,47 @@ def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool 
     return metrics
 
 
-def _accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str, float]:
+def accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str, float]:
     """Add the gradients of one micro-batch; returns weighted sums of its losses and metrics."""
     hidden = batch.flatten(hidden_states(learner.student, batch.packed))  # [N, H]
-    values = None if learner.critic is None else batch.flatten(learner.critic(batch.packed))  # [N]
+    values = critic_values(learner, batch, hidden)  # [N]
     seen, value_leaf = hidden.detach(), None if values is None else values.detach().requires_grad_()
-    grad_hidden = torch.zeros_like(seen)
     teacher_hidden = _teacher_hidden(learner, batch)
-    fields = {name: batch.field(name) for name in _FIELDS}
+    fields = {name: batch.field(name) for name in FIELDS}
     fields |= {"token_ids": batch.token_ids, "weights": batch.weights, "sequence_index": batch.sequence_index}
     fields |= {"kl_weight": batch.kl_weight, "by_student": batch.by_student, "values": value_leaf}
     fields["sequence_log_ratio"] = _sequence_log_ratio(learner, batch, seen)
+    sums, grad_hidden = vocabulary_pass(learner, seen, teacher_hidden, fields, denominator)
+    torch.autograd.backward(hidden, grad_hidden)
+    if values is not None and value_leaf is not None and value_leaf.grad is not None:
+        torch.autograd.backward(values, value_leaf.grad)
+    return {name: float(value) for name, value in sums.items()}
+
+
+def critic_values(learner: Learner, batch: Batch, hidden: Tensor) -> Tensor | None:
+    """Values [N] before each trained token is written; `hidden` [N, H] are the student's states there."""
+    critic = learner.critic
+    if critic is None or isinstance(critic, SharedCritic):
+        return None if critic is None else critic(hidden)
+    return batch.flatten(critic(batch.packed))
+
+
+def vocabulary_pass(
+    learner: Learner,
+    hidden: Tensor,
+    teacher_hidden: Tensor | None,
+    fields: dict[str, Tensor | None],
+    denominator: float,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Losses from hidden states [N, H] and back, chunk by chunk.
+
+    Adds the gradients of the output layer and of `fields`; returns weighted sums of losses and metrics, and the
+    gradient with respect to the hidden states [N, H].
+    """
+    grad_hidden = torch.zeros_like(hidden)
     sums: dict[str, Tensor] = {}
     for rows in chunks(len(hidden), learner.chunk_tokens):
-        tokens = _token_batch(learner, seen, teacher_hidden, fields, rows)
+        tokens = _token_batch(learner, hidden, teacher_hidden, fields, rows)
         result = learner.objective.loss(tokens)
         total = torch.stack([(term * tokens.weights).sum() for term in result.terms.values()]).sum()
         torch.autograd.backward(total / denominator)
@@ -86,17 +114,15 @@ def _accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str,
         del total, result, logged  # the graph holds what comes next uses up
         grad_hidden[rows] = backward_to_hidden(
             learner.student,
-            seen[rows],
+            hidden[rows],
             tokens.log_probs.detach(),
             tokens.token_ids,
             tokens.log_probs.grad,
             tokens.logprobs.grad,
             learner.temperature,
         )
-    torch.autograd.backward(hidden, grad_hidden)
-    if values is not None and value_leaf is not None and value_leaf.grad is not None:
-        torch.autograd.backward(values, value_leaf.grad)
-    return {name: float(value) for name, value in sums.items()}
+        del tokens  # before the next chunk's are made
+    return sums, grad_hidden
 
 
 def _teacher_hidden(learner: Learner, batch: Batch) -> Tensor | None:
@@ -153,6 +179,6 @@ def _token_batch(
     )
 
 
-def _drop_gradients(learner: Learner) -> None:
+def drop_gradients(learner: Learner) -> None:
     for _, optimizer in learner.optimizers():
         optimizer.adam.zero_grad(set_to_none=True)
