@@ -1,7 +1,7 @@
 """One kd step from hidden states to gradients beside its peers: `python tests/bench/kd_step.py [--json FILE]`.
 
 Forward KL plus cross-entropy of N = 2,048 tokens through heads of V = 151,936 and H = 896, float32, on the CPU: time
-and highest resident memory above what inputs and weights take. The gradient of the output layer is part of every figure.
+and highest resident memory above what inputs and weights take, the gradient of the output layer included.
 Every run is a process of its own; repetitions are interleaved, medians are told. Peers: plain logits, the loss of TRL's
 DistillationTrainer (forward KL alone: it has no cross-entropy), Liger's chunked JSD loss. Linux only; an interpreter
 that has trl and liger-kernel beside this package runs all of them (`make bench-step`).

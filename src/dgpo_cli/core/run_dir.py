@@ -137,6 +137,10 @@ class RunDir:
             rows = [row for row in read_metrics(self.path) if row["step"] <= after_step]
             write_jsonl_atomic(self.path / "metrics.jsonl", rows)
 
+    def note(self, **facts: Any) -> None:
+        """Add to run.json what the config does not say by itself."""
+        write_atomic(self.path / "run.json", json.dumps(self.record | facts, indent=1) + "\n")
+
     def finish(self, result: Mapping[str, Any]) -> None:
         record = self.record | {
             "status": "finished",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings
 from dgpo_cli.pipelines.distill_data import TrajectorySet, read_trajectories
 from dgpo_cli.pipelines.fitting import Say, fit
-from dgpo_cli.pipelines.settings import KDSettings
+from dgpo_cli.pipelines.settings import KDSettings, deviations
 from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.base import Retriever
@@ -100,6 +101,7 @@ def distil(
     the search loop decides which weights are the best. Raises ConfigError where the student is to write and there is no
     `retriever`.
     """
+    run.note(deviations=deviations(asdict(settings)))
     protocol = Protocol.from_json(data.protocol)
     codec = Codec(student.tokenizer, protocol)
     objective = make_objective(settings)

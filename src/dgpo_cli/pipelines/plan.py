@@ -185,8 +185,9 @@ def require_fit(plans: list[StagePlan], card: Card) -> None:
         parts = sorted(stage.parts.items(), key=lambda item: -item[1])
         largest, size = parts[0]
         reducible = [name for name, _ in parts if name in stage.remedies]
-        # Generous: 8 bit halves a teacher at best, and anything else cannot shrink below nothing.
-        spared = sum(stage.parts[name] * (0.5 if name == "teacher" else 1.0) for name in reducible)
+        # Generous: 8 bit halves a teacher and quarters moments at best, anything else cannot shrink below nothing.
+        shares = {"teacher": 0.5, "optimizer": 0.75}
+        spared = sum(stage.parts[name] * shares.get(name, 1.0) for name in reducible)
         hint = "no setting makes this fit: take a larger card, or smaller models"
         if stage.total - spared <= card.gib * GIB:
             hint = f"try {stage.remedies[reducible[0]]}"

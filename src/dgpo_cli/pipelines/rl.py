@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings
 from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.guarding import Guarding
-from dgpo_cli.pipelines.settings import RLSettings
+from dgpo_cli.pipelines.settings import RLSettings, deviations
 from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions, training_set
 from dgpo_cli.retrieval.base import Retriever
@@ -157,6 +157,7 @@ def reinforce(
     """Train `student` on `questions`; see `run_training` for the result. The best weights by validation EM are kept."""
     codec = Codec(student.tokenizer, student.protocol)
     reward = rewards.weighted(settings.reward) if settings.reward else None
+    run.note(deviations=deviations(asdict(settings)))
     learner = _learner(settings, make_objective(settings), student, teacher, codec)
     objective = learner.objective
     samples = settings.samples or objective.default_samples

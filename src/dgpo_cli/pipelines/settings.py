@@ -6,6 +6,7 @@ used for the cold start, "ours" where neither says anything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -122,6 +123,15 @@ class RLSettings:
 
     def __post_init__(self) -> None:
         _positive(self, "lr", "critic_lr", "batch_size", "mini_batches", "steps", "micro_batch_tokens", "chunk_tokens")
+
+
+def deviations(config: Mapping[str, object]) -> list[str]:
+    """What a run with these settings does otherwise than the paper's algorithm, for its record and its model's card."""
+    known = {
+        ("critic", "shared"): "the critic is a head on the student's hidden states, not a model of its own",
+        ("optimizer", "adamw-8bit"): "AdamW keeps its moments in 8 bit",
+    }
+    return [text for (name, value), text in known.items() if config.get(name) == value]
 
 
 def _positive(settings: object, *names: str) -> None:
