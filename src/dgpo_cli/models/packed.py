@@ -99,7 +99,7 @@ def attend(
             scale=scaling,
             enable_gqa=q.shape[1] != k.shape[1],
         )
-        for length, q, k, v in zip(lengths, *(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+        for length, q, k, v in zip(lengths, *(torch.split(x, lengths, dim=2) for x in (query, key, value)), strict=True)
     ]
     return torch.cat(parts, dim=2).transpose(1, 2), None
 

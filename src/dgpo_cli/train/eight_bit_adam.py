@@ -30,10 +30,11 @@ def make(module: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]) -> t
             f"adamw-8bit needs bitsandbytes: {error}", hint="pip install bitsandbytes, or -o optimizer=adamw"
         ) from error
 
-    class Adam(AdamW8bit):  # type: ignore[misc]
+    class Adam(AdamW8bit):
         def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
             # bitsandbytes would remember exceptions by id(), which another parameter may get later.
-            config: dict[str, Any] = AdamW8bit.get_config(self, gindex, pindex, group)
+            inherited: Any = super()
+            config: dict[str, Any] = inherited.get_config(gindex, pindex, group)
             return config | {"optim_bits": group["optim_bits"]}
 
     wide = {id(part.weight) for part in module.modules() if isinstance(part, torch.nn.Embedding)}

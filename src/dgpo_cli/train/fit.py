@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,7 +151,7 @@ def largest_micro_batch(learner: Learner, memory: Memory, length: int, sequences
             samples = [_longest(learner, length) for _ in range(count)]
             for model in (learner.teacher, learner.reference):
                 if model is not None and learner.objective.credits:
-                    with_budget(learner, count * length, lambda m=model: logprobs(learner, m, samples))
+                    _with_budget(learner, count * length, partial(logprobs, learner, model, samples))
             with training_mode(learner):
                 accumulate(learner, pack(samples, learner.device), float(count * length))
         finally:
@@ -164,7 +165,7 @@ def largest_micro_batch(learner: Learner, memory: Memory, length: int, sequences
     return found * length, search.attempts
 
 
-def with_budget(learner: Learner, tokens: int, run: Callable[[], object]) -> None:
+def _with_budget(learner: Learner, tokens: int, run: Callable[[], object]) -> None:
     before, learner.micro_batch_tokens = learner.micro_batch_tokens, tokens
     try:
         run()
