@@ -64,7 +64,7 @@ def test_a_loss_takes_as_much_for_8_times_the_tokens(method):
     few, many = extra(lambda: run(256)), extra(lambda: run(2048))
     whole = 4 * 2048 * V
     assert many < few + whole / 8, f"{few / 1e6:.0f} MB became {many / 1e6:.0f} MB"
-    assert many < whole / 2
+    assert many < whole  # one [N, V]; the JSD alone has some fifteen [n, V] of 64 tokens
 
 
 def test_log_probabilities_do_too():
