@@ -3,6 +3,7 @@
 #   make quickstart            install into .venv, then train a small search agent offline
 #   make test                  tests with coverage; lint, types, test-slow, docs, clean
 #   make load-test INDEX=DIR   64 clients against `dgpo serve` for SECONDS=600
+#   make bench-step            one kd and one rl step beside TRL and Liger
 #   make venv CPU=1            with the CPU-only build of torch (a tenth of the download)
 #   make venv PYTHON=python3.12
 
@@ -18,7 +19,9 @@ QUICKSTART_OPTIONS ?=
 PYTEST_OPTIONS ?=
 SECONDS ?= 600
 
-.PHONY: venv quickstart test test-slow load-test lint types docs clean
+PEERS := .venv-peers
+
+.PHONY: bench-step venv quickstart test test-slow load-test lint types docs clean
 
 venv: $(STAMP)
 
@@ -43,6 +46,16 @@ test-slow: venv
 load-test: venv
 	@test -n '$(INDEX)' || { echo 'error: name an index folder: make load-test INDEX=indexes/wiki' >&2; exit 1; }
 	$(BIN)/python tests/bench/serve_load.py --index '$(INDEX)' --seconds $(SECONDS)
+
+# trl and liger-kernel get an environment of their own: nothing here needs them, and Liger brings triton.
+$(PEERS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e . trl==1.16.0 liger-kernel==0.8.5
+	@touch $@
+
+bench-step: $(PEERS)/.installed
+	$(PEERS)/bin/python tests/bench/kd_step.py
+	$(PEERS)/bin/python tests/bench/rl_step.py
 
 lint: venv
 	$(BIN)/ruff check .

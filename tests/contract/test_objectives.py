@@ -48,7 +48,7 @@ EVERY_RL = pytest.mark.parametrize("objective", RL.values(), ids=RL)
 WITH_CRITIC = {name: objective for name, objective in RL.items() if Need.VALUES in objective.needs}
 EVERY_CRITIC = pytest.mark.parametrize("objective", WITH_CRITIC.values(), ids=WITH_CRITIC)
 FIELDS = {
-    Need.TEACHER_DISTRIBUTION: ("teacher_logits",),
+    Need.TEACHER_DISTRIBUTION: ("teacher_log_probs",),
     Need.TEACHER_LOGPROBS: ("teacher_logprobs",),
     Need.REFERENCE_LOGPROBS: ("reference_logprobs",),
     Need.VALUES: ("values", "old_values", "returns"),
@@ -71,7 +71,7 @@ def tokens(rows=slice(0, N), seed=0):
     whole = {
         "token_ids": ids,
         "logprobs": pick(logits),
-        "logits": logits * 1.0,
+        "log_probs": logits.log_softmax(-1),
         "weights": torch.rand(N, generator=generator) + 0.5,
         "sequence_index": torch.arange(N) // 4,
         "by_student": torch.zeros(N, dtype=torch.bool),
@@ -79,7 +79,7 @@ def tokens(rows=slice(0, N), seed=0):
         "sampling_logprobs": pick(logits.detach() + 0.2 * rand(N, V)),
         "sequence_log_ratio": 0.1 * rand(3)[torch.arange(N) // 4],
         "teacher_logprobs": pick(teacher),
-        "teacher_logits": teacher,
+        "teacher_log_probs": teacher.log_softmax(-1),
         "reference_logprobs": pick(rand(N, V)),
         "advantages": rand(N),
         "returns": rand(N),
@@ -164,7 +164,8 @@ def test_no_token_gets_a_gradient_that_is_not_finite_where_ids_are_excluded(obje
     batch, _ = tokens()
     logits = torch.randn(N, V).requires_grad_()
     outside = torch.zeros(V).index_fill(0, torch.tensor([V - 1]), -torch.inf)
-    batch.logits, batch.teacher_logits = logits + outside, batch.teacher_logits + outside
+    batch.log_probs = (logits + outside).log_softmax(-1)
+    batch.teacher_log_probs = (batch.teacher_log_probs + outside).log_softmax(-1)
     result = objective.loss(batch)
     assert all(torch.isfinite(term).all() for term in result.terms.values())
     if result.terms["policy"].requires_grad:
@@ -320,7 +321,7 @@ def test_kd_without_kl_is_seqkd():
 def test_kd_is_the_sum_of_its_parts_and_the_kl_is_that_of_torch():
     batch, _ = tokens()
     expected = torch.nn.functional.kl_div(
-        batch.logits.log_softmax(-1), batch.teacher_logits.log_softmax(-1), reduction="none", log_target=True
+        batch.log_probs, batch.teacher_log_probs, reduction="none", log_target=True
     ).sum(-1)
     loss = KD(KD.Config(ce_weight=0.25, kl_weight=2.0)).loss(batch).terms["policy"]
     torch.testing.assert_close(loss, -0.25 * batch.logprobs + 2.0 * expected)
@@ -346,17 +347,17 @@ def test_dgpo_on_wrong_answers_is_ppo_with_the_teacher_as_reference():
 def test_the_entropy_bonus_is_the_entropy_and_is_rewarded():
     batch, _ = tokens()
     with_bonus, without = (PPO(PPO.Config(entropy_coef=c)).loss(batch).terms["policy"] for c in (0.5, 0.0))
-    expected = torch.distributions.Categorical(logits=batch.logits).entropy()
+    expected = torch.distributions.Categorical(logits=batch.log_probs).entropy()
     torch.testing.assert_close(without - with_bonus, 0.5 * expected)
 
 
 def test_full_loss_adds_the_exact_reverse_kl_where_its_weight_is():
     batch, _ = tokens()
     dgpo, ppo = DGPO(DGPO.Config(kl_form="full-loss")), PPO()
-    reverse = kl(log_probs(batch.logits), log_probs(batch.teacher_logits))
+    reverse = kl(batch.log_probs, batch.teacher_log_probs)
     added = dgpo.loss(batch).terms["policy"] - ppo.loss(batch).terms["policy"]
     torch.testing.assert_close(added, batch.kl_weight * reverse)
-    batch.teacher_logits = None
+    batch.teacher_log_probs = None
     torch.testing.assert_close(dgpo.loss(batch).terms["policy"], ppo.loss(batch).terms["policy"])
 
 
@@ -391,12 +392,12 @@ def test_the_reward_form_and_the_loss_form_have_one_expected_gradient():
             batch = TokenBatch(
                 token_ids=ids,
                 logprobs=current[states, ids],
-                logits=logits[states],
+                log_probs=current[states],
                 weights=torch.ones(2),
                 sequence_index=torch.zeros(2, dtype=torch.long),
                 behavior_logprobs=behavior,
                 advantages=credit.advantages,
-                teacher_logits=teacher[states],
+                teacher_log_probs=log_t[states],
                 kl_weight=torch.full((2,), credit.kl_weight),
             )
             loss = objective.loss(batch).terms["policy"].sum()
@@ -414,7 +415,7 @@ def test_the_divergences_of_gkd_and_distillm_and_taids_target_have_kd_as_their_e
 def test_the_other_ends():
     """GKD at 1 and DistiLLM reversed without skew are the reverse KL; TAID at 0 has nothing to learn."""
     batch, _ = tokens()
-    reverse = kl(log_probs(batch.logits), log_probs(batch.teacher_logits))
+    reverse = kl(batch.log_probs, batch.teacher_log_probs)
     gkd, distillm = GKD(GKD.Config(beta=1.0)), DistiLLM(DistiLLM.Config(divergence="skew-reverse-kl", alpha=0.0))
     for objective in (gkd, distillm):
         torch.testing.assert_close(objective.loss(batch).terms["policy"], reverse)
@@ -424,7 +425,7 @@ def test_the_other_ends():
 def test_gkds_jsd_is_symmetric_when_teacher_student_and_beta_change_places():
     batch, _ = tokens()
     forward = GKD(GKD.Config(beta=0.3)).loss(batch).terms["policy"]
-    batch.logits, batch.teacher_logits = batch.teacher_logits, batch.logits
+    batch.log_probs, batch.teacher_log_probs = batch.teacher_log_probs, batch.log_probs
     torch.testing.assert_close(GKD(GKD.Config(beta=0.7)).loss(batch).terms["policy"], forward)
 
 
@@ -479,7 +480,7 @@ def test_opd_is_the_gradient_of_the_reverse_kl_at_the_visited_states():
         batch = TokenBatch(
             token_ids=torch.tensor([token]),
             logprobs=logits.log_softmax(0)[[token]],
-            logits=logits[None],
+            log_probs=logits[None].log_softmax(-1),
             weights=torch.ones(1),
             sequence_index=torch.zeros(1, dtype=torch.long),
             behavior_logprobs=log_s[[token]],
@@ -508,7 +509,7 @@ def test_the_estimates_as_losses_have_the_gradient_that_the_page_says(form, dire
         batch = TokenBatch(
             token_ids=torch.tensor([token]),
             logprobs=logits.log_softmax(0)[[token]],
-            logits=logits[None],
+            log_probs=logits[None].log_softmax(-1),
             weights=torch.ones(1),
             sequence_index=torch.zeros(1, dtype=torch.long),
             behavior_logprobs=log_s[[token]],

@@ -1,7 +1,7 @@
 """Work that is interrupted at any point ends as if it had not been."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from safetensors.torch import load_file
@@ -190,9 +190,29 @@ def test_rl_ends_with_the_same_weights(offline, tmp_path, method, options, calls
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_a_method_that_searches_without_an_index_is_refused(offline, trajectories, tmp_path):
-    from dataclasses import replace
+def test_rl_with_everything_that_saves_memory_ends_with_the_same_weights(offline, tmp_path):
+    """8-bit moments, a shared critic, checkpointed layers, and batches as `--fit` found them before the first kill."""
+    settings = rl_settings(offline, "dgpo")
+    settings = replace(settings, optimizer="adamw-8bit", critic="shared", gradient_checkpointing=True, fit=True)
+    train("rl", settings, tmp_path / "whole")
+    interrupt("rl", settings, tmp_path / "killed", [4])
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    fits = [json.loads((tmp_path / name / "fit.json").read_text()) for name in ("whole", "killed")]
+    assert all(fit["wave"] == 8 and fit["micro_batch_tokens"] == 8 * ROLLOUT.max_tokens for fit in fits)
+    record = json.loads((tmp_path / "whole" / "run.json").read_text())
+    assert len(record["deviations"]) == 2 and "not a model of its own" in record["deviations"][0]
 
+
+def test_kd_fits_to_the_longest_trajectory(offline, trajectories, tmp_path):
+    settings = replace(kd_settings(offline, trajectories), fit=True, validation_share=0.0, index=None)
+    train("kd", settings, tmp_path / "run")
+    longest = max(len(t.token_ids) for t in read_trajectories(trajectories).trajectories)
+    fit = json.loads((tmp_path / "run" / "fit.json").read_text())
+    assert fit["wave"] is None and fit["micro_batch_tokens"] == 5 * longest
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["deviations"] == []
+
+
+def test_a_method_that_searches_without_an_index_is_refused(offline, trajectories, tmp_path):
     with pytest.raises(ConfigError, match="no index"):
         train("kd", replace(kd_settings(offline, trajectories, "opd"), index=None), tmp_path / "run")
 

@@ -40,10 +40,10 @@ def loss_of(objective, case, temperature=1.0):
     tokens = TokenBatch(
         token_ids=ids,
         logprobs=log_probs(student)[:, 0],
-        logits=student,
+        log_probs=log_probs(student),
         weights=torch.ones(len(student)),
         sequence_index=ids,
-        teacher_logits=teacher,
+        teacher_log_probs=log_probs(teacher),
     )
     return objective.loss(tokens).terms["policy"].mean()
 

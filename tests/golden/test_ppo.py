@@ -81,7 +81,7 @@ def test_losses_through_the_objective(case):
     tokens = TokenBatch(
         token_ids=torch.zeros(int(mask.sum()), dtype=torch.long),
         logprobs=v["new_logprob"][mask],
-        logits=torch.zeros(int(mask.sum()), 3),
+        log_probs=torch.full((int(mask.sum()), 3), 1 / 3).log(),
         weights=torch.ones(int(mask.sum())),
         sequence_index=mask.nonzero()[:, 0],
         behavior_logprobs=v["old_logprob"][mask],

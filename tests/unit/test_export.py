@@ -34,6 +34,7 @@ def runs(folder, weights):
         run.finish({})
     started_from = str((folder / "runs" / "kd-0001").resolve())
     rl_config = {"student": started_from, "teacher": "qwen-3b", "method": "dgpo", "index": str(folder / "index")}
+    rl_config |= {"critic": "shared"}
     with RunDir.open("rl", rl_config) as run:
         shutil.copytree(weights, run.path / "best")
         run.finish({})
@@ -75,6 +76,7 @@ def test_the_card_tells_origin_results_and_settings_and_no_folder_of_this_machin
     assert 'base_model: "Qwen/Qwen2.5-0.5B-Instruct"' in metadata and 'license: "apache-2.0"' in metadata
     assert body.index("kd-0001: cross-entropy") < body.index("rl-0001: DGPO")
     assert "teacher qwen-3b" in body
+    assert body.count("unlike the paper, the critic is a head on the student's hidden states") == 1
     assert re.findall(r"^\| nq .*", body, re.MULTILINE) == [
         "| nq | 1,200 | 0.250 | 0.500 | greedy, bm25 over 1,000 passages |"
     ]

@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from dgpo_cli.core import recipes
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.critic import Critic
 from dgpo_cli.models.random_init import configuration
 from dgpo_cli.models.shapes import SHAPES
 from dgpo_cli.pipelines import memory
-from dgpo_cli.pipelines.plan import CARDS, card_of
+from dgpo_cli.pipelines.plan import CARDS, card_of, plan
 from dgpo_cli.pipelines.settings import RolloutOptions
 from dgpo_cli.pipelines.timing import Speed, episode_tokens, seconds_by_phase
 
@@ -52,6 +53,34 @@ def test_fixed_parts_by_hand():
     eight = memory.by_part(replace(JOB, reader_8bit=True))["teacher"]
     linear = 36 * (2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 11008)
     assert eight == linear + 2 * (3_085_938_688 - linear)
+
+
+def test_8_bit_moments_and_a_shared_critic_by_hand():
+    student, embedding = 494_032_768, 151_936 * 896
+    eight = memory.by_part(replace(JOB, adam_8bit=True))
+    narrow = 2 * (student - embedding) + 897
+    assert eight["optimizer"] == 8 * 2 * embedding + 2 * (1 + 4 / 256) * narrow
+    shared = memory.by_part(replace(JOB, shared_critic=True))
+    assert shared["critic weights"] == 4 * 897 and shared["optimizer"] == 8 * (student + 897)
+    assert memory.activations(replace(JOB, shared_critic=True)) == memory.activations(JOB) / 2
+
+
+def test_remedies_are_named_until_they_are_taken():
+    card, recipe = CARDS["h200"], recipes.load("paper-qwen3b-0.5b")
+    before = {stage.stage: stage.remedies for stage in plan(recipe, {}, card)}
+    assert before["rl"]["optimizer"] == before["kd"]["optimizer"] == "-o optimizer=adamw-8bit"
+    assert before["rl"]["critic weights"] == "-o critic=shared" and "critic weights" not in before["kd"]
+    taken = {"optimizer": "adamw-8bit", "critic": "shared"}
+    after = {stage.stage: stage for stage in plan(recipe, taken, card)}
+    assert not {"optimizer", "critic weights"} & after["rl"].remedies.keys()
+    assert "optimizer" not in after["kd"].remedies
+
+
+def test_a_critic_that_shares_the_body_costs_no_pass_of_its_own():
+    speed = Speed(QWEN, None, RolloutOptions(wave=64), 512, CARDS["h200"], critic=True)
+    own, shared = seconds_by_phase(speed), seconds_by_phase(replace(speed, shared_critic=True))
+    assert own["update"] == pytest.approx(2 * shared["update"])
+    assert own["signals"] == pytest.approx(2 * shared["signals"])
 
 
 def test_what_a_layer_keeps_by_hand():
@@ -93,7 +122,7 @@ def test_the_command_adds_up_and_refuses_what_does_not_fit(dgpo):
         assert stage["total_bytes"] < 24 * 2**30
     refused = dgpo("plan", "paper-qwen3b-0.5b", "--gpu", "24GB")
     assert refused.status == 1
-    assert refused.errors == ["error: [kd] needs 45.0 GiB of 24; the largest part is activations with 24.5 GiB"]
+    assert refused.errors == ["error: [kd] needs 41.7 GiB of 24; the largest part is activations with 24.5 GiB"]
     assert "try -o gradient_checkpointing=true" in refused.err
     hopeless = dgpo("plan", "teacher-qwen3b-24gb")
     assert "the largest part is optimizer with 46.0 GiB" in hopeless.err and "no setting makes this fit" in hopeless.err

@@ -50,7 +50,7 @@ def test_fitted_recipes_keep_what_the_paper_trains_with(name):
     fitted = recipes.load(name)
     base = recipes.load(f"paper-{name.rsplit('-', 1)[0]}")
     for stage, table in base.stages.items():
-        free = {"teacher_8bit", "gradient_checkpointing", "micro_batch_tokens", "chunk_tokens", "rollout"}
+        free = {"teacher_8bit", "gradient_checkpointing", "micro_batch_tokens", "chunk_tokens", "rollout", "optimizer"}
         assert {k: v for k, v in fitted.stages[stage].items() if k not in free} == {
             k: v for k, v in table.items() if k not in free
         }
@@ -94,6 +94,7 @@ def test_models_of_the_file_go_before_what_the_folder_remembers(offline, dgpo, f
 def test_the_list_and_one_recipe(dgpo):
     listed = json.loads(dgpo("recipes", "--json").out)["recipes"]
     assert [row["name"] for row in listed] == NAMES
-    row = next(row for row in listed if row["name"] == "qwen7b-0.5b-24gb")
-    assert row["too_large"] == ["rl"] and row["effective_batch"] == 512
+    rows = {row["name"]: row for row in listed}
+    assert rows["llama8b-1b-24gb"]["too_large"] == ["kd", "rl"] and rows["qwen7b-0.5b-24gb"]["too_large"] == []
+    assert rows["qwen7b-0.5b-24gb"]["effective_batch"] == 512
     assert 'base = "paper-qwen7b-0.5b"' in dgpo("recipes", "qwen7b-0.5b-24gb").out

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgpo_cli.train.batch import Sample, micro_batches, pad
+from dgpo_cli.train.batch import Sample, micro_batches, pack
 
 CPU = torch.device("cpu")
 
@@ -27,8 +27,7 @@ def test_micro_batches_hold_every_trained_sample_once_within_the_budget(made, bu
     groups = micro_batches(made, budget)
     assert sorted(i for group in groups for i in group) == [i for i, s in enumerate(made) if s.num_trained]
     for group in groups:
-        longest = max(made[i].length for i in group)
-        assert len(group) == 1 or longest * len(group) <= budget
+        assert len(group) == 1 or sum(made[i].length for i in group) <= budget
         assert len({made[i].kl_weight == 0 for i in group}) == 1
 
 
@@ -38,11 +37,11 @@ def test_flattening_takes_the_output_before_each_written_token_and_unflattening_
     made = [s for s in made if s.num_trained]
     if not made:
         return
-    batch = pad(made, 0, CPU)
-    places = torch.arange(batch.input_ids.numel()).reshape(batch.input_ids.shape)  # each position names itself
+    batch = pack(made, CPU)
+    places = torch.arange(len(batch.trained))  # each position names itself
     flat = batch.flatten(places[..., None].float()).squeeze(-1)
-    width = batch.input_ids.shape[1]
-    expected = [row * width + t - 1 for row, s in enumerate(made) for t in range(len(s.written)) if s.written[t]]
+    starts = batch.packed.boundaries.tolist()
+    expected = [starts[row] + t - 1 for row, s in enumerate(made) for t in range(len(s.written)) if s.written[t]]
     assert flat.tolist() == expected
     assert batch.token_ids.tolist() == [
         int(s.token_ids[t]) for s in made for t in range(len(s.written)) if s.written[t]
@@ -57,19 +56,21 @@ def test_flattening_takes_the_output_before_each_written_token_and_unflattening_
 def test_what_follows_the_last_written_token_is_not_read():
     sample = Sample(torch.arange(6), torch.tensor([False, True, True, False, False, False]))
     assert sample.length == 3
-    assert pad([sample], 9, CPU).input_ids.tolist() == [[0, 1, 2]]
+    assert pack([sample], CPU).packed.input_ids.tolist() == [0, 1, 2]
 
 
-def test_padding_is_masked_by_length_not_by_id():
+def test_sequences_lie_end_to_end_and_positions_begin_again():
     short = Sample(torch.tensor([7, 7]), torch.tensor([False, True]))
-    long = Sample(torch.tensor([7, 7, 7, 7]), torch.tensor([False, True, False, True]))
-    batch = pad([long, short], 7, CPU)
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch.trained.sum() == 3
+    long = Sample(torch.tensor([7, 8, 7, 9]), torch.tensor([False, True, False, True]))
+    batch = pack([long, short], CPU)
+    assert batch.packed.input_ids.tolist() == [7, 8, 7, 9, 7, 7]
+    assert batch.packed.positions.tolist() == [0, 1, 2, 3, 0, 1]
+    assert batch.packed.boundaries.tolist() == [0, 4, 6] and batch.packed.lengths == [4, 2]
+    assert batch.trained.tolist() == [False, True, False, True, False, True]
 
 
 def test_a_missing_field_is_none():
-    assert pad([Sample(torch.tensor([1, 2]), torch.tensor([False, True]))], 0, CPU).field("returns") is None
+    assert pack([Sample(torch.tensor([1, 2]), torch.tensor([False, True]))], CPU).field("returns") is None
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])

@@ -14,8 +14,9 @@ from dgpo_cli.engine.base import Sampling
 from dgpo_cli.engine.inprocess import InProcessEngine
 from dgpo_cli.errors import TrainingError
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.critic import Critic
+from dgpo_cli.models.critic import Critic, SharedCritic
 from dgpo_cli.objectives import registry
+from dgpo_cli.train import checkpoint
 from dgpo_cli.train.batch import Sample
 from dgpo_cli.train.credit import samples_of, student_samples, teacher_samples
 from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
@@ -128,9 +129,9 @@ def test_the_teacher_reads_only_wrong_episodes(monkeypatch):
     assert [s.kl_weight for s in samples] == [0.0 if t.score.correct else 0.5 for t in data]
     read = []
     decoder = made.teacher.get_decoder()
-    decoder.register_forward_pre_hook(lambda m, a, k: read.append(len(k["input_ids"])), with_kwargs=True)
+    decoder.register_forward_pre_hook(lambda m, a, k: read.extend(k["lengths"]), with_kwargs=True)
     step_gradients(made, samples, monkeypatch)
-    assert sum(read) == sum(not t.score.correct for t in data)
+    assert sorted(read) == sorted(s.length for s, t in zip(samples, data, strict=True) if not t.score.correct)
 
 
 @pytest.mark.parametrize("method", ["ppo", "dgpo"])
@@ -310,3 +311,73 @@ def test_checkpointing_changes_no_gradient_and_leaves_rollouts_their_cache(monke
         assert first.keys() == second.keys()
         for name, gradient in first.items():
             torch.testing.assert_close(second[name], gradient)
+
+
+def shared_learner(**settings):
+    made = learner("ppo", {"kl_coef": 0.1}, **settings)
+    made.critic = SharedCritic(made.student, seed=3)
+    made.value_optimizer = Optimizer(made.critic, OptimizerSettings(1e-2), 10)
+    return made
+
+
+def test_a_shared_critic_leaves_the_policy_its_own_gradient(monkeypatch):
+    """The student's gradient is what it is where no value is trained; the head's is that of its formula."""
+    made = shared_learner()
+    samples, _ = student_samples(made, trajectories())
+    student, head, metrics = step_gradients(made, samples, monkeypatch)
+    assert head.keys() == {"head.weight", "head.bias"} and metrics["value_loss"] > 0
+    with monkeypatch.context() as patch:
+        clipped = "dgpo_cli.objectives.ppo.clipped_value_loss"
+        patch.setattr(clipped, lambda values, *_: 0.0 * values)
+        other = shared_learner()
+        alone, _, _ = step_gradients(other, samples, monkeypatch)
+    for name, gradient in student.items():
+        torch.testing.assert_close(gradient, alone[name], rtol=0, atol=0)
+    total = torch.zeros(32)
+    count = sum(s.num_trained for s in samples)
+    for sample in samples:
+        ids = sample.token_ids[None, : sample.length]
+        with torch.no_grad():
+            hidden = made.student.model(input_ids=ids).last_hidden_state[0]
+        places = sample.written.nonzero()[:, 0]
+        error = made.critic(hidden[places - 1]).detach() - sample.fields["returns"][places]
+        total += (error[:, None] * hidden[places - 1]).sum(0) / count
+    torch.testing.assert_close(head["head.weight"][0], total, rtol=1e-3, atol=1e-6)
+
+
+def test_values_of_a_shared_critic_come_with_the_log_probabilities():
+    made = shared_learner()
+    read = []
+    hook = lambda m, a, k: read.extend(k["lengths"])  # noqa: E731
+    handle = made.student.get_decoder().register_forward_pre_hook(hook, with_kwargs=True)
+    samples, _ = student_samples(made, trajectories())
+    handle.remove()
+    assert sorted(read) == sorted(s.length for s in samples)  # every sequence was read once
+    sample = samples[0]
+    with torch.no_grad():
+        hidden = made.student.model(input_ids=sample.token_ids[None]).last_hidden_state[0]
+    places = sample.written.nonzero()[:, 0]
+    expected = made.critic(hidden[places - 1])
+    torch.testing.assert_close(sample.fields["old_values"][places], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_with_a_shared_critic_and_8_bit_moments_resumes_exactly(tmp_path):
+    def fresh():
+        made = shared_learner()
+        made.policy_optimizer = Optimizer(made.student, OptimizerSettings(1e-3, "adamw-8bit"), 10)
+        made.value_optimizer = Optimizer(made.critic, OptimizerSettings(1e-2, "adamw-8bit"), 10)
+        return made
+
+    def step(made, seed):
+        optimizer_step(made, student_samples(made, trajectories(seed=seed))[0])
+
+    straight, first, second = fresh(), fresh(), fresh()
+    for seed in (0, 1):
+        step(straight, seed)
+    step(first, 0)
+    checkpoint.save(tmp_path, first, 1, {})
+    assert checkpoint.load_latest(tmp_path, second) == (1, {})
+    step(second, 1)
+    for module, other in ((straight.student, second.student), (straight.critic, second.critic)):
+        for name, weight in module.state_dict().items():
+            assert torch.equal(weight, other.state_dict()[name]), name

@@ -28,6 +28,7 @@ from dgpo_cli.commands.shared import (
 )
 from dgpo_cli.commands.training_options import (
     DescribeOption,
+    FitFlag,
     KeepOption,
     ListFlag,
     OnCollapseOption,
@@ -64,6 +65,7 @@ def kd(
     on_collapse: OnCollapseOption = None,
     report_to: ReportToOption = None,
     teacher_8bit: Teacher8bitFlag = None,
+    fit: FitFlag = None,
     keep: KeepOption = 1,
     out: OutOption = None,
     resume: ResumeOption = None,
@@ -110,6 +112,7 @@ def kd(
         "batch_size": batch_size,
         "on_collapse": on_collapse,
         "teacher_8bit": teacher_8bit,
+        "fit": fit,
         "seed": seed,
         "device": device,
     }
@@ -123,7 +126,7 @@ def kd(
         training_run(console, "kd", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run,
         console.progress(f"kd ({settings.method})", "step") as progress,
     ):
-        result = run_kd(settings, run, keep=keep, progress=progress, warn=console.warn)
+        result = run_kd(settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info)
     follow(console, "kd", run, result, after="dgpo rl", student=True)
 
 

@@ -28,6 +28,7 @@ from dgpo_cli.commands.shared import (
 )
 from dgpo_cli.commands.training_options import (
     DescribeOption,
+    FitFlag,
     IndexOption,
     KeepOption,
     ListFlag,
@@ -69,6 +70,7 @@ def rl(
     report_to: ReportToOption = None,
     teacher_8bit: Teacher8bitFlag = None,
     bench_dir: BenchDirOption = None,
+    fit: FitFlag = None,
     keep: KeepOption = 1,
     out: OutOption = None,
     resume: ResumeOption = None,
@@ -115,6 +117,7 @@ def rl(
         "batch_size": batch_size,
         "on_collapse": on_collapse,
         "teacher_8bit": teacher_8bit,
+        "fit": fit,
         "seed": seed,
         "device": device,
     }
@@ -128,5 +131,5 @@ def rl(
         training_run(console, "rl", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run,
         console.progress(f"rl ({settings.method})", "step") as progress,
     ):
-        result = run_rl(settings, run, keep=keep, progress=progress, warn=console.warn)
+        result = run_rl(settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info)
     follow(console, "rl", run, result, after="dgpo eval --bench all, dgpo chat")

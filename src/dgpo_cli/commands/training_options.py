@@ -30,6 +30,9 @@ ReportToOption = Annotated[
     str | None, typer.Option(help="Trackers that get the metrics too: tensorboard, wandb, trackio, comma-separated.")
 ]
 DescribeOption = Annotated[str | None, typer.Option(help="Show the settings of a method, then stop.")]
+FitFlag = Annotated[
+    bool | None, typer.Option("--fit", help="First find the largest micro-batch (rl: and wave) that memory allows.")
+]
 ListFlag = Annotated[bool, typer.Option("--list", help="List the methods, then stop.")]
 
 

@@ -145,6 +145,10 @@ class RunDir:
         """Delete a folder of the run, if it is there."""
         shutil.rmtree(path, ignore_errors=True)
 
+    def note(self, **facts: Any) -> None:
+        """Add to run.json what the config does not say by itself."""
+        write_atomic(self.path / "run.json", json.dumps(self.record | facts, indent=1) + "\n")
+
     def finish(self, result: Mapping[str, Any]) -> None:
         record = self.record | {
             "status": "finished",

@@ -1,12 +1,17 @@
-"""The value function of PPO: the body of a causal language model with a fresh scalar head."""
+"""Value functions of PPO: a scalar head on the body of a language model of its own, or on the student's."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dgpo_cli.models.packed import Packed
 from dgpo_cli.models.vocab import hidden_states
+
+CriticKind = Literal["own", "shared"]
 
 
 class Critic(nn.Module):
@@ -19,19 +24,41 @@ class Critic(nn.Module):
         head = backbone.get_output_embeddings()
         if head is not None and head.weight is not backbone.get_input_embeddings().weight:
             head.weight.requires_grad_(False)
-        width = backbone.config.get_text_config().hidden_size
-        parameter = next(backbone.parameters())
-        self.head = nn.Linear(width, 1)
-        with torch.no_grad():
-            generator = torch.Generator().manual_seed(seed)
-            self.head.weight.normal_(std=width**-0.5 / 10, generator=generator)
-            self.head.bias.zero_()
-        self.head.to(
-            device=parameter.device
-        )  # float32: bf16 could not tell values apart that differ by less than 0.4 %
+        self.head = _value_head(backbone, seed)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Values [B, T] in float32 for ids [B, T]; entry t is the value of the state after token t was read."""
-        hidden = hidden_states(self.backbone, input_ids, attention_mask)
-        values: Tensor = self.head(hidden.float()).squeeze(-1)
-        return values
+    def forward(self, packed: Packed) -> Tensor:
+        """Values [M] in float32 of packed sequences; entry t is the value of the state after token t was read."""
+        return _values(self.head, hidden_states(self.backbone, packed))
+
+
+class SharedCritic(nn.Module):
+    """A head on hidden states of the student, whose gradient ends there: the policy learns as with any other critic.
+
+    Without a stop the value loss would compete with the policy for the body (Cobbe et al. 2021, arXiv 2009.04416,
+    which also stops it where both share a network). A deviation from the paper, whose critic is a model of its own; a
+    linear function of what the policy attends to is a weaker one.
+    """
+
+    def __init__(self, student: PreTrainedModel, *, seed: int) -> None:
+        super().__init__()
+        self.head = _value_head(student, seed)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Values [N] in float32 from the student's hidden states [N, H]."""
+        return _values(self.head, hidden.detach())
+
+
+def _value_head(body: PreTrainedModel, seed: int) -> nn.Linear:
+    """float32: bf16 could not tell values apart that differ by less than 0.4 %."""
+    width = body.config.get_text_config().hidden_size
+    head = nn.Linear(width, 1)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(seed)
+        head.weight.normal_(std=width**-0.5 / 10, generator=generator)
+        head.bias.zero_()
+    return head.to(device=next(body.parameters()).device)
+
+
+def _values(head: nn.Linear, hidden: Tensor) -> Tensor:
+    values: Tensor = head(hidden.float()).squeeze(-1)
+    return values

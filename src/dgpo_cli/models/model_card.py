@@ -30,6 +30,7 @@ class Stage:
     student: str
     teacher: str | None
     settings: str  # its config.toml
+    deviations: Sequence[str] = ()  # from the paper's algorithm
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,8 @@ def _origin(facts: CardFacts) -> str:
     lines = [f"- base model: {base}"]
     for stage in facts.stages:
         teacher = f", teacher {stage.teacher}" if stage.teacher is not None else ""
-        lines.append(f"- {stage.run}: {METHODS.get(stage.method, stage.method)}{teacher}")
+        other = "".join(f"; unlike the paper, {text}" for text in stage.deviations)
+        lines.append(f"- {stage.run}: {METHODS.get(stage.method, stage.method)}{teacher}{other}")
     if facts.licence is not None:
         lines.append(f"- licence of the base model: {facts.licence}; see to it that the teacher's allows your use too")
     else:

@@ -1,6 +1,6 @@
 """Hidden states to per-token quantities, in chunks of tokens, so that nothing vocabulary-sized outlives a chunk.
 
-Shapes: B batch, T padded length, H hidden, N trained tokens of a micro-batch, n of one chunk, V tokenizer length.
+Shapes: M tokens of a micro-batch, H hidden, N trained tokens of it, n of one chunk, V tokenizer length.
 Models of one family pad their vocabulary to different widths (Qwen2.5 0.5B and 7B), and untrained ids must never get
 probability, so every projection is cut to the tokenizer's length V.
 """
@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from dgpo_cli.errors import ModelError
+from dgpo_cli.models.packed import Packed, packed_attention
 
 
 def precision(model: torch.nn.Module) -> AbstractContextManager[object]:
@@ -26,23 +27,83 @@ def precision(model: torch.nn.Module) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Last hidden states [B, T, H] for right-padded ids [B, T]."""
+def hidden_states(model: PreTrainedModel, packed: Packed) -> Tensor:
+    """Last hidden states [M, H] of packed sequences."""
     # Under training a model may be sharded, and is entered then where its weights are brought together.
     decoder = getattr(model, "sharded_decoder", None) or model.get_decoder()
-    with precision(model):
-        output = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    return output.last_hidden_state  # type: ignore[no-any-return]
+    with precision(model), packed_attention(model):
+        output = decoder(
+            input_ids=packed.input_ids[None],
+            position_ids=packed.positions[None],
+            use_cache=False,
+            **packed.attention_arguments(),
+        )
+    return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
 
 def project(model: PreTrainedModel, hidden: Tensor, vocabulary_size: int, temperature: float = 1.0) -> Tensor:
     """Logits [n, V] in float32 from hidden states [n, H], divided by the temperature."""
+    weight = head_weight(model)
+    with precision(model):
+        logits = functional.linear(hidden.to(weight.dtype), weight[:vocabulary_size]).float()
+    return logits if temperature == 1 else logits / temperature
+
+
+def head_weight(model: PreTrainedModel) -> Tensor:
     head = model.get_output_embeddings()
     if head is None:
         raise ModelError(f"{type(model).__name__} has no output embeddings", hint="use a causal language model")
+    return head.weight  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def log_distribution(model: PreTrainedModel, hidden: Tensor, vocabulary_size: int, temperature: float) -> Tensor:
+    """Log-probabilities [n, V] of the whole vocabulary, without gradient."""
+    return project(model, hidden, vocabulary_size, temperature).log_softmax(dim=1)
+
+
+@torch.no_grad()
+def backward_to_hidden(
+    model: PreTrainedModel,
+    hidden: Tensor,
+    log_probs: Tensor,
+    token_ids: Tensor,
+    grad_log_probs: Tensor | None,
+    grad_logprobs: Tensor | None,
+    temperature: float,
+) -> Tensor:
+    """Gradient with respect to hidden states [n, H]; that of the output layer is added to its `grad` in place.
+
+    `grad_log_probs` [n, V] is the gradient with respect to `log_probs`, `grad_logprobs` [n] that with respect to the
+    written token's alone. Uses up both [n, V] tensors: autograd would hold three more of them, and two temporaries of
+    the size of the output layer for every chunk.
+    """
+    weight = head_weight(model)
+    total = hidden.new_zeros(len(hidden), 1, dtype=torch.float32)
+    if grad_log_probs is not None:
+        total += grad_log_probs.sum(dim=1, keepdim=True)
+    if grad_logprobs is not None:
+        total += grad_logprobs[:, None]
+    grad = log_probs.exp_().mul_(-total)  # through the normalization: d log p(v) / d z(u) = [u = v] - p(u)
+    if grad_log_probs is not None:
+        grad += grad_log_probs
+    if grad_logprobs is not None:
+        grad.scatter_add_(1, token_ids[:, None], grad_logprobs[:, None])
+    if temperature != 1:
+        grad /= temperature
+    size = grad.shape[1]
     with precision(model):
-        logits = functional.linear(hidden.to(head.weight.dtype), head.weight[:vocabulary_size])
-    return logits.float() / temperature
+        compute = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else weight.dtype
+        grad, inputs = grad.to(compute), hidden.to(compute)
+        grad_hidden = (grad @ weight[:size].to(compute)).to(hidden.dtype)
+    if weight.requires_grad:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        if weight.dtype == compute:
+            weight.grad[:size].addmm_(grad.T, inputs)
+        else:
+            weight.grad[:size] += grad.T @ inputs
+    return grad_hidden
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:

@@ -23,7 +23,7 @@ from dgpo_cli.errors import ConfigError
 class Need(Enum):
     """Signals that the trainer computes, without gradient, before the loss."""
 
-    TEACHER_DISTRIBUTION = auto()  # full-vocabulary logits at every trained token with kl_weight > 0
+    TEACHER_DISTRIBUTION = auto()  # over the vocabulary, at every trained token with kl_weight > 0
     TEACHER_LOGPROBS = auto()  # of the written token only
     REFERENCE_LOGPROBS = auto()  # under the policy as it was when training began
     REWARD = auto()
@@ -61,7 +61,7 @@ class TokenBatch:
 
     token_ids: Tensor  # [n]
     logprobs: Tensor  # [n] student log p(token), with gradient
-    logits: Tensor  # [n, V] student, with gradient, float32, entries outside the tokenizer at -inf
+    log_probs: Tensor  # [n, V] student, with gradient apart from that of `logprobs`, float32; -inf where excluded
     weights: Tensor  # [n]
     sequence_index: Tensor  # [n] which sequence of the micro-batch
     by_student: Tensor | None = None  # [n] bool: never put a likelihood term there
@@ -69,7 +69,7 @@ class TokenBatch:
     sampling_logprobs: Tensor | None = None  # [n] of the distribution that the engine drew the token from
     sequence_log_ratio: Tensor | None = None  # [n] of the token's sequence, without gradient
     teacher_logprobs: Tensor | None = None  # [n]
-    teacher_logits: Tensor | None = None  # [n, V] float32; None in RL where every kl_weight is 0
+    teacher_log_probs: Tensor | None = None  # [n, V] float32; None in RL where every kl_weight is 0
     reference_logprobs: Tensor | None = None  # [n]
     advantages: Tensor | None = None  # [n] whitened
     returns: Tensor | None = None  # [n]

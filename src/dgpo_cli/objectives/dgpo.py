@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dgpo_cli.core.types import Score
 from dgpo_cli.objectives.base import Need, TokenBatch
-from dgpo_cli.objectives.divergence import kl, log_probs
+from dgpo_cli.objectives.divergence import kl
 from dgpo_cli.objectives.ppo import PPO
 
 
@@ -53,7 +53,7 @@ class DGPO(PPO):
     def token_kl(self, tokens: TokenBatch, acts: Tensor) -> tuple[str, Tensor]:
         if self.kl_target is not Need.TEACHER_DISTRIBUTION:
             return super().token_kl(tokens, acts)
-        if tokens.teacher_logits is None:  # spared, since no token of the micro-batch follows the teacher
+        if tokens.teacher_log_probs is None:  # spared, since no token of the micro-batch follows the teacher
             return "reverse_kl", torch.zeros_like(tokens.logprobs)
-        exact = kl(log_probs(tokens.logits), log_probs(tokens.teacher_logits))
+        exact = kl(tokens.log_probs, tokens.teacher_log_probs)
         return "reverse_kl", torch.where(acts, exact, 0.0)

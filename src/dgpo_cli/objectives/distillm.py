@@ -17,7 +17,6 @@ from typing import Literal
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives import divergence
 from dgpo_cli.objectives.base import Need, Objective, TokenBatch, TokenLoss
-from dgpo_cli.objectives.divergence import log_probs
 
 _CODE = "DistiLLM's code (d47e77f)"
 
@@ -82,8 +81,8 @@ class DistiLLM(Objective):
         return self.config.capacity if self.on_policy else 0
 
     def loss(self, tokens: TokenBatch) -> TokenLoss:
-        assert tokens.teacher_logits is not None
-        teacher, student = log_probs(tokens.teacher_logits), log_probs(tokens.logits)
+        assert tokens.teacher_log_probs is not None
+        teacher, student = tokens.teacher_log_probs, tokens.log_probs
         if self.config.divergence == "total-variation":
             name, loss = "total_variation", divergence.total_variation(teacher, student)
         elif self.config.divergence == "skew-reverse-kl":

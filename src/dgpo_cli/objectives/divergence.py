@@ -1,12 +1,14 @@
 """Divergences between next-token distributions: log-probabilities [n, V] in, nats per token [n] out, in float32.
 
 A token without probability under p adds nothing and gets no gradient, also where its log-probability is -inf: the
-product 0 * -inf would be NaN in the value or, if masked only after the product, in the gradient.
+product 0 * -inf would be NaN in the value or, if masked only after the product, in the gradient. KL and entropy have
+their derivative written out, because autograd would keep four tensors [n, V] for it.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +19,35 @@ def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return (logits.float() / temperature).log_softmax(dim=-1)
 
 
+class _KL(torch.autograd.Function):
+    """KL(p || q) [n]; d / d log p(v) = p(v) (log p(v) - log q(v) + 1), d / d log q(v) = -p(v)."""
+
+    @staticmethod
+    def forward(ctx: Any, log_p: Tensor, log_q: Tensor) -> Tensor:
+        ctx.save_for_backward(log_p, log_q)
+        p = log_p.exp()
+        return _gap(log_p, log_q, p).mul_(p).sum(dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        log_p, log_q = ctx.saved_tensors
+        p = log_p.exp()
+        first = _gap(log_p, log_q, p).add_(1).mul_(p).mul_(grad[..., None]) if ctx.needs_input_grad[0] else None
+        second = p.mul_(-grad[..., None]) if ctx.needs_input_grad[1] else None
+        return first, second
+
+
+def _gap(log_p: Tensor, log_q: Tensor, p: Tensor) -> Tensor:
+    return (log_p - log_q).masked_fill_(p == 0, 0.0)
+
+
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q); infinite where q excludes a token of p."""
-    p = log_p.exp()
-    return (p * torch.where(p > 0, log_p - log_q, 0.0)).sum(dim=-1)
+    return _KL.apply(log_p, log_q)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def entropy(log_p: Tensor) -> Tensor:
-    p = log_p.exp()
-    return -(p * torch.where(p > 0, log_p, 0.0)).sum(dim=-1)
+    return -kl(log_p, log_p.new_zeros(()))
 
 
 def mixture(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:

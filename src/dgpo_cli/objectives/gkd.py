@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.base import Need, Objective, TokenBatch, TokenLoss
-from dgpo_cli.objectives.divergence import generalized_jsd, log_probs
+from dgpo_cli.objectives.divergence import generalized_jsd
 
 _PAPER = "Agarwal et al. 2024, table A.1"
 
@@ -57,6 +57,6 @@ class GKD(Objective):
         return self.config.seq_kd
 
     def loss(self, tokens: TokenBatch) -> TokenLoss:
-        assert tokens.teacher_logits is not None
-        divergence = generalized_jsd(log_probs(tokens.teacher_logits), log_probs(tokens.logits), self.config.beta)
+        assert tokens.teacher_log_probs is not None
+        divergence = generalized_jsd(tokens.teacher_log_probs, tokens.log_probs, self.config.beta)
         return TokenLoss({"policy": divergence}, {"generalized_jsd": divergence.detach()})

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.base import Need, Objective, TokenBatch, TokenLoss
-from dgpo_cli.objectives.divergence import kl, log_probs
+from dgpo_cli.objectives.divergence import kl
 
 
 class KD(Objective):
@@ -45,8 +45,8 @@ class KD(Objective):
         loss = self.config.ce_weight * -tokens.logprobs
         metrics = {}
         if self.config.kl_weight:
-            assert tokens.teacher_logits is not None
-            divergence = kl(log_probs(tokens.teacher_logits), log_probs(tokens.logits))
+            assert tokens.teacher_log_probs is not None
+            divergence = kl(tokens.teacher_log_probs, tokens.log_probs)
             loss = loss + self.config.kl_weight * divergence
             metrics["forward_kl"] = divergence.detach()
         return TokenLoss({"policy": loss}, metrics)

@@ -19,7 +19,7 @@ from torch import Tensor
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.advantage import clipped_policy_loss, k1
 from dgpo_cli.objectives.base import Credit, Episode, Need, Objective, TokenBatch, TokenLoss
-from dgpo_cli.objectives.divergence import kl, log_probs
+from dgpo_cli.objectives.divergence import kl
 
 _CODE = "MiniLLM's code (4f2a9de)"
 
@@ -91,8 +91,8 @@ class MiniLLM(Objective):
         )
         metrics = {"clip_fraction": clipped}
         if self.config.single_step_weight:
-            assert tokens.teacher_logits is not None
-            exact = kl(log_probs(tokens.logits), log_probs(tokens.teacher_logits))
+            assert tokens.teacher_log_probs is not None
+            exact = kl(tokens.log_probs, tokens.teacher_log_probs)
             policy = policy + self.config.single_step_weight * exact
             metrics["reverse_kl"] = exact.detach()
         return TokenLoss({"policy": policy}, metrics)

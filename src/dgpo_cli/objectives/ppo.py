@@ -23,7 +23,7 @@ from dgpo_cli.core.types import Score
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.advantage import clipped_policy_loss, clipped_value_loss, gae, k1, k3
 from dgpo_cli.objectives.base import Credit, Episode, Need, Objective, TokenBatch, TokenLoss
-from dgpo_cli.objectives.divergence import entropy, log_probs
+from dgpo_cli.objectives.divergence import entropy
 
 KLForm = Literal["k1-reward", "k3-reward", "k1-token", "k2-loss", "k3-loss"]
 _REWARD_FORMS = ("k1-reward", "k3-reward")
@@ -137,7 +137,7 @@ class PPO(Objective):
             "behavior_kl": (tokens.behavior_logprobs - tokens.logprobs).detach(),
         }
         if self.config.entropy_coef:
-            policy = policy - self.config.entropy_coef * entropy(log_probs(tokens.logits))
+            policy = policy - self.config.entropy_coef * entropy(tokens.log_probs)
         if self.kl_target and self.config.kl_form not in _REWARD_FORMS and tokens.kl_weight is not None:
             name, divergence = self.token_kl(tokens, tokens.kl_weight > 0)
             policy = policy + tokens.kl_weight * divergence

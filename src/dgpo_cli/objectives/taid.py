@@ -56,13 +56,13 @@ class TAID(Objective):
         return frozenset({Need.TEACHER_DISTRIBUTION})
 
     def loss(self, tokens: TokenBatch) -> TokenLoss:
-        assert tokens.teacher_logits is not None
-        student = tokens.logits.detach().float()
+        assert tokens.teacher_log_probs is not None
+        student = tokens.log_probs.detach()
         # An id that both models exclude is at -inf; with t = 0 or 1 its product would be NaN.
-        target = student if self.t == 0 else tokens.teacher_logits.float()
+        target = student if self.t == 0 else tokens.teacher_log_probs
         if 0 < self.t < 1:
             target = (1 - self.t) * student + self.t * target
-        divergence = kl(log_probs(target), log_probs(tokens.logits))
+        divergence = kl(log_probs(target), tokens.log_probs)
         metrics = {"kl_to_target": divergence.detach(), "t": divergence.detach() * 0 + self.t}
         return TokenLoss({"policy": divergence}, metrics)
 

@@ -19,6 +19,7 @@ from dgpo_cli.models.aliases import ALIASES
 from dgpo_cli.models.load import LoadedModel, ModelSource, load_model, resolve, write_model
 from dgpo_cli.models.model_card import CardFacts, Measurement, Stage, render
 from dgpo_cli.pipelines.benchmarks import weights_digest
+from dgpo_cli.pipelines.settings import deviations
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPACE_FACTOR = 1.1  # ours: tokenizer and card beside the weights
@@ -93,9 +94,8 @@ def history(source: ModelSource, runs_root: Path) -> tuple[list[Stage], str]:
         student, teacher = config.get("student"), config.get("teacher")
         method = str(config.get("method", read_run(run)["command"]))
         text = (run / "config.toml").read_text(encoding="utf-8")
-        stages.insert(
-            0, Stage(run.name, method, _public(student), None if teacher is None else _public(teacher), _relative(text))
-        )
+        reader = None if teacher is None else _public(teacher)
+        stages.insert(0, Stage(run.name, method, _public(student), reader, _relative(text), deviations(config)))
         if not isinstance(student, str):
             return stages, "random weights"
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from dgpo_cli.objectives import registry
 from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings, team
 from dgpo_cli.pipelines.distill_data import TrajectorySet, read_trajectories
+from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.guarding import Guarding
-from dgpo_cli.pipelines.settings import KDSettings
+from dgpo_cli.pipelines.settings import KDSettings, deviations
 from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.train.batch import Sample, micro_batches, pad
+from dgpo_cli.train.batch import Sample, micro_batches, pack
 from dgpo_cli.train.collapse import Guard
 from dgpo_cli.train.devices import inference_dtype, training_device, world
 from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
@@ -60,6 +62,7 @@ def run_kd(
     keep: int,
     progress: Progress | None,
     warn: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> dict[str, Any]:
     """Load what the settings name, and train."""
     device = training_device(settings.device)
@@ -87,6 +90,7 @@ def run_kd(
         keep=keep,
         progress=progress,
         warn=warn,
+        say=say,
     )
 
 
@@ -110,6 +114,7 @@ def distil(
     keep: int = 1,
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> dict[str, Any]:
     """Train `student` on `data`; see `run_training` for the result.
 
@@ -117,13 +122,16 @@ def distil(
     the search loop decides which weights are the best. Raises ConfigError where the student is to write and there is no
     `retriever`.
     """
+    run.note(deviations=deviations(asdict(settings)))
     protocol = Protocol.from_json(data.protocol)
     codec = Codec(student.tokenizer, protocol)
     objective = make_objective(settings)
     training, validation = split(data.trajectories, settings.validation_share, settings.seed)
     stored = TeacherTrajectories(training, settings.batch_size, settings.seed)
     steps = settings.steps or settings.epochs * stored.steps_per_epoch
-    optimizer = OptimizerSettings(settings.lr, settings.warmup_steps, settings.schedule, beta2=settings.beta2)
+    optimizer = OptimizerSettings(
+        settings.lr, settings.optimizer, settings.warmup_steps, settings.schedule, beta2=settings.beta2
+    )
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(student.model)
     learner = Learner(
@@ -137,6 +145,16 @@ def distil(
         chunk_tokens=settings.chunk_tokens,
         world=world(),
     )
+    if settings.fit:
+        longest = max(len(t.token_ids) for t in training)
+        fit(
+            run,
+            learner,
+            length=max(longest, settings.rollout.max_tokens) if searches(objective) else longest,
+            sequences=settings.batch_size,
+            limit_gib=settings.fit_gib,
+            say=say,
+        )
     agent: Agent | None = None
     source: Source = stored
     if retriever is not None:
@@ -212,8 +230,8 @@ def nll(learner: Learner, trajectories: Sequence[Trajectory]) -> float:
     samples = [Sample.of(trajectories[i]) for i in mine]
     total, count = 0.0, 0
     for group in micro_batches(samples, learner.micro_batch_tokens):
-        batch = pad([samples[i] for i in group], learner.codec.pad_id, learner.device)
-        hidden = batch.flatten(hidden_states(learner.student, batch.input_ids, batch.attention_mask))
+        batch = pack([samples[i] for i in group], learner.device)
+        hidden = batch.flatten(hidden_states(learner.student, batch.packed))
         logprobs = token_logprobs(
             learner.student,
             hidden,

@@ -1,6 +1,6 @@
 """Memory of a training step from sizes alone. docs/plan.md derives every term; nothing here is fitted to a machine.
 
-Symbols: M padded tokens of a micro-batch, N trained tokens of it, n of a vocabulary chunk, V and H and I and Q the
+Symbols: M tokens of a micro-batch, N trained tokens of it, n of a vocabulary chunk, V and H and I and Q the
 widths of vocabulary, hidden state, feed-forward layer and queries. All figures are bytes.
 """
 
@@ -15,7 +15,7 @@ CUDA_CONTEXT = 1.0e9  # assumed: context, kernels and workspaces of the librarie
 FRAGMENTATION = 0.05  # assumed: share of the rest that PyTorch's caching allocator holds without using it
 PREFILL_TOKENS = 16_384  # new tokens of one forward pass (engine/schedule.py)
 # [n, V] float32 buffers of one vocabulary chunk at its highest, counted in the code of the losses (docs/plan.md).
-_BUFFERS_KD, _BUFFERS_POLICY, _BUFFERS_FULL_KL = 7, 6, 9
+_BUFFERS_CE, _BUFFERS_POLICY, _BUFFERS_KD, _BUFFERS_FULL_KL = 2.0, 3.25, 4.25, 5.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,12 @@ class Job:
     capacity: int  # tokens of one episode
     checkpointing: bool
     accelerated: bool  # bf16 autocast over float32 weights, as on CUDA; else float32 throughout
+    shared_critic: bool = False  # a head on the student's hidden states instead of a model
+    adam_8bit: bool = False
+
+    @property
+    def own_critic(self) -> bool:
+        return self.rl and not self.shared_critic
 
     @property
     def compute(self) -> int:
@@ -44,14 +50,16 @@ class Job:
 def by_part(job: Job) -> dict[str, float]:
     """Bytes by part at the highest point of a step. Parts add up to the total; `work` ones never coincide."""
     student = job.student
-    critic = critic_trained(student) if job.rl else 0
+    critic = critic_trained(student) if job.own_critic else student.hidden + 1 if job.rl else 0
     trained = student.parameters + critic
-    frozen_head = student.head_parameters if job.rl and not student.tied else 0  # the critic's unused output layer
+    frozen_head = (
+        student.head_parameters if job.own_critic and not student.tied else 0
+    )  # the critic's unused output layer
     parts: dict[str, float] = {
         "student weights": FLOAT * student.parameters,
         "critic weights": FLOAT * (critic + frozen_head),
         "gradients": FLOAT * trained,
-        "optimizer": 2 * FLOAT * trained,
+        "optimizer": moments(job, trained),
         "teacher": reader_bytes(job),
         "reference": FLOAT * student.parameters if job.reference else 0,
         "KV cache": kv_cache(job),
@@ -65,6 +73,16 @@ def by_part(job: Job) -> dict[str, float]:
 def critic_trained(student: Shape) -> int:
     """Parameters of the critic that train: the body, the embedding, and a head of width 1."""
     return student.body + student.head_parameters + student.hidden + 1
+
+
+def moments(job: Job, trained: int) -> float:
+    """Two for every trained value: float32, or a byte and a 256th of a float32 scale. Embeddings stay in float32, and
+    so do norms and biases, which are counted as if they did not.
+    """
+    if not job.adam_8bit:
+        return 2 * FLOAT * trained
+    wide = job.student.head_parameters * (2 if job.own_critic else 1)
+    return 2 * FLOAT * wide + 2 * (1 + FLOAT / 256) * (trained - wide)
 
 
 def reader_bytes(job: Job) -> float:
@@ -100,7 +118,7 @@ def activations(job: Job) -> float:
     shape = job.student
     layer = kept_per_token(shape, accelerated=job.accelerated)
     per_token = shape.layers * (FLOAT * shape.hidden if job.checkpointing else layer)
-    models = 2 if job.rl else 1
+    models = 2 if job.own_critic else 1
     weights_in_half = HALF * shape.layers * shape.layer_linear if job.accelerated and not job.checkpointing else 0
     edges = 4 * FLOAT * shape.hidden  # embedding, last norm
     return models * (job.tokens * (per_token + edges) + weights_in_half)
@@ -113,7 +131,7 @@ def _work(job: Job) -> dict[str, float]:
     """
     shape = job.student
     kept = activations(job)
-    flat = (4 if job.rl else 3) * FLOAT * job.trained * shape.hidden  # hidden states, their copy and gradients
+    flat = (4 if job.own_critic else 3) * FLOAT * job.trained * shape.hidden  # hidden states, their copy and gradients
     if job.distribution and job.reader is not None:
         flat += job.compute * job.trained * job.reader.hidden
     layer = job.tokens * (
@@ -140,15 +158,17 @@ def _work(job: Job) -> dict[str, float]:
 
 
 def vocabulary_chunk(job: Job) -> float:
-    """Logits and what the loss makes of them, or the output layer's gradient beside what the chunk still holds."""
+    """Distributions and what the loss makes of them; in 16 bit also the output layer, or later its gradient."""
     logits = FLOAT * min(job.chunk, job.trained) * job.student.vocabulary
-    buffers = _BUFFERS_KD if not job.rl else _BUFFERS_FULL_KL if job.distribution else _BUFFERS_POLICY
-    if not job.rl and not job.distribution:
-        buffers = 4
-    held = 3 if job.distribution else 2
-    head_gradient = 2 * FLOAT * job.student.head_parameters
-    half = job.compute * job.student.head_parameters if job.accelerated else 0
-    return max(buffers * logits, held * logits + head_gradient) + half
+    if job.rl:
+        buffers = _BUFFERS_FULL_KL if job.distribution else _BUFFERS_POLICY
+    else:
+        buffers = _BUFFERS_KD if job.distribution else _BUFFERS_CE
+    if not job.accelerated:
+        return buffers * logits
+    half = HALF * job.student.head_parameters
+    held = 3.5 if job.distribution else 2.5  # a half: the gradient in 16 bit
+    return max(buffers * logits + half, held * logits + 2 * half)
 
 
 def logprob_chunk(job: Job) -> float:

@@ -112,6 +112,8 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
         capacity=rollout.max_tokens,
         checkpointing=settings.gradient_checkpointing,
         accelerated=True,
+        shared_critic=rl and settings.critic == "shared",
+        adam_8bit=settings.optimizer == "adamw-8bit",
     )
     speed = Speed(
         job.student,
@@ -121,6 +123,7 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
         card,
         eight_bit=settings.teacher_8bit,
         critic=rl,
+        shared_critic=job.shared_critic,
         reference=job.reference,
         checkpointing=job.checkpointing,
     )
@@ -141,6 +144,10 @@ def _remedies(settings: Any) -> dict[str, str]:
         found["KV cache"] = f"-o rollout.wave={settings.rollout.wave // 2}"
     if isinstance(settings, DistillDataSettings):
         return found
+    if settings.optimizer == "adamw":
+        found["optimizer"] = "-o optimizer=adamw-8bit"
+    if isinstance(settings, RLSettings) and settings.critic == "own":
+        found["critic weights"] = "-o critic=shared"
     if not settings.gradient_checkpointing:
         found["activations"] = "-o gradient_checkpointing=true"
     elif settings.micro_batch_tokens > settings.rollout.max_tokens:
@@ -178,8 +185,9 @@ def require_fit(plans: list[StagePlan], card: Card) -> None:
         parts = sorted(stage.parts.items(), key=lambda item: -item[1])
         largest, size = parts[0]
         reducible = [name for name, _ in parts if name in stage.remedies]
-        # Generous: 8 bit halves a teacher at best, and anything else cannot shrink below nothing.
-        spared = sum(stage.parts[name] * (0.5 if name == "teacher" else 1.0) for name in reducible)
+        # Generous: 8 bit halves a teacher and quarters moments at best, anything else cannot shrink below nothing.
+        shares = {"teacher": 0.5, "optimizer": 0.75}
+        spared = sum(stage.parts[name] * shares.get(name, 1.0) for name in reducible)
         hint = "no setting makes this fit: take a larger card, or smaller models"
         if stage.total - spared <= card.gib * GIB:
             hint = f"try {stage.remedies[reducible[0]]}"

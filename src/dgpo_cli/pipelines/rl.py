@@ -5,22 +5,24 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question
+from dgpo_cli.engine.inprocess import InProcessEngine
 from dgpo_cli.errors import ConfigError, ModelError
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.critic import Critic
+from dgpo_cli.models.critic import Critic, SharedCritic
 from dgpo_cli.models.load import LoadedModel, load_model, load_tokenizer, require_same_tokenizer, resolve
 from dgpo_cli.objectives import registry
 from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings, team
+from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.guarding import Guarding
-from dgpo_cli.pipelines.settings import RLSettings
+from dgpo_cli.pipelines.settings import RLSettings, deviations
 from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions, training_set
 from dgpo_cli.retrieval.base import Retriever
@@ -77,6 +79,7 @@ def run_rl(
     keep: int,
     progress: Progress | None,
     warn: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> dict[str, Any]:
     """Load what the settings name, and train."""
     device = training_device(settings.device)
@@ -102,6 +105,7 @@ def run_rl(
         keep=keep,
         progress=progress,
         warn=warn,
+        say=say,
     )
 
 
@@ -148,19 +152,34 @@ def reinforce(
     keep: int = 1,
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> dict[str, Any]:
     """Train `student` on `questions`; see `run_training` for the result. The best weights by validation EM are kept."""
     codec = Codec(student.tokenizer, student.protocol)
     reward = rewards.weighted(settings.reward) if settings.reward else None
-    agent = Agent.of(student.model, codec, retriever, rollout_settings(settings.rollout, settings.seed), reward=reward)
+    run.note(deviations=deviations(asdict(settings)))
     learner = _learner(settings, make_objective(settings), student, teacher, codec)
     objective = learner.objective
+    samples = settings.samples or objective.default_samples
+    rollout = rollout_settings(settings.rollout, settings.seed)
+    if settings.fit:
+        found = fit(
+            run,
+            learner,
+            length=rollout.max_tokens,
+            sequences=settings.batch_size * samples,
+            limit_gib=settings.fit_gib,
+            engine=lambda slots: InProcessEngine(student.model, codec, slots=slots, capacity=rollout.max_tokens),
+            say=say,
+        )
+        rollout = replace(rollout, wave=found.wave or rollout.wave)
+    agent = Agent.of(student.model, codec, retriever, rollout, reward=reward)
     source = Rollouts(
         questions,
         settings.batch_size,
         settings.seed,
         roll=team(agent, learner.world),
-        samples=settings.samples or objective.default_samples,
+        samples=samples,
         differing=objective.replaces_uninformative,
     )
     plan = Plan(
@@ -189,7 +208,8 @@ def _learner(
     settings: RLSettings, objective: Objective, student: LoadedModel, teacher: LoadedModel | None, codec: Codec
 ) -> Learner:
     updates = settings.steps * settings.mini_batches
-    policy = OptimizerSettings(settings.lr, settings.warmup_steps * settings.mini_batches, beta2=settings.beta2)
+    warmup = settings.warmup_steps * settings.mini_batches
+    policy = OptimizerSettings(settings.lr, settings.optimizer, warmup, beta2=settings.beta2)
     learner = Learner(
         objective=objective,
         codec=codec,
@@ -205,12 +225,16 @@ def _learner(
     if Need.REFERENCE_LOGPROBS in objective.needs:
         learner.reference = deepcopy(student.model).eval().requires_grad_(False)
     if Need.VALUES in objective.needs:
-        learner.critic = Critic(deepcopy(student.model), seed=settings.seed)
+        shared = settings.critic == "shared"
+        learner.critic = (
+            SharedCritic(student.model, seed=settings.seed)
+            if shared
+            else Critic(deepcopy(student.model), seed=settings.seed)
+        )
         critic_warmup = settings.critic_warmup_lr_steps * settings.mini_batches
-        critic = OptimizerSettings(settings.critic_lr, critic_warmup, beta2=settings.beta2)
+        critic = OptimizerSettings(settings.critic_lr, settings.optimizer, critic_warmup, beta2=settings.beta2)
         learner.value_optimizer = Optimizer(learner.critic, critic, updates)
     if settings.gradient_checkpointing:
-        enable_gradient_checkpointing(student.model)
-        if learner.critic is not None:
-            enable_gradient_checkpointing(learner.critic.backbone)
+        for body in learner.bodies:
+            enable_gradient_checkpointing(body)
     return learner

@@ -6,13 +6,16 @@ used for the cold start, "ours" where neither says anything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from dgpo_cli.engine.model_server import ServerAccess
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.models.critic import CriticKind
 from dgpo_cli.retrieval.rerank import RerankConfig
 from dgpo_cli.train.collapse import CollapseSettings, OnCollapse
+from dgpo_cli.train.learner import OptimizerKind
 
 EngineName = Literal["transformers", "vllm"]
 
@@ -75,14 +78,17 @@ class KDSettings:
     schedule: Literal["constant", "cosine", "linear"] = "cosine"  # TAID
     warmup_steps: int = 0  # TAID
     beta2: float = 0.999  # TAID, of AdamW
+    optimizer: OptimizerKind = "adamw"  # TAID; adamw-8bit keeps its moments in 8 bit
     validation_share: float = 0.05  # ours
     index: str | None = None  # for what the student searches: methods that let it write, and eval_questions
     eval_questions: str | None = None  # the best weights by EM on these instead of likelihood (ours)
     eval_limit: int = 256  # ours
     eval_every: int | None = None  # steps; once per epoch by default (ours)
     micro_batch_tokens: int = 16_384  # ours
-    chunk_tokens: int = 1_024  # ours, tokens whose logits exist at once
+    chunk_tokens: int = 256  # ours, tokens whose distributions exist at once
     gradient_checkpointing: bool = False
+    fit: bool = False  # micro_batch_tokens (and rollout.wave in rl) as large as the memory allows
+    fit_gib: float | None = None  # the memory that `fit` may use; what is free by default
     teacher_8bit: bool = False
     on_collapse: OnCollapse = "warn"  # ours
     seconds: float | None = None
@@ -121,12 +127,16 @@ class RLSettings:
     critic_warmup_lr_steps: int = 15  # paper, 0.015 of 1000
     critic_warmup_steps: int = 0  # paper
     beta2: float = 0.999  # paper, of AdamW
+    optimizer: OptimizerKind = "adamw"  # paper; adamw-8bit keeps its moments in 8 bit
+    critic: CriticKind = "own"  # paper; shared is a head on the student's hidden states
     eval_every: int = 200  # paper
     eval_questions: int = 256  # ours
     save_every: int = 50  # paper
     micro_batch_tokens: int = 16_384  # ours
-    chunk_tokens: int = 1_024  # ours, tokens whose logits exist at once
+    chunk_tokens: int = 256  # ours, tokens whose distributions exist at once
     gradient_checkpointing: bool = False
+    fit: bool = False  # micro_batch_tokens (and rollout.wave in rl) as large as the memory allows
+    fit_gib: float | None = None  # the memory that `fit` may use; what is free by default
     teacher_8bit: bool = False
     on_collapse: OnCollapse = "warn"  # ours
     seed: int = 0
@@ -137,6 +147,15 @@ class RLSettings:
 
     def __post_init__(self) -> None:
         _positive(self, "lr", "critic_lr", "batch_size", "mini_batches", "steps", "micro_batch_tokens", "chunk_tokens")
+
+
+def deviations(config: Mapping[str, object]) -> list[str]:
+    """What a run with these settings does otherwise than the paper's algorithm, for its record and its model's card."""
+    known = {
+        ("critic", "shared"): "the critic is a head on the student's hidden states, not a model of its own",
+        ("optimizer", "adamw-8bit"): "AdamW keeps its moments in 8 bit",
+    }
+    return [text for (name, value), text in known.items() if config.get(name) == value]
 
 
 def _positive(settings: object, *names: str) -> None:

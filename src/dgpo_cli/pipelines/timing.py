@@ -42,6 +42,7 @@ class Speed:
     card: Card
     eight_bit: bool = False
     critic: bool = False
+    shared_critic: bool = False  # a head on the writer's hidden states
     reference: bool = False
     checkpointing: bool = False
 
@@ -60,8 +61,8 @@ def seconds_by_phase(speed: Speed) -> dict[str, float]:
     tokens = speed.episodes * total
     arithmetic = ARITHMETIC * speed.card.flops
     forward = 2 * tokens * speed.writer.parameters / arithmetic
-    models = 2 if speed.critic else 1
-    signals = forward * ((1 + speed.reference + 1) if speed.critic else 0)
+    models = 2 if speed.critic and not speed.shared_critic else 1
+    signals = forward * (models + speed.reference) if speed.critic else 0.0
     if speed.reader is not None:
         share = WRONG if speed.critic else 1.0
         signals += share * 2 * tokens * speed.reader.parameters / arithmetic

@@ -1,6 +1,6 @@
-"""Trajectories to padded model input to flat trained tokens. The only file that pads, shifts or masks.
+"""Trajectories to packed model input to flat trained tokens. The only file that packs, shifts or masks.
 
-Shapes: B sequences, T padded length, N trained tokens of the batch, L tokens of one trajectory.
+Shapes: B sequences, M tokens of them, N trained tokens of the batch, L tokens of one trajectory.
 Per-token tensors of a `Sample` are about the token at their index; the model's output that predicts token t sits at
 position t - 1, and only `Batch.flatten` knows that.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dgpo_cli.core.types import Trajectory
+from dgpo_cli.models.packed import Packed
 
 
 @dataclass(slots=True)
@@ -48,12 +49,11 @@ class Sample:
 
 @dataclass(slots=True)
 class Batch:
-    """Right-padded sequences and the N written tokens in them, row by row."""
+    """Sequences laid end to end and the N written tokens in them, sequence by sequence."""
 
     samples: Sequence[Sample]
-    input_ids: Tensor  # [B, T]
-    attention_mask: Tensor  # [B, T]
-    trained: Tensor  # [B, T] bool, True where the token itself is trained on (never at t = 0)
+    packed: Packed
+    trained: Tensor  # [M] bool, True where the token itself is trained on (never the first of a sequence)
 
     @property
     def needs_teacher(self) -> bool:
@@ -61,12 +61,12 @@ class Batch:
 
     @property
     def token_ids(self) -> Tensor:
-        return self.input_ids[self.trained]  # [N]
+        return self.packed.input_ids[self.trained]  # [N]
 
     @property
     def sequence_index(self) -> Tensor:
-        rows = torch.arange(len(self.samples), device=self.input_ids.device)
-        return rows[:, None].expand_as(self.trained)[self.trained]  # [N]
+        lengths = torch.tensor(self.packed.lengths, device=self.trained.device)
+        return torch.arange(len(lengths), device=self.trained.device).repeat_interleave(lengths)[self.trained]  # [N]
 
     @property
     def weights(self) -> Tensor:
@@ -81,18 +81,18 @@ class Batch:
         return self._per_sequence([float(s.by_student) for s in self.samples]).bool()  # [N]
 
     def _per_sequence(self, values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self.input_ids.device)[self.sequence_index]
+        return torch.tensor(values, dtype=torch.float32, device=self.trained.device)[self.sequence_index]
 
     def field(self, name: str) -> Tensor | None:
         """A per-token field [N] of all samples, or None where the samples do not carry it."""
         if name not in self.samples[0].fields:
             return None
         parts = [s.fields[name][: s.length][s.written[: s.length]] for s in self.samples]
-        return torch.cat(parts).to(self.input_ids.device)
+        return torch.cat(parts).to(self.trained.device)
 
     def flatten(self, output: Tensor) -> Tensor:
-        """Model output [B, T, ...] to the rows that predict the trained tokens [N, ...]."""
-        return output[:, :-1][self.trained[:, 1:]]
+        """Model output [M, ...] to the rows that predict the trained tokens [N, ...]."""
+        return output[:-1][self.trained[1:]]
 
     def unflatten(self, values: Tensor) -> list[Tensor]:
         """Per-token values [N] back to one full-length tensor [L] per sample on the CPU, zero where not written."""
@@ -106,26 +106,20 @@ class Batch:
         return full
 
 
-def pad(samples: Sequence[Sample], pad_id: int, device: torch.device) -> Batch:
-    width = max(sample.length for sample in samples)
-    input_ids = torch.full((len(samples), width), pad_id)
-    attention_mask = torch.zeros((len(samples), width), dtype=torch.long)
-    trained = torch.zeros((len(samples), width), dtype=torch.bool)
-    for row, sample in enumerate(samples):
-        length = sample.length
-        input_ids[row, :length] = sample.token_ids[:length]
-        attention_mask[row, :length] = 1
-        trained[row, :length] = sample.written[:length]
-    return Batch(samples, input_ids.to(device), attention_mask.to(device), trained.to(device))
+def pack(samples: Sequence[Sample], device: torch.device) -> Batch:
+    packed = Packed.of([sample.token_ids[: sample.length] for sample in samples], device)
+    trained = torch.cat([sample.written[: sample.length] for sample in samples])
+    return Batch(samples, packed, trained.to(device))
 
 
 def micro_batches(samples: Sequence[Sample], token_budget: int) -> list[list[int]]:
-    """Indices of samples that go through the model together: alike in length, at most `token_budget` padded tokens.
+    """Indices of samples that go through the model together: alike in length, at most `token_budget` tokens.
 
     Samples that need the teacher are kept apart from those that do not, so that its pass covers nothing else. A sample
     without a written token appears in no batch.
     """
     groups: list[list[int]] = []
+    tokens = 0  # of the last group
     order = sorted(
         (i for i, sample in enumerate(samples) if sample.length),
         key=lambda i: (samples[i].kl_weight == 0, -samples[i].length, i),
@@ -135,8 +129,10 @@ def micro_batches(samples: Sequence[Sample], token_budget: int) -> list[list[int
         if groups:
             first = samples[groups[-1][0]]
             same = (first.kl_weight == 0) == (sample.kl_weight == 0)
-            if same and first.length * (len(groups[-1]) + 1) <= token_budget:
+            if same and tokens + sample.length <= token_budget:
                 groups[-1].append(index)
+                tokens += sample.length
                 continue
         groups.append([index])
+        tokens = sample.length
     return groups

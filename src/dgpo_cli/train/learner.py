@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.optim import AdamW
 from transformers import PreTrainedModel
 
-from dgpo_cli.errors import TrainingError
+from dgpo_cli.errors import ConfigError, TrainingError
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.critic import Critic
+from dgpo_cli.models.critic import Critic, SharedCritic
+from dgpo_cli.models.packed import packed_attention
 from dgpo_cli.objectives.base import Objective
+from dgpo_cli.train import eight_bit_adam
 from dgpo_cli.train.replay import ReplayBuffer
 from dgpo_cli.train.shard import full, like, shard, split
 from dgpo_cli.train.world import ALONE, World
 
 Schedule = Literal["constant", "cosine", "linear"]
+OptimizerKind = Literal["adamw", "adamw-8bit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class OptimizerSettings:
     """AdamW as in the reference (betas 0.9 / 0.999, weight decay 0.01, gradient norm clipped at 1)."""
 
     lr: float
+    kind: OptimizerKind = "adamw"
     warmup_steps: int = 0
     schedule: Schedule = "constant"
     weight_decay: float = 0.01
@@ -45,18 +50,20 @@ class OptimizerSettings:
         return self.lr * (left if self.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left)))
 
 
+_MOMENTS = {"exp_avg", "exp_avg_sq", *eight_bit_adam.TENSORS}
+
+
 class Optimizer:
     """AdamW over one module, with its own schedule, clipping and refusal of gradients that are not finite."""
 
     def __init__(self, module: torch.nn.Module, settings: OptimizerSettings, total_updates: int) -> None:
         self.settings, self.total_updates, self.updates = settings, total_updates, 0
         self.names, self.parameters = _trainable(module)
-        self.adam = torch.optim.AdamW(
-            self.parameters,
-            lr=settings.lr,
-            betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
+        self.adam: torch.optim.Optimizer = (
+            eight_bit_adam.make(module, self.parameters) if settings.kind == "adamw-8bit" else AdamW(self.parameters)
         )
+        for group in self.adam.param_groups:
+            group |= {"betas": (settings.beta1, settings.beta2), "weight_decay": settings.weight_decay}
 
     def take(self, module: torch.nn.Module) -> None:
         """Move on with the module's parameters as they are now; there are no moments yet."""
@@ -79,14 +86,19 @@ class Optimizer:
         self.updates += 1
         return {f"{what}_lr": lr, f"{what}_grad_norm": norm}
 
+    def state_bytes(self) -> int:
+        """What the moments take once there has been an update."""
+        groups = self.adam.param_groups
+        return sum(2 * p.numel() * group.get("optim_bits", 32) // 8 for group in groups for p in group["params"])
+
     def tensors(self) -> dict[str, Tensor]:
-        """Moments by parameter name, for a checkpoint. Every process has to ask for them."""
+        """Moments, and the scales of 8-bit ones, by parameter name; for a checkpoint. Every process has to ask."""
         state = self.adam.state
         return {
-            f"{moment}.{name}": full(state[parameter][moment])
+            f"{moment}.{name}": full(value)
             for name, parameter in zip(self.names, self.parameters, strict=True)
-            if parameter in state
-            for moment in ("exp_avg", "exp_avg_sq")
+            for moment, value in state.get(parameter, {}).items()
+            if moment in _MOMENTS
         }
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
@@ -95,12 +107,14 @@ class Optimizer:
         self.adam.state.clear()
         if not updates:
             return
+        if self.settings.kind == "adamw-8bit":
+            eight_bit_adam.begin(self.adam, updates)
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            self.adam.state[parameter] = {
-                "step": torch.tensor(float(updates)),
-                "exp_avg": like(parameter, tensors[f"exp_avg.{name}"]),
-                "exp_avg_sq": like(parameter, tensors[f"exp_avg_sq.{name}"]),
-            }
+            state = self.adam.state[parameter]
+            if not state:
+                state |= {"step": torch.tensor(float(updates)), "exp_avg": None, "exp_avg_sq": None}
+            for moment in _MOMENTS & state.keys():
+                state[moment] = like(parameter, tensors[f"{moment}.{name}"])
 
 
 def _trainable(module: torch.nn.Module) -> tuple[list[str], list[torch.nn.Parameter]]:
@@ -110,16 +124,19 @@ def _trainable(module: torch.nn.Module) -> tuple[list[str], list[torch.nn.Parame
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     """Trade a second forward pass for activation memory, while `training_mode` holds; these models have no dropout."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # The second pass happens inside the backward pass, where nothing else says that its sequences are packed.
+    again = lambda: (nullcontext(), packed_attention(model))  # noqa: E731
+    model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": again})
 
 
 @contextmanager
 def training_mode(learner: Learner) -> Iterator[None]:
     """Checkpointed models in training mode, where alone they checkpoint; a rollout would lose its cache there."""
-    bodies = [learner.student] + ([learner.critic.backbone] if learner.critic is not None else [])
     # The model's own property for it has another name from one release of transformers to the next, and warns.
     checkpointed = [
-        model for model in bodies if any(vars(part).get("gradient_checkpointing", False) for part in model.modules())
+        model
+        for model in learner.bodies
+        if any(vars(part).get("gradient_checkpointing", False) for part in model.modules())
     ]
     for model in checkpointed:
         model.train()
@@ -140,13 +157,18 @@ class Learner:
     policy_optimizer: Optimizer
     teacher: PreTrainedModel | None = None
     reference: PreTrainedModel | None = None
-    critic: Critic | None = None
+    critic: Critic | SharedCritic | None = None
     value_optimizer: Optimizer | None = None
     replay: ReplayBuffer | None = None
     world: World = ALONE  # the processes that train it together
-    micro_batch_tokens: int = 16_384  # padded tokens per forward and backward pass
-    chunk_tokens: int = 1_024  # tokens whose logits exist at once
+    micro_batch_tokens: int = 16_384  # tokens per forward and backward pass
+    chunk_tokens: int = 256  # tokens whose distributions exist at once
     temperature: float = 1.0  # of the rollouts; log-probabilities are taken at the same
+
+    @property
+    def bodies(self) -> list[PreTrainedModel]:
+        """The transformers under training: the student's, and that of a critic of its own."""
+        return [self.student] + ([self.critic.backbone] if isinstance(self.critic, Critic) else [])
 
     @property
     def device(self) -> torch.device:
@@ -161,8 +183,17 @@ class Learner:
         return [self.student] if self.critic is None else [self.student, self.critic]
 
     def shard(self) -> None:
-        """Split what is trained over the processes, where that was asked for; before a saved state is loaded."""
+        """Split what is trained over the processes, where that was asked for; before a saved state is loaded.
+
+        Raises ConfigError for what cannot be split.
+        """
         if self.world.sharded:
+            small = any(optimizer.settings.kind != "adamw" for _, optimizer in self.optimizers())
+            if small or isinstance(self.critic, SharedCritic):
+                raise ConfigError(
+                    f"sharded training does not work with {'adamw-8bit' if small else 'critic = shared'}",
+                    hint="launch without --use_fsdp, or leave out that setting",
+                )
             for model, (_, optimizer) in zip(self.trained(), self.optimizers(), strict=True):
                 shard(model, self.device)
                 with split([model]):

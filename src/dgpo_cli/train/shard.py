@@ -18,6 +18,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from dgpo_cli.models.packed import Packed
+from dgpo_cli.models.vocab import hidden_states
+
 
 def shard(model: nn.Module, device: torch.device) -> None:
     """Split a causal language model, or a critic around one, over all processes; its weights stay whole for now.
@@ -37,10 +40,9 @@ def shard(model: nn.Module, device: torch.device) -> None:
         model.sharded_decoder = MethodType(lambda _, **inputs: decoder(**inputs), model)  # type: ignore[assignment]
         register_fsdp_forward_method(model, "sharded_decoder")
     # The first pass tells the layers who their root is; rollouts begin further down.
-    token = torch.zeros((1, 1), dtype=torch.long, device=device)
+    token = Packed.of([torch.zeros(1, dtype=torch.long)], device)
     with torch.no_grad():
-        run = model.sharded_decoder if model is body else model
-        run(input_ids=token, attention_mask=torch.ones_like(token))  # type: ignore[operator]
+        hidden_states(body, token) if model is body else model(token)
     _unite(model)
 
 

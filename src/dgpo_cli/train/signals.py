@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from dgpo_cli.core.types import Trajectory
 from dgpo_cli.models.vocab import hidden_states, token_logprobs
 from dgpo_cli.objectives.base import Episode, Need
-from dgpo_cli.train.batch import Batch, Sample, micro_batches, pad
+from dgpo_cli.train.batch import Batch, Sample, micro_batches, pack
 from dgpo_cli.train.learner import Learner
+from dgpo_cli.train.step import critic_values
 
 
 def fill(learner: Learner, trajectories: Sequence[Trajectory]) -> list[Episode]:
@@ -22,21 +23,18 @@ def fill(learner: Learner, trajectories: Sequence[Trajectory]) -> list[Episode]:
     """
     objective = learner.objective
     samples = [Sample.of(t, by_student=True) for t in trajectories]
-    behavior = _logprobs(learner, learner.student, samples)
+    behavior, values = _of_student(learner, samples)
     teacher: list[Tensor | None] = [None] * len(samples)
     if Need.TEACHER_LOGPROBS in objective.needs:
         assert learner.teacher is not None, f"{type(objective).__name__} needs a teacher"
         wanted = [i for i, t in enumerate(trajectories) if t.score is not None and objective.wants_teacher(t.score)]
-        scored = _logprobs(learner, learner.teacher, [samples[i] for i in wanted])
+        scored = logprobs(learner, learner.teacher, [samples[i] for i in wanted])
         for i, row in zip(wanted, scored, strict=True):
             teacher[i] = row
     reference: Sequence[Tensor | None] = [None] * len(samples)
     if Need.REFERENCE_LOGPROBS in objective.needs:
         assert learner.reference is not None, f"{type(objective).__name__} needs a reference"
-        reference = _logprobs(learner, learner.reference, samples)
-    values: Sequence[Tensor | None] = [None] * len(samples)
-    if Need.VALUES in objective.needs:
-        values = _values(learner, samples)
+        reference = logprobs(learner, learner.reference, samples)
     episodes = []
     for i, trajectory in enumerate(trajectories):
         assert trajectory.score is not None, f"{trajectory.key} has no score"
@@ -54,40 +52,55 @@ def fill(learner: Learner, trajectories: Sequence[Trajectory]) -> list[Episode]:
     return episodes
 
 
-@torch.no_grad()
-def _each(learner: Learner, samples: Sequence[Sample], compute: object) -> list[Tensor]:
-    """Run `compute(batch) -> [N]` over micro-batches; full-length tensors [L] in the order of `samples`.
+def _of_student(learner: Learner, samples: Sequence[Sample]) -> tuple[list[Tensor], Sequence[Tensor | None]]:
+    """Log-probabilities and, where they are needed, values. A critic that shares the student's body shares its pass."""
+    if Need.VALUES not in learner.objective.needs:
+        return logprobs(learner, learner.student, samples), [None] * len(samples)
 
-    Each process runs a share, and all get every tensor.
+    def compute(batch: Batch) -> tuple[Tensor, Tensor]:
+        hidden = batch.flatten(hidden_states(learner.student, batch.packed))
+        values = critic_values(learner, batch, hidden)
+        assert values is not None, f"{type(learner.objective).__name__} needs a critic"
+        return _written(learner, learner.student, batch, hidden), values
+
+    behavior, values = _each(learner, samples, compute, outputs=2)
+    return behavior, values
+
+
+def logprobs(learner: Learner, model: PreTrainedModel, samples: Sequence[Sample]) -> list[Tensor]:
+    def compute(batch: Batch) -> tuple[Tensor]:
+        return (_written(learner, model, batch, batch.flatten(hidden_states(model, batch.packed))),)
+
+    return _each(learner, samples, compute, outputs=1)[0]
+
+
+def _written(learner: Learner, model: PreTrainedModel, batch: Batch, hidden: Tensor) -> Tensor:
+    """log p [N] of the tokens that were written, from hidden states [N, H]."""
+    return token_logprobs(
+        model,
+        hidden,
+        batch.token_ids,
+        vocabulary_size=learner.codec.vocabulary_size,
+        chunk_size=learner.chunk_tokens,
+        temperature=learner.temperature,
+    )
+
+
+@torch.no_grad()
+def _each(
+    learner: Learner, samples: Sequence[Sample], compute: Callable[[Batch], Sequence[Tensor]], *, outputs: int
+) -> list[list[Tensor]]:
+    """Run `compute` (batch to `outputs` tensors [N]) over micro-batches; for each of them full-length tensors [L] in
+    the order of `samples`. Each process runs a share, and all get every tensor.
     """
-    assert callable(compute)
-    rows = [torch.zeros(len(sample.token_ids)) for sample in samples]
+    rows = [[torch.zeros(len(sample.token_ids)) for sample in samples] for _ in range(outputs)]
     share = learner.world.share([sample.length for sample in samples])
     mine = [samples[i] for i in share]
     for group in micro_batches(mine, learner.micro_batch_tokens):
-        batch = pad([mine[i] for i in group], learner.codec.pad_id, learner.device)
-        for i, row in zip(group, batch.unflatten(compute(batch)), strict=True):
-            rows[share[i]] = row
-    learner.world.add_up(rows)  # of each row one process has other than zeros
+        batch = pack([mine[i] for i in group], learner.device)
+        for output, values in zip(rows, compute(batch), strict=True):
+            for i, row in zip(group, batch.unflatten(values), strict=True):
+                output[share[i]] = row
+    for output in rows:
+        learner.world.add_up(output)  # of each row one process has other than zeros
     return rows
-
-
-def _logprobs(learner: Learner, model: PreTrainedModel, samples: Sequence[Sample]) -> list[Tensor]:
-    def compute(batch: Batch) -> Tensor:
-        hidden = batch.flatten(hidden_states(model, batch.input_ids, batch.attention_mask))
-        return token_logprobs(
-            model,
-            hidden,
-            batch.token_ids,
-            vocabulary_size=learner.codec.vocabulary_size,
-            chunk_size=learner.chunk_tokens,
-            temperature=learner.temperature,
-        )
-
-    return _each(learner, samples, compute)
-
-
-def _values(learner: Learner, samples: Sequence[Sample]) -> list[Tensor]:
-    critic = learner.critic
-    assert critic is not None, f"{type(learner.objective).__name__} needs a critic"
-    return _each(learner, samples, lambda batch: batch.flatten(critic(batch.input_ids, batch.attention_mask)))

@@ -1,7 +1,7 @@
 """The arithmetic of one optimizer step: weight, sum, divide by the weight of the whole step.
 
-Logits exist for one chunk of tokens at a time. Each chunk is differentiated down to its hidden states at once; the
-body of the model is differentiated once per micro-batch from the gradients collected there.
+Distributions exist for one chunk of tokens at a time. Each chunk is differentiated down to its hidden states at once;
+the body of the model is differentiated once per micro-batch from the gradients collected there.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from dgpo_cli.errors import TrainingError
-from dgpo_cli.models.vocab import chunks, gather_logprobs, hidden_states, project, token_logprobs
+from dgpo_cli.models.critic import Critic, SharedCritic
+from dgpo_cli.models.packed import Packed
+from dgpo_cli.models.vocab import backward_to_hidden, chunks, hidden_states, log_distribution, token_logprobs
 from dgpo_cli.objectives.base import Need, TokenBatch
-from dgpo_cli.objectives.divergence import entropy, log_probs
-from dgpo_cli.train.batch import Batch, Sample, micro_batches, pad
+from dgpo_cli.objectives.divergence import entropy
+from dgpo_cli.train.batch import Batch, Sample, micro_batches, pack
 from dgpo_cli.train.learner import Learner, training_mode
 from dgpo_cli.train.shard import split
 
-_FIELDS = (
+FIELDS = (
     "behavior_logprobs",
     "sampling_logprobs",
     "teacher_logprobs",
@@ -57,9 +59,9 @@ def _update(
     # Layers of sharded models come together only where all processes make as many passes.
     passes = max(learner.world.gather(len(groups))) if learner.world.sharded else len(groups)
     for group in groups:
-        batch = pad([mine[i] for i in group], learner.codec.pad_id, learner.device)
+        batch = pack([mine[i] for i in group], learner.device)
         with training_mode(learner):
-            added = _accumulate(learner, batch, denominator)
+            added = accumulate(learner, batch, denominator)
         for name, value in added.items():
             sums[name] = sums.get(name, 0.0) + value
     for _ in range(passes - len(groups)):
@@ -70,7 +72,7 @@ def _update(
     metrics = {name: value / weight for name, value in sums.items() if (weight := weights.get(name, total_weight))}
     broken = [name for name, value in metrics.items() if name.endswith("_loss") and not math.isfinite(value)]
     if broken:
-        _drop_gradients(learner)
+        drop_gradients(learner)
         raise TrainingError(
             f"{broken[0]} is {metrics[broken[0]]} at update {learner.policy_optimizer.updates}",
             hint="lower the learning rate; the last good state is kept in the run folder",
@@ -91,29 +93,54 @@ def _cost(sample: Sample) -> int:
 
 def _idle(learner: Learner) -> None:
     """A pass of all models under training that adds nothing to their gradients."""
-    token = torch.zeros((1, 1), dtype=torch.long, device=learner.device)
-    roots = [hidden_states(learner.student, token, torch.ones_like(token))]
-    if learner.critic is not None:
-        roots.append(learner.critic(token, torch.ones_like(token)))
+    one = Packed.of([torch.zeros(1, dtype=torch.long)], learner.device)
+    roots = [hidden_states(learner.student, one)]
+    if isinstance(learner.critic, Critic):
+        roots.append(learner.critic(one))
     torch.autograd.backward(roots, [torch.zeros_like(root) for root in roots])
 
 
-def _accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str, float]:
+def accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str, float]:
     """Add the gradients of one micro-batch; returns weighted sums of its losses and metrics."""
-    hidden = batch.flatten(hidden_states(learner.student, batch.input_ids, batch.attention_mask))  # [N, H]
-    roots, leaves = [hidden], [hidden.detach().requires_grad_()]
-    if learner.critic is not None:
-        values = batch.flatten(learner.critic(batch.input_ids, batch.attention_mask))  # [N]
-        roots.append(values)
-        leaves.append(values.detach().requires_grad_())
+    hidden = batch.flatten(hidden_states(learner.student, batch.packed))  # [N, H]
+    values = critic_values(learner, batch, hidden)  # [N]
+    seen, value_leaf = hidden.detach(), None if values is None else values.detach().requires_grad_()
     teacher_hidden = _teacher_hidden(learner, batch)
-    fields = {name: batch.field(name) for name in _FIELDS}
+    fields = {name: batch.field(name) for name in FIELDS}
     fields |= {"token_ids": batch.token_ids, "weights": batch.weights, "sequence_index": batch.sequence_index}
-    fields |= {"kl_weight": batch.kl_weight, "by_student": batch.by_student}
-    fields["sequence_log_ratio"] = _sequence_log_ratio(learner, batch, leaves[0])
+    fields |= {"kl_weight": batch.kl_weight, "by_student": batch.by_student, "values": value_leaf}
+    fields["sequence_log_ratio"] = _sequence_log_ratio(learner, batch, seen)
+    sums, grad_hidden = vocabulary_pass(learner, seen, teacher_hidden, fields, denominator)
+    torch.autograd.backward(hidden, grad_hidden)
+    if values is not None and value_leaf is not None and value_leaf.grad is not None:
+        torch.autograd.backward(values, value_leaf.grad)
+    return {name: float(value) for name, value in sums.items()}
+
+
+def critic_values(learner: Learner, batch: Batch, hidden: Tensor) -> Tensor | None:
+    """Values [N] before each trained token is written; `hidden` [N, H] are the student's states there."""
+    critic = learner.critic
+    if critic is None or isinstance(critic, SharedCritic):
+        return None if critic is None else critic(hidden)
+    return batch.flatten(critic(batch.packed))
+
+
+def vocabulary_pass(
+    learner: Learner,
+    hidden: Tensor,
+    teacher_hidden: Tensor | None,
+    fields: dict[str, Tensor | None],
+    denominator: float,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Losses from hidden states [N, H] and back, chunk by chunk.
+
+    Adds the gradients of the output layer and of `fields`; returns weighted sums of losses and metrics, and the
+    gradient with respect to the hidden states [N, H].
+    """
+    grad_hidden = torch.zeros_like(hidden)
     sums: dict[str, Tensor] = {}
     for rows in chunks(len(hidden), learner.chunk_tokens):
-        tokens = _token_batch(learner, leaves, teacher_hidden, fields, rows)
+        tokens = _token_batch(learner, hidden, teacher_hidden, fields, rows)
         result = learner.objective.loss(tokens)
         total = torch.stack([(term * tokens.weights).sum() for term in result.terms.values()]).sum()
         torch.autograd.backward(total / denominator)
@@ -121,9 +148,18 @@ def _accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str,
         for name, value in logged.items():
             added = (value.detach() * tokens.weights).sum()
             sums[name] = sums[name] + added if name in sums else added
-    pairs = [(root, leaf.grad) for root, leaf in zip(roots, leaves, strict=True) if leaf.grad is not None]
-    torch.autograd.backward([root for root, _ in pairs], [grad for _, grad in pairs])
-    return {name: float(value) for name, value in sums.items()}
+        del total, result, logged  # the graph holds what comes next uses up
+        grad_hidden[rows] = backward_to_hidden(
+            learner.student,
+            hidden[rows],
+            tokens.log_probs.detach(),
+            tokens.token_ids,
+            tokens.log_probs.grad,
+            tokens.logprobs.grad,
+            learner.temperature,
+        )
+        del tokens  # before the next chunk's are made
+    return sums, grad_hidden
 
 
 @torch.no_grad()
@@ -131,7 +167,7 @@ def _signs(tokens: TokenBatch) -> dict[str, Tensor]:
     """What is logged of every method [n]: the student's entropy, and its NLL of the text that the teacher wrote."""
     assert tokens.by_student is not None
     return {
-        "entropy": entropy(log_probs(tokens.logits)),
+        "entropy": entropy(tokens.log_probs),
         "nll": torch.where(tokens.by_student, 0.0, -tokens.logprobs),
     }
 
@@ -141,7 +177,7 @@ def _teacher_hidden(learner: Learner, batch: Batch) -> Tensor | None:
         return None
     assert learner.teacher is not None, f"{type(learner.objective).__name__} needs a teacher"
     with torch.no_grad():
-        return batch.flatten(hidden_states(learner.teacher, batch.input_ids, batch.attention_mask))
+        return batch.flatten(hidden_states(learner.teacher, batch.packed))
 
 
 def _sequence_log_ratio(learner: Learner, batch: Batch, hidden: Tensor) -> Tensor | None:
@@ -167,30 +203,29 @@ def _sequence_log_ratio(learner: Learner, batch: Batch, hidden: Tensor) -> Tenso
 
 def _token_batch(
     learner: Learner,
-    leaves: Sequence[Tensor],
+    hidden: Tensor,
     teacher_hidden: Tensor | None,
     fields: dict[str, Tensor | None],
     rows: slice,
 ) -> TokenBatch:
+    """A chunk whose `log_probs` and `logprobs` are leaves: `backward_to_hidden` joins their gradients."""
     size, temperature = learner.codec.vocabulary_size, learner.temperature
     here = {name: None if value is None else value[rows] for name, value in fields.items()}
-    logits = project(learner.student, leaves[0][rows], size, temperature)  # [n, V]
-    teacher_logits = None
-    if teacher_hidden is not None:
-        assert learner.teacher is not None
-        with torch.no_grad():
-            teacher_logits = project(learner.teacher, teacher_hidden[rows], size, temperature)
     token_ids = here["token_ids"]
     assert token_ids is not None
+    log_probs = log_distribution(learner.student, hidden[rows], size, temperature)  # [n, V]
+    teacher_log_probs = None
+    if teacher_hidden is not None:
+        assert learner.teacher is not None
+        teacher_log_probs = log_distribution(learner.teacher, teacher_hidden[rows], size, temperature)
     return TokenBatch(
-        logprobs=gather_logprobs(logits, token_ids),
-        logits=logits,
-        teacher_logits=teacher_logits,
-        values=leaves[1][rows] if len(leaves) > 1 else None,
+        logprobs=log_probs.gather(1, token_ids[:, None]).squeeze(1).requires_grad_(),
+        log_probs=log_probs.requires_grad_(),
+        teacher_log_probs=teacher_log_probs,
         **here,  # type: ignore[arg-type]
     )
 
 
-def _drop_gradients(learner: Learner) -> None:
+def drop_gradients(learner: Learner) -> None:
     for _, optimizer in learner.optimizers():
         optimizer.adam.zero_grad(set_to_none=True)

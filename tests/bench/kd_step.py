@@ -1,0 +1,204 @@
+"""One kd step from hidden states to gradients beside its peers: `python tests/bench/kd_step.py [--json FILE]`.
+
+Forward KL plus cross-entropy of N = 2,048 tokens through heads of V = 151,936 and H = 896, float32, on the CPU: time
+and highest resident memory above what inputs and weights take, the gradient of the output layer included.
+Every run is a process of its own; repetitions are interleaved, medians are told. Peers: plain logits, the loss of TRL's
+DistillationTrainer (forward KL alone: it has no cross-entropy), Liger's chunked JSD loss. Linux only; an interpreter
+that has trl and liger-kernel beside this package runs all of them (`make bench-step`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+N, V, H = 2_048, 151_936, 896
+VARIANTS = ("dgpo", "naive", "trl", "liger", "liger compiled", "liger triton")
+
+
+def resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def inputs(n: int, v: int):
+    """Hidden states and heads of student and teacher, and the written tokens."""
+    import torch
+
+    torch.manual_seed(0)
+    hidden, teacher_hidden = torch.randn(n, H), torch.randn(n, H)
+    weight, teacher_weight = torch.randn(v, H).mul_(0.05), torch.randn(v, H).mul_(0.05)
+    return hidden, weight, teacher_hidden, teacher_weight, torch.randint(v, (n,))
+
+
+def prepare(name: str, n: int, v: int, chunk: int | None):
+    """A function that makes one step and returns (loss, gradient of hidden states, gradient of the head)."""
+    import torch
+    from torch.nn import functional
+
+    hidden, weight, teacher_hidden, teacher_weight, labels = inputs(n, v)
+    if name == "dgpo":
+        return prepare_dgpo(hidden, weight, teacher_hidden, teacher_weight, labels, chunk)
+    hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
+
+    def naive():
+        student, teacher = functional.linear(hidden, weight), functional.linear(teacher_hidden, teacher_weight)
+        log_s, log_t = student.log_softmax(-1), teacher.log_softmax(-1)
+        kl = functional.kl_div(log_s, log_t, reduction="sum", log_target=True)
+        return (kl + functional.nll_loss(log_s, labels, reduction="sum")) / n
+
+    def trl():
+        from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+        mask = torch.ones(1, n)
+        return _chunked_divergence_loss(hidden[None], teacher_hidden[None], weight, teacher_weight, mask, 0.0)[0]
+
+    def liger(compiled: bool):
+        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+        loss = LigerFusedLinearJSDLoss(weight_hard_loss=1.0, weight_soft_loss=1.0, beta=0.0, compiled=compiled)
+        return loss(hidden, weight, teacher_hidden, teacher_weight, labels)
+
+    def liger_triton():
+        from liger_kernel.transformers import LigerFusedLinearJSD
+
+        return LigerFusedLinearJSD(jsd_beta=0.0)(hidden, weight, teacher_hidden, teacher_weight, labels)
+
+    loss_of = {"naive": naive, "trl": trl, "liger": lambda: liger(False), "liger compiled": lambda: liger(True)}
+    loss_of["liger triton"] = liger_triton
+
+    def run():
+        loss = loss_of[name]()
+        loss.backward()
+        return float(loss.detach()), hidden.grad, weight.grad
+
+    return run
+
+
+def prepare_dgpo(hidden, weight, teacher_hidden, teacher_weight, labels, chunk):
+    import torch
+    from torch import nn
+
+    from dgpo_cli.objectives import registry
+    from dgpo_cli.train.learner import Learner
+    from dgpo_cli.train.step import vocabulary_pass
+
+    class Model(nn.Module):  # what the vocabulary's pass asks of a model
+        def __init__(self, w, trained: bool) -> None:
+            super().__init__()
+            self.head = nn.Linear(1, 1, bias=False)
+            self.head.weight = nn.Parameter(w, requires_grad=trained)
+
+        def get_output_embeddings(self):
+            return self.head
+
+    class Codec:
+        vocabulary_size = len(weight)
+
+    student = Model(weight, True)
+    learner = Learner(
+        objective=registry.create("kd", {}),
+        codec=Codec(),
+        student=student,
+        policy_optimizer=None,
+        teacher=Model(teacher_weight, False),
+        **({} if chunk is None else {"chunk_tokens": chunk}),
+    )
+    n = len(hidden)
+    fields = {"token_ids": labels, "weights": torch.ones(n), "sequence_index": torch.zeros(n, dtype=torch.long)}
+
+    def run():
+        sums, grad = vocabulary_pass(learner, hidden, teacher_hidden, fields, float(n))
+        return float(sums["policy_loss"]) / n, grad, student.head.weight.grad
+
+    return run
+
+
+def measure(name: str, chunk: int | None) -> dict:
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        prepare(name, 8, 64, chunk)()  # libraries set up
+        run = prepare(name, N, V, chunk)
+        if name == "liger compiled":
+            run()  # compilation is not counted
+            run = prepare(name, N, V, chunk)
+    except Exception as error:  # a peer that cannot run here says why
+        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    started = time.perf_counter()
+    cpu = time.process_time()
+    loss, grad_hidden, grad_head = run()
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu,
+        "extra_bytes": resident("VmHWM") - before,
+        "loss": loss,
+        "grad_hidden_norm": float(grad_hidden.norm()),
+        "grad_head_norm": float(grad_head.norm()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=VARIANTS)
+    parser.add_argument("--chunk", type=int, help="tokens whose distributions exist at once; the default of a Learner")
+    parser.add_argument("--one", choices=VARIANTS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, options.chunk)))
+        return
+    # Freed blocks go back to the system at once, so that resident means allocated.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    environment["MALLOC_TRIM_THRESHOLD_"] = "65536"
+    chunk = [] if options.chunk is None else ["--chunk", str(options.chunk)]
+    runs: dict[str, list[dict]] = {name: [] for name in options.only or VARIANTS}
+    for _ in range(options.repetitions):
+        for name, rows in runs.items():
+            if rows and "error" in rows[0]:
+                continue
+            command = [sys.executable, __file__, "--one", name, *chunk]
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            lost = {"error": (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1]}
+            rows.append(lost if ended.returncode else json.loads(ended.stdout.splitlines()[-1]))
+            print(name, rows[-1], file=sys.stderr)
+    report(runs, options.json)
+
+
+def report(runs: dict[str, list[dict]], file: Path | None) -> None:
+    medians = {
+        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        for name, rows in runs.items()
+        if "error" not in rows[0]
+    }
+    if file is not None:
+        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+        made = {"n": N, "v": V, "h": H, **machine, "medians": medians, "runs": runs}
+        file.write_text(json.dumps(made, indent=1) + "\n")
+    print(
+        "| implementation | CPU seconds | seconds | extra memory | loss | gradient norms |\n|---|--:|--:|--:|--:|---|"
+    )
+    for name, rows in runs.items():
+        if name not in medians:
+            print(f"| {name} | not run: {rows[0]['error']} | | | | |")
+            continue
+        m = medians[name]
+        print(
+            f"| {name} | {m['cpu_seconds']:.1f} | {m['seconds']:.1f} | {m['extra_bytes'] / 1e9:.2f} GB "
+            f"| {m['loss']:.5f} | {m['grad_hidden_norm']:.6f}, {m['grad_head_norm']:.6f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Memory of the losses and log-probabilities against the number of tokens: distributions exist for a chunk only."""
+
+import ctypes
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tests.tiny import qwen
+
+from dgpo_cli.models.vocab import token_logprobs
+from dgpo_cli.objectives import registry
+from dgpo_cli.train.fit import Memory
+from dgpo_cli.train.learner import Learner
+from dgpo_cli.train.step import FIELDS, vocabulary_pass
+
+V, CHUNK = 20_000, 64
+CASES = {
+    "seqkd": {},
+    "kd": {},
+    "gkd": {"beta": 0.5},
+    "ppo": {"entropy_coef": 0.01},
+    "dgpo": {"kl_form": "full-loss", "kl_coef": 0.1},
+}
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture(autouse=True)
+def freed_is_free():
+    """glibc gives every block above a megabyte a mapping of its own, so that resident means allocated."""
+    m_mmap_threshold = -3
+    ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**20)
+
+
+def extra(run):
+    """Bytes that `run` needs at its highest beyond what there is before it."""
+    memory = Memory(torch.device("cpu"))
+    memory.start()
+    before = memory.used()
+    run()
+    return memory.peak() - before
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_a_loss_takes_as_much_for_8_times_the_tokens(method):
+    student, teacher = qwen(V, seed=1), qwen(V, seed=2).requires_grad_(False)
+    learner = Learner(
+        objective=registry.create(method, CASES[method]),
+        codec=SimpleNamespace(vocabulary_size=V),
+        student=student,
+        policy_optimizer=None,
+        teacher=teacher,
+        chunk_tokens=CHUNK,
+    )
+
+    def run(n):
+        fields = {name: torch.zeros(n) for name in FIELDS}
+        fields |= {"token_ids": torch.arange(n) % V, "weights": torch.ones(n), "kl_weight": torch.ones(n)}
+        fields |= {"sequence_index": torch.zeros(n, dtype=torch.long), "by_student": torch.ones(n, dtype=torch.bool)}
+        fields["values"] = torch.zeros(n, requires_grad=True)
+        vocabulary_pass(learner, torch.randn(n, 32), torch.randn(n, 32), fields, float(n))
+
+    run(CHUNK)  # the head's gradient stays
+    few, many = extra(lambda: run(256)), extra(lambda: run(2048))
+    whole = 4 * 2048 * V
+    assert many < few + whole / 8, f"{few / 1e6:.0f} MB became {many / 1e6:.0f} MB"
+    assert many < whole  # one [N, V]; the JSD alone has some fifteen [n, V] of 64 tokens
+
+
+def test_log_probabilities_do_too():
+    model = qwen(V)
+
+    def run(n):
+        ids = torch.arange(n) % V
+        token_logprobs(model, torch.randn(n, 32), ids, vocabulary_size=V, chunk_size=CHUNK)
+
+    few, many = extra(lambda: run(256)), extra(lambda: run(2048))
+    assert many < few + 4 * 2048 * V / 8
+
+
+def test_the_measure_sees_whole_logits():
+    model = qwen(V)
+    assert extra(lambda: model.lm_head(torch.randn(2048, 32)).sum()) > 4 * 2048 * V * 0.9
