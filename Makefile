@@ -3,6 +3,7 @@
 #   make quickstart            install into .venv, then train a small search agent offline
 #   make test                  tests with coverage; lint, types, test-slow, docs, clean
 #   make load-test INDEX=DIR   64 clients against `dgpo serve` for SECONDS=600
+#   make bench-lexical         BM25 beside bm25s and rank-bm25; FOLDER=DIR (7 GB), SIZES=10000,100000 for a short one
 #   make venv CPU=1            with the CPU-only build of torch (a tenth of the download)
 #   make venv PYTHON=python3.12
 
@@ -17,8 +18,10 @@ PIP_OPTIONS := $(if $(CPU),--extra-index-url $(TORCH_CPU))
 QUICKSTART_OPTIONS ?=
 PYTEST_OPTIONS ?=
 SECONDS ?= 600
+FOLDER ?= bench-lexical
+SIZES ?= 10000,100000,1000000,2700000
 
-.PHONY: venv quickstart test test-slow load-test lint types docs clean
+.PHONY: venv quickstart test test-slow load-test bench-lexical lint types docs clean
 
 venv: $(STAMP)
 
@@ -43,6 +46,9 @@ test-slow: venv
 load-test: venv
 	@test -n '$(INDEX)' || { echo 'error: name an index folder: make load-test INDEX=indexes/wiki' >&2; exit 1; }
 	$(BIN)/python tests/bench/serve_load.py --index '$(INDEX)' --seconds $(SECONDS)
+
+bench-lexical: venv
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/lexical.py --folder '$(FOLDER)' --sizes '$(SIZES)'
 
 lint: venv
 	$(BIN)/ruff check .

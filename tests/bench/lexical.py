@@ -33,6 +33,7 @@ from lexical_systems import SYSTEMS
 SIZES = "10000,100000,1000000,2700000"
 LARGEST = {"rank-bm25": 100_000}  # of a system that keeps all in memory and looks at every passage per word
 BATCH, BATCHES = 512, 2
+SLOW_BATCH = 64  # for those systems, which have no batch call anyway
 ALONE, SECONDS_ALONE = 200, 30.0  # queries one at a time, and how long at most
 EXTRAPOLATED = 21_000_000  # passages of the Wikipedia dump of 2018 in pieces of 100 words
 
@@ -57,16 +58,17 @@ def measure_build(system: str, corpus: Path, folder: Path) -> dict[str, Any]:
 
 def measure_queries(system: str, corpus: Path, folder: Path) -> dict[str, Any]:
     asked = queries(corpus, BATCH * (BATCHES + 1) + ALONE)
-    first, later, alone = asked[:BATCH], asked[BATCH : BATCH * (BATCHES + 1)], asked[-ALONE:]
+    size = SLOW_BATCH if system in LARGEST else BATCH
+    first, later, alone = asked[:size], asked[size : size * (BATCHES + 1)], asked[-ALONE:]
     clock = Clock()
     search = SYSTEMS[system].load(corpus, folder)
     loaded = clock()
     answers = search(first)
     answered = clock()
     batches = []
-    for start in range(0, len(later), BATCH):
+    for start in range(0, len(later), size):
         clock = Clock()
-        search(later[start : start + BATCH])
+        search(later[start : start + size])
         batches.append(clock())
     singles: list[tuple[float, float]] = []
     while len(singles) < len(alone) and sum(wall for wall, _ in singles) < SECONDS_ALONE:
@@ -78,6 +80,7 @@ def measure_queries(system: str, corpus: Path, folder: Path) -> dict[str, Any]:
         "load_cpu": loaded[1],
         "load_and_batch": answered[0],
         "load_and_batch_cpu": answered[1],
+        "batch_size": size,
         "batch": [wall for wall, _ in batches],
         "batch_cpu": [processor for _, processor in batches],
         "alone": [wall for wall, _ in singles],
@@ -163,7 +166,7 @@ def figures(build: dict[str, Any], query: dict[str, Any], clock: str) -> dict[st
     if "error" not in query:
         batch, alone = query["batch" + end], query["alone" + end]
         found |= {"load_s": query["load" + end], "load_and_batch_s": query["load_and_batch" + end]}
-        found |= {"queries_per_s": len(alone) / sum(alone), "batch_queries_per_s": BATCH * len(batch) / sum(batch)}
+        found |= {"queries_per_s": len(alone) / sum(alone), "batch_queries_per_s": query["batch_size"] * len(batch) / sum(batch)}
         found |= {"query_gb": query["peak_gb"], "query_own_gb": query["own_gb"]}
     return found
 
