@@ -166,7 +166,10 @@ def figures(build: dict[str, Any], query: dict[str, Any], clock: str) -> dict[st
     if "error" not in query:
         batch, alone = query["batch" + end], query["alone" + end]
         found |= {"load_s": query["load" + end], "load_and_batch_s": query["load_and_batch" + end]}
-        found |= {"queries_per_s": len(alone) / sum(alone), "batch_queries_per_s": query["batch_size"] * len(batch) / sum(batch)}
+        found |= {
+            "queries_per_s": len(alone) / sum(alone),
+            "batch_queries_per_s": query["batch_size"] * len(batch) / sum(batch),
+        }
         found |= {"query_gb": query["peak_gb"], "query_own_gb": query["own_gb"]}
     return found
 

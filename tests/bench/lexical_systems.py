@@ -146,6 +146,7 @@ class Pyserini:
     @staticmethod
     def load(corpus: Path, folder: Path) -> Search:
         Pyserini._start()
+        os.environ.setdefault("OPENAI_API_KEY", "unused")  # its import makes a client, which wants one
         from pyserini.search.lucene import LuceneSearcher
 
         searcher = LuceneSearcher(str(folder))
