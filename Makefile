@@ -4,6 +4,7 @@
 #   make test                  tests with coverage; lint, types, test-slow, docs, clean
 #   make load-test INDEX=DIR   64 clients against `dgpo serve` for SECONDS=600
 #   make bench-step            one kd and one rl step beside TRL and Liger
+#   make bench-lexical         BM25 beside bm25s and rank-bm25; FOLDER=DIR (7 GB), SIZES=10000,100000 for a short one
 #   make venv CPU=1            with the CPU-only build of torch (a tenth of the download)
 #   make venv PYTHON=python3.12
 
@@ -18,10 +19,12 @@ PIP_OPTIONS := $(if $(CPU),--extra-index-url $(TORCH_CPU))
 QUICKSTART_OPTIONS ?=
 PYTEST_OPTIONS ?=
 SECONDS ?= 600
+FOLDER ?= bench-lexical
+SIZES ?= 10000,100000,1000000,2700000
 
 PEERS := .venv-peers
 
-.PHONY: bench-step venv quickstart test test-slow load-test lint types docs clean
+.PHONY: bench bench-step bench-lexical venv quickstart test test-slow load-test lint types docs clean
 
 venv: $(STAMP)
 
@@ -56,6 +59,9 @@ $(PEERS)/.installed: pyproject.toml constraints.txt
 bench-step: $(PEERS)/.installed
 	$(PEERS)/bin/python tests/bench/kd_step.py
 	$(PEERS)/bin/python tests/bench/rl_step.py
+
+bench-lexical: venv
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/lexical.py --folder '$(FOLDER)' --sizes '$(SIZES)'
 
 lint: venv
 	$(BIN)/ruff check .

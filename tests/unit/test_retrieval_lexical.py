@@ -19,6 +19,7 @@ from dgpo_cli.retrieval import postings
 from dgpo_cli.retrieval.bm25 import FOLDER, BM25Config, BM25Retriever
 from dgpo_cli.retrieval.rank_bm25 import RankBM25Config, RankBM25Retriever
 from dgpo_cli.retrieval.ranking import top_rows
+from dgpo_cli.retrieval.vocabulary import HASHES, Vocabulary, write_vocabulary
 from dgpo_cli.retrieval.words import Language, WordTokenizer
 
 WORDS = st.sampled_from(["river", "town", "mayor", "novel", "harbour", "north", "weavers", "bridge", "of", "the"])
@@ -175,6 +176,43 @@ def test_a_word_asked_twice_counts_twice(tmp_path: Path) -> None:
     assert twice[0].score == pytest.approx(2 * once[0].score)
 
 
+@given(
+    words=st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=30, unique=True),
+    others=st.lists(st.text(max_size=6)),
+)
+@settings(deadline=None, max_examples=50)
+def test_every_word_is_found_in_its_column_and_no_other_word_is(
+    words: list[str], others: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("vocabulary")
+    write_vocabulary(directory, words)
+    asked = [*others, *words, *reversed(words)]
+    expected = [words.index(word) if word in words else -1 for word in asked]
+    assert Vocabulary(directory).columns(asked) == expected
+    assert Vocabulary(directory).columns([]) == []
+
+
+def test_bm25s_itself_opens_the_index_and_finds_the_same(tmp_path: Path) -> None:
+    import bm25s
+
+    retriever = bm25(tmp_path, list(TOWNS))
+    theirs = bm25s.BM25.load(tmp_path / FOLDER, show_progress=False)
+    query = "mayor of Vesapo"
+    rows, scores = theirs.retrieve(bm25s.tokenize([query], show_progress=False), k=2, show_progress=False)
+    (hits,) = retriever.search([query], 2)
+    assert [hit.passage.id for hit in hits] == [TOWNS[row].id for row in rows[0]]
+    assert [hit.score for hit in hits] == pytest.approx(scores[0].tolist(), rel=1e-6)
+
+
+def test_words_of_another_index_are_refused(tmp_path: Path) -> None:
+    retriever = bm25(tmp_path / "a", list(TOWNS))
+    file = tmp_path / "a" / FOLDER / HASHES
+    for damage, match in ((lambda: np.save(file, np.load(file)[:-1]), "do not belong"), (file.unlink, "No such file")):
+        damage()
+        with pytest.raises(RetrievalError, match=match):
+            BM25Retriever(tmp_path / "a", retriever._store, BM25Config(), {})
+
+
 def test_columns_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     retriever = bm25(tmp_path, list(TOWNS))
     file = tmp_path / FOLDER / "indices.csc.index.npy"
@@ -192,7 +230,11 @@ def test_queries_that_match_nothing_give_no_hits(tmp_path: Path, make: Any) -> N
     assert [hit.passage.id for hit in hits] == ["e"], "passages without a word of the query are no hits"
 
 
-def test_many_queries_give_what_each_gives_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cores", [{0}, {0, 1, 2}])
+def test_many_queries_give_what_each_gives_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: set[int]
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: cores, raising=False)
     retriever = bm25(tmp_path, list(TOWNS))
     queries = ["mayor of Vesapo", "novel", "", "river Lun town"] * 50
     assert retriever.search(queries, 3) == [retriever.search([query], 3)[0] for query in queries]

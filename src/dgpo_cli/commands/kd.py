@@ -47,9 +47,7 @@ if TYPE_CHECKING:
 
 def kd(
     student: Annotated[str | None, typer.Option(help="Alias, hub id, folder or run; qwen-0.5b by default.")] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="The model that wrote the trajectories; qwen-3b by default.")
-    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Who wrote the trajectories; qwen-3b by default.")] = None,
     data: Annotated[str | None, typer.Option(help="Trajectory file or distill-data run.")] = None,
     method: Annotated[str | None, typer.Option(help="kd by default; --list shows all.")] = None,
     index: Annotated[

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dgpo_cli.errors import InputError, RetrievalError
 from dgpo_cli.retrieval.postings import Variant, build_postings
 from dgpo_cli.retrieval.ranking import contents, hits, require_bm25_range, top_rows
 from dgpo_cli.retrieval.store import PassageStore
+from dgpo_cli.retrieval.vocabulary import Vocabulary, write_vocabulary
 from dgpo_cli.retrieval.words import Language, WordTokenizer
 
 FOLDER = "bm25s"
@@ -67,6 +69,7 @@ class BM25Retriever:
         engine.scores["num_docs"] = columns.rows
         engine.vocab_dict, engine.nonoccurrence_array = columns.vocabulary, None
         engine.save(directory / FOLDER, show_progress=False)
+        write_vocabulary(directory / FOLDER, columns.vocabulary)
         shutil.rmtree(directory / _WRITING)
         return {}
 
@@ -76,32 +79,36 @@ class BM25Retriever:
         self._directory, self._store = directory, store
         self._words = WordTokenizer(config.stopwords, config.stemmer)
         try:
-            self._engine = bm25s.BM25.load(directory / FOLDER, mmap=True, show_progress=False)
+            self._engine = bm25s.BM25.load(directory / FOLDER, mmap=True, load_vocab=False, show_progress=False)
+            self._vocabulary = Vocabulary(directory / FOLDER)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(f"cannot be opened: {error}") from error
         if self._engine.scores["num_docs"] != len(store):
             raise self._damaged(f"is over {self._engine.scores['num_docs']} passages, the index holds {len(store)}")
         # Plain arrays over the mapped files: every slice of numpy's own kind of mapped array costs a microsecond.
         self._columns = [np.asarray(self._engine.scores[name]) for name in ("data", "indices", "indptr")]
-        self._vocabulary: dict[str, int] = self._engine.vocab_dict
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         return [hits(self._store, rows, scores) for rows, scores in self.best(queries, k)]
 
     def best(self, queries: Sequence[str], k: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per query the rows of its passages and their scores, best first."""
-        asked = [[self._vocabulary[w] for w in self._words.words(query) if w in self._vocabulary] for query in queries]
-        if len(asked) < 2:
+        words = [self._words.words(query) for query in queries]
+        columns = iter(self._vocabulary.columns(chain.from_iterable(words)))
+        asked = [[column for column in islice(columns, len(of_query)) if column >= 0] for of_query in words]
+        # The cores that this process may run on, where the system tells.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if min(len(asked), cores) < 2:
             return [self._best(words, k) for words in asked]
-        with ThreadPoolExecutor(min(len(asked), os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(len(asked), cores)) as pool:
             return list(pool.map(lambda words: self._best(words, k), asked))
 
     def _best(self, words: list[int], k: int) -> tuple[np.ndarray, np.ndarray]:
         """`words` may hold one twice, which then counts twice."""
         data, indices, indptr = self._columns
         scores = np.zeros(len(self._store), dtype=data.dtype)
-        columns = [slice(int(indptr[word]), int(indptr[word + 1])) for word in words]
         try:
+            columns = [slice(int(indptr[word]), int(indptr[word + 1])) for word in words]
             for column in columns:
                 np.add.at(scores, indices[column], data[column])
         except (IndexError, ValueError) as error:

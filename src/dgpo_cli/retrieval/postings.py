@@ -9,6 +9,7 @@ passage.
 from __future__ import annotations
 
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -96,14 +97,15 @@ def word_scores(
 def _count(
     directory: Path, texts: Iterable[str], words: WordTokenizer, word_file: BinaryIO, count_file: BinaryIO
 ) -> Counts:
-    vocabulary: dict[str, int] = {}
+    vocabulary: defaultdict[str, int] = defaultdict()
+    vocabulary.default_factory = vocabulary.__len__  # a new word gets the next number
     frequencies = np.zeros(0, dtype=np.int64)
     lengths, distinct = [], []
     remaining = iter(texts)
     while True:
         ids, ends = array("I"), [0]
         for text in islice(remaining, CHUNK):
-            ids.extend([vocabulary.setdefault(word, len(vocabulary)) for word in words.words(text)])
+            ids.extend(map(vocabulary.__getitem__, words.words(text)))
             ends.append(len(ids))
         if len(ends) == 1:
             break
