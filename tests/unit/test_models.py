@@ -12,6 +12,7 @@ from dgpo_cli.models.aliases import ALIASES, expects_search_r1_prompt
 from dgpo_cli.models.critic import Critic
 from dgpo_cli.models.eight_bit import count_eight_bit
 from dgpo_cli.models.load import load_model, load_protocol, resolve, save_model
+from dgpo_cli.models.packed import Packed
 from dgpo_cli.models.random_init import configuration, random_model
 from dgpo_cli.models.shapes import SHAPES, Shape
 from tiny import bpe_tokenizer, qwen
@@ -65,22 +66,19 @@ def test_the_logits_move_a_little_and_only_a_little(in_eight_bit):
 def test_a_value_depends_on_what_was_read_so_far_and_on_nothing_later():
     critic = Critic(qwen(50), seed=1)
     ids = torch.randint(0, 50, (2, 8))
-    mask = torch.ones_like(ids)
-    values = critic(ids, mask)
-    assert values.shape == (2, 8) and values.dtype == torch.float32
+    values = critic(Packed.of(list(ids), CPU)).view(2, 8)
+    assert values.dtype == torch.float32
     changed = ids.clone()
     changed[:, 5] = (changed[:, 5] + 1) % 50
-    after = critic(changed, mask)
+    after = critic(Packed.of(list(changed), CPU)).view(2, 8)
     torch.testing.assert_close(after[:, :5], values[:, :5])
     assert (after[:, 5:] != values[:, 5:]).all()
 
 
-def test_padding_on_the_right_moves_no_value():
+def test_a_sequence_packed_behind_moves_no_value():
     critic = Critic(qwen(50), seed=1)
-    ids = torch.randint(0, 50, (1, 6))
-    padded = torch.cat([ids, torch.zeros(1, 3, dtype=torch.long)], dim=1)
-    mask = torch.tensor([[1] * 6 + [0] * 3])
-    torch.testing.assert_close(critic(padded, mask)[:, :6], critic(ids, torch.ones_like(ids)))
+    ids, other = torch.randint(0, 50, (6,)), torch.randint(0, 50, (3,))
+    torch.testing.assert_close(critic(Packed.of([ids, other], CPU))[:6], critic(Packed.of([ids], CPU)))
 
 
 def test_the_head_is_drawn_from_the_seed_alone():
@@ -92,8 +90,7 @@ def test_the_head_is_drawn_from_the_seed_alone():
 
 def test_values_keep_float32_over_a_bf16_body():
     critic = Critic(qwen(50).to(torch.bfloat16), seed=1)
-    ids = torch.randint(0, 50, (1, 4))
-    values = critic(ids, torch.ones_like(ids))
+    values = critic(Packed.of([torch.randint(0, 50, (4,))], CPU))
     assert not torch.equal(values, values.bfloat16().float()), "rounded to bf16"
 
 
@@ -102,8 +99,7 @@ def test_gradients_reach_body_and_head_but_no_separate_output_layer():
     model.config.tie_word_embeddings = False
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     critic = Critic(model, seed=1)
-    ids = torch.randint(0, 50, (1, 4))
-    critic(ids, torch.ones_like(ids)).sum().backward()
+    critic(Packed.of([torch.randint(0, 50, (4,))], CPU)).sum().backward()
     moved = {name for name, p in critic.named_parameters() if p.grad is not None}
     assert "head.weight" in moved and "backbone.model.embed_tokens.weight" in moved
     assert moved == {name for name, p in critic.named_parameters() if p.requires_grad}
