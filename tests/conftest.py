@@ -32,6 +32,15 @@ def _deterministic_torch() -> Iterator[None]:
     yield
 
 
+@pytest.fixture(autouse=True)
+def _device_of_searches() -> Iterator[None]:
+    """A command chooses it for its process; here many commands share one."""
+    yield
+    place = sys.modules.get("dgpo_cli.retrieval.device")
+    if place is not None:
+        place.use_device("auto")
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder: relative paths, the workspace and runs/ land here."""

@@ -115,7 +115,7 @@ def test_ctrl_c_waits_for_no_reply(folder, offline, server):
         offline, "--teacher-url", server.url, "--teacher-name", "big-model", "--tokenizer", str(offline.student)
     )
     path = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
-    server.failures = [(200, {"choices": [{"text": "", "finish_reason": "length"}]}, {})]  # to the probe
+    server.failures = [(200, {"choices": [{"text": "", "finish_reason": "length"}]}, {})] * 2  # to the two probes
     process = subprocess.Popen(
         [sys.executable, "-m", "dgpo_cli", *argv],
         env=os.environ | {"PYTHONPATH": path},

@@ -60,7 +60,7 @@ def run_gold(
                     questions,
                     run_batch=reader.run,
                     decode=reader.decode,
-                    window=agent.settings.window,
+                    window=agent.settings.wave,
                     samples=samples,
                     records=records,
                     progress=tell,
