@@ -2,4 +2,5 @@
 
 from dgpo_cli.cli import main
 
-main()
+if __name__ == "__main__":  # a process that is started beside this one imports it
+    main()
