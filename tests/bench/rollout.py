@@ -193,6 +193,7 @@ def model_of(work: str, size: str, device: torch.device) -> Qwen2ForCausalLM:
     torch.manual_seed(0)
     if size in ("student", "teacher"):
         config = qwen2_config({"student": STUDENT, "teacher": TEACHER}[size], 636)
+        config.max_position_embeddings = 4_096  # for episodes of the reference's length
         return Qwen2ForCausalLM(config).eval().to(device)
     return random_model(size, device=device, dtype=torch.bfloat16)
 
