@@ -54,7 +54,7 @@ def test_fitted_recipes_keep_what_the_paper_trains_with(name):
         assert {k: v for k, v in fitted.stages[stage].items() if k not in free} == {
             k: v for k, v in table.items() if k not in free
         }
-        assert set(fitted.stages[stage].get("rollout", {})) <= {"wave"}
+        assert set(fitted.stages[stage].get("rollout", {})) <= {"wave", "overlap_steps"}
     rl = fitted.stages["rl"]
     assert (rl["batch_size"], rl["mini_batches"], rl["steps"]) == (512, 2, 1000)  # facts of the paper
 
