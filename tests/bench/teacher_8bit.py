@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dgpo_cli.models.eight_bit import count_eight_bit, quantization
+from dgpo_cli.models.packed import Packed
 from dgpo_cli.models.random_init import random_model
 from dgpo_cli.models.shapes import SHAPES
 from dgpo_cli.models.vocab import hidden_states, project
@@ -51,7 +52,7 @@ def scored(model: torch.nn.Module, ids: Tensor) -> tuple[Tensor, float]:
     if ids.device.type == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
-    hidden = hidden_states(model, ids, torch.ones_like(ids)).flatten(0, 1)
+    hidden = hidden_states(model, Packed.of(list(ids), ids.device))
     for rows in hidden.split(1024):
         project(model, rows, model.config.vocab_size)
     if ids.device.type == "cuda":
