@@ -130,16 +130,15 @@ class InProcessEngine:
         if not fresh:
             return
         donor = next((slot for slot in self._slots.values() if slot.length), None)
-        if donor is None and len(fresh) > 1:
+        if donor is None:
             donor = fresh[0]
             shared = min(common_prefix(donor.prompt, slot.prompt[:-1]) for slot in fresh)
-            if shared >= SHARED_TOKENS:
-                self._read(donor, donor.prompt[:shared])
+            if len(fresh) == 1 or shared < SHARED_TOKENS:
+                return
+            self._read(donor, donor.prompt[:shared])
         for slot in fresh:
-            shared = 0 if donor is None or slot is donor else common_prefix(donor.prompt, slot.prompt[:-1])
-            shared = min(shared, donor.length) if donor is not None else 0
-            if shared >= SHARED_TOKENS:
-                assert donor is not None
+            shared = min(common_prefix(donor.prompt, slot.prompt[:-1]), donor.length)
+            if slot is not donor and shared >= SHARED_TOKENS:
                 for decoder in self._decoders:
                     decoder.cache.copy([donor.row], [slot.row], shared)
                 slot.length, slot.pending = shared, list(slot.prompt[shared:])

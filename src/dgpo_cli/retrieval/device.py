@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.core.device import named_device
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +29,4 @@ def device() -> torch.device:
         return (
             torch.device("cuda", _gpu % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
         )
-    try:
-        found = torch.device(_name)
-        torch.zeros(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device {_name!r} cannot be used: {str(error).splitlines()[0]}", hint="see `dgpo doctor`; cpu always works"
-        ) from error
-    return found
+    return named_device(_name)

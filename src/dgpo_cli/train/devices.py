@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from dgpo_cli.core.device import named_device
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.train.world import World
 
@@ -66,14 +67,7 @@ def training_device(name: str = "auto") -> torch.device:
         )
     if name == "auto" or everyone.size > 1:
         return everyone.device
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device {name!r} cannot be used: {str(error).splitlines()[0]}", hint="see `dgpo doctor`; cpu always works"
-        ) from error
-    return device
+    return named_device(name)
 
 
 def inference_dtype(device: torch.device) -> torch.dtype:
