@@ -108,8 +108,8 @@ def ours(model: Qwen2ForCausalLM, episodes: list[Episode], work: Work) -> int:
         sampling = Sampling(1.0, episode.length, ("</search>", "</answer>"), key=str(number))
         left[engine.open(episode.prompt, sampling)] = list(episode.reads)
     while events := engine.step():
-        written += len(events)
         for event in events:
+            written += len(event.token_ids)
             if event.end is None:
                 continue
             if left[event.slot]:

@@ -53,10 +53,12 @@ def engine_of(server, codec, access=ACCESS, capacity=4096, **changes):
 
 
 def play(engine):
+    """The one event of every slot's turn."""
     events = {}
     while stepped := engine.step():
         for event in stepped:
-            events.setdefault(event.slot, []).append(event)
+            assert event.slot not in events
+            events[event.slot] = event
     return events
 
 
@@ -183,11 +185,11 @@ def test_how_a_text_ended(serve, codec, choice, text, end):
     engine = engine_of(server, codec)
     server.failures = [(200, {"choices": [choice]}, {})]
     slot = engine.open(codec.text_ids("q"), STOP)
-    events = play(engine)[slot]
-    ids = [event.token_id for event in events]
+    event = play(engine)[slot]
+    ids = event.token_ids
     eos = codec.tokenizer.eos_token_id
     assert codec.decode(ids) == text
-    assert [event.end for event in events] == [None] * (len(events) - 1) + [end]
+    assert event.end is end
     ended_by_model = end is TurnEnd.STOP and not text.endswith(("</search>", "</answer>"))
     assert [i for i in ids if i == eos] == [eos] * ended_by_model, "a special token that is text stays text"
 
@@ -198,7 +200,7 @@ def test_a_text_that_ends_in_an_open_tag_is_closed_only_if_the_server_drops_tags
     server.keeps_stop = keeps_stop
     engine = engine_of(server, codec)
     slot = engine.open(codec.text_ids("q"), STOP)
-    assert codec.decode([event.token_id for event in play(engine)[slot]]) == text
+    assert codec.decode(play(engine)[slot].token_ids) == text
 
 
 def test_a_turn_never_exceeds_its_limit_or_its_slot(serve, codec):
@@ -207,8 +209,8 @@ def test_a_turn_never_exceeds_its_limit_or_its_slot(serve, codec):
     short = engine.open(codec.text_ids("q"), replace(STOP, max_new_tokens=7))
     full = engine.open(codec.text_ids("q " * 8), STOP)
     events = play(engine)
-    assert [len(events[short]), events[short][-1].end] == [7, TurnEnd.LENGTH]
-    assert [len(codec.text_ids("q " * 8)) + len(events[full]), events[full][-1].end] == [20, TurnEnd.LENGTH]
+    assert [len(events[short].token_ids), events[short].end] == [7, TurnEnd.LENGTH]
+    assert [len(codec.text_ids("q " * 8)) + len(events[full].token_ids), events[full].end] == [20, TurnEnd.LENGTH]
 
 
 def test_requests_are_in_flight_together_but_not_too_many(serve, codec):
@@ -244,7 +246,7 @@ def test_a_server_in_trouble_is_asked_again(serve, codec, monkeypatch):
     monkeypatch.setattr("dgpo_cli.engine.model_server.time.sleep", pauses.append)
     server.failures = [(429, "slow down", {"Retry-After": "7"}), (503, "loading", {}), None]
     slot = engine.open(codec.text_ids("q"), STOP)
-    assert codec.decode([event.token_id for event in play(engine)[slot]]) == "<answer> a </answer>"
+    assert codec.decode(play(engine)[slot].token_ids) == "<answer> a </answer>"
     assert len(server.requests) == 4
     assert pauses[0] == 7.0 and 0.5 <= pauses[1] <= 1.0 and 1.0 <= pauses[2] <= 2.0
 
@@ -294,7 +296,7 @@ def test_logprobs_of_another_temperature_are_not_kept(serve, codec):
     engine = engine_of(server, codec)
     slots = {t: engine.open(codec.text_ids("q"), replace(STOP, temperature=t)) for t in (0.0, 0.7, 1.0)}
     events = play(engine)
-    assert {t: events[slot][1].logprob for t, slot in slots.items()} == {0.0: -0.5, 0.7: None, 1.0: -0.5}
+    assert {t: events[slot].logprobs[1] for t, slot in slots.items()} == {0.0: -0.5, 0.7: None, 1.0: -0.5}
 
 
 def probe_fails(server, codec, **changes):

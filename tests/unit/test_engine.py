@@ -46,7 +46,7 @@ def run(engine, chosen, temperature, turns=3, max_new_tokens=9):
     while events := engine.step():
         for event in events:
             i = owner[event.slot]
-            written[i].append((event.token_id, event.logprob))
+            written[i] += zip(event.token_ids, event.logprobs, strict=True)
             if event.end is None:
                 continue
             turn[i] += 1
@@ -191,7 +191,7 @@ def test_a_beginning_in_common_is_read_once(setup, monkeypatch):
     def first_tokens(engine, chosen):
         slots = [engine.open(texts[i], Sampling(1.0, 4, (), seed=1, key=str(i))) for i in chosen]
         events = engine.step()
-        return [next((e.token_id, e.logprob) for e in events if e.slot == slot) for slot in slots]
+        return [next((e.token_ids[0], e.logprobs[0]) for e in events if e.slot == slot) for slot in slots]
 
     engine = InProcessEngine(model, codec, slots=4, capacity=100)
     together = first_tokens(engine, [0, 1, 2])
@@ -221,7 +221,7 @@ def test_rows_are_moved_together_when_few_are_left(setup):
         resumed = False
         while events := engine.step():
             for event in events:
-                written[event.slot].append(event.token_id)
+                written[event.slot] += event.token_ids
                 if event.end is not None and event.slot != slots[0]:
                     engine.close(event.slot)
             if len(written[slots[6]]) == 20 and not resumed:
@@ -237,7 +237,7 @@ def test_rows_are_moved_together_when_few_are_left(setup):
         tokens = []
         for _ in range(2 if i == 0 else 1):
             while events := one.step():
-                tokens += [e.token_id for e in events]
+                tokens += [i for e in events for i in e.token_ids]
             if i == 0 and len(tokens) == 3:
                 one.extend(slot, [5, 6, 7])
         assert result[i] == tokens

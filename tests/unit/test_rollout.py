@@ -57,8 +57,8 @@ class Recorder:
     def step(self):
         stepped = self.engine.step()
         for event in stepped:
-            self.ids[event.slot].append(event.token_id)
-            self.written[event.slot].append(True)
+            self.ids[event.slot].extend(event.token_ids)
+            self.written[event.slot].extend([True] * len(event.token_ids))
         return stepped
 
     def close(self, slot):

@@ -40,9 +40,9 @@ def test_it_writes_the_scripts_tokens_one_a_step_with_logprob_zero(codec):
     first, second = engine.open(ids_of(codec, "one"), STOP), engine.open(ids_of(codec, "twenty"), STOP)
     assert {event.slot for event in engine.step()} == {first, second}
     rest = play(engine)
-    written = [engine_event.token_id for engine_event in rest[second]]
+    written = [i for event in rest[second] for i in event.token_ids]
     assert written == ids_of(codec, "ü say twenty!")[1:]
-    assert all(event.logprob == 0.0 for events in rest.values() for event in events)
+    assert all(event.logprobs == (0.0,) for events in rest.values() for event in events)
     assert [event.end for event in rest[second]] == [None] * (len(written) - 1) + [TurnEnd.STOP]
 
 
@@ -50,7 +50,7 @@ def test_a_turn_ends_with_the_token_that_completes_a_stop_string(codec):
     engine = ScriptedEngine(codec, lambda prompt, read: "<search> a</search>\n\nnever written")
     engine.open(ids_of(codec, "q"), STOP)
     events = play(engine)[0]
-    text = codec.decode([event.token_id for event in events])
+    text = codec.decode([i for event in events for i in event.token_ids])
     assert text.startswith("<search> a</search>") and "never" not in text
     assert events[-1].end is TurnEnd.STOP
 

@@ -304,7 +304,7 @@ def test_checkpointing_changes_no_gradient_and_leaves_rollouts_their_cache(monke
         assert not made.student.training and not made.critic.backbone.training
         engine = InProcessEngine(made.student, CODEC, slots=1, capacity=64)
         engine.open([1, 2, 3], Sampling(temperature=0.0, max_new_tokens=4))
-        results[-1] += ([event.token_id for _ in range(4) for event in engine.step()],)
+        results[-1] += ([i for _ in range(4) for event in engine.step() for i in event.token_ids],)
     (plain, plain_critic, once, text), (again, again_critic, twice, same_text) = results
     assert twice == 2 * once and text == same_text
     for first, second in ((plain, again), (plain_critic, again_critic)):

@@ -77,18 +77,18 @@ def test_turns_that_wait_are_written_in_one_call(vllm):
     first, second = engine.open(codec.text_ids("one"), STOP), engine.open(codec.text_ids("two"), STOP)
     events = engine.step()
     assert len(vllm.calls) == 1 and len(vllm.calls[0][0]) == 2
-    texts = {slot: codec.decode([e.token_id for e in events if e.slot == slot]) for slot in (first, second)}
+    texts = {slot: codec.decode(next(e.token_ids for e in events if e.slot == slot)) for slot in (first, second)}
     assert texts[first].rstrip() == "<search> a</search>"
     ends = [event.end for event in events if event.end is not None]
     assert ends == [TurnEnd.STOP, TurnEnd.LENGTH]
-    assert [e.logprob for e in events if e.slot == first][:3] == [0.0, -0.25, -0.5]
+    assert next(e.logprobs for e in events if e.slot == first)[:3] == [0.0, -0.25, -0.5]
     asked = vllm.calls[0][1][0]
     assert (asked.temperature, asked.max_tokens, asked.stop, asked.logprobs) == (1.0, 40, list(CLOSING_TAGS), 0)
     assert asked.include_stop_str_in_output and 0 <= asked.seed < 2**31
     engine.extend(first, codec.text_ids("read"))
     engine.step()
     (prompts, _) = vllm.calls[1]
-    written = [event.token_id for event in events if event.slot == first]
+    written = next(event.token_ids for event in events if event.slot == first)
     assert prompts == [{"prompt_token_ids": [*codec.text_ids("one"), *written, *codec.text_ids("read")]}]
 
 

@@ -27,11 +27,11 @@ class Sampling:
 
 
 class Event(NamedTuple):
-    """One token written by a slot. `end` is set on the last token of a turn."""
+    """What a slot wrote of one turn, a token at least. `end` is set where the last of them ends the turn."""
 
     slot: SlotId
-    token_id: int
-    logprob: float | None  # at the sampling temperature; at temperature 1 for greedy decoding; None if not told
+    token_ids: Sequence[int]
+    logprobs: Sequence[float | None]  # at the sampling temperature; at 1 for greedy decoding; None if not told
     end: TurnEnd | None = None
 
 
@@ -52,9 +52,10 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[Event]:
-        """What slots in the middle of a turn wrote; empty when there is none in the middle of a turn.
+        """What slots in the middle of a turn wrote, one event each; empty when there is none in the middle of a turn.
 
-        One token of each where the model runs here; whole turns, as they get done, where another program runs it.
+        One token or a burst of them where the model runs here; whole turns, as they get done, where another program
+        runs it.
         """
         ...
 

@@ -184,4 +184,4 @@ class InProcessEngine:
         elif slot.written >= slot.sampling.max_new_tokens or slot.length + 1 >= self._capacity:
             end = TurnEnd.LENGTH
         slot.running = end is None
-        return Event(slot.id, token, logprob, end)
+        return Event(slot.id, (token,), (logprob,), end)

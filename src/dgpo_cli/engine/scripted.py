@@ -112,4 +112,4 @@ class ScriptedEngine:
             end = TurnEnd.LENGTH
         if end is not None:
             state.queue.clear()
-        return Event(slot, token, 0.0, end)
+        return Event(slot, (token,), (0.0,), end)

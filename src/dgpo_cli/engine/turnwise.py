@@ -92,7 +92,7 @@ class TurnwiseEngine:
         while not events and any(state.running for state in self._slots.values()):
             for slot, written in sorted(self._writer.finished(), key=lambda pair: pair[0]):
                 if slot in self._slots:  # else it was closed in the middle of the turn
-                    events += self._end(slot, written)
+                    events.append(self._end(slot, written))
         return events
 
     def close(self, slot: SlotId) -> None:
@@ -110,20 +110,15 @@ class TurnwiseEngine:
             )
         )
 
-    def _end(self, slot: SlotId, written: Written) -> list[Event]:
-        """The turn's events, up to the token that ends it."""
+    def _end(self, slot: SlotId, written: Written) -> Event:
+        """The turn, up to the token that ends it."""
         state = self._slots[slot]
         count, end = self._length(state, written)
         assert count, f"nothing was written in slot {slot}"
         tokens = written.token_ids[:count]
-        logprobs = [None] * count if written.logprobs is None else written.logprobs[:count]
         state.token_ids.extend(tokens)
         state.running = False
-        last = count - 1
-        return [
-            Event(slot, token, logprob, end if place == last else None)
-            for place, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True))
-        ]
+        return Event(slot, tokens, [None] * count if written.logprobs is None else written.logprobs[:count], end)
 
     def _length(self, state: _Slot, written: Written) -> tuple[int, TurnEnd]:
         """How many of the tokens count, and why the turn ended: a program may write on, or count other tokens."""

@@ -45,12 +45,12 @@ class Episode:
         self.turn_start = len(self.token_ids)
 
     def write(self, event: Event) -> None:
-        self.token_ids.append(event.token_id)
-        self.written.append(True)
-        self.logprobs.append(event.logprob)
+        self.token_ids.extend(event.token_ids)
+        self.written.extend([True] * len(event.token_ids))
+        self.logprobs.extend(event.logprobs)
 
-    def new_text(self, token: bytes) -> str:
-        return self._text.decode(token)
+    def new_text(self, written: bytes) -> str:
+        return self._text.decode(written)
 
     def trajectory(self) -> Trajectory:
         assert self.stop is not None, f"{self.key} still runs"

@@ -56,7 +56,7 @@ def run_episodes(
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """Queries that are being answered while others write; their episodes go on at step `due`."""
+    """Queries that are answered while others write; their episodes go on when those are at token `due`."""
 
     due: int
     episodes: Sequence[Episode]
@@ -80,7 +80,7 @@ class _Rollout:
         self.by_slot: dict[int, Episode] = {}
         self.waiting: list[Episode] = []  # with a query that nobody answers yet
         self.searching: deque[_Search] = deque()
-        self.steps = self.finished = 0
+        self.tokens = self.finished = 0  # tokens that an episode would have written that never stops
         self.searcher = ThreadPoolExecutor(1, thread_name_prefix="search") if settings.overlap_steps else None
 
     def __enter__(self) -> _Rollout:
@@ -93,18 +93,18 @@ class _Rollout:
             self.engine.close(slot)
 
     def step(self) -> None:
-        """One token for every episode that writes, and what follows from it."""
+        """A step of the engine, and what follows from it."""
         while self.queue and len(self.by_slot) < self.settings.wave:
             self._open(self.queue.popleft())
-        while self.searching and self.searching[0].due <= self.steps:
+        while self.searching and self.searching[0].due <= self.tokens:
             self._go_on(self.searching.popleft())
         stepped = self.engine.step()
-        self.steps += 1
+        self.tokens += max((len(event.token_ids) for event in stepped), default=1)
         for event in stepped:
             episode = self.by_slot[event.slot]
             episode.write(event)
             if self.on_event is not None:
-                text = episode.new_text(self.codec.token_bytes(event.token_id))
+                text = episode.new_text(b"".join(map(self.codec.token_bytes, event.token_ids)))
                 if text:
                     self.on_event(events.TokenText(episode.index, text))
             if event.end is not None:
@@ -164,7 +164,7 @@ class _Rollout:
         else:
             answers = Future()
             answers.set_result(self._calls(queries))
-        self.searching.append(_Search(self.steps + self.settings.overlap_steps, waiting, answers))
+        self.searching.append(_Search(self.tokens + self.settings.overlap_steps, waiting, answers))
 
     def _calls(self, queries: Sequence[str]) -> list[SearchCall]:
         started = time.perf_counter()
