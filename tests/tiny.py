@@ -41,7 +41,7 @@ def bpe_tokenizer(vocab_size: int = 420, *, chat: bool = False) -> PreTrainedTok
 
 
 def qwen(
-    vocab_size: int, seed: int = 0, *, hidden: int = 32, layers: int = 2, positions: int = 512
+    vocab_size: int, seed: int = 0, *, hidden: int = 32, layers: int = 2, positions: int = 512, tied: bool = True
 ) -> Qwen2ForCausalLM:
     torch.manual_seed(seed)
     config = Qwen2Config(
@@ -53,6 +53,6 @@ def qwen(
         num_key_value_heads=2,
         max_position_embeddings=positions,
         initializer_range=0.2,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
     )
     return Qwen2ForCausalLM(config).eval()

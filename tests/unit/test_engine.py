@@ -311,7 +311,7 @@ def test_misuse_is_refused(setup):
 def test_inverse_cdf_sampling_reaches_each_token_by_its_probability():
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(5, 4)
     uniform = torch.tensor([0.0, 0.0999, 0.1001, 0.5999, 0.9999], dtype=torch.float64)
-    tokens, logprobs = sample(logits, uniform, torch.ones(5))
+    tokens, logprobs = sample(logits, uniform, torch.ones(5), greedy=False)
     assert tokens.tolist() == [0, 0, 1, 2, 3]
     torch.testing.assert_close(logprobs.exp(), torch.tensor([0.1, 0.1, 0.2, 0.3, 0.4]))
 
@@ -320,7 +320,7 @@ def test_sampling_over_many_blocks_is_the_inverse_of_the_cumulative_distribution
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(64, 1000, generator=generator)
     uniform = torch.rand(64, generator=generator, dtype=torch.float64)
-    tokens, _ = sample(logits, uniform, torch.ones(64))
+    tokens, _ = sample(logits, uniform, torch.ones(64), greedy=False)
     cumulative = logits.double().softmax(-1).cumsum(-1)
     rows = torch.arange(64)
     below = torch.where(tokens > 0, cumulative[rows, (tokens - 1).clamp(min=0)], 0.0)
@@ -330,7 +330,7 @@ def test_sampling_over_many_blocks_is_the_inverse_of_the_cumulative_distribution
 
 def test_a_token_without_probability_is_never_drawn():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(3, 5)
-    tokens, _ = sample(logits, torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64), torch.ones(3))
+    tokens, _ = sample(logits, torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64), torch.ones(3), greedy=False)
     assert tokens.tolist() == [1, 3, 3]
 
 

@@ -49,6 +49,10 @@ def test_fixed_parts_by_hand():
     assert parts["student weights"] == 4 * 494_032_768
     assert parts["optimizer"] == 8 * (494_032_768 + 494_032_768 + 897)
     assert parts["KV cache"] == 2 * 24 * 16 * 4096 * 2 * 64 * 2  # keys and values, 2 heads of 64, bf16
+    assert parts["16-bit copy"] == 2 * 494_032_768
+    assert parts["captured graphs"] == (2 + 4) * 16 * 151_936 + 4 * 4 * 16 * 151_936
+    assert memory.captured(replace(JOB, slots=64)) == 6 * 64 * 151_936 + 4 * 4 * 2**23
+    assert not {"16-bit copy", "captured graphs"} & memory.by_part(replace(JOB, slots=0)).keys()
     assert parts["teacher"] == 2 * 3_085_938_688
     eight = memory.by_part(replace(JOB, reader_8bit=True))["teacher"]
     linear = 36 * (2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 11008)
@@ -103,8 +107,15 @@ def test_time_by_hand():
     forward = 2 * 512 * 2200 * 494_032_768 / (0.35 * 989e12)
     assert seconds["update"] == pytest.approx(6 * forward)  # two models, forward and twice as much backward
     assert seconds["signals"] == pytest.approx(2 * forward)
-    launches = 8 * 400 * 24 * 0.8e-3  # eight waves, 400 tokens each, bound by the launches of 24 layers
-    assert seconds["rollout"] == pytest.approx(launches + 2 * 512 * 1800 * 494_032_768 / (0.35 * 989e12))
+    prefills = 2 * 512 * 1800 * 494_032_768 / (0.35 * 989e12)
+    cache = 2 * 24 * 2 * 64 * 2 * 64 * 2200 / 2  # of 64 episodes at half of their final length
+    step = (2 * 494_032_768 + cache) / (0.6 * CARDS["h200"].bandwidth)
+    assert step < 24 * 0.05e-3
+    assert seconds["rollout"] == pytest.approx(8 * 400 * 24 * 0.05e-3 + prefills)  # eight waves, 400 tokens each
+    eager = seconds_by_phase(replace(speed, eight_bit=True))["rollout"]
+    assert eager == pytest.approx(8 * 400 * 24 * 0.8e-3 + prefills)
+    many = seconds_by_phase(replace(speed, rollout=RolloutOptions(wave=512)))["rollout"]
+    assert many == pytest.approx(400 * (2 * 494_032_768 + 8 * cache) / (0.6 * CARDS["h200"].bandwidth) + prefills)
 
 
 def test_cards():

@@ -26,6 +26,11 @@ class SlotCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
 
+    @property
+    def capacity(self) -> int:
+        """Tokens of a row."""
+        return self.keys.shape[3]
+
     def places(self, rows: Tensor, positions: Tensor) -> Tensor:
         """Where the heads of N tokens at (row, position) lie in a layer, [N * heads], for `write`."""
         heads, capacity = self.keys.shape[2:4]

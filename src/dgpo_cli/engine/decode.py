@@ -1,7 +1,7 @@
 """The forward pass of a rollout, written out for the Llama family: only what generating needs.
 
-The new tokens of all rows lie end to end, so linear layers see no padding. The weights are the model's own, read in
-place at every pass. In the last layer only each row's last token goes beyond its keys and values.
+The new tokens of all rows lie end to end, so linear layers see no padding. In the last layer only each row's last
+token goes beyond its keys and values.
 
 Shapes: N new tokens, R rows, W rows of the cache that attention looks at, H hidden, D of one head, K keys seen.
 """
@@ -19,8 +19,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from dgpo_cli.engine.cache import SlotCache
+from dgpo_cli.engine.weights import Weights
 from dgpo_cli.errors import ModelError
-from dgpo_cli.models.vocab import precision
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # the same layer; they differ in biases and norms
 _ALIGNED = 8  # keys; what attention kernels on GPUs want of a mask's last dimension
@@ -81,6 +81,21 @@ class Pass:
             final=_single(row, start + counts - 1, device),
         )
 
+    @classmethod
+    def of_window(cls, ids: Tensor, positions: Tensor, keys: int, dtype: torch.dtype) -> Pass:
+        """One new token [W] at `positions` [W] of each of the first W rows, made of device tensors alone."""
+        hidden = torch.where(torch.arange(keys, device=ids.device) <= positions[:, None], 0.0, -torch.inf)
+        return cls(
+            ids=ids,
+            rows=torch.arange(len(ids), device=ids.device),
+            positions=positions,
+            singles=len(ids),
+            single=None,
+            several=(),
+            last=None,
+            final=Single(len(ids), None, hidden.to(dtype)[:, None, None, :]),
+        )
+
 
 def _groups(counts: np.ndarray, offset: int) -> list[slice]:
     """Runs of an ascending list in which padding to the longest at most doubles a row."""
@@ -121,13 +136,13 @@ def _several(rows: np.ndarray, starts: np.ndarray, counts: np.ndarray, device: t
 
 
 class Decoder:
-    """A model and the keys and values that it keeps of every slot.
+    """A model and the keys and values that it keeps of every slot, in `dtype` (see `Weights`).
 
     Raises ModelError for a model of another family, for sliding-window attention, and for rotary embeddings that depend
     on the length of the text.
     """
 
-    def __init__(self, model: PreTrainedModel, slots: int, capacity: int) -> None:
+    def __init__(self, model: PreTrainedModel, slots: int, capacity: int, dtype: torch.dtype | None = None) -> None:
         config = model.config.get_text_config()
         sliding = [kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"]
         if config.model_type not in FAMILIES or sliding or getattr(config, "sliding_window", None):
@@ -136,22 +151,19 @@ class Decoder:
                 f"{config.model_type}: {kind} is not supported by the rollout engine",
                 hint=f"use a model of the {', '.join(FAMILIES)} families with full attention",
             )
-        self.model = model
-        self._body: Any = model.get_decoder()
-        rotary = self._body.rotary_emb
+        rotary = model.get_decoder().rotary_emb
         if getattr(rotary, "rope_type", "default") in ("dynamic", "longrope"):
             raise ModelError(
                 f"rotary embeddings of type {rotary.rope_type} are not supported by the rollout engine",
                 hint="use a model whose rotary embeddings do not depend on the length of the text",
             )
-        device = next(model.parameters()).device
-        with precision(model):
-            dtype = torch.bfloat16 if torch.is_autocast_enabled("cuda") else next(model.parameters()).dtype
+        self.weights = Weights(model, dtype)
+        device = self.weights.device
         self._heads, self._shared = config.num_attention_heads, config.num_key_value_heads
         self._width = getattr(config, "head_dim", None) or config.hidden_size // self._heads
         rounded = -(-capacity // _ALIGNED) * _ALIGNED
         self.cache = SlotCache(
-            config.num_hidden_layers, slots, self._shared, rounded, self._width, device=device, dtype=dtype
+            config.num_hidden_layers, slots, self._shared, rounded, self._width, device=device, dtype=self.weights.dtype
         )
         with torch.no_grad():
             turns = rotary(torch.zeros(1, device=device), torch.arange(capacity, device=device)[None])
@@ -159,14 +171,21 @@ class Decoder:
 
     def last_hidden(self, new: Pass) -> Tensor:
         """Hidden states [R, H] after the last new token of each row; the new tokens' keys and values are kept."""
-        with precision(self.model):
-            x = self._body.embed_tokens(new.ids)
-            turn = self._cos[new.positions][:, None], self._sin[new.positions][:, None]
-            places = self.cache.places(new.rows, new.positions)
-            layers = list(self._body.layers)
-            for index, layer in enumerate(layers):
-                x = self._layer(index, layer, x, new, places, turn, final=index == len(layers) - 1)
-            return _normed(self._body.norm, x)
+        body = self.weights.body
+        x = body.embed_tokens(new.ids).to(self.weights.residual)
+        turn = self._cos[new.positions][:, None], self._sin[new.positions][:, None]
+        places = self.cache.places(new.rows, new.positions)
+        layers = list(body.layers)
+        for index, layer in enumerate(layers):
+            x = self._layer(index, layer, x, new, places, turn, final=index == len(layers) - 1)
+        return self._normed(body.norm, x)
+
+    def logits(self, new: Pass, vocabulary_size: int) -> Tensor:
+        """Logits [R, V] in float32 for the token after each row's last, of the first V tokens."""
+        return functional.linear(self.last_hidden(new), self.weights.head[:vocabulary_size]).float()
+
+    def _normed(self, norm: Any, x: Tensor) -> Tensor:
+        return _normed(norm, x).to(self.weights.dtype)
 
     def _layer(
         self,
@@ -179,7 +198,7 @@ class Decoder:
         *,
         final: bool,
     ) -> Tensor:
-        part, normed = layer.self_attn, _normed(layer.input_layernorm, x)
+        part, normed = layer.self_attn, self._normed(layer.input_layernorm, x)
         values = part.v_proj(normed).view(len(x), self._shared, self._width)
         keys = _head_norm(part, "k_norm", part.k_proj(normed).view(len(x), self._shared, self._width))
         queries = _head_norm(part, "q_norm", part.q_proj(normed).view(len(x), self._heads, self._width))
@@ -190,7 +209,7 @@ class Decoder:
             x, queries = x[new.last], queries[new.last]
         read = self._one(index, queries, new.final) if final else self._attend(index, queries, new)
         x = x + part.o_proj(read.reshape(len(x), -1))
-        normed = _normed(layer.post_attention_layernorm, x)
+        normed = self._normed(layer.post_attention_layernorm, x)
         mlp = layer.mlp
         return x + mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed))  # type: ignore[no-any-return]
 

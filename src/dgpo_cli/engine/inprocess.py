@@ -11,17 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from dgpo_cli.engine.base import Event, Sampling, SlotId, TurnEnd
+from dgpo_cli.engine.burst import Burst, burst_of
 from dgpo_cli.engine.decode import Decoder, Pass
-from dgpo_cli.engine.sampling import sample, stream_key, uniforms
+from dgpo_cli.engine.draw import NextTokens
+from dgpo_cli.engine.sampling import stream_key, uniforms
 from dgpo_cli.engine.schedule import SHARED_TOKENS, Slot, common_prefix, moves, passes
 from dgpo_cli.engine.stops import StopMatcher
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.vocab import project
-from dgpo_cli.objectives.divergence import log_probs, mixture
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +34,31 @@ class Blend:
 class InProcessEngine:
     """`slots` episodes at once, each of at most `capacity` tokens.
 
+    A step reads what slots have been given and writes one token of each, or writes `burst` tokens of each where there
+    is nothing to be read (1 on a CPU and several on a GPU, unless it is told; see `Burst`).
+
     Raises ModelError for a model that `Decoder` cannot read.
     """
 
     def __init__(
-        self, model: PreTrainedModel, codec: Codec, *, slots: int, capacity: int, blend: Blend | None = None
+        self,
+        model: PreTrainedModel,
+        codec: Codec,
+        *,
+        slots: int,
+        capacity: int,
+        blend: Blend | None = None,
+        burst: int | None = None,
     ) -> None:
         models = [model] if blend is None else [model, blend.model]
-        self._codec, self._blend = codec, blend
+        self._codec = codec
         self._capacity = min([capacity, *(m.config.get_text_config().max_position_embeddings for m in models)])
         self._device = next(model.parameters()).device
         self._decoders = [Decoder(m, slots, self._capacity) for m in models]
+        self._source = NextTokens(self._decoders, codec.vocabulary_size, 0.0 if blend is None else blend.share)
+        if burst is None:
+            burst = burst_of(self._device)
+        self._burst = Burst(self._source, slots, self._capacity, burst) if burst > 1 else None
         self._slots: dict[SlotId, Slot] = {}
         self._rows: list[Slot | None] = [None] * slots
         self._next_id = 0
@@ -90,12 +103,19 @@ class InProcessEngine:
         running = [slot for slot in self._slots.values() if slot.running]
         if not running:
             return []
+        for decoder in self._decoders:
+            decoder.weights.refresh()
         self._move(moves(running))
         self._share_prompts([slot for slot in running if not slot.length])
+        if self._burst is not None:
+            reading = [slot for slot in running if len(slot.pending) > 1]
+            if not reading:
+                return self._write_burst(self._burst, running)
+            running = reading
         events = []
         for together in passes(running):
-            tokens, logprobs = self._sample(together, self._forward(together))
-            events += [self._write(s, t, p) for s, t, p in zip(together, tokens, logprobs, strict=True)]
+            tokens, logprobs = self._draw(together)
+            events += [self._write(s, (t,), (p,)) for s, t, p in zip(together, tokens, logprobs, strict=True)]
         return events
 
     def _matcher(self, sampling: Sampling) -> StopMatcher:
@@ -150,38 +170,58 @@ class InProcessEngine:
         slot.length += len(ids)
         slot.pending = slot.pending[len(ids) :]
 
-    def _forward(self, slots: Sequence[Slot]) -> Tensor:
-        """Run the pending tokens; logits [R, V] for the token after each slot's last."""
+    def _draw(self, slots: Sequence[Slot]) -> tuple[list[int], list[float]]:
+        """Run the pending tokens, and draw the token after each slot's last."""
         new = Pass.of([s.pending for s in slots], [s.row for s in slots], [s.length for s in slots], self._device)
-        logits = [
-            project(decoder.model, decoder.last_hidden(new), self._codec.vocabulary_size) for decoder in self._decoders
-        ]
+        places = np.array([s.written for s in slots], dtype=np.uint64)
+        uniform = torch.from_numpy(uniforms(_streams(slots), places)).to(self._device)
+        temperature = [s.sampling.temperature for s in slots]
+        drawn = self._source.draw(
+            new, uniform, torch.tensor(temperature, device=self._device), greedy=not any(temperature)
+        )
         for slot in slots:
             slot.length += len(slot.pending)
             slot.pending = []
-        return logits[0] if self._blend is None else self._mixed(slots, logits[0], logits[1], self._blend.share)
-
-    def _mixed(self, slots: Sequence[Slot], own: Tensor, other: Tensor, share: float) -> Tensor:
-        """Logits [R, V] whose distribution at each row's temperature is the mixture of both at that temperature."""
-        temperature = torch.tensor([s.sampling.temperature or 1.0 for s in slots], device=self._device)[:, None]
-        mixed = mixture(log_probs(other / temperature), log_probs(own / temperature), share)
-        return mixed * temperature
-
-    def _sample(self, slots: Sequence[Slot], logits: Tensor) -> tuple[list[int], list[float]]:
-        keys = np.array([s.stream for s in slots], dtype=np.uint64)
-        places = np.array([s.written for s in slots], dtype=np.uint64)
-        uniform = torch.from_numpy(uniforms(keys, places)).to(self._device)
-        temperature = torch.tensor([s.sampling.temperature for s in slots], device=self._device)
-        tokens, logprobs = sample(logits, uniform, temperature)
+        tokens, logprobs = drawn
         return tokens.tolist(), logprobs.tolist()
 
-    def _write(self, slot: Slot, token: int, logprob: float) -> Event:
-        slot.pending = [token]
-        slot.written += 1
-        end = None
-        if slot.stops.feed(token) or token in self._codec.eos_ids:
-            end = TurnEnd.STOP
-        elif slot.written >= slot.sampling.max_new_tokens or slot.length + 1 >= self._capacity:
-            end = TurnEnd.LENGTH
+    def _write_burst(self, burst: Burst, slots: Sequence[Slot]) -> list[Event]:
+        """Write on in slots with one pending token each; rows in between write what nobody reads."""
+        window = max(slot.row for slot in slots) + 1
+        room = max(min(s.sampling.max_new_tokens - s.written, self._capacity - 1 - s.length) for s in slots)
+        count = min(burst.tokens, room)
+        ids, lengths = np.zeros(window, dtype=np.int64), np.zeros(window, dtype=np.int64)
+        for other in self._slots.values():
+            if other.row < window:
+                lengths[other.row] = other.length  # what it has read stays
+        rows = [slot.row for slot in slots]
+        ids[rows] = [slot.pending[0] for slot in slots]
+        temperature, uniform = np.zeros(window, dtype=np.float32), np.zeros((window, count))
+        temperature[rows] = [slot.sampling.temperature for slot in slots]
+        places = np.array([slot.written for slot in slots], dtype=np.uint64)
+        uniform[rows] = uniforms(_streams(slots)[:, None], places[:, None] + np.arange(count, dtype=np.uint64))
+        longest = max(slot.length for slot in slots)
+        tokens, logprobs = burst.run(ids, lengths, temperature, uniform, longest=longest)
+        for slot in slots:
+            slot.length += 1
+        return [self._write(slot, tokens[slot.row], logprobs[slot.row]) for slot in slots]
+
+    def _write(self, slot: Slot, tokens: Sequence[int], logprobs: Sequence[float]) -> Event:
+        """Take over what was drawn for a slot, up to the token that ends its turn; the first is not in the cache."""
+        count, end = 0, None
+        while end is None and count < len(tokens):
+            token = tokens[count]
+            count += 1
+            slot.written += 1
+            if slot.stops.feed(token) or token in self._codec.eos_ids:
+                end = TurnEnd.STOP
+            elif slot.written >= slot.sampling.max_new_tokens or slot.length + count >= self._capacity:
+                end = TurnEnd.LENGTH
+        slot.length += count - 1
+        slot.pending = [tokens[count - 1]]
         slot.running = end is None
-        return Event(slot.id, (token,), (logprob,), end)
+        return Event(slot.id, tokens[:count], logprobs[:count], end)
+
+
+def _streams(slots: Sequence[Slot]) -> np.ndarray:
+    return np.array([slot.stream for slot in slots], dtype=np.uint64)

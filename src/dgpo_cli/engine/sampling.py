@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _BLOCK = 128  # tokens
+_AT_ONCE = 1 << 23  # logits
 _GAMMA = 0x9E3779B97F4A7C15  # SplitMix64 (Steele, Lea, Flood 2014)
 
 
@@ -34,16 +35,29 @@ def uniforms(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return result
 
 
-def sample(logits: Tensor, uniform: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, uniform: Tensor, temperature: Tensor, *, greedy: bool) -> tuple[Tensor, Tensor]:
     """Token ids [R] and their log-probabilities [R] from float32 logits [R, V].
 
-    `temperature` [R]: 0 takes the most likely token and reports its log-probability at temperature 1.
+    `temperature` [R]: 0 takes the most likely token and reports its log-probability at temperature 1. `greedy` says
+    that it is 0 for all. A few rows at a time, so that a large vocabulary needs no further tensor of its size.
     """
+    rows = max(1, _AT_ONCE // logits.shape[1])
+    if rows >= len(logits):
+        return _sample(logits, uniform, temperature, greedy)
+    parts = [
+        _sample(logits[i : i + rows], uniform[i : i + rows], temperature[i : i + rows], greedy)
+        for i in range(0, len(logits), rows)
+    ]
+    tokens, logprobs = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+def _sample(logits: Tensor, uniform: Tensor, temperature: Tensor, all_greedy: bool) -> tuple[Tensor, Tensor]:
     greedy = temperature == 0
     scaled = logits / torch.where(greedy, torch.ones_like(temperature), temperature)[:, None]
     logprobs = scaled.log_softmax(dim=-1)
     tokens = logits.argmax(dim=-1)
-    if not bool(greedy.all()):
+    if not all_greedy:
         tokens = torch.where(greedy, tokens, _inverse_cdf(logprobs.exp(), uniform))
     return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
 

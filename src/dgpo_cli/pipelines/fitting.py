@@ -93,15 +93,16 @@ def _agreed(learner: Learner, mine: Fit) -> Fit:
 
 
 def fill(engine: Engine) -> None:
-    """Every slot of a fresh engine read to its end, and one token written in each."""
-    prompt = [1] * (engine.capacity - 2)
+    """Every slot of a fresh engine read to its end, but for a few tokens that are written in each."""
+    prompt = [1] * (engine.capacity - 4)
     slots = []
     while True:
         try:
-            slots.append(engine.open(prompt, Sampling(temperature=0.0, max_new_tokens=1)))
+            slots.append(engine.open(prompt, Sampling(temperature=1.0, max_new_tokens=3)))
         except ValueError:  # all slots are open
             break
-    engine.step()
+    while engine.step():
+        pass
     for slot in slots:
         engine.close(slot)
 

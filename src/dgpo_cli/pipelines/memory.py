@@ -14,6 +14,7 @@ FLOAT, HALF = 4, 2  # bytes
 CUDA_CONTEXT = 1.0e9  # assumed: context, kernels and workspaces of the libraries
 FRAGMENTATION = 0.05  # assumed: share of the rest that PyTorch's caching allocator holds without using it
 PREFILL_TOKENS = 16_384  # new tokens of one forward pass (engine/schedule.py)
+SAMPLED_LOGITS = 1 << 23  # turned into tokens at once (engine/sampling.py), four float32 buffers of them
 # [n, V] float32 buffers of one vocabulary chunk at its highest, counted in the code of the losses (docs/plan.md).
 _BUFFERS_CE, _BUFFERS_POLICY, _BUFFERS_KD, _BUFFERS_FULL_KL = 2.0, 3.25, 4.25, 5.25
 
@@ -63,6 +64,8 @@ def by_part(job: Job) -> dict[str, float]:
         "teacher": reader_bytes(job),
         "reference": FLOAT * student.parameters if job.reference else 0,
         "KV cache": kv_cache(job),
+        "16-bit copy": writing_copy(job),
+        "captured graphs": captured(job),
     }
     parts |= _work(job)
     if job.accelerated:
@@ -85,6 +88,13 @@ def moments(job: Job, trained: int) -> float:
     return 2 * FLOAT * wide + 2 * (1 + FLOAT / 256) * (trained - wide)
 
 
+def adam_temporary(job: Job) -> float:
+    """AdamW goes over all tensors at once on CUDA and one by one on a CPU; bitsandbytes' kernels work in place."""
+    if job.accelerated:
+        return 0.0 if job.adam_8bit else FLOAT * job.student.parameters
+    return FLOAT * job.student.head_parameters
+
+
 def reader_bytes(job: Job) -> float:
     """In 8 bit only the linear maps of the layers are; embedding, output layer and norms stay in 16."""
     reader = job.reader
@@ -98,6 +108,19 @@ def reader_bytes(job: Job) -> float:
 
 def kv_cache(job: Job) -> float:
     return 2 * job.student.layers * job.slots * job.capacity * job.student.kv_width * job.compute
+
+
+def writing_copy(job: Job) -> float:
+    """On CUDA what is written with, rounded from the float32 masters before every step of the engine."""
+    return HALF * job.student.parameters if job.accelerated and job.slots else 0.0
+
+
+def captured(job: Job) -> float:
+    """Logits of one token of all slots, in 16 and 32 bit, and the draw: CUDA graphs keep what they work on."""
+    if not (job.accelerated and job.slots):
+        return 0.0
+    logits = job.slots * job.student.vocabulary
+    return (HALF + FLOAT) * logits + 4 * FLOAT * min(logits, SAMPLED_LOGITS)
 
 
 def kept_per_token(shape: Shape, *, accelerated: bool) -> float:
@@ -145,7 +168,7 @@ def _work(job: Job) -> dict[str, float]:
         "layer in hand": max(layer, 0.0),
     }
     without = {
-        "optimizer step": FLOAT * (shape.parameters if job.accelerated else shape.head_parameters),
+        "optimizer step": adam_temporary(job),
         "embedding gradient": float(embedding),
         "prefill": prefill(job),
         "teacher's pass": 0.0 if job.distribution else reader_pass(job) + logprob_chunk(job),

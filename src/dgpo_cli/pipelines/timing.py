@@ -11,13 +11,14 @@ from dgpo_cli.pipelines.settings import RolloutOptions
 # Episodes of the reference length: prompt, three searches, and a generated turn before, between and after them.
 PROMPT_TOKENS, SEARCHES, TURN_TOKENS = 300, 3, 100
 ARITHMETIC, MEMORY = 0.35, 0.6  # assumed shares of a data sheet's figure that are reached
-LAUNCH_SECONDS = 0.8e-3  # assumed: one layer of one decoding step costs at least this in eager mode
+LAYER_SECONDS = 0.05e-3  # assumed: one layer of one decoding step costs at least this in a captured graph
+EAGER_LAYER_SECONDS = 0.8e-3  # assumed: and this where kernels are launched one by one, as for an 8-bit model
 WRONG = 0.6  # assumed share of episodes that the teacher reads; the paper's students have 0.4 EM in training
 
 ASSUMPTIONS = (
     f"episodes of {PROMPT_TOKENS} prompt tokens, {SEARCHES} searches and {SEARCHES + 1} turns of {TURN_TOKENS} tokens",
     f"{ARITHMETIC:.0%} of the card's bf16 arithmetic and {MEMORY:.0%} of its memory bandwidth are reached",
-    f"a decoding step takes at least {1e3 * LAUNCH_SECONDS:.1f} ms a layer",
+    f"a decoding step takes at least {1e3 * LAYER_SECONDS:.2f} ms a layer, in 8 bit {1e3 * EAGER_LAYER_SECONDS:.1f} ms",
     f"the teacher of rl reads {WRONG:.0%} of the episodes; search, evaluation and saving are not counted",
     "memory is that of the longest sequences; CUDA's context takes 1 GB and the allocator 5 % on top",
     "no figure was measured on a GPU",
@@ -76,7 +77,8 @@ def _rollout(speed: Speed) -> float:
     writer, together = speed.writer, min(speed.rollout.wave, speed.episodes)
     weights = writer.parameters * (1 if speed.eight_bit else 2)
     caches = 2 * writer.layers * writer.kv_width * 2 * together * total / 2  # half of the final length on average
-    step = max((weights + caches) / (MEMORY * speed.card.bandwidth), writer.layers * LAUNCH_SECONDS)
+    layer = EAGER_LAYER_SECONDS if speed.eight_bit else LAYER_SECONDS
+    step = max((weights + caches) / (MEMORY * speed.card.bandwidth), writer.layers * layer)
     decoding = math.ceil(speed.episodes / together) * written * step
     prefills = 2 * speed.episodes * (total - written) * writer.parameters / (ARITHMETIC * speed.card.flops)
     return decoding + prefills
