@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dgpo_cli.core.protocol import CLOSING_TAGS, DEFAULT
-from dgpo_cli.engine.stops import StopMatcher
+from dgpo_cli.engine.stops import StopMatcher, Stops
 from dgpo_cli.models.codec import Codec
 from tiny import bpe_tokenizer
 
@@ -25,18 +25,31 @@ def first_stop(pieces, stop):
     stop=st.lists(st.sampled_from(["</a>", "a", "aa", "é", "a>b", ">\n", "</a></a>"]), max_size=3),
 )
 def test_the_first_match_is_where_the_whole_text_first_contains_a_stop_string(tokens, stop):
-    matcher = StopMatcher(stop, CHUNKS.__getitem__)
-    found = [matcher.feed(token) for token in tokens]
     expected = first_stop([CHUNKS[token] for token in tokens], stop)
-    assert found == [expected is not None and place + 1 >= expected for place in range(len(tokens))]
+    stops = Stops(stop, CHUNKS.__getitem__)
+    for size in (1, 3, 31):
+        matcher, found = StopMatcher(stops), None
+        for start in range(0, len(tokens), size):
+            count = matcher.feed(tokens[start : start + size])
+            if count is not None:
+                found = start + count
+                break
+        assert found == expected
+
+
+def test_an_end_of_text_token_ends_a_turn_wherever_it_stands():
+    stops = Stops(("</a>",), CHUNKS.__getitem__, eos_ids={10})
+    assert StopMatcher(stops).feed([3, 3, 10, 5]) == 3
+    assert StopMatcher(stops).feed([5, 10]) == 1
+    matcher = StopMatcher(stops)
+    assert [matcher.feed([3, 3]), matcher.feed([10])] == [None, 1]
 
 
 @given(before=st.text(max_size=12), after=st.text(max_size=12), tag=st.sampled_from(CLOSING_TAGS))
 def test_a_real_vocabulary_stops_in_the_token_that_completes_the_tag(codec, before, after, tag):
     text = f"{before}{tag}{after}"
     ids = codec.tokenizer(text, add_special_tokens=False).input_ids
-    matcher = StopMatcher(CLOSING_TAGS, codec.token_bytes)
-    count = next(place + 1 for place, token in enumerate(ids) if matcher.feed(token))
+    count = StopMatcher(Stops(CLOSING_TAGS, codec.token_bytes)).feed(ids)
     assert any(end in codec.decode(ids[:count]) for end in CLOSING_TAGS)
     assert not any(end in codec.decode(ids[: count - 1]) for end in CLOSING_TAGS)
 
@@ -44,18 +57,16 @@ def test_a_real_vocabulary_stops_in_the_token_that_completes_the_tag(codec, befo
 def test_a_tag_merged_with_what_follows_still_stops(codec):
     ids = codec.tokenizer("x</search>\n\n", add_special_tokens=False).input_ids
     assert codec.token_bytes(ids[-1]) not in (b">", b"\n")  # otherwise this vocabulary has no such merge
-    matcher = StopMatcher(CLOSING_TAGS, codec.token_bytes)
-    assert [matcher.feed(token) for token in ids] == [False] * (len(ids) - 1) + [True]
+    assert StopMatcher(Stops(CLOSING_TAGS, codec.token_bytes)).feed(ids) == len(ids)
 
 
 def test_without_stop_strings_nothing_stops():
-    matcher = StopMatcher((), CHUNKS.__getitem__)
-    assert not any(matcher.feed(token) for token in range(len(CHUNKS)))
+    assert StopMatcher(Stops((), CHUNKS.__getitem__)).feed(range(len(CHUNKS))) is None
 
 
 def test_an_empty_stop_string_is_refused():
     with pytest.raises(ValueError, match="empty"):
-        StopMatcher(("</a>", ""), CHUNKS.__getitem__)
+        Stops(("</a>", ""), CHUNKS.__getitem__)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from dgpo_cli.engine.decode import Decoder, Pass
 from dgpo_cli.engine.draw import NextTokens
 from dgpo_cli.engine.sampling import stream_key, uniforms
 from dgpo_cli.engine.schedule import SHARED_TOKENS, Slot, common_prefix, moves, passes
-from dgpo_cli.engine.stops import StopMatcher
+from dgpo_cli.engine.stops import StopMatcher, Stops
 from dgpo_cli.models.codec import Codec
 
 
@@ -60,6 +60,7 @@ class InProcessEngine:
             burst = burst_of(self._device)
         self._burst = Burst(self._source, slots, self._capacity, burst) if burst > 1 else None
         self._slots: dict[SlotId, Slot] = {}
+        self._stops: dict[tuple[str, ...], Stops] = {}
         self._rows: list[Slot | None] = [None] * slots
         self._next_id = 0
 
@@ -119,7 +120,9 @@ class InProcessEngine:
         return events
 
     def _matcher(self, sampling: Sampling) -> StopMatcher:
-        return StopMatcher(sampling.stop, self._codec.token_bytes)
+        if sampling.stop not in self._stops:
+            self._stops[sampling.stop] = Stops(sampling.stop, self._codec.token_bytes, self._codec.eos_ids)
+        return StopMatcher(self._stops[sampling.stop])
 
     def _start_turn(self, slot: Slot) -> None:
         slot.running, slot.written = True, 0
@@ -208,19 +211,19 @@ class InProcessEngine:
 
     def _write(self, slot: Slot, tokens: Sequence[int], logprobs: Sequence[float]) -> Event:
         """Take over what was drawn for a slot, up to the token that ends its turn; the first is not in the cache."""
-        count, end = 0, None
-        while end is None and count < len(tokens):
-            token = tokens[count]
-            count += 1
-            slot.written += 1
-            if slot.stops.feed(token) or token in self._codec.eos_ids:
-                end = TurnEnd.STOP
-            elif slot.written >= slot.sampling.max_new_tokens or slot.length + count >= self._capacity:
-                end = TurnEnd.LENGTH
-        slot.length += count - 1
-        slot.pending = [tokens[count - 1]]
+        room = min(slot.sampling.max_new_tokens - slot.written, self._capacity - slot.length)
+        tokens = tokens[:room]
+        count, end = slot.stops.feed(tokens), None
+        if count is not None:
+            end = TurnEnd.STOP
+        elif len(tokens) == room:
+            end = TurnEnd.LENGTH
+        tokens = tokens[:count]
+        slot.written += len(tokens)
+        slot.length += len(tokens) - 1
+        slot.pending = [tokens[-1]]
         slot.running = end is None
-        return Event(slot.id, tokens[:count], logprobs[:count], end)
+        return Event(slot.id, tokens, logprobs[: len(tokens)], end)
 
 
 def _streams(slots: Sequence[Slot]) -> np.ndarray:

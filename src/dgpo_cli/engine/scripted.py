@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dgpo_cli.engine.base import Event, Sampling, SlotId, TurnEnd
-from dgpo_cli.engine.stops import StopMatcher
+from dgpo_cli.engine.stops import StopMatcher, Stops
 from dgpo_cli.models.codec import Codec
 
 Script = Callable[[str, Sequence[str]], str]
@@ -91,7 +91,7 @@ class ScriptedEngine:
         del self._slots[slot]
 
     def _matcher(self, sampling: Sampling) -> StopMatcher:
-        return StopMatcher(sampling.stop, self._codec.token_bytes)
+        return StopMatcher(Stops(sampling.stop, self._codec.token_bytes))
 
     def _start_turn(self, state: _Slot) -> None:
         text = self._script(state.prompt, state.read)
@@ -106,7 +106,7 @@ class ScriptedEngine:
         state.written += 1
         state.length += 1
         end = None
-        if state.stops.feed(token) or not state.queue:
+        if state.stops.feed((token,)) or not state.queue:
             end = TurnEnd.STOP
         elif state.written >= state.sampling.max_new_tokens or state.length >= self._capacity:
             end = TurnEnd.LENGTH

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from dgpo_cli.engine.base import Event, Sampling, SlotId, TurnEnd
 from dgpo_cli.engine.sampling import stream_key
-from dgpo_cli.engine.stops import StopMatcher
+from dgpo_cli.engine.stops import StopMatcher, Stops
 from dgpo_cli.models.codec import Codec
 
 
@@ -122,11 +122,11 @@ class TurnwiseEngine:
 
     def _length(self, state: _Slot, written: Written) -> tuple[int, TurnEnd]:
         """How many of the tokens count, and why the turn ended: a program may write on, or count other tokens."""
-        stops = StopMatcher(state.sampling.stop, self._codec.token_bytes)
+        stops = StopMatcher(Stops(state.sampling.stop, self._codec.token_bytes, self._codec.eos_ids))
         limit = min(state.sampling.max_new_tokens, self._capacity - len(state.token_ids))
-        for count, token in enumerate(written.token_ids[:limit], start=1):
-            if stops.feed(token) or token in self._codec.eos_ids:
-                return count, TurnEnd.STOP
+        count = stops.feed(written.token_ids[:limit])
+        if count is not None:
+            return count, TurnEnd.STOP
         if len(written.token_ids) >= limit:
             return limit, TurnEnd.LENGTH
         return len(written.token_ids), written.end
