@@ -59,18 +59,18 @@ RESPONSE_TEMPLATE = {
 
 
 class Clock:
-    """Seconds by name, of calls that were wrapped."""
+    """CPU seconds by name, of calls that were wrapped; the process has one thread, and other work may share its core."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def timed(self, name: str, function: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
+            started = time.process_time()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - started
 
         return call
 
@@ -117,7 +117,7 @@ def prepare(folder: Path, size: str, steps: int) -> None:
     codec = Codec(build_tokenizer(), TINYWORLD)
     write_demonstrations(
         Demonstrator(world, Fault({})),
-        [q for q in world.questions["demonstrations"] if q.hops == 2][:4_000],
+        world.questions["demonstrations"][:6_000],
         folder / "demonstrations.jsonl",
         codec=codec,
         retriever=open_index(folder / "index").retriever,
@@ -161,7 +161,7 @@ def load(folder: Path, size: str) -> tuple[Any, Any, list[Any]]:
 
     torch.set_num_threads(1)
     loaded = load_model(str(folder / f"{size}-warm" / "best"), device=torch.device("cpu"))
-    questions = [q for q in read_questions(folder / "world" / "train.jsonl") if q.hops == 2]
+    questions = read_questions(folder / "world" / "train.jsonl")
     return loaded.model, Codec(loaded.tokenizer, loaded.protocol), questions
 
 
@@ -169,8 +169,8 @@ def dgpo(folder: Path, size: str, episodes: int, steps: int) -> list[dict[str, f
     from dgpo_cli.objectives import registry
     from dgpo_cli.pipelines.agents import Agent, team
     from dgpo_cli.rewards import registry as rewards
+    from dgpo_cli.train import loop
     from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings
-    from dgpo_cli.train.loop import Plan, run_step
     from dgpo_cli.train.source import Rollouts
     from dgpo_cli.train.world import ALONE
 
@@ -186,19 +186,21 @@ def dgpo(folder: Path, size: str, episodes: int, steps: int) -> list[dict[str, f
     reward = clock.timed("reward", rewards.weighted({"em": 1.0}))
     agent = Agent.of(model, codec, TimedRetriever(folder, clock), rollout_settings(episodes), reward=reward)
     source = Rollouts(questions, episodes // GROUP, 0, roll=team(agent, ALONE), samples=GROUP)
+    source.next = clock.timed("rollout", source.next)
+    loop.samples_of = clock.timed("signals", loop.samples_of)
     rows = []
     for step in range(steps):
         started, cpu = time.perf_counter(), time.process_time()
-        metrics = run_step(learner, source, Plan(steps), step)
-        seconds = clock.take()
+        metrics = loop.run_step(learner, source, loop.Plan(steps), step)
+        taken, seconds = time.process_time() - cpu, clock.take()
         rows.append(
             {
                 "seconds": time.perf_counter() - started,
-                "cpu_seconds": time.process_time() - cpu,
-                "rollout": metrics["seconds_rollout"] - seconds["reward"],
+                "cpu_seconds": taken,
+                "rollout": seconds["rollout"] - seconds["reward"],
                 "search": seconds["search"],
-                "scoring": metrics["seconds_signals"] + seconds["reward"],
-                "update": metrics["seconds_update"],
+                "scoring": seconds["signals"] + seconds["reward"],
+                "update": taken - seconds["rollout"] - seconds["signals"],
                 "written": episodes * metrics["written_tokens"],
                 "read": episodes * (metrics["tokens"] - metrics["written_tokens"]),
                 "searches": episodes * metrics["searches"],
@@ -266,7 +268,7 @@ def trl(
                     "search": seconds["search"],
                     "generate": seconds["generate"],
                     "scoring": seconds["inputs"] - seconds["rollout"],
-                    "update": now - self.started - seconds["inputs"],
+                    "update": cpu - self.cpu - seconds["inputs"],
                     **counts,
                     "em": marked[-1],
                 }
