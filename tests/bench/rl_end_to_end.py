@@ -27,7 +27,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -152,10 +151,9 @@ def report(runs: dict[int, dict[str, list[dict[str, Any]]]], options: argparse.N
     if options.json is not None:
         options.json.write_text(json.dumps({**machine, "model": options.model, "runs": runs}, indent=1) + "\n")
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    columns = (
-        "episodes a step, side, episodes/s, written tokens/s, written, searches, EM, seconds, CPU seconds, "
-        "rollout, of it search, scoring, update, times (CPU)"
-    ).split(", ")
+    counts = ["written tokens/s", "written", "searches", "EM"]
+    phases = ["seconds", "CPU seconds", "rollout", "of it search", "scoring", "update"]
+    columns = ["episodes a step", "side", "episodes/s", *counts, *phases, "times (CPU)"]
     print(f"\n| {' | '.join(columns)} |\n|--:|---|{'--:|' * (len(columns) - 2)}")
     for episodes, of_size in runs.items():
         medians = {
@@ -165,8 +163,7 @@ def report(runs: dict[int, dict[str, list[dict[str, Any]]]], options: argparse.N
         for name, m in medians.items():
             cells = [f"{episodes / m['seconds']:.0f}", f"{m['written'] / m['seconds']:.0f}"]
             cells += [f"{m['written']:.0f}", f"{m['searches']:.0f}", f"{m['em']:.2f}"]
-            phases = ("seconds", "cpu_seconds", "rollout", "search", "scoring", "update")
-            cells += [f"{m[phase]:.3f}" for phase in phases]
+            cells += [f"{m[key]:.3f}" for key in ("seconds", "cpu_seconds", "rollout", "search", "scoring", "update")]
             cells.append(f"{m['cpu_seconds'] / medians['dgpo']['cpu_seconds']:.1f}")
             print(f"| {episodes} | {name} | {' | '.join(cells)} |")
 
