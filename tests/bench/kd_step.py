@@ -3,9 +3,9 @@
 Forward KL plus cross-entropy of N = 2,048 tokens through heads of V = 151,936 and H = 896, float32, on the CPU: time
 and highest resident memory above what inputs and weights take, the gradient of the output layer included.
 Every run is a process of its own; repetitions are interleaved, medians are told. Peers: plain logits, the loss of TRL's
-DistillationTrainer (forward KL alone: it has no cross-entropy), Liger's chunked JSD loss, also compiled: that needs a C++
-compiler and Python's headers, and its first step, which compiles, is not counted. Linux only; an interpreter that has
-trl and liger-kernel beside this package runs all of them (`make bench-step`).
+DistillationTrainer (forward KL alone: it has no cross-entropy), Liger's chunked JSD loss, also compiled: that needs a
+C++ compiler and Python's headers, and its first step, which compiles, is not counted. Linux only; an interpreter that
+has trl and liger-kernel beside this package runs all of them (`make bench-step`).
 """
 
 from __future__ import annotations
