@@ -148,8 +148,10 @@ def compare(options: argparse.Namespace) -> dict[int, dict[str, list[dict[str, A
 def report(runs: dict[int, dict[str, list[dict[str, Any]]]], options: argparse.Namespace) -> None:
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
     machine |= {name: version(name) for name in ("torch", "transformers", "trl")}
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    machine |= {"model": options.model, "commit": head.stdout.strip()}
     if options.json is not None:
-        options.json.write_text(json.dumps({**machine, "model": options.model, "runs": runs}, indent=1) + "\n")
+        options.json.write_text(json.dumps({**machine, "runs": runs}, indent=1) + "\n")
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     counts = ["written tokens/s", "written", "searches", "EM"]
     phases = ["seconds", "CPU seconds", "rollout", "of it search", "scoring", "update"]
