@@ -178,6 +178,9 @@ def trl(
     class Steps(TrainerCallback):
         started = cpu = 0.0
 
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.started, self.cpu = time.perf_counter(), time.process_time()
+
         def on_step_end(self, *_: Any, **__: Any) -> None:
             seconds = clock.take()
             now, cpu = time.perf_counter(), time.process_time()

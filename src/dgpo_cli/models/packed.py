@@ -2,7 +2,8 @@
 
 Everything in a transformer but attention treats tokens one by one, so M tokens of many sequences go through it as one
 row. Attention runs sequence by sequence: by FlashAttention's variable-length kernel where it can (CUDA, 16 bit), else
-by one causal call per sequence length. Neither ever builds a mask; a block-diagonal one costs M^2 entries.
+by one causal call for sequences of one length in a row. Neither ever builds a mask; a block-diagonal one costs M^2
+entries.
 """
 
 from __future__ import annotations
