@@ -5,7 +5,7 @@
 #   make load-test INDEX=DIR   64 clients against `dgpo serve` for SECONDS=600
 #   make bench                 rollouts beside transformers, an 8-bit teacher beside 16 bits
 #   make bench-gpu             what docs/benchmarks.md wants of a GPU
-#   make bench-step            one kd and one rl step beside TRL and Liger
+#   make bench-step            kd and rl steps, parts and whole, beside TRL and Liger
 #   make bench-lexical         BM25 beside bm25s and rank-bm25; FOLDER=DIR (7 GB), SIZES=10000,100000 for a short one
 #   make venv CPU=1            with the CPU-only build of torch (a tenth of the download)
 #   make venv PYTHON=python3.12
@@ -70,6 +70,7 @@ $(PEERS)/.installed: pyproject.toml constraints.txt
 bench-step: $(PEERS)/.installed
 	$(PEERS)/bin/python tests/bench/kd_step.py
 	$(PEERS)/bin/python tests/bench/rl_step.py
+	$(PEERS)/bin/python tests/bench/rl_end_to_end.py
 
 bench-lexical: venv
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/lexical.py --folder '$(FOLDER)' --sizes '$(SIZES)'

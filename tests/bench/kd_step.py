@@ -3,8 +3,9 @@
 Forward KL plus cross-entropy of N = 2,048 tokens through heads of V = 151,936 and H = 896, float32, on the CPU: time
 and highest resident memory above what inputs and weights take, the gradient of the output layer included.
 Every run is a process of its own; repetitions are interleaved, medians are told. Peers: plain logits, the loss of TRL's
-DistillationTrainer (forward KL alone: it has no cross-entropy), Liger's chunked JSD loss. Linux only; an interpreter
-that has trl and liger-kernel beside this package runs all of them (`make bench-step`).
+DistillationTrainer (forward KL alone: it has no cross-entropy), Liger's chunked JSD loss, also compiled: that needs a
+C++ compiler and Python's headers, and its first step, which compiles, is not counted. Linux only; an interpreter that
+has trl and liger-kernel beside this package runs all of them (`make bench-step`).
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ def prepare_dgpo(hidden, weight, teacher_hidden, teacher_weight, labels, chunk):
     )
     n = len(hidden)
     fields = {"token_ids": labels, "weights": torch.ones(n), "sequence_index": torch.zeros(n, dtype=torch.long)}
+    fields["by_student"] = torch.zeros(n, dtype=torch.bool)
 
     def run():
         sums, grad = vocabulary_pass(learner, hidden, teacher_hidden, fields, float(n))
@@ -132,7 +134,10 @@ def measure(name: str, chunk: int | None) -> dict:
             run()  # compilation is not counted
             run = prepare(name, N, V, chunk)
     except Exception as error:  # a peer that cannot run here says why
-        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        if name == "dgpo":
+            raise
+        first = next(iter(str(error).splitlines()), "")
+        return {"error": f"{type(error).__name__}: {first}"}
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     started = time.perf_counter()
@@ -170,6 +175,8 @@ def main() -> None:
                 continue
             command = [sys.executable, __file__, "--one", name, *chunk]
             ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if name == "dgpo" and ended.returncode:
+                sys.exit(ended.stderr)
             lost = {"error": (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1]}
             rows.append(lost if ended.returncode else json.loads(ended.stdout.splitlines()[-1]))
             print(name, rows[-1], file=sys.stderr)

@@ -23,7 +23,7 @@ from pathlib import Path
 # (hidden, intermediate, layers, heads, key-value heads, vocabulary, episodes, prompt, shortest and longest, steps)
 CASES = {
     "tinyworld": (64, 32, 2, 4, 4, 1_200, 64, 14, 30, 120, 3),
-    "0.1B": (768, 2_048, 12, 12, 4, 32_000, 8, 64, 150, 500, 1),
+    "0.1B": (768, 2_048, 12, 12, 4, 32_000, 8, 32, 40, 160, 1),
 }
 MICRO = 8  # per_device_train_batch_size of TRL
 

@@ -13,7 +13,7 @@ from dgpo_cli.models.vocab import hidden_states
 from dgpo_cli.train.learner import enable_gradient_checkpointing
 
 CPU = torch.device("cpu")
-LENGTHS = (9, 1, 30, 4, 17)
+LENGTHS = (9, 1, 30, 4, 4, 17)  # two of one length in a row
 
 
 def llama():

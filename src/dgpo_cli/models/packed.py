@@ -2,7 +2,8 @@
 
 Everything in a transformer but attention treats tokens one by one, so M tokens of many sequences go through it as one
 row. Attention runs sequence by sequence: by FlashAttention's variable-length kernel where it can (CUDA, 16 bit), else
-by one causal call per sequence. Neither ever builds a mask; a block-diagonal one costs M^2 entries.
+by one causal call for sequences of one length in a row. Neither ever builds a mask; a block-diagonal one costs M^2
+entries.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -88,8 +90,13 @@ def attend(
         )
         assert isinstance(out, Tensor)
         return out[None], None
-    parts = [
-        functional.scaled_dot_product_attention(
+    # Sequences of one length in a row share a call: on a CPU a short sequence's own costs more than its arithmetic.
+    runs = [(length, len(list(run))) for length, run in groupby(lengths)]
+    parts = []
+    rows = [length * count for length, count in runs]
+    for (length, count), *run in zip(runs, *(torch.split(x, rows, dim=2) for x in (query, key, value)), strict=True):
+        q, k, v = (x[0].unflatten(1, (count, length)).transpose(0, 1) for x in run)  # [count, heads, length, D]
+        out = functional.scaled_dot_product_attention(
             q,
             k,
             v,
@@ -99,9 +106,8 @@ def attend(
             scale=scaling,
             enable_gqa=q.shape[1] != k.shape[1],
         )
-        for length, q, k, v in zip(lengths, *(torch.split(x, lengths, dim=2) for x in (query, key, value)), strict=True)
-    ]
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+        parts.append(out.transpose(1, 2).flatten(0, 1))  # [count * length, heads, D]
+    return torch.cat(parts)[None], None
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:

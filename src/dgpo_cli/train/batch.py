@@ -27,6 +27,7 @@ class Sample:
     kl_weight: float = 1.0  # of the teacher's distribution; 0 spares the teacher's forward pass
     by_student: bool = False
     fields: dict[str, Tensor] = field(default_factory=dict)
+    length: int = field(init=False)  # tokens that a model has to read: up to the last written one
 
     @classmethod
     def of(cls, trajectory: Trajectory, **settings: float | bool) -> Sample:
@@ -36,11 +37,9 @@ class Sample:
             **settings,  # type: ignore[arg-type]
         )
 
-    @property
-    def length(self) -> int:
-        """Tokens that a model has to read: everything after the last written token is left out."""
+    def __post_init__(self) -> None:
         places = self.written.nonzero()
-        return int(places[-1]) + 1 if len(places) else 0
+        self.length = int(places[-1]) + 1 if len(places) else 0
 
     @property
     def num_trained(self) -> int:
