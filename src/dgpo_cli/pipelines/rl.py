@@ -219,6 +219,7 @@ def _learner(
         micro_batch_tokens=settings.micro_batch_tokens,
         chunk_tokens=settings.chunk_tokens,
         temperature=settings.rollout.temperature,
+        engine_logprobs=settings.behavior_logprobs == "engine",
         world=world(),
     )
     # Both start as the student does now, before it is trained and before a saved state is put into it.

@@ -18,6 +18,7 @@ from dgpo_cli.train.collapse import CollapseSettings, OnCollapse
 from dgpo_cli.train.learner import OptimizerKind
 
 EngineName = Literal["transformers", "vllm"]
+BehaviorKind = Literal["trainer", "engine"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ class RLSettings:
     critic_warmup_steps: int = 0  # paper
     beta2: float = 0.999  # paper, of AdamW
     optimizer: OptimizerKind = "adamw"  # paper; adamw-8bit keeps its moments in 8 bit
+    behavior_logprobs: BehaviorKind = "trainer"  # paper, computed anew; those of the engine spare a forward pass
     critic: CriticKind = "own"  # paper; shared is a head on the student's hidden states
     eval_every: int = 200  # paper
     eval_questions: int = 256  # ours
@@ -154,6 +156,7 @@ def deviations(config: Mapping[str, object]) -> list[str]:
     known = {
         ("critic", "shared"): "the critic is a head on the student's hidden states, not a model of its own",
         ("optimizer", "adamw-8bit"): "AdamW keeps its moments in 8 bit",
+        ("behavior_logprobs", "engine"): "probability ratios are to the rollout engine's log-probabilities",
     }
     return [text for (name, value), text in known.items() if config.get(name) == value]
 

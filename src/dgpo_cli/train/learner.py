@@ -164,6 +164,7 @@ class Learner:
     micro_batch_tokens: int = 16_384  # tokens per forward and backward pass
     chunk_tokens: int = 256  # tokens whose distributions exist at once
     temperature: float = 1.0  # of the rollouts; log-probabilities are taken at the same
+    engine_logprobs: bool = False  # those of the policy that wrote are the engine's, where it told them
 
     @property
     def bodies(self) -> list[PreTrainedModel]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dgpo_cli.core.types import Trajectory
+from dgpo_cli.models.critic import Critic
 from dgpo_cli.models.vocab import hidden_states, token_logprobs
 from dgpo_cli.objectives.base import Episode, Need
 from dgpo_cli.train.batch import Batch, Sample, micro_batches, pack
@@ -19,11 +20,12 @@ from dgpo_cli.train.step import critic_values
 def fill(learner: Learner, trajectories: Sequence[Trajectory]) -> list[Episode]:
     """Episodes with what `objective.needs` names. The teacher reads only the sequences that the objective wants it for.
 
-    `behavior_logprobs` are recomputed here, as the reference does, so that the first ratio is exactly 1.
+    `behavior_logprobs` are recomputed here, as the reference does, so that the first ratio is exactly 1, or are those
+    that the engine told, which differ by its rounding.
     """
     objective = learner.objective
     samples = [Sample.of(t, by_student=True) for t in trajectories]
-    behavior, values = _of_student(learner, samples)
+    behavior, values = _of_student(learner, samples, trajectories)
     teacher: list[Tensor | None] = [None] * len(samples)
     if Need.TEACHER_LOGPROBS in objective.needs:
         assert learner.teacher is not None, f"{type(objective).__name__} needs a teacher"
@@ -52,19 +54,28 @@ def fill(learner: Learner, trajectories: Sequence[Trajectory]) -> list[Episode]:
     return episodes
 
 
-def _of_student(learner: Learner, samples: Sequence[Sample]) -> tuple[list[Tensor], Sequence[Tensor | None]]:
+def _of_student(
+    learner: Learner, samples: Sequence[Sample], trajectories: Sequence[Trajectory]
+) -> tuple[list[Tensor], Sequence[Tensor | None]]:
     """Log-probabilities and, where they are needed, values. A critic that shares the student's body shares its pass."""
+    told = [torch.tensor(t.logprobs) for t in trajectories if t.logprobs is not None]
+    known = learner.engine_logprobs and len(told) == len(trajectories)
     if Need.VALUES not in learner.objective.needs:
-        return logprobs(learner, learner.student, samples), [None] * len(samples)
+        return told if known else logprobs(learner, learner.student, samples), [None] * len(samples)
+    critic = learner.critic
+    assert critic is not None, f"{type(learner.objective).__name__} needs a critic"
+    if known and isinstance(critic, Critic):
+        (values,) = _each(learner, samples, lambda batch: (batch.flatten(critic(batch.packed)),), outputs=1)
+        return told, values
 
     def compute(batch: Batch) -> tuple[Tensor, Tensor]:
         hidden = batch.flatten(hidden_states(learner.student, batch.packed))
         values = critic_values(learner, batch, hidden)
-        assert values is not None, f"{type(learner.objective).__name__} needs a critic"
+        assert values is not None
         return _written(learner, learner.student, batch, hidden), values
 
     behavior, values = _each(learner, samples, compute, outputs=2)
-    return behavior, values
+    return (told if known else behavior), values
 
 
 def logprobs(learner: Learner, model: PreTrainedModel, samples: Sequence[Sample]) -> list[Tensor]:
