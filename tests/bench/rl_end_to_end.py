@@ -6,8 +6,9 @@ learned to search from scripted episodes, and get the same questions in the same
 answer), the same limits, temperature 1, and one BM25 index in their own process. What they sample differs by chance, so
 tokens and searches are counted and told.
 
-- `dgpo`: what `dgpo rl --method grpo` runs. It reads every episode once more before the update, for the
+- `dgpo trainer`: what `dgpo rl --method grpo` runs. It reads every episode once more before the update, for the
   log-probabilities of the policy that wrote it, which GRPOTrainer leaves out by default.
+- `dgpo engine`: with `-o behavior_logprobs=engine`, without that pass.
 - `trl MICRO`: GRPOTrainer with `tools=[search]` on transformers' `generate`, MICRO sequences per training pass. A turn
   ends at the closing tag of a search or an answer, each one token here, as an end-of-sequence token; a response
   template makes a search a tool call.
@@ -93,11 +94,11 @@ def prepare(folder: Path, size: str, steps: int) -> None:
 
 def measure(name: str, folder: Path, size: str, episodes: int, steps: int) -> dict[str, Any]:
     """Medians over the steps after the first."""
-    side, _, micro = name.partition(" ")
+    side, _, variant = name.partition(" ")
     if side == "dgpo":
-        rows = dgpo(folder, size, episodes, steps + 1)
+        rows = dgpo(folder, size, episodes, steps + 1, variant)
     else:
-        rows = trl(folder, size, episodes, steps + 1, int(micro), continuous=side == "trl-cb")
+        rows = trl(folder, size, episodes, steps + 1, int(variant), continuous=side == "trl-cb")
     medians = {key: statistics.median(row[key] for row in rows[1:]) for key in rows[0]}
     return medians | {"steps": rows}
 
@@ -126,7 +127,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace) -> dict[int, dict[str, list[dict[str, Any]]]]:
-    names = ["dgpo", *(f"trl {micro}" for micro in options.micro)]
+    names = ["dgpo trainer", "dgpo engine", *(f"trl {micro}" for micro in options.micro)]
     if options.continuous:
         names.append(f"trl-cb {options.micro[-1]}")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
@@ -166,7 +167,7 @@ def report(runs: dict[int, dict[str, list[dict[str, Any]]]], options: argparse.N
             cells = [f"{episodes / m['seconds']:.0f}", f"{m['written'] / m['seconds']:.0f}"]
             cells += [f"{m['written']:.0f}", f"{m['searches']:.0f}", f"{m['em']:.2f}"]
             cells += [f"{m[key]:.3f}" for key in ("seconds", "cpu_seconds", "rollout", "search", "scoring", "update")]
-            cells.append(f"{m['cpu_seconds'] / medians['dgpo']['cpu_seconds']:.1f}")
+            cells.append(f"{m['cpu_seconds'] / medians['dgpo engine']['cpu_seconds']:.1f}")
             print(f"| {episodes} | {name} | {' | '.join(cells)} |")
 
 

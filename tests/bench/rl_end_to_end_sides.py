@@ -85,7 +85,7 @@ def load(folder: Path, size: str) -> tuple[Any, Any, list[Any]]:
     return loaded.model, Codec(loaded.tokenizer, loaded.protocol), questions
 
 
-def dgpo(folder: Path, size: str, episodes: int, steps: int) -> list[dict[str, float]]:
+def dgpo(folder: Path, size: str, episodes: int, steps: int, behavior: str) -> list[dict[str, float]]:
     from dgpo_cli.objectives import registry
     from dgpo_cli.pipelines.agents import Agent, team
     from dgpo_cli.rewards import registry as rewards
@@ -103,6 +103,7 @@ def dgpo(folder: Path, size: str, episodes: int, steps: int) -> list[dict[str, f
         student=model,
         policy_optimizer=Optimizer(model, OptimizerSettings(LR), steps),
         micro_batch_tokens=MICRO_TOKENS,
+        engine_logprobs=behavior == "engine",
     )
     reward = clock.timed("reward", rewards.weighted({"em": 1.0}))
     agent = Agent.of(model, codec, TimedRetriever(folder, clock), rollout_settings(episodes), reward=reward)

@@ -40,5 +40,7 @@ def test_the_engines_are_taken_where_it_told_all_of_them(method):
 
 def test_they_are_computed_anew_unless_it_is_asked_for():
     made = learner("grpo")
-    for episode, other in zip(signals.fill(made, told(trajectories())), signals.fill(made, trajectories()), strict=True):
+    for episode, other in zip(
+        signals.fill(made, told(trajectories())), signals.fill(made, trajectories()), strict=True
+    ):
         assert torch.equal(episode.behavior_logprobs, other.behavior_logprobs)

@@ -85,3 +85,14 @@ def test_a_protocol_without_its_hole_is_refused():
 
     with pytest.raises(InputError, match="exactly once"):
         Protocol(name="x", prompt="no hole", correction="c")
+
+
+def test_what_is_remembered_of_a_text_keeps_what_is_trusted_apart():
+    codec = Codec(bpe_tokenizer(), DEFAULT)
+    name = codec.tokenizer.all_special_tokens[0]
+    for _ in range(2):
+        assert codec._encode(name, True) == (codec.tokenizer.convert_tokens_to_ids(name),)
+        assert len(codec._encode(name, False)) > 1
+        assert codec.text_ids(name) == list(codec._encode(name, False))
+    codec.text_ids(name).append(7)
+    assert codec.text_ids(name) == list(codec._encode(name, False))

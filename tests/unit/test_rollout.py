@@ -302,3 +302,27 @@ class Watched(ScriptedEngine):
     def step(self):
         self.most = max(self.most, self.open_slots)
         return super().step()
+
+
+def test_what_several_episodes_ask_is_searched_once():
+    library = Library()
+    asked = ["same", "other", "same", "same"]
+    turns = {
+        f"question number {i:03d}?": [f"<search> {q} </search>", "<answer> x </answer>"] for i, q in enumerate(asked)
+    }
+
+    def script(prompt, read):
+        return next(t for q, t in turns.items() if q in prompt)[len(read)]
+
+    trajectories = list(
+        run_episodes(
+            [(question(i), 0) for i in range(4)],
+            engine=ScriptedEngine(CODEC, script),
+            codec=CODEC,
+            retriever=library,
+            settings=RolloutSettings(wave=4, top_k=1),
+        )
+    )
+    assert [query for queries in library.queries for query in queries] == ["same", "other"]
+    assert [t.searches[0].query for t in trajectories] == asked
+    assert all(t.searches[0].hits == trajectories[0].searches[0].hits for t in trajectories)

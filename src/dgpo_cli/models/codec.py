@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +21,7 @@ from dgpo_cli.core.protocol import Protocol, escape_tags, render_results
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ModelError
 
+_REMEMBERED = 4096  # texts and their tokens
 _SENTINEL = "DGPO-PROMPT-GOES-HERE"
 # What some tokenizer or other takes for one of its special tokens, the first character apart.
 _SPECIAL = re.compile(
@@ -50,6 +51,8 @@ class Codec:
         self.tokenizer = tokenizer
         self.protocol = protocol
         self.vocabulary_size = len(tokenizer)
+        # Episodes of a question share its prompt, and often what they find.
+        self._encode = lru_cache(_REMEMBERED)(self._encode_anew)
 
     @cached_property
     def _bytes(self) -> list[bytes]:
@@ -97,15 +100,15 @@ class Codec:
         pad = self.tokenizer.pad_token_id
         return 0 if pad is None else int(pad)
 
-    def _encode(self, text: str, *, trusted: bool) -> list[int]:
+    def _encode_anew(self, text: str, trusted: bool) -> tuple[int, ...]:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not trusted).input_ids
-        return [int(i) for i in ids]
+        return tuple(int(i) for i in ids)
 
     @cached_property
-    def _frame(self) -> tuple[list[int], list[int], bool]:
+    def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
         """Ids before and after the user's message, and whether the template strips the message."""
         if not (self.protocol.chat_template and self.tokenizer.chat_template):
-            return [int(i) for i in self.tokenizer("", add_special_tokens=True).input_ids], [], False
+            return tuple(int(i) for i in self.tokenizer("", add_special_tokens=True).input_ids), (), False
         message = [{"role": "user", "content": f"{_SENTINEL}\n"}]
         text = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
         assert isinstance(text, str)
@@ -113,35 +116,35 @@ class Codec:
         head, found, tail = text.partition(_SENTINEL if stripped else f"{_SENTINEL}\n")
         if not found:
             raise ModelError("the tokenizer's chat template drops the user's message", hint="use another tokenizer")
-        return self._encode(head, trusted=True), self._encode(tail, trusted=True), stripped
+        return self._encode(head, True), self._encode(tail, True), stripped
 
     def prompt_ids(self, question: str) -> Encoded:
         text, escaped = self.protocol.render_prompt(question)
         head, tail, stripped = self._frame
-        body = self._encode(text.strip() if stripped else text, trusted=False)
+        body = self._encode(text.strip() if stripped else text, False)
         return Encoded((*head, *body, *tail), escaped)
 
     def observation_ids(self, passages: Sequence[Passage], limit: int) -> Encoded:
         """Ids of the observation, at most `limit`: the results are cut, never the closing tag, and the cut is told."""
         results, escaped = escape_tags(render_results(passages))
-        ids = self._encode(self.protocol.observation.replace("{results}", results), trusted=False)
+        ids = self._encode(self.protocol.observation.replace("{results}", results), False)
         if len(ids) <= limit:
-            return Encoded(tuple(ids), escaped)
-        results_ids = self._encode(results, trusted=False)
+            return Encoded(ids, escaped)
+        results_ids = self._encode(results, False)
         keep = len(results_ids)
         while len(ids) > limit and keep > 0:
             keep = max(0, keep - max(1, len(ids) - limit))
             results = self.decode(results_ids[:keep]).rstrip("\ufffd")
             results, _ = escape_tags(results)
-            ids = self._encode(self.protocol.observation.replace("{results}", results), trusted=False)
-        return Encoded(tuple(ids), escaped, truncated=True)
+            ids = self._encode(self.protocol.observation.replace("{results}", results), False)
+        return Encoded(ids, escaped, truncated=True)
 
     def correction_ids(self) -> Encoded:
-        return Encoded(tuple(self._encode(self.protocol.correction, trusted=False)))
+        return Encoded(self._encode(self.protocol.correction, False))
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of plain text; what looks like a special token in it stays text."""
-        return self._encode(text, trusted=False)
+        return [*self._encode(text, False)]
 
     def served_text(self, ids: Sequence[int]) -> str:
         """Text for a server that tokenizes by itself: special tokens by name, without those that it puts in front.

@@ -169,11 +169,12 @@ class _Rollout:
     def _calls(self, queries: Sequence[str]) -> list[SearchCall]:
         started = time.perf_counter()
         try:
-            results = self.retriever.search(queries, self.settings.top_k)
+            asked = [*dict.fromkeys(queries)]  # episodes of one question often ask the same
+            found = dict(zip(asked, self.retriever.search(asked, self.settings.top_k), strict=True))
         except RetrievalError as error:
             return [SearchCall(query, (), time.perf_counter() - started, error.message) for query in queries]
         seconds = (time.perf_counter() - started) / len(queries)
-        return [SearchCall(query, tuple(hits), seconds) for query, hits in zip(queries, results, strict=True)]
+        return [SearchCall(query, tuple(found[query]), seconds) for query in queries]
 
     def _go_on(self, search: _Search) -> None:
         for episode, call in zip(search.episodes, search.answers.result(), strict=True):
