@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class Pass:
             return torch.from_numpy(values).to(device)
 
         return cls(
-            ids=tensor(np.concatenate([np.asarray(ids) for ids in new])),
+            ids=tensor(np.fromiter(chain.from_iterable(new), np.int64, ends[-1])),
             rows=tensor(np.repeat(row, counts)),
             positions=tensor(np.repeat(start, counts) + within),
             singles=singles,
