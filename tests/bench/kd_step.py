@@ -113,6 +113,7 @@ def prepare_dgpo(hidden, weight, teacher_hidden, teacher_weight, labels, chunk):
     )
     n = len(hidden)
     fields = {"token_ids": labels, "weights": torch.ones(n), "sequence_index": torch.zeros(n, dtype=torch.long)}
+    fields["by_student"] = torch.zeros(n, dtype=torch.bool)
 
     def run():
         sums, grad = vocabulary_pass(learner, hidden, teacher_hidden, fields, float(n))
