@@ -102,6 +102,7 @@ def rollout_row(work_name: str, size: str, count: int, repetitions: int) -> Row:
     from dgpo_cli.engine.decode import Decoder, Pass
 
     work, model = rollout.WORKS[work_name], rollout.model_of(work_name, size, torch.device("cpu"))
+    rollout._engines.clear()  # kept by size alone, and the last row's had another model
     episodes = rollout.episodes_of(work, count, model.config.vocab_size)
     shape, total, steps = shape_of(model.config), Work(), 0
     whole = Decoder.last_hidden
