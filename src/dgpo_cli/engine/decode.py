@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class Pass:
             return torch.from_numpy(values).to(device)
 
         return cls(
-            ids=tensor(np.concatenate([np.asarray(ids) for ids in new])),
+            ids=tensor(np.fromiter(chain.from_iterable(new), np.int64, ends[-1])),
             rows=tensor(np.repeat(row, counts)),
             positions=tensor(np.repeat(start, counts) + within),
             singles=singles,
@@ -168,6 +169,7 @@ class Decoder:
         with torch.no_grad():
             turns = rotary(torch.zeros(1, device=device), torch.arange(capacity, device=device)[None])
         self._cos, self._sin = (turn[0].float() for turn in turns)  # [capacity, D]
+        self._sin[:, : self._width // 2].neg_()  # the first half takes the second's negative
 
     def last_hidden(self, new: Pass) -> Tensor:
         """Hidden states [R, H] after the last new token of each row; the new tokens' keys and values are kept."""
@@ -273,6 +275,5 @@ def _head_norm(part: Any, name: str, heads: Tensor) -> Tensor:
 
 
 def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of [N, heads, D] in float32 (Su et al. 2021), halves paired as in Llama."""
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cos + torch.cat((-second, first), dim=-1) * sin
+    """Rotary embedding of [N, heads, D] in float32 (Su et al. 2021), halves paired as in Llama; `sin` with its sign."""
+    return (heads * cos).add_(heads.roll(heads.shape[-1] // 2, dims=-1) * sin)

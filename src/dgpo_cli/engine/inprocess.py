@@ -99,7 +99,7 @@ class InProcessEngine:
     def close(self, slot: SlotId) -> None:
         self._rows[self._slots.pop(slot).row] = None
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self) -> list[Event]:
         running = [slot for slot in self._slots.values() if slot.running]
         if not running:

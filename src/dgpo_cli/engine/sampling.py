@@ -55,11 +55,14 @@ def sample(logits: Tensor, uniform: Tensor, temperature: Tensor, *, greedy: bool
 def _sample(logits: Tensor, uniform: Tensor, temperature: Tensor, all_greedy: bool) -> tuple[Tensor, Tensor]:
     greedy = temperature == 0
     scaled = logits / torch.where(greedy, torch.ones_like(temperature), temperature)[:, None]
-    logprobs = scaled.log_softmax(dim=-1)
-    tokens = logits.argmax(dim=-1)
-    if not all_greedy:
-        tokens = torch.where(greedy, tokens, _inverse_cdf(logprobs.exp(), uniform))
-    return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
+    probabilities = scaled.softmax(dim=-1)
+    if all_greedy:
+        tokens = logits.argmax(dim=-1)
+    else:
+        tokens = _inverse_cdf(probabilities, uniform)
+        if greedy.device.type != "cpu" or bool(greedy.any()):  # to ask a GPU would be to wait for it
+            tokens = torch.where(greedy, logits.argmax(dim=-1), tokens)
+    return tokens, probabilities.gather(1, tokens[:, None]).squeeze(1).log()
 
 
 def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
