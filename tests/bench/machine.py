@@ -38,7 +38,6 @@ def measured(device: torch.device, dtype: torch.dtype) -> Machine:
     target = torch.empty_like(source)
     copying = _seconds(lambda: target.copy_(source), device)
     moved = 2 * source.numel()
-    del source, target
     n = 8_192 if gpu else 1_024
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     multiplying = _seconds(lambda: a @ b, device)

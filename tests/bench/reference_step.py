@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
                     raise Enough
 
             peak = Peak(device)
-            try:
+            with suppress(Enough):
                 rl.reinforce(
                     settings,
                     run,
@@ -106,8 +106,6 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
                     progress=progress,
                     say=lambda line: print(line, file=sys.stderr, flush=True),
                 )
-            except Enough:
-                pass
             lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
         rows = [row for row in map(json.loads, lines) if "seconds_rollout" in row]
         return about(device) | {"memory": peak.bytes(), "search": search.name} | summary(rows, marks)
@@ -178,7 +176,9 @@ def main() -> None:
     parser.add_argument("--recipe", default="qwen3b-0.5b-80gb")
     parser.add_argument("--student", default="qwen-0.5b", help="a true size, or tiny")
     parser.add_argument("--teacher", default="qwen-3b", help="a true size, or tiny-teacher")
-    parser.add_argument("--work", default="reference", help="reference or tiny: lengths of prompts, turns, observations")
+    parser.add_argument(
+        "--work", default="reference", help="reference or tiny: lengths of prompts, turns, observations"
+    )
     parser.add_argument("--episodes", type=int, default=EPISODES)
     parser.add_argument("--steps", type=int, default=3, help="the first is not counted where there are more")
     parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS))
@@ -194,10 +194,8 @@ def main() -> None:
         return
     found: dict[str, dict[str, Any]] = {}
     for name in asked.teachers:
-        ended = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--one", name], env=os.environ, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", name]
+        ended = subprocess.run(command, capture_output=True, text=True)
         sys.stderr.write(ended.stderr)
         if ended.returncode:
             found[name] = {"error": (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1]}

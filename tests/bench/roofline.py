@@ -80,7 +80,7 @@ def step_flops(shape: Shape, step: Step) -> int:
 
 
 def steps(lengths: Sequence[int], *, prompt: int, read: int, turns: int, shared: int = 0) -> Iterator[Step]:
-    """Passes of episodes whose `turns` turns have `lengths` tokens each, with `read` tokens before all but the first."""
+    """Passes of episodes whose `turns` turns have `lengths` tokens each, with `read` tokens before the later ones."""
     length = np.array(lengths, dtype=np.int64)
     for place in range(turns * int(length.max())):
         running = length[place < turns * length]

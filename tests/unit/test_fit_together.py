@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ LENGTH, SEQUENCES = 40, 12
 class Counted(Memory):
     """Memory of which a sequence of a step takes 10 MB, and a slot of the engine too."""
 
-    room = {}  # sequences, by process
+    room: ClassVar = {}  # sequences, by process
     size = 0
 
     def __post_init__(self):
@@ -74,7 +75,9 @@ def fitted(method, room, out):
         "found": (found.micro_batch_tokens, found.wave),
         "set": made.micro_batch_tokens,
         "said": said[0].split(" within")[0],
-        "own": {what: max(a.size for w, a in found.attempts if w == what and a.fits) for what in ("wave", "micro-batch")},
+        "own": {
+            what: max(a.size for w, a in found.attempts if w == what and a.fits) for what in ("wave", "micro-batch")
+        },
     }
 
 

@@ -1,7 +1,17 @@
 """The bound of a rollout by hand: a model of two layers, one episode and two, a machine of round figures."""
 
 import pytest
-from tests.bench.roofline import Machine, Step, bound, cache_bytes, shape_of, step_bytes, step_flops, steps, weight_bytes
+from tests.bench.roofline import (
+    Machine,
+    Step,
+    bound,
+    cache_bytes,
+    shape_of,
+    step_bytes,
+    step_flops,
+    steps,
+    weight_bytes,
+)
 from tests.tiny import qwen
 
 from dgpo_cli.models.shapes import Shape
