@@ -36,7 +36,6 @@ import torch
 from machine import about, measured, synchronize
 from roofline import bound, shape_of, steps
 from transformers import GenerationConfig, Qwen2ForCausalLM
-from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from dgpo_cli.engine.base import Engine, Sampling
 from dgpo_cli.engine.inprocess import InProcessEngine
@@ -177,6 +176,8 @@ def continuous(model: Qwen2ForCausalLM, episodes: list[Episode], work: Work) -> 
     config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=work.longest, eos_token_id=-1, pad_token_id=0)
     sizes = None
     if model.device.type == "cpu":  # its defaults are for GPUs: with them 64 episodes took more than five minutes here
+        from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
         pages = len(episodes) * (work.capacity() // 16 + 2)
         sizes = ContinuousBatchingConfig(page_size=16, num_blocks=pages, max_batch_tokens=CPU_BATCH_TOKENS)
     with model.continuous_batching_context_manager(
