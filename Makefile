@@ -4,7 +4,7 @@
 #   make test                  tests with coverage; lint, types, test-slow, docs, clean
 #   make load-test INDEX=DIR   64 clients against `dgpo serve` for SECONDS=600
 #   make bench                 rollouts beside transformers, an 8-bit teacher beside 16 bits
-#   make bench-gpu             what docs/benchmarks.md wants of a GPU
+#   make bench-gpu             what docs/benchmarks.md wants of a GPU; ROWS='kd_step rl_step' for some, SMALL=1 on a CPU
 #   make bench-step            kd and rl steps, parts and whole, beside TRL and Liger
 #   make bench-lexical         BM25 beside bm25s and rank-bm25; FOLDER=DIR (7 GB), SIZES=10000,100000 for a short one
 #   make venv CPU=1            with the CPU-only build of torch (a tenth of the download)
@@ -57,9 +57,7 @@ bench: venv
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/teacher_8bit.py
 
 bench-gpu: venv
-	$(BIN)/python tests/bench/rollout.py --work reference --model qwen-0.5b --device cuda
-	$(BIN)/python tests/bench/rollout.py --work reference --model qwen-3b --episodes 64 --device cuda
-	$(BIN)/python tests/bench/teacher_8bit.py --model qwen-3b --batches 1 8 64 --tokens 1024 --device cuda
+	$(BIN)/python tests/bench/gpu.py --peers '$(PEERS)/bin/python' $(if $(ROWS),--only $(ROWS)) $(if $(SMALL),--small)
 
 # trl and liger-kernel get an environment of their own: nothing here needs them, and Liger brings triton.
 $(PEERS)/.installed: pyproject.toml constraints.txt

@@ -1,11 +1,12 @@
 """One kd step from hidden states to gradients beside its peers: `python tests/bench/kd_step.py [--json FILE]`.
 
-Forward KL plus cross-entropy of N = 2,048 tokens through heads of V = 151,936 and H = 896, float32, on the CPU: time
-and highest resident memory above what inputs and weights take, the gradient of the output layer included.
+Forward KL plus cross-entropy of N tokens through heads of V = 151,936 and H = 896: time and highest memory above what
+inputs and weights take, the gradient of the output layer included. On the CPU N = 2,048, float32, resident memory
+(Linux); with `--device cuda` N = 8,192, float32 weights under bf16 autocast for all of them, allocated memory.
 Every run is a process of its own; repetitions are interleaved, medians are told. Peers: plain logits, the loss of TRL's
 DistillationTrainer (forward KL alone: it has no cross-entropy), Liger's chunked JSD loss, also compiled: that needs a
-C++ compiler and Python's headers, and its first step, which compiles, is not counted. Linux only; an interpreter that
-has trl and liger-kernel beside this package runs all of them (`make bench-step`).
+C++ compiler and Python's headers, and its first step, which compiles, is not counted. An interpreter that has trl and
+liger-kernel beside this package runs all of them (`make bench-step`).
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-N, V, H = 2_048, 151_936, 896
+TOKENS = {"cpu": 2_048, "cuda": 8_192}  # N
+V, H = 151_936, 896
 VARIANTS = ("dgpo", "naive", "trl", "liger", "liger compiled", "liger triton")
 
 
@@ -29,22 +30,23 @@ def resident(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def inputs(n: int, v: int):
+def inputs(n: int, v: int, device: str):
     """Hidden states and heads of student and teacher, and the written tokens."""
     import torch
 
     torch.manual_seed(0)
+    torch.set_default_device(device)
     hidden, teacher_hidden = torch.randn(n, H), torch.randn(n, H)
     weight, teacher_weight = torch.randn(v, H).mul_(0.05), torch.randn(v, H).mul_(0.05)
     return hidden, weight, teacher_hidden, teacher_weight, torch.randint(v, (n,))
 
 
-def prepare(name: str, n: int, v: int, chunk: int | None):
+def prepare(name: str, n: int, v: int, chunk: int | None, device: str):
     """A function that makes one step and returns (loss, gradient of hidden states, gradient of the head)."""
     import torch
     from torch.nn import functional
 
-    hidden, weight, teacher_hidden, teacher_weight, labels = inputs(n, v)
+    hidden, weight, teacher_hidden, teacher_weight, labels = inputs(n, v, device)
     if name == "dgpo":
         return prepare_dgpo(hidden, weight, teacher_hidden, teacher_weight, labels, chunk)
     hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
@@ -76,7 +78,9 @@ def prepare(name: str, n: int, v: int, chunk: int | None):
     loss_of["liger triton"] = liger_triton
 
     def run():
-        loss = loss_of[name]()
+        # What a trainer in bf16 does; the CPU stays in float32. dgpo's own pass does it by itself.
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = loss_of[name]()
         loss.backward()
         return float(loss.detach()), hidden.grad, weight.grad
 
@@ -123,30 +127,40 @@ def prepare_dgpo(hidden, weight, teacher_hidden, teacher_weight, labels, chunk):
     return run
 
 
-def measure(name: str, chunk: int | None) -> dict:
+def measure(name: str, chunk: int | None, n: int, device: str) -> dict:
     import torch
 
     torch.set_num_threads(1)
+    gpu = device == "cuda"
     try:
-        prepare(name, 8, 64, chunk)()  # libraries set up
-        run = prepare(name, N, V, chunk)
-        if name == "liger compiled":
-            run()  # compilation is not counted
-            run = prepare(name, N, V, chunk)
+        prepare(name, 8, 64, chunk, device)()  # libraries set up
+        run = prepare(name, n, V, chunk, device)
+        if name == "liger compiled" or gpu:
+            run()  # compilation is not counted, nor is what a GPU does the first time
+            run = prepare(name, n, V, chunk, device)
     except Exception as error:  # a peer that cannot run here says why
         if name == "dgpo":
             raise
-        first = next(iter(str(error).splitlines()), "")
-        return {"error": f"{type(error).__name__}: {first}"}
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+        return {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+    if gpu:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
     started = time.perf_counter()
     cpu = time.process_time()
-    loss, grad_hidden, grad_head = run()
+    try:
+        loss, grad_hidden, grad_head = run()
+    except torch.cuda.OutOfMemoryError:
+        return {"error": "out of memory"}
+    if gpu:
+        torch.cuda.synchronize()
     return {
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
-        "extra_bytes": resident("VmHWM") - before,
+        "extra_bytes": (torch.cuda.max_memory_allocated() if gpu else resident("VmHWM")) - before,
         "loss": loss,
         "grad_hidden_norm": float(grad_hidden.norm()),
         "grad_head_norm": float(grad_head.norm()),
@@ -159,10 +173,13 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=VARIANTS)
     parser.add_argument("--chunk", type=int, help="tokens whose distributions exist at once; the default of a Learner")
+    parser.add_argument("--device", choices=TOKENS, default="cpu")
+    parser.add_argument("--tokens", type=int, help="N; 2,048 on the CPU, 8,192 on a GPU")
     parser.add_argument("--one", choices=VARIANTS)
     options = parser.parse_args()
+    tokens = options.tokens or TOKENS[options.device]
     if options.one:
-        print(json.dumps(measure(options.one, options.chunk)))
+        print(json.dumps(measure(options.one, options.chunk, tokens, options.device)))
         return
     # Freed blocks go back to the system at once, so that resident means allocated.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
@@ -173,25 +190,28 @@ def main() -> None:
         for name, rows in runs.items():
             if rows and "error" in rows[0]:
                 continue
-            command = [sys.executable, __file__, "--one", name, *chunk]
+            where = ["--device", options.device, "--tokens", str(tokens)]
+            command = [sys.executable, __file__, "--one", name, *chunk, *where]
             ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if name == "dgpo" and ended.returncode:
                 sys.exit(ended.stderr)
             lost = {"error": (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1]}
             rows.append(lost if ended.returncode else json.loads(ended.stdout.splitlines()[-1]))
             print(name, rows[-1], file=sys.stderr)
-    report(runs, options.json)
+    report(runs, options.json, tokens, options.device)
 
 
-def report(runs: dict[str, list[dict]], file: Path | None) -> None:
+def report(runs: dict[str, list[dict]], file: Path | None, tokens: int, device: str) -> None:
+    import torch
+    from machine import about
+
     medians = {
         name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         for name, rows in runs.items()
         if "error" not in rows[0]
     }
     if file is not None:
-        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        made = {"n": N, "v": V, "h": H, **machine, "medians": medians, "runs": runs}
+        made = {"n": tokens, "v": V, "h": H, **about(torch.device(device)), "medians": medians, "runs": runs}
         file.write_text(json.dumps(made, indent=1) + "\n")
     print(
         "| implementation | CPU seconds | seconds | extra memory | loss | gradient norms |\n|---|--:|--:|--:|--:|---|"

@@ -1,9 +1,10 @@
 """The update of one rl step beside TRL's: `python tests/bench/rl_step.py [--json FILE]`.
 
-Gradient and AdamW step of a token-mean GRPO loss over the same episodes with given advantages, float32 on the CPU, one
-thread; rollouts and rewards are no part of it. dgpo: `optimizer_step` at its default budget. TRL: GRPOTrainer's
-`compute_loss` with its defaults, micro-batches of 8 as its per_device_train_batch_size says. Both must come to the same
-gradient norm. Every run is a process of its own; repetitions are interleaved, medians are told (`make bench-step`).
+Gradient and AdamW step of a token-mean GRPO loss over the same episodes with given advantages; rollouts and rewards are
+no part of it. On the CPU float32 and one thread; with `--device cuda` float32 weights under bf16 autocast, and
+Qwen2.5-0.5B's size. dgpo: `optimizer_step` at its default budget. TRL: GRPOTrainer's `compute_loss` with its defaults,
+micro-batches of 8 as its per_device_train_batch_size says. Both must come to the same gradient norm. Every run is a
+process of its own; repetitions are interleaved, medians are told (`make bench-step`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -24,11 +24,14 @@ from pathlib import Path
 CASES = {
     "tinyworld": (64, 32, 2, 4, 4, 1_200, 64, 14, 30, 120, 3),
     "0.1B": (768, 2_048, 12, 12, 4, 32_000, 8, 32, 40, 160, 1),
+    # Qwen2.5-0.5B, and episodes of the reference's length
+    "0.5B": (896, 4_864, 24, 14, 2, 151_936, 16, 300, 1_800, 2_400, 3),
 }
+BY_DEVICE = {"cpu": ["tinyworld", "0.1B"], "cuda": ["0.5B"]}
 MICRO = 8  # per_device_train_batch_size of TRL
 
 
-def make(case: str):
+def make(case: str, device: str):
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -36,10 +39,10 @@ def make(case: str):
     torch.manual_seed(0)
     config = Qwen2Config(
         hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv, vocab_size=vocabulary, tie_word_embeddings=True, max_position_embeddings=1024,
+        num_key_value_heads=kv, vocab_size=vocabulary, tie_word_embeddings=True, max_position_embeddings=4096,
         bos_token_id=None, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
-    return Qwen2ForCausalLM(config)
+    return Qwen2ForCausalLM(config).to(device)
 
 
 def episodes(case: str) -> list[tuple[list[int], list[bool], float]]:
@@ -55,7 +58,7 @@ def episodes(case: str) -> list[tuple[list[int], list[bool], float]]:
     return made
 
 
-def dgpo(case: str):
+def dgpo(case: str, device: str):
     import torch
 
     from dgpo_cli.objectives import registry
@@ -67,7 +70,7 @@ def dgpo(case: str):
     class Codec:
         vocabulary_size = CASES[case][5]
 
-    model = make(case).eval()
+    model = make(case, device).eval()
     learner = Learner(
         objective=registry.create("grpo", {"variant": "dapo", "kl_coef": 0.0, "entropy_coef": 0.0}),
         codec=Codec(),
@@ -84,7 +87,7 @@ def dgpo(case: str):
     return lambda: optimizer_step(learner, samples)["policy_grad_norm"]
 
 
-def trl(case: str):
+def trl(case: str, device: str):
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer, models
@@ -94,7 +97,7 @@ def trl(case: str):
     words = Tokenizer(models.WordLevel({"<pad>": 0, "a": 1}, unk_token="a"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<pad>", pad_token="<pad>")
     count, prompt = CASES[case][6:8]
-    model = make(case)
+    model = make(case, device)
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
@@ -104,8 +107,8 @@ def trl(case: str):
             gradient_accumulation_steps=count // MICRO,
             learning_rate=1e-6,
             weight_decay=0.01,
-            use_cpu=True,
-            bf16=False,
+            use_cpu=device == "cpu",
+            bf16=device == "cuda",
             report_to=[],
             gradient_checkpointing=False,
         ),
@@ -115,28 +118,29 @@ def trl(case: str):
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = count // MICRO
     made = episodes(case)
-    written = torch.tensor(float(sum(sum(w) for _, w, _ in made)))
+    written = torch.tensor(float(sum(sum(w) for _, w, _ in made)), device=device)
     micro = []
     for first in range(0, count, MICRO):
         part = made[first : first + MICRO]
         width = max(len(ids) for ids, _, _ in part) - prompt
         rows = lambda values, width=width: torch.tensor([list(v) + [0] * (width - len(v)) for v in values])  # noqa: E731
-        micro.append(
-            {
-                "prompt_ids": torch.tensor([ids[:prompt] for ids, _, _ in part]),
-                "prompt_mask": torch.ones(len(part), prompt, dtype=torch.long),
-                "completion_ids": rows([ids[prompt:] for ids, _, _ in part]),
-                "completion_mask": rows([[1] * (len(ids) - prompt) for ids, _, _ in part]),
-                "tool_mask": rows([[int(w) for w in written[prompt:]] for _, written, _ in part]),
-                "advantages": torch.tensor([advantage for _, _, advantage in part]),
-                "num_items_in_batch": written,
-            }
-        )
+        inputs = {
+            "prompt_ids": torch.tensor([ids[:prompt] for ids, _, _ in part]),
+            "prompt_mask": torch.ones(len(part), prompt, dtype=torch.long),
+            "completion_ids": rows([ids[prompt:] for ids, _, _ in part]),
+            "completion_mask": rows([[1] * (len(ids) - prompt) for ids, _, _ in part]),
+            "tool_mask": rows([[int(w) for w in written[prompt:]] for _, written, _ in part]),
+            "advantages": torch.tensor([advantage for _, _, advantage in part]),
+            "num_items_in_batch": written,
+        }
+        micro.append({name: tensor.to(device) for name, tensor in inputs.items()})
 
     def run() -> float:
         model.train()
         for inputs in micro:
-            trainer.compute_loss(model, inputs).backward()
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                loss = trainer.compute_loss(model, inputs)
+            loss.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
         trainer.optimizer.step()
         trainer.optimizer.zero_grad(set_to_none=True)
@@ -145,21 +149,29 @@ def trl(case: str):
     return run
 
 
-def measure(name: str, case: str) -> dict:
+def measure(name: str, case: str, device: str) -> dict:
     import torch
+    from machine import Peak, synchronize
 
     torch.set_num_threads(1)
-    run = {"dgpo": dgpo, "trl": trl}[name](case)
+    try:
+        run = {"dgpo": dgpo, "trl": trl}[name](case, device)
+    except ImportError as error:  # a peer that is not installed
+        return {"error": str(error)}
     norm = run()  # not counted: libraries and moments set up
-    rows = []
+    rows, where = [], torch.device(device)
+    peak = Peak(where)
     for _ in range(CASES[case][-1]):
+        synchronize(where)
         started, cpu = time.perf_counter(), time.process_time()
         run()
+        synchronize(where)
         rows.append((time.perf_counter() - started, time.process_time() - cpu))
     return {
         "seconds": statistics.median(r[0] for r in rows),
         "cpu_seconds": statistics.median(r[1] for r in rows),
         "grad_norm": norm,
+        "peak_bytes": max(peak.bytes().values()),
     }
 
 
@@ -167,31 +179,56 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", type=Path)
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--device", choices=BY_DEVICE, default="cpu")
+    parser.add_argument("--cases", nargs="*", choices=CASES)
     parser.add_argument("--one", nargs=2)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(*options.one)))
+        print(json.dumps(measure(*options.one, options.device)))
         return
-    runs: dict[str, dict[str, list[dict]]] = {case: {"dgpo": [], "trl": []} for case in options.cases}
+    cases = options.cases or BY_DEVICE[options.device]
+    runs: dict[str, dict[str, list[dict]]] = {case: {"dgpo": [], "trl": []} for case in cases}
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for case, of_case in runs.items():
         for _ in range(options.repetitions):
             for name, rows in of_case.items():
-                command = [sys.executable, __file__, "--one", name, case]
+                if rows and "error" in rows[0]:
+                    continue
+                command = [sys.executable, __file__, "--one", name, case, "--device", options.device]
                 ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-                if ended.returncode:
-                    sys.exit(f"{name} {case}: {ended.stderr}")
-                rows.append(json.loads(ended.stdout.splitlines()[-1]))
+                lost = {"error": (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1]}
+                rows.append(lost if ended.returncode else json.loads(ended.stdout.splitlines()[-1]))
                 print(case, name, rows[-1], file=sys.stderr)
+    report(runs, options)
+
+
+def report(runs: dict[str, dict[str, list[dict]]], options: argparse.Namespace) -> None:
+    import torch
+    from machine import about
+
+    clock = "seconds" if options.device == "cuda" else "cpu_seconds"
     if options.json is not None:
-        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        options.json.write_text(json.dumps({**machine, "runs": runs}, indent=1) + "\n")
-    print("| model | dgpo, CPU seconds | TRL, CPU seconds | times | gradient norms |\n|---|--:|--:|--:|---|")
+        made = about(torch.device(options.device)) | {"clock": clock, "runs": runs}
+        options.json.write_text(json.dumps(made, indent=1) + "\n")
+    print(f"| model | dgpo, {clock} | TRL, {clock} | times | memory | gradient norms |\n|---|--:|--:|--:|---|---|")
     for case, of_case in runs.items():
-        ours, theirs = (statistics.median(row["cpu_seconds"] for row in of_case[name]) for name in ("dgpo", "trl"))
-        norms = ", ".join(f"{of_case[name][0]['grad_norm']:.6f}" for name in ("dgpo", "trl"))
-        print(f"| {case} | {ours:.3f} | {theirs:.3f} | {theirs / ours:.2f} | {norms} |")
+        told = {name: medians(rows, clock) for name, rows in of_case.items()}
+        times = " "
+        if all("error" not in rows[0] for rows in of_case.values()):
+            dgpo, trl = (statistics.median(row[clock] for row in of_case[name]) for name in ("dgpo", "trl"))
+            times = f"{trl / dgpo:.2f}"
+        cells = [told[name][0] for name in of_case] + [times]
+        cells += [", ".join(told[name][place] for name in of_case) for place in (1, 2)]
+        print(f"| {case} | {' | '.join(cells)} |")
+    sys.exit(1 if any("error" in of_case["dgpo"][0] for of_case in runs.values()) else 0)
+
+
+def medians(rows: list[dict], clock: str) -> tuple[str, str, str]:
+    """Seconds, memory and gradient norm of one implementation, as told."""
+    if "error" in rows[0]:
+        return f"not run: {rows[0]['error']}", "-", "-"
+    seconds, peak = (statistics.median(row[key] for row in rows) for key in (clock, "peak_bytes"))
+    return f"{seconds:.3f}", f"{peak / 1e9:.2f} GB", f"{rows[0]['grad_norm']:.6f}"
 
 
 if __name__ == "__main__":

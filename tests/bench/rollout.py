@@ -7,9 +7,13 @@ read between them; random weights never end a turn, so its length is drawn once 
 - `generate`: `model.generate` once per turn over all episodes, left-padded, the whole context read again each time, up
   to the longest turn of the batch, then cut (what the inference script of Search-R1 does);
 - `continuous batching`: `model.init_continuous_batching`, one request per turn with its own length, the whole context
-  sent again.
+  sent again;
+- `vllm`, where it is installed: its own engine behind the interface of `ours`. It takes most of a GPU for itself, so it
+  is asked for by name and alone: `--engines vllm`.
 
-Retrieval takes no time here. Prints a JSON object with episodes and generated tokens per second, medians of the rounds.
+Retrieval takes no time here. Prints a JSON object with episodes and generated tokens per second, medians of the rounds,
+and their share of what the machine allows at most (roofline.py), by the bandwidth of a copy and the speed of a matrix
+product that are measured first.
 """
 
 from __future__ import annotations
@@ -17,23 +21,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-import transformers
+from machine import about, measured, synchronize
+from roofline import bound, shape_of, steps
 from transformers import GenerationConfig, Qwen2ForCausalLM
-from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from dgpo_cli.engine.base import Sampling
+from dgpo_cli.engine.base import Engine, Sampling
 from dgpo_cli.engine.inprocess import InProcessEngine
+from dgpo_cli.engine.turnwise import TurnwiseEngine
+from dgpo_cli.engine.vllm import VLLMWriter, require_vllm
+from dgpo_cli.errors import ConfigError
 
 CPU_BATCH_TOKENS = 1024  # the best of 128, 256, 512 and 1,024 for continuous batching
 
@@ -94,15 +102,34 @@ def episodes_of(work: Work, count: int, vocabulary: int) -> list[Episode]:
     ]
 
 
-_engines: dict[tuple[int, int], InProcessEngine] = {}  # made once, as in training
+_engines: dict[tuple[str, int], Engine] = {}  # made once, as in training
 
 
 def ours(model: Qwen2ForCausalLM, episodes: list[Episode], work: Work) -> int:
-    size = (len(episodes), work.capacity())
-    if size not in _engines:
+    place = ("ours", len(episodes))
+    if place not in _engines:
         codec = PlainCodec(model.config.vocab_size)
-        _engines[size] = InProcessEngine(model, codec, slots=size[0], capacity=size[1])
-    engine = _engines[size]
+        _engines[place] = InProcessEngine(model, codec, slots=len(episodes), capacity=work.capacity())
+    return driven(_engines[place], episodes)
+
+
+def vllm(model: Qwen2ForCausalLM, episodes: list[Episode], work: Work) -> int:
+    """The weights of `model`, read by vLLM from a folder; stop strings want a tokenizer beside them."""
+    require_vllm()
+    from forced import tokenizer
+
+    place = ("vllm", 0)
+    if place not in _engines:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            tokenizer(model.config.vocab_size).save_pretrained(folder)
+            dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+            writer = VLLMWriter(folder, capacity=work.capacity(), dtype=dtype, seed=0)
+        _engines[place] = TurnwiseEngine(writer, PlainCodec(model.config.vocab_size), capacity=work.capacity())
+    return driven(_engines[place], episodes)
+
+
+def driven(engine: Engine, episodes: list[Episode]) -> int:
     left, written = {}, 0
     for number, episode in enumerate(episodes):
         sampling = Sampling(1.0, episode.length, ("</search>", "</answer>"), key=str(number))
@@ -149,6 +176,8 @@ def continuous(model: Qwen2ForCausalLM, episodes: list[Episode], work: Work) -> 
     config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=work.longest, eos_token_id=-1, pad_token_id=0)
     sizes = None
     if model.device.type == "cpu":  # its defaults are for GPUs: with them 64 episodes took more than five minutes here
+        from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
         pages = len(episodes) * (work.capacity() // 16 + 2)
         sizes = ContinuousBatchingConfig(page_size=16, num_blocks=pages, max_batch_tokens=CPU_BATCH_TOKENS)
     with model.continuous_batching_context_manager(
@@ -183,7 +212,9 @@ ENGINES: dict[str, Callable[[Qwen2ForCausalLM, list[Episode], Work], int]] = {
     "ours": ours,
     "generate": generate,
     "continuous batching": continuous,
+    "vllm": vllm,
 }
+BY_DEFAULT = [name for name in ENGINES if name != "vllm"]
 
 
 def model_of(work: str, size: str, device: torch.device) -> Qwen2ForCausalLM:
@@ -198,17 +229,14 @@ def model_of(work: str, size: str, device: torch.device) -> Qwen2ForCausalLM:
     return random_model(size, device=device, dtype=torch.bfloat16)
 
 
-def measured(name: str, model: Qwen2ForCausalLM, work: Work, count: int) -> Iterator[dict[str, float]]:
-    episodes = episodes_of(work, count, model.config.vocab_size)
+def timed(name: str, model: Qwen2ForCausalLM, work: Work, episodes: list[Episode]) -> dict[str, float]:
     expected = sum(e.length for e in episodes) * work.turns
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(model.device)
     wall, cpu = time.perf_counter(), time.process_time()
     written = ENGINES[name](model, episodes, work)
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(model.device)
     assert written == expected, f"{name} wrote {written} tokens, not {expected}"
-    yield {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "tokens": written}
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
 def main() -> None:
@@ -216,16 +244,33 @@ def main() -> None:
     parser.add_argument("--work", choices=WORKS, default="tiny")
     parser.add_argument("--model", default="student", help="student, teacher, or a true size as qwen-0.5b")
     parser.add_argument("--episodes", type=int, nargs="+", default=[64, 512])
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=BY_DEFAULT)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     work, device = WORKS[asked.work], torch.device(asked.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
     model = model_of(asked.work, asked.model, device)
+    dtype = next(model.parameters()).dtype
+    machine, shape = measured(device, dtype), shape_of(model.config)
     rows = []
     for count in asked.episodes:
+        episodes = episodes_of(work, count, model.config.vocab_size)
+        passes = steps(
+            [e.length for e in episodes], prompt=work.prompt, read=work.read, turns=work.turns, shared=work.shared
+        )
+        least = bound(shape, passes, machine, dtype.itemsize)
+        rows.append(
+            {
+                "engine": "bound",
+                "episodes": count,
+                "episodes_per_s": round(count / least.seconds, 1),
+                "tokens_per_s": round(least.tokens_per_s, 1),
+                "bound_by_memory": round(least.memory_seconds / least.seconds, 3),
+            }
+        )
         taken: dict[str, list[dict[str, float]]] = {name: [] for name in asked.engines}
         failed: dict[str, str] = {}
         for number in range(asked.rounds + 1):  # the first is a warm-up
@@ -233,27 +278,37 @@ def main() -> None:
                 if name in failed:
                     continue
                 try:
-                    taken[name] += list(measured(name, model, work, count))[: 1 if number else 0]
+                    row = timed(name, model, work, episodes)
+                except ConfigError as error:  # not installed
+                    failed[name] = error.message
                 except Exception as error:  # a peer that does not run here is a result too
                     failed[name] = f"{type(error).__name__}: {error}"
+                else:
+                    taken[name] += [row] if number else []
         for name, rounds in taken.items():
             if name in failed:
                 rows.append({"engine": name, "episodes": count, "failed": failed[name]})
-                continue
-            wall = statistics.median(r["wall"] for r in rounds)
-            rows.append(
-                {
-                    "engine": name,
-                    "episodes": count,
-                    "episodes_per_s": round(count / wall, 1),
-                    "tokens_per_s": round(rounds[0]["tokens"] / wall, 1),
-                    "cpu_s": round(statistics.median(r["cpu"] for r in rounds), 3),
-                }
-            )
+            else:
+                wall = statistics.median(r["wall"] for r in rounds)
+                rows.append(
+                    {
+                        "engine": name,
+                        "episodes": count,
+                        "episodes_per_s": round(count / wall, 1),
+                        "tokens_per_s": round(least.tokens / wall, 1),
+                        "share_of_bound": round(least.seconds / wall, 4),
+                        "cpu_s": round(statistics.median(r["cpu"] for r in rounds), 3),
+                    }
+                )
             print(json.dumps(rows[-1]), file=sys.stderr)
-    device_name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "cpu"
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    print(json.dumps({"work": asked.work, "model": asked.model, "device": device_name, **versions, "rows": rows}))
+        _engines.pop(("ours", count), None)  # the caches of the next size may need the memory
+    told = {"work": asked.work, "model": asked.model, "dtype": str(dtype).removeprefix("torch.")} | about(device)
+    told |= {"bandwidth_gb_s": round(machine.bandwidth / 1e9, 2), "tflops": round(machine.flops / 1e12, 3)}
+    told["rows"] = rows
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(told, indent=1) + "\n")
+    print(json.dumps(told))
+    sys.exit(1 if all("failed" in row for row in rows if row["engine"] != "bound") else 0)
 
 
 if __name__ == "__main__":

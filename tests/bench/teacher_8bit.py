@@ -12,18 +12,21 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from forced import TINY, model_of
+from machine import about
 from torch import Tensor
 
 from dgpo_cli.models.eight_bit import count_eight_bit, quantization
 from dgpo_cli.models.packed import Packed
-from dgpo_cli.models.random_init import random_model
 from dgpo_cli.models.shapes import SHAPES
 from dgpo_cli.models.vocab import hidden_states, project
 
@@ -33,11 +36,11 @@ def load(name: str, device: torch.device) -> tuple[torch.nn.Module, torch.nn.Mod
 
     with tempfile.TemporaryDirectory() as made:
         folder = name
-        if name in SHAPES:
+        if name in SHAPES or name in TINY:
             folder = made
-            random_model(name, device=torch.device("cpu"), dtype=torch.bfloat16).save_pretrained(folder)
+            model_of(name, device, torch.bfloat16, 420).save_pretrained(folder)
         elif not Path(name).is_dir():
-            raise SystemExit(f"{name} is neither a folder nor one of {', '.join(SHAPES)}")
+            raise SystemExit(f"{name} is neither a folder nor one of {', '.join([*SHAPES, *TINY])}")
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval().to(device)
         small = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.bfloat16, quantization_config=quantization(), device_map={"": str(device)}
@@ -81,8 +84,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="of a sequence")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     device = torch.device(asked.device)
+    if find_spec("bitsandbytes") is None:
+        sys.exit("bitsandbytes is not installed: pip install bitsandbytes")
     plain, small = load(asked.model, device)
     rows = []
     for batch in asked.batches:
@@ -101,7 +107,10 @@ def main() -> None:
         name: sum(t.numel() * t.element_size() for t in (*m.parameters(), *m.buffers()))
         for name, m in (("16 bit", plain), ("8 bit", small))
     }
-    print(json.dumps({"model": asked.model, "device": str(device), "weight_bytes": memory, "rows": rows}))
+    told = {"model": asked.model} | about(device) | {"weight_bytes": memory, "rows": rows}
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(told, indent=1) + "\n")
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -141,6 +141,31 @@ def test_the_command_adds_up_and_refuses_what_does_not_fit(dgpo):
     assert "no option 'waves'" in dgpo("plan", "qwen3b-0.5b-24gb", "-o", "rollout.waves=3").err
 
 
+def test_a_24_gb_card_holds_student_critic_and_8_bit_teacher_at_the_batches_that_are_named(dgpo):
+    """Every stage fits at what the plan says goes through the models at once, and four times as much does not."""
+    ended = dgpo("plan", "qwen3b-0.5b-24gb", "--gpu", "24GB", "--json")
+    assert ended.status == 0, ended.err
+    stages = {stage["stage"]: stage for stage in json.loads(ended.out)["stages"]}
+    assert stages["rl"]["at_once"] == {"micro_batch_tokens": 4096, "chunk_tokens": 128, "rollout.wave": 16}
+    assert stages["kd"]["at_once"] == {"micro_batch_tokens": 4096, "chunk_tokens": 128}
+    assert stages["distill-data"]["at_once"] == {"rollout.wave": 32}
+    parts = stages["rl"]["memory_bytes"]
+    linear = 36 * (2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 11008)
+    assert parts["teacher"] == linear + 2 * (3_085_938_688 - linear), "8 bit"
+    assert parts["student weights"] == 4 * 494_032_768
+    assert parts["critic weights"] == 4 * (494_032_768 + 897)
+    assert stages["rl"]["total_bytes"] < 24 * 2**30
+    shown = dgpo("plan", "qwen3b-0.5b-24gb")
+    assert "at once: micro_batch_tokens 4096, chunk_tokens 128, rollout.wave 16" in shown.out
+    assert dgpo("plan", "qwen3b-0.5b-24gb", "-o", "micro_batch_tokens=16384", "-o", "rollout.wave=64").status == 1
+
+
+def test_a_micro_batch_holds_a_whole_episode(dgpo):
+    """`micro_batch_tokens` below the longest episode: one goes through alone, and that is what is planned for."""
+    ended = dgpo("plan", "qwen3b-0.5b-24gb", "--json", "-o", "micro_batch_tokens=512")
+    assert json.loads(ended.out)["stages"][2]["at_once"]["micro_batch_tokens"] == 4096
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("name", ["kd small", "rl k1"])

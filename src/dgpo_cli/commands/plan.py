@@ -42,6 +42,7 @@ def plan(
                     "stage": stage.stage,
                     "models": stage.models,
                     "effective_batch": stage.effective_batch,
+                    "at_once": stage.at_once,
                     "memory_bytes": stage.parts,
                     "total_bytes": stage.total,
                     "seconds_per_step": stage.seconds,
@@ -60,6 +61,8 @@ def _show(console: Console, stage: Any, gib: float) -> None:
     rows = [[part, f"{size / 2**30:.1f}"] for part, size in stage.parts.items()]
     rows.append([f"all, of {gib:.0f}", f"{stage.total / 2**30:.1f}"])
     console.table(f"{stage.stage}: {models}, batch {stage.effective_batch}", ["memory", "GiB"], rows)
+    at_once = ", ".join(f"{name} {size}" for name, size in stage.at_once.items())
+    console.print(f"at once: {at_once}")
     phases = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in stage.seconds.items())
     run = "" if stage.hours is None else f"; {stage.steps} steps {stage.hours:.1f} h"
     console.print(f"time of a step: {phases}{run}\n")

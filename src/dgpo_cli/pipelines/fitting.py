@@ -66,7 +66,7 @@ def fit(
 def _search(
     learner: Learner, length: int, sequences: int, limit_gib: float | None, engine: Callable[[int], Engine] | None
 ) -> Fit:
-    memory = Memory(learner.device, 0 if limit_gib is None else int(limit_gib * 2**30))
+    memory = Memory(learner.device, 0 if limit_gib is None else int(limit_gib * 2**30), learner.world.size)
     attempts: list[tuple[str, Attempt]] = []
     wave, kept = None, None
     if engine is not None:

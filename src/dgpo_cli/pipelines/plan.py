@@ -38,6 +38,7 @@ class StagePlan:
     stage: str
     models: dict[str, str]
     effective_batch: int
+    at_once: dict[str, int]  # settings that say how much goes through the models at once
     parts: dict[str, float]  # bytes
     seconds: dict[str, float]  # of one step, by phase
     steps: int | None  # None where the number of trajectories decides
@@ -89,7 +90,10 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
         parts = _inference(shape, settings.teacher_8bit, rollout)
         speed = Speed(shape, None, rollout, rollout.wave, card, eight_bit=settings.teacher_8bit)
         seconds = {"rollout": seconds_by_phase(speed)["rollout"]}
-        return StagePlan(stage, {"teacher": settings.teacher}, rollout.wave, parts, seconds, None, _remedies(settings))
+        at_once = {"rollout.wave": rollout.wave}
+        return StagePlan(
+            stage, {"teacher": settings.teacher}, rollout.wave, at_once, parts, seconds, None, _remedies(settings)
+        )
     rl = stage == "rl"
     name = settings.student or student
     objective = create(settings.method, settings.objective)
@@ -131,8 +135,19 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
     if not rl:
         seconds = {"update": seconds["update"] + seconds["signals"]}
     models = {"student": name} | ({"teacher": teacher} if teacher else {})
-    steps = settings.steps
-    return StagePlan(stage, models, settings.batch_size, memory.by_part(job), seconds, steps, _remedies(settings))
+    at_once = {"micro_batch_tokens": tokens, "chunk_tokens": settings.chunk_tokens}
+    if job.slots:
+        at_once["rollout.wave"] = job.slots
+    return StagePlan(
+        stage,
+        models,
+        settings.batch_size,
+        at_once,
+        memory.by_part(job),
+        seconds,
+        settings.steps,
+        _remedies(settings),
+    )
 
 
 def _remedies(settings: Any) -> dict[str, str]:

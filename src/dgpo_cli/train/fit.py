@@ -12,8 +12,7 @@ import gc
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ from dgpo_cli.train.batch import Sample, pack
 from dgpo_cli.train.learner import Learner, training_mode
 from dgpo_cli.train.signals import logprobs
 from dgpo_cli.train.step import FIELDS, accumulate, drop_gradients
+from dgpo_cli.train.world import ALONE
 
 MARGIN = 0.1  # ours, of what is free: allocators hold more than is in use
 _STATUS = Path("/proc/self/status")
@@ -41,6 +41,7 @@ class Memory:
 
     device: torch.device
     limit: int = 0
+    sharers: int = 1  # processes that do the same beside this one: on the CPU each gets its part of what is free
 
     def __post_init__(self) -> None:
         if self.device.type not in ("cuda", "cpu") or (self.device.type == "cpu" and sys.platform != "linux"):
@@ -49,7 +50,8 @@ class Memory:
                 hint="leave out --fit and give -o micro_batch_tokens",
             )
         if not self.limit:
-            self.limit = self.used() + int((1 - MARGIN) * self._free())
+            free = self._free() // (self.sharers if self.device.type == "cpu" else 1)
+            self.limit = self.used() + int((1 - MARGIN) * free)
 
     def used(self) -> int:
         if self.device.type == "cuda":
@@ -149,9 +151,11 @@ def largest_micro_batch(learner: Learner, memory: Memory, length: int, sequences
     def run(count: int) -> None:
         try:
             samples = [_longest(learner, length) for _ in range(count)]
+            # Of several processes one may try more sizes than another: none of them waits for the others here.
+            alone = replace(learner, world=ALONE, micro_batch_tokens=count * length)
             for model in (learner.teacher, learner.reference):
                 if model is not None and learner.objective.credits:
-                    _with_budget(learner, count * length, partial(logprobs, learner, model, samples))
+                    logprobs(alone, model, samples)
             with training_mode(learner):
                 accumulate(learner, pack(samples, learner.device), float(count * length))
         finally:
@@ -163,14 +167,6 @@ def largest_micro_batch(learner: Learner, memory: Memory, length: int, sequences
     finally:
         del moments
     return found * length, search.attempts
-
-
-def _with_budget(learner: Learner, tokens: int, run: Callable[[], object]) -> None:
-    before, learner.micro_batch_tokens = learner.micro_batch_tokens, tokens
-    try:
-        run()
-    finally:
-        learner.micro_batch_tokens = before
 
 
 def _longest(learner: Learner, length: int) -> Sample:
