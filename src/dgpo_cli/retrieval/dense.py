@@ -7,7 +7,7 @@ against exact search is measured when it is built and stands in the manifest.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval import vectors as files
 from dgpo_cli.retrieval.compressed import FLAT, build_compressed, default_factory, measure, set_probes
 from dgpo_cli.retrieval.device_search import DeviceSearch, exact_search
-from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
+from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig, encoder_of, encoder_state
 from dgpo_cli.retrieval.ranking import hits
 from dgpo_cli.retrieval.store import PassageStore
 from dgpo_cli.retrieval.vectors import ExactSearch, encode_passages, open_vectors
@@ -59,13 +59,7 @@ class DenseRetriever:
 
     def __init__(self, directory: Path, store: PassageStore, config: DenseConfig, state: Mapping[str, Any]) -> None:
         self._store = store
-        self._encoder = Encoder(replace(config, **state["conventions"]))
-        digest = self._encoder.digest()
-        if digest != state["encoder_digest"]:
-            raise RetrievalError(
-                f"{directory} was built with other {config.encoder} weights: {state['encoder_digest']}, now {digest}",
-                hint="put the encoder back, or build the index again with --overwrite",
-            )
+        self._encoder = encoder_of(directory, config, state)
         self._index: ExactSearch | DeviceSearch | Any  # the other is faiss's
         if state["factory"] == FLAT:
             self._index = exact_search(open_vectors(directory, len(store)), self._encoder.device)
@@ -121,10 +115,6 @@ def sample_queries(store: PassageStore, encoder: Encoder) -> np.ndarray:
     rows = sorted({len(store) * n // _SAMPLE for n in range(_SAMPLE)})
     texts = [" ".join((store[row].text or store[row].title).split()[:_QUERY_WORDS]) for row in rows]
     return encoder.encode(texts, encoder.conventions.query_prefix)
-
-
-def encoder_state(encoder: Encoder) -> dict[str, Any]:
-    return {"encoder_digest": encoder.digest(), "conventions": asdict(encoder.conventions)}
 
 
 def _open(file: Path, rows: int, nprobe: int | None) -> Any:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,6 +128,23 @@ class Encoder:
             pooled = (hidden * mask).sum(1) / mask.sum(1)
         vectors: np.ndarray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
         return vectors
+
+
+def encoder_state(encoder: Encoder) -> dict[str, Any]:
+    """What an index records of the encoder of its passages."""
+    return {"encoder_digest": encoder.digest(), "conventions": asdict(encoder.conventions)}
+
+
+def encoder_of(directory: Path, config: EncoderConfig, state: Mapping[str, Any]) -> Encoder:
+    """The encoder of the index in `directory`, used as it was there. Raises RetrievalError if it is another one."""
+    encoder = Encoder(replace(config, **state["conventions"]))
+    digest = encoder.digest()
+    if digest != state["encoder_digest"]:
+        raise RetrievalError(
+            f"{directory} was built with other {config.encoder} weights: {state['encoder_digest']}, now {digest}",
+            hint="put the encoder back, or build the index again with --overwrite",
+        )
+    return encoder
 
 
 def _conventions(config: EncoderConfig, offline: bool) -> Conventions:
