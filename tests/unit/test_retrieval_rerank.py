@@ -100,3 +100,5 @@ def test_what_is_no_reranker_is_refused(folder: Path, tmp_path: Path) -> None:
         broken.retriever.search(["town"], 1)
     with pytest.raises(ConfigError, match="depth 0"):
         RerankConfig(depth=0)
+    with pytest.raises(ConfigError, match="no effect without a model"):
+        RerankConfig(depth=7)
