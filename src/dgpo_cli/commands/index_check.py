@@ -80,9 +80,7 @@ def check(
     console.result(result)
 
 
-def _measured(
-    console: Console, opened: OpenIndex, asked: Sequence[Question], depths: list[int]
-) -> RetrievalQuality:
+def _measured(console: Console, opened: OpenIndex, asked: Sequence[Question], depths: list[int]) -> RetrievalQuality:
     from dgpo_cli.retrieval.check import measure
 
     with console.progress("reranking" if opened.reranked else "searching", "question") as progress:

@@ -40,6 +40,7 @@ from dgpo_cli.commands.training_options import (
     training_run,
 )
 from dgpo_cli.console import Console
+from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from dgpo_cli.pipelines.settings import KDSettings
@@ -153,6 +154,8 @@ def _check(settings: KDSettings) -> None:
     objective = make_objective(settings)
     if settings.index is not None:
         check_index(settings.index)
+    elif settings.rerank.model is not None:
+        raise ConfigError("rerank.model has no effect where nothing is searched", hint="give --index and --eval-data")
     trajectory_file(Path(settings.trajectories))
     student = resolve(settings.student)
     if objective.needs:

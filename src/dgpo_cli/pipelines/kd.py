@@ -165,7 +165,7 @@ def distil(
     plan = Plan(steps, eval_every=every, save_every=every, seed=settings.seed, seconds=settings.seconds)
     em = None
     if agent is not None and validation_questions:
-        em = evaluator(agent, validation_questions, world=learner.world)
+        em = evaluator(agent, validation_questions, folder=run.path, world=learner.world)
 
     def validate() -> Mapping[str, float]:
         metrics = {"nll": nll(learner, validation)} if validation else {}
