@@ -75,8 +75,10 @@ def check(
     console.print(f"found by their own words: {found} (of {sample:,} passages)")
     result["own_words"] = {str(depth): share for depth, share in shares.items()}
     if asked is not None:
-        found = [_measured(console, each, asked, depths) for each in (opened, reranked)[: 1 + bool(rerank.model)]]
-        result |= _show(console, found, depths, rerank.model)
+        qualities = [_measured(console, opened, asked, depths)]
+        if rerank.model is not None:
+            qualities.append(_measured(console, reranked, asked, depths))
+        result |= _show(console, qualities, depths, rerank.model)
     console.result(result)
 
 
@@ -88,20 +90,20 @@ def _measured(console: Console, opened: OpenIndex, asked: Sequence[Question], de
 
 
 def _show(
-    console: Console, found: Sequence[RetrievalQuality], depths: list[int], reranker: str | None
+    console: Console, qualities: Sequence[RetrievalQuality], depths: list[int], reranker: str | None
 ) -> dict[str, Any]:
     """A row for each depth of the index alone and, where there is a second quality, of it reranked."""
-    first = found[0]
+    alone = qualities[0]
     console.table(
-        f"{first.questions:,} questions, {first.with_gold:,} with gold passages",
-        ["k", "recall", "answer in passages", *(["recall, reranked", "answer, reranked"] if found[1:] else [])],
+        f"{alone.questions:,} questions, {alone.with_gold:,} with gold passages",
+        ["k", "recall", "answer in passages", *(["recall, reranked", "answer, reranked"] if qualities[1:] else [])],
         [
-            [depth, *(value for each in found for value in (each.recall.get(depth), each.answer_hit[depth]))]
+            [depth, *(value for each in qualities for value in (each.recall.get(depth), each.answer_hit[depth]))]
             for depth in depths
         ],
     )
-    shown = {"questions": first.questions, "with_gold": first.with_gold} | _shares(first)
-    return shown | ({"reranked": {"model": reranker} | _shares(found[1])} if found[1:] else {})
+    shown = {"questions": alone.questions, "with_gold": alone.with_gold} | _shares(alone)
+    return shown | ({"reranked": {"model": reranker} | _shares(qualities[1])} if qualities[1:] else {})
 
 
 def _shares(quality: RetrievalQuality) -> dict[str, Any]:

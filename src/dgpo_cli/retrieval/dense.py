@@ -17,7 +17,7 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval import vectors as files
-from dgpo_cli.retrieval.compressed import FLAT, build_compressed, default_factory, measure, set_probes
+from dgpo_cli.retrieval.compressed import FLAT, build_compressed, default_factory, empty_index, measure, set_probes
 from dgpo_cli.retrieval.device_search import DeviceSearch, exact_search
 from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig, encoder_of, encoder_state
 from dgpo_cli.retrieval.ranking import hits
@@ -54,6 +54,7 @@ class DenseRetriever:
         Raises ConfigError for a factory that faiss cannot build over them.
         """
         encoder = Encoder(config)
+        check_factory(config, len(store), encoder)
         truncated = encode_passages(directory, store, encoder, config, progress)
         return {"truncated_passages": truncated} | index_vectors(directory, store, encoder, config, progress)
 
@@ -90,6 +91,12 @@ class DenseRetriever:
             order = order[row_ids[order] >= 0]
             found.append((row_ids[order], row_scores[order]))
         return found
+
+
+def check_factory(config: DenseConfig, rows: int, encoder: Encoder) -> None:
+    """Before encoding, which may take days. Raises ConfigError for a factory that faiss cannot build over so many."""
+    if config.factory not in ("auto", FLAT):
+        empty_index(config.factory, rows, encoder.dimensions)
 
 
 def index_vectors(

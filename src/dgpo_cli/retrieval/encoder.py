@@ -85,6 +85,10 @@ class Encoder:
         self.device = device()
         self._model.to(self.device)
 
+    @property
+    def dimensions(self) -> int:
+        return int(self._model.config.hidden_size)
+
     def digest(self) -> str:
         """Hash of the weights and the vocabulary: vectors of two encoders with equal digests are comparable."""
         digest = hashlib.sha256()
@@ -102,7 +106,7 @@ class Encoder:
         parts = [
             self._batch([prefixed[i] for i in order[start : start + size]]) for start in range(0, len(order), size)
         ]
-        vectors = np.empty((len(texts), self._model.config.hidden_size), dtype=np.float32)
+        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         if parts:
             vectors[order] = np.concatenate(parts)
         if not np.isfinite(vectors).all():
