@@ -64,10 +64,16 @@ class Encoder:
         reason = None if Path(config.encoder).is_dir() else unreachable()
         offline = reason is not None
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(config.encoder, local_files_only=offline)
-            # Safetensors only: an encoder from a stranger must not be able to run code.
+            # No code of its own and safetensors only: an encoder from a stranger must not be able to run code.
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                config.encoder, trust_remote_code=False, local_files_only=offline
+            )
             self._model = AutoModel.from_pretrained(
-                config.encoder, use_safetensors=True, dtype=torch.float32, local_files_only=offline
+                config.encoder,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                local_files_only=offline,
             ).eval()
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             what = f"it is not cached, and {reason}" if offline else next(iter(str(error).splitlines()), repr(error))

@@ -57,10 +57,13 @@ class Reranked:
         self._retriever, self._config = retriever, config
         reason = None if Path(config.model).is_dir() else unreachable()
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(config.model, local_files_only=reason is not None)
-            # Safetensors only: a model from a stranger must not be able to run code.
+            # No code of its own and safetensors only: a model from a stranger must not be able to run code.
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                config.model, trust_remote_code=False, local_files_only=reason is not None
+            )
             self._model, about = AutoModelForSequenceClassification.from_pretrained(
                 config.model,
+                trust_remote_code=False,
                 use_safetensors=True,
                 dtype=torch.float32,
                 local_files_only=reason is not None,
