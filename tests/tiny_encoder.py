@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -9,12 +10,20 @@ from tests.retrieval_corpora import TOWNS
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
-WORDS = sorted({word for p in TOWNS for word in p.contents.lower().replace('"', " ").replace(".", " . ").split()})
+from dgpo_cli.core.types import Passage
 
 
-def make_encoder(folder: Path, seed: int = 0) -> Path:
+def words_of(passages: Iterable[Passage]) -> list[str]:
+    return sorted({word for p in passages for word in p.contents.lower().replace('"', " ").replace(".", " . ").split()})
+
+
+WORDS = words_of(TOWNS)
+
+
+def make_encoder(folder: Path, seed: int = 0, words: Sequence[str] = WORDS) -> Path:
     torch.manual_seed(seed)
-    vocabulary = {w: n for n, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "query", "passage", ":", *WORDS])}
+    known = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "query", "passage", ":", *words])
+    vocabulary = {word: place for place, word in enumerate(known)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -37,9 +46,9 @@ def make_encoder(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_cross_encoder(folder: Path, seed: int = 0, labels: int = 1) -> Path:
+def make_cross_encoder(folder: Path, seed: int = 0, labels: int = 1, words: Sequence[str] = WORDS) -> Path:
     """Reads a pair of texts and gives `labels` scores."""
-    make_encoder(folder)
+    make_encoder(folder, words=words)
     torch.manual_seed(seed)
     config = BertConfig.from_pretrained(folder, num_labels=labels)
     BertForSequenceClassification(config).save_pretrained(folder)

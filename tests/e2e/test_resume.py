@@ -12,7 +12,7 @@ from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model
-from dgpo_cli.pipelines.agents import Agent, rollout_settings
+from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings
 from dgpo_cli.pipelines.distill_data import distill_data, read_trajectories
 from dgpo_cli.pipelines.kd import run_kd
 from dgpo_cli.pipelines.rl import run_rl
@@ -295,6 +295,12 @@ def broken_index(monkeypatch):
 def test_the_loop_stops_a_run_whose_retriever_is_broken(offline, tmp_path, broken_index):
     with pytest.raises(RetrievalError, match="8 of 8 questions failed to search: the index is on fire"):
         train("rl", rl_settings(offline, "ppo"), tmp_path / "run")
+
+
+def test_a_validation_that_cannot_search_is_no_score(offline, broken_index):
+    questions = read_questions(offline.questions("validation"))[:4]
+    with pytest.raises(RetrievalError, match="4 of 4 questions failed to search: the index is on fire"):
+        evaluator(teacher_agent(offline), questions)()
 
 
 def test_distill_data_asks_again_what_could_not_be_searched(offline, tmp_path, broken_index):

@@ -38,13 +38,13 @@ def access(monkeypatch):
     monkeypatch.setattr(remote, "_access", ServerAccess())
 
 
-def rl(dgpo, offline, student, index, out):
+def rl(dgpo, offline, student, index, out, *options):
     rollout = [f"-orollout.{name}={getattr(ROLLOUT, name)}" for name in ROLLOUT.__slots__ if name != "temperature"]
     return dgpo(
         *("rl", "--student", str(student), "--teacher", str(offline.teacher), "--index", str(index)),
         *("--data", str(offline.questions("train")), "--eval-data", str(offline.questions("validation"))),
         *("--steps", "4", "--batch-size", "8", "--lr", "0.01", "--kl-coef", "0.1", "--out", out, "--device", "cpu"),
-        *("-oeval_every=2", "-oeval_questions=4", "-owarmup_steps=0", *rollout),
+        *("-oeval_every=2", "-oeval_questions=4", "-owarmup_steps=0", *rollout, *options),
     )
 
 

@@ -163,11 +163,35 @@ def test_folders_that_are_no_index_are_refused(tmp_path: Path, index: Path) -> N
     with pytest.raises(RetrievalError, match="is not an index"):
         open_index(tmp_path)
     edit_manifest(index, format=99)
-    with pytest.raises(RetrievalError, match="format 99, this version of dgpo reads 2"):
+    with pytest.raises(RetrievalError, match=r"built by a later version of dgpo \(index format 99, this one reads 3\)"):
         open_index(index)
     (index / "manifest.json").write_text("{")
     with pytest.raises(RetrievalError, match="damaged"):
         open_index(index)
+
+
+def test_an_index_of_an_earlier_version_is_refused_where_its_files_were_others(
+    tmp_path: Path, corpus: Path, index: Path
+) -> None:
+    """As version 2 left it: without the hashes of the words, and with a manifest that does not name them."""
+    record = json.loads((index / "manifest.json").read_text())
+    for name in ("words.hash.npy", "words.column.npy"):
+        (index / "bm25s" / name).unlink()
+        del record["files"][f"bm25s/{name}"]
+    edit_manifest(index, format=2, files=record["files"])
+    with pytest.raises(RetrievalError, match="was built by an earlier version of dgpo") as refused:
+        open_index(index)
+    again = f"dgpo index {corpus.resolve()} --out {index} --retriever bm25 --overwrite"
+    assert refused.value.hint == f"build it again: {again}"
+    build_index(corpus, index, overwrite=True)
+    assert open_index(index).retriever.search(["mayor"], 1)[0]
+
+    build_index(corpus, tmp_path / "small", retriever="rank-bm25")
+    edit_manifest(tmp_path / "small", format=2)
+    assert open_index(tmp_path / "small").retriever.search(["mayor"], 1)[0], "its files are as they were"
+    edit_manifest(tmp_path / "small", format=1)
+    with pytest.raises(RetrievalError, match="was built by an earlier version of dgpo"):
+        open_index(tmp_path / "small")
 
 
 def test_manifests_that_contradict_the_files_are_refused(index: Path) -> None:

@@ -76,6 +76,25 @@ def test_the_device_is_chosen() -> None:
         use_device("auto")
 
 
+def test_each_of_several_processes_searches_on_the_gpu_that_it_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after `open_index` has said `auto` once more, as it does in every run."""
+    on = 0
+
+    def move(number: int) -> None:
+        nonlocal on
+        on = number
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", move)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: on)
+    use_device("auto", local_rank=6)
+    use_device("auto")
+    assert device() == torch.device("cuda", 2)
+    move(3)  # as the training's launcher does
+    assert device() == torch.device("cuda", 3)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu() -> None:
     vectors, queries = unit(50_000, 256, 2, 0.2).astype(np.float16), unit(40, 256, 3, 0.2)

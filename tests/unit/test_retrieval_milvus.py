@@ -265,7 +265,7 @@ def test_the_token_is_sent_and_kept_nowhere(build: Callable[..., Path], tmp_path
 
 
 def test_a_server_that_goes_away_is_an_error_and_no_empty_answer(build: Callable[..., Path], tmp_path: Path) -> None:
-    use_access(MilvusAccess(timeout_s=1))
+    use_access(MilvusAccess(timeout_s=5))
     try:
         with milvus_server(tmp_path / "server") as address:
             retriever = open_index(build(uri=address)).retriever

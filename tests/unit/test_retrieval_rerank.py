@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.retrieval.rerank import RerankConfig
 
@@ -86,6 +88,15 @@ def test_what_is_no_reranker_is_refused(folder: Path, tmp_path: Path) -> None:
         opened(make_cross_encoder(tmp_path / "three", labels=3))
     with pytest.raises(ConfigError, match="it has no head of its own"):
         opened(make_encoder(tmp_path / "encoder"))
+    with_code = make_cross_encoder(tmp_path / "code")
+    settings = json.loads((with_code / "config.json").read_text()) | {"model_type": "own"}
+    settings["auto_map"] = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForSequenceClassification"), "own.Own")
+    (with_code / "config.json").write_text(json.dumps(settings))
+    (with_code / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    for refuse in (opened, lambda folder: Encoder(EncoderConfig(encoder=str(folder)))):
+        with pytest.raises(RetrievalError, match="cannot be loaded"):
+            refuse(with_code)
+    assert not (tmp_path / "ran").exists()
     pickled = make_cross_encoder(tmp_path / "pickled")
     model = AutoModelForSequenceClassification.from_pretrained(pickled)
     torch.save(model.state_dict(), pickled / "pytorch_model.bin")
@@ -100,3 +111,5 @@ def test_what_is_no_reranker_is_refused(folder: Path, tmp_path: Path) -> None:
         broken.retriever.search(["town"], 1)
     with pytest.raises(ConfigError, match="depth 0"):
         RerankConfig(depth=0)
+    with pytest.raises(ConfigError, match="no effect without a model"):
+        RerankConfig(depth=7)

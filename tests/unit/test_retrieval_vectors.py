@@ -24,6 +24,7 @@ from dgpo_cli.retrieval.compressed import RECALL_AT, build_compressed, default_f
 from dgpo_cli.retrieval.dense import DenseConfig
 from dgpo_cli.retrieval.encoder import Encoder
 from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.retrieval.parts import build_part
 from dgpo_cli.retrieval.vectors import ExactSearch, encode_passages, open_vectors
 
 
@@ -128,8 +129,8 @@ def test_what_an_unfinished_dense_build_left_does_not_get_into_another_index(
     tmp_path: Path, encoder_folder: Path
 ) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl")
-    with pytest.raises(ConfigError, match="factory = 'IVF9999,SQ8' cannot be built over 5 vectors of 16"):
-        settings = {"encoder": str(encoder_folder), "max_length": 40, "factory": "IVF9999,SQ8"}
+    with pytest.raises(ConfigError, match=r"factory = 'PQ4' cannot be built over 5 vectors of 16: .*training points"):
+        settings = {"encoder": str(encoder_folder), "max_length": 40, "factory": "PQ4"}
         build_index(corpus, tmp_path / "i", retriever="dense", settings=settings)
     assert [p.name for p in (tmp_path / ".i.writing").iterdir()] == ["shards"]
     build_index(corpus, tmp_path / "i")
@@ -173,6 +174,25 @@ def test_every_list_gets_enough_vectors_to_be_trained_on(monkeypatch: pytest.Mon
     for factory in ("IVF16,SQ8", "IVF4,SQ8", "SQ8"):
         build_compressed(unit_vectors(2_000).astype(np.float16), factory)
     assert asked == [640, 300, 300]
+
+
+@pytest.mark.parametrize(("factory", "reason"), [("IVF9999,SQ8", "9,999 lists for 5 vectors"), ("Nonsense", "parse")])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_factory_that_cannot_be_is_refused_before_anything_is_encoded(
+    tmp_path: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch, factory: str, reason: str, parts: int
+) -> None:
+    def encode(*_: Any) -> None:
+        raise AssertionError("encoded in vain")
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+    corpus = write_corpus(tmp_path / "c.jsonl")
+    settings = {"encoder": str(encoder_folder), "max_length": 40, "factory": factory}
+    with pytest.raises(ConfigError, match=f"factory = '{factory}' cannot be built over 5 vectors of 16: .*{reason}"):
+        if parts == 1:
+            build_index(corpus, tmp_path / "i", retriever="dense", settings=settings)
+        else:
+            build_part(corpus, tmp_path / "p", 1, 2, retriever="dense", settings=settings)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.jsonl"]
 
 
 def test_strings_that_are_no_factory_are_refused() -> None:

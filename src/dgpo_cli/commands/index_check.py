@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.shared import JsonFlag, QuietFlag, choose_index
+from dgpo_cli.commands.search_options import RerankOption, rerank_config
+from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, choose_index
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from dgpo_cli.core.types import Question
+    from dgpo_cli.retrieval.check import RetrievalQuality
     from dgpo_cli.retrieval.open import OpenIndex
 
 
@@ -26,6 +28,8 @@ def check(
         typer.Option(help="Questions (FlashRAG JSONL); with gold passages, also for recall.", show_default=False),
     ] = None,
     k: Annotated[str, typer.Option("-k", help="Depths at which to measure.")] = "2,5",
+    options: RerankOption = None,
+    device: DeviceOption = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -36,18 +40,23 @@ def check(
     alike. With questions it is also measured how often the index finds what they need.
 
     Recall at k is the share of a question's gold passages in the first k, the mean over questions; answer in passages
-    is the share of questions with an accepted answer somewhere in the first k.
+    is the share of questions with an accepted answer somewhere in the first k. With -o rerank.model=... both are shown
+    for the index alone and reranked.
 
     Example: `dgpo index check --index indexes/wiki --questions hotpotqa.jsonl.gz -k 2,5`
     """
     from dgpo_cli.qa_sets import read_questions
     from dgpo_cli.retrieval.check import check_integrity, self_recall
-    from dgpo_cli.retrieval.open import open_index
+    from dgpo_cli.retrieval.open import open_index, with_reranker
 
     console = Console(json_output=json, quiet=quiet)
     depths = _depths(k)
+    rerank = rerank_config(options)
+    if rerank.model is not None and questions is None:
+        raise ConfigError("-o rerank.model has no effect without questions", hint="give --questions FILE too")
     asked = None if questions is None else read_questions(questions)
-    opened = open_index(choose_index(console, index))
+    opened = open_index(choose_index(console, index), device=device or "auto")
+    reranked = with_reranker(opened, rerank)
     with console.progress("reading passages", "passage") as progress:
         passages = check_integrity(opened, progress)
     assert opened.manifest is not None, "check_integrity refuses a server"
@@ -66,23 +75,39 @@ def check(
     console.print(f"found by their own words: {found} (of {sample:,} passages)")
     result["own_words"] = {str(depth): share for depth, share in shares.items()}
     if asked is not None:
-        result |= _measured(console, opened, asked, depths)
+        qualities = [_measured(console, opened, asked, depths)]
+        if rerank.model is not None:
+            qualities.append(_measured(console, reranked, asked, depths))
+        result |= _show(console, qualities, depths, rerank.model)
     console.result(result)
 
 
-def _measured(console: Console, opened: OpenIndex, asked: Sequence[Question], depths: list[int]) -> dict[str, Any]:
+def _measured(console: Console, opened: OpenIndex, asked: Sequence[Question], depths: list[int]) -> RetrievalQuality:
     from dgpo_cli.retrieval.check import measure
 
-    with console.progress("searching", "question") as progress:
-        quality = measure(opened, asked, depths, progress)
+    with console.progress("reranking" if opened.reranked else "searching", "question") as progress:
+        return measure(opened, asked, depths, progress)
+
+
+def _show(
+    console: Console, qualities: Sequence[RetrievalQuality], depths: list[int], reranker: str | None
+) -> dict[str, Any]:
+    """A row for each depth of the index alone and, where there is a second quality, of it reranked."""
+    alone = qualities[0]
     console.table(
-        f"{quality.questions:,} questions, {quality.with_gold:,} with gold passages",
-        ["k", "recall", "answer in passages"],
-        [[depth, quality.recall.get(depth), quality.answer_hit[depth]] for depth in depths],
+        f"{alone.questions:,} questions, {alone.with_gold:,} with gold passages",
+        ["k", "recall", "answer in passages", *(["recall, reranked", "answer, reranked"] if qualities[1:] else [])],
+        [
+            [depth, *(value for each in qualities for value in (each.recall.get(depth), each.answer_hit[depth]))]
+            for depth in depths
+        ],
     )
+    shown = {"questions": alone.questions, "with_gold": alone.with_gold} | _shares(alone)
+    return shown | ({"reranked": {"model": reranker} | _shares(qualities[1])} if qualities[1:] else {})
+
+
+def _shares(quality: RetrievalQuality) -> dict[str, Any]:
     return {
-        "questions": quality.questions,
-        "with_gold": quality.with_gold,
         "recall": {str(depth): value for depth, value in quality.recall.items()},
         "answer_hit": {str(depth): value for depth, value in quality.answer_hit.items()},
     }

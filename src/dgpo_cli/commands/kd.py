@@ -82,7 +82,7 @@ def kd(
 
     Example: `dgpo kd --student qwen-0.5b --teacher qwen-3b --epochs 5`
     """
-    from dgpo_cli.pipelines.kd import run_kd
+    from dgpo_cli.pipelines.kd import check, run_kd
     from dgpo_cli.pipelines.settings import KDSettings
     from dgpo_cli.pipelines.tracking import parse_trackers
 
@@ -116,7 +116,7 @@ def kd(
     }
     settings: KDSettings = settings_from(KDSettings, "kd", config=config, options=set_, values=values)
     settings = _with_index(console, settings, before)
-    _check(settings)
+    check(settings)
     if dry_run:
         console.result(show_settings(console, settings))
         return
@@ -141,19 +141,3 @@ def _with_index(console: Console, settings: KDSettings, before: dict[str, Any]) 
         return settings
     limits = recorded_limits(Path(settings.trajectories)), "as in the trajectories"
     return as_trained(console, settings, before, limits, settings.student)
-
-
-def _check(settings: KDSettings) -> None:
-    """What can be found wrong before a model is loaded."""
-    from dgpo_cli.models.load import load_tokenizer, require_same_tokenizer, resolve
-    from dgpo_cli.pipelines.distill_data import trajectory_file
-    from dgpo_cli.pipelines.kd import make_objective
-    from dgpo_cli.retrieval.open import check_index
-
-    objective = make_objective(settings)
-    if settings.index is not None:
-        check_index(settings.index)
-    trajectory_file(Path(settings.trajectories))
-    student = resolve(settings.student)
-    if objective.needs:
-        require_same_tokenizer(load_tokenizer(student), load_tokenizer(resolve(settings.teacher)))

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
-from dgpo_cli.core.types import Question, Trajectory
+from dgpo_cli.core.types import Question, Trajectory, refuse_broken_search
 from dgpo_cli.engine.base import Engine
 from dgpo_cli.engine.inprocess import Blend, InProcessEngine
 from dgpo_cli.models.codec import Codec
@@ -117,6 +117,7 @@ def evaluator(
 
     The processes of `world` share the questions, as they share rollouts: nobody waits for the first one to answer all.
     The first `MAX_KEPT` episodes of the last one stay in `folder`, to be looked at with `dgpo report`.
+    It raises RetrievalError when so many searches failed that the score would tell of the retriever, not of the model.
     """
     greedy = agent.with_settings(temperature=0.0)
     roll = team(greedy, world)
@@ -126,6 +127,7 @@ def evaluator(
         if folder is not None and world.first:
             _keep(greedy, trajectories[:MAX_KEPT], folder / VALIDATION_FILE)
         count = max(1, len(trajectories))
+        refuse_broken_search([cause for t in trajectories if (cause := t.failed_search) is not None], count)
         em = sum(t.score.correct for t in trajectories if t.score is not None) / count
         return {
             "em": em,

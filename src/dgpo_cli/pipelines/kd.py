@@ -18,19 +18,19 @@ from dgpo_cli.core.types import Question, Trajectory
 from dgpo_cli.engine.inprocess import Blend
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import LoadedModel, load_model, require_same_tokenizer
+from dgpo_cli.models.load import LoadedModel, load_model, load_tokenizer, require_same_tokenizer, resolve
 from dgpo_cli.models.vocab import hidden_states, token_logprobs
 from dgpo_cli.objectives import registry
 from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings, team
-from dgpo_cli.pipelines.distill_data import TrajectorySet, read_trajectories
+from dgpo_cli.pipelines.distill_data import TrajectorySet, read_trajectories, trajectory_file
 from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.settings import KDSettings, deviations
 from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.base import Retriever
-from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.retrieval.open import check_index, open_index
 from dgpo_cli.train.batch import Sample, micro_batches, pack
 from dgpo_cli.train.collapse import Guard
 from dgpo_cli.train.devices import inference_dtype, training_device, world
@@ -53,6 +53,19 @@ def make_objective(settings: KDSettings) -> Objective:
 def searches(objective: Objective) -> bool:
     """Whether sequences are written in the search loop while the objective trains."""
     return objective.on_policy or objective.teacher_writes
+
+
+def check(settings: KDSettings) -> None:
+    """What can be found wrong before a model is loaded. Raises DgpoError."""
+    objective = make_objective(settings)
+    if settings.index is not None:
+        check_index(settings.index)
+    elif settings.rerank.model is not None:
+        raise ConfigError("rerank.model has no effect where nothing is searched", hint="give --index and --eval-data")
+    trajectory_file(Path(settings.trajectories))
+    student = resolve(settings.student)
+    if objective.needs:
+        require_same_tokenizer(load_tokenizer(student), load_tokenizer(resolve(settings.teacher)))
 
 
 def run_kd(
@@ -165,7 +178,7 @@ def distil(
     plan = Plan(steps, eval_every=every, save_every=every, seed=settings.seed, seconds=settings.seconds)
     em = None
     if agent is not None and validation_questions:
-        em = evaluator(agent, validation_questions, world=learner.world)
+        em = evaluator(agent, validation_questions, folder=run.path, world=learner.world)
 
     def validate() -> Mapping[str, float]:
         metrics = {"nll": nll(learner, validation)} if validation else {}

@@ -21,8 +21,8 @@ from dgpo_cli.retrieval import vectors
 from dgpo_cli.retrieval.bm25 import BM25Retriever
 from dgpo_cli.retrieval.compressed import measure, nlist, set_probes
 from dgpo_cli.retrieval.corpus import CorpusReport
-from dgpo_cli.retrieval.dense import FILE, DenseConfig, encoder_state, index_vectors, sample_queries
-from dgpo_cli.retrieval.encoder import Encoder
+from dgpo_cli.retrieval.dense import FILE, DenseConfig, index_vectors, sample_queries
+from dgpo_cli.retrieval.encoder import Encoder, encoder_state
 from dgpo_cli.retrieval.store import PassageStore
 
 _SAMPLE = 200  # passages encoded for the comparison

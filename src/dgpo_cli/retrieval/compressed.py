@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,25 +51,31 @@ def default_factory(rows: int, dimensions: int) -> str:
     return f"IVF{lists},PQ{dimensions // _DIMENSIONS_PER_BYTE}"
 
 
-def build_compressed(vectors: np.ndarray, factory: str, progress: Progress | None = None) -> Any:
-    """A faiss index by its factory string over `vectors` [N, H], trained on an even sample of them.
+def empty_index(factory: str, rows: int, dimensions: int) -> Any:
+    """A faiss index by its factory string, for `rows` vectors that it has not seen yet.
 
-    Raises ConfigError for a string that faiss does not take, or one that needs more passages to be trained.
+    Raises ConfigError for a string that faiss does not take, or with more lists than there are vectors.
     """
     import faiss
 
-    rows, dimensions = vectors.shape
-    try:
+    with _told(factory, rows, dimensions):
         index = faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
-        if not index.is_trained:
-            sample = _evenly(rows, max(_TRAINED_ON, _PER_LIST * (nlist(index) or 0)))
+        if (nlist(index) or 0) > rows:
+            raise RuntimeError(f"{nlist(index):,} lists for {rows:,} vectors")
+    return index
+
+
+def build_compressed(vectors: np.ndarray, factory: str, progress: Progress | None = None) -> Any:
+    """A faiss index by its factory string over `vectors` [N, H], trained on an even sample of them.
+
+    Raises ConfigError as `empty_index`, and for a string that needs more passages to be trained.
+    """
+    rows, dimensions = vectors.shape
+    index = empty_index(factory, rows, dimensions)
+    if not index.is_trained:
+        sample = _evenly(rows, max(_TRAINED_ON, _PER_LIST * (nlist(index) or 0)))
+        with _told(factory, rows, dimensions):
             index.train(vectors[sample].astype(np.float32))
-    except (RuntimeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[-1].rpartition("' failed: ")[2] or repr(error)
-        raise ConfigError(
-            f"factory = {factory!r} cannot be built over {rows:,} vectors of {dimensions}: {reason}",
-            hint="give a faiss factory string such as IVF256,SQ8 (fewer lists than passages), Flat or auto",
-        ) from error
     for start in range(0, rows, _ADDED_AT_ONCE):
         index.add(vectors[start : start + _ADDED_AT_ONCE].astype(np.float32))
         if progress is not None:
@@ -100,6 +108,18 @@ def _recall(index: Any, queries: np.ndarray, exact: list[set[int]]) -> float:
     return float(
         np.mean([len(best & set(found.tolist())) / len(best) for best, found in zip(exact, rows, strict=True)])
     )
+
+
+@contextmanager
+def _told(factory: str, rows: int, dimensions: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[-1].rpartition("' failed: ")[2] or repr(error)
+        raise ConfigError(
+            f"factory = {factory!r} cannot be built over {rows:,} vectors of {dimensions}: {reason}",
+            hint="give a faiss factory string such as IVF256,SQ8 (fewer lists than passages), Flat or auto",
+        ) from error
 
 
 def nlist(index: Any) -> int | None:

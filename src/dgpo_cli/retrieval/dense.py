@@ -7,7 +7,7 @@ against exact search is measured when it is built and stands in the manifest.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval import vectors as files
-from dgpo_cli.retrieval.compressed import FLAT, build_compressed, default_factory, measure, set_probes
+from dgpo_cli.retrieval.compressed import FLAT, build_compressed, default_factory, empty_index, measure, set_probes
 from dgpo_cli.retrieval.device_search import DeviceSearch, exact_search
-from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
+from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig, encoder_of, encoder_state
 from dgpo_cli.retrieval.ranking import hits
 from dgpo_cli.retrieval.store import PassageStore
 from dgpo_cli.retrieval.vectors import ExactSearch, encode_passages, open_vectors
@@ -54,18 +54,13 @@ class DenseRetriever:
         Raises ConfigError for a factory that faiss cannot build over them.
         """
         encoder = Encoder(config)
+        check_factory(config, len(store), encoder)
         truncated = encode_passages(directory, store, encoder, config, progress)
         return {"truncated_passages": truncated} | index_vectors(directory, store, encoder, config, progress)
 
     def __init__(self, directory: Path, store: PassageStore, config: DenseConfig, state: Mapping[str, Any]) -> None:
         self._store = store
-        self._encoder = Encoder(replace(config, **state["conventions"]))
-        digest = self._encoder.digest()
-        if digest != state["encoder_digest"]:
-            raise RetrievalError(
-                f"{directory} was built with other {config.encoder} weights: {state['encoder_digest']}, now {digest}",
-                hint="put the encoder back, or build the index again with --overwrite",
-            )
+        self._encoder = encoder_of(directory, config, state)
         self._index: ExactSearch | DeviceSearch | Any  # the other is faiss's
         if state["factory"] == FLAT:
             self._index = exact_search(open_vectors(directory, len(store)), self._encoder.device)
@@ -98,6 +93,12 @@ class DenseRetriever:
         return found
 
 
+def check_factory(config: DenseConfig, rows: int, encoder: Encoder) -> None:
+    """Before encoding, which may take days. Raises ConfigError for a factory that faiss cannot build over so many."""
+    if config.factory not in ("auto", FLAT):
+        empty_index(config.factory, rows, encoder.dimensions)
+
+
 def index_vectors(
     directory: Path, store: PassageStore, encoder: Encoder, config: DenseConfig, progress: Progress | None
 ) -> dict[str, Any]:
@@ -121,10 +122,6 @@ def sample_queries(store: PassageStore, encoder: Encoder) -> np.ndarray:
     rows = sorted({len(store) * n // _SAMPLE for n in range(_SAMPLE)})
     texts = [" ".join((store[row].text or store[row].title).split()[:_QUERY_WORDS]) for row in rows]
     return encoder.encode(texts, encoder.conventions.query_prefix)
-
-
-def encoder_state(encoder: Encoder) -> dict[str, Any]:
-    return {"encoder_digest": encoder.digest(), "conventions": asdict(encoder.conventions)}
 
 
 def _open(file: Path, rows: int, nprobe: int | None) -> Any:

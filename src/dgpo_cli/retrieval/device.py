@@ -9,16 +9,22 @@ from dgpo_cli.core.device import named_device
 if TYPE_CHECKING:
     import torch
 
-_name, _gpu = "auto", 0
+_name = "auto"
 
 
 def use_device(name: str, *, local_rank: int | None = None) -> None:
     """Whatever is opened from now on computes on this torch device; `auto` is a GPU if there is one.
 
-    Of several, `auto` takes the first, or that of `local_rank`, the number of this process on its machine.
+    Of several, `auto` takes the one that this process is on, where it also trains. `local_rank`, the number of this
+    process on its machine, puts it on one.
     """
-    global _name, _gpu
-    _name, _gpu = name, local_rank or 0
+    global _name
+    _name = name
+    if local_rank is not None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_rank % torch.cuda.device_count())
 
 
 def device() -> torch.device:
@@ -26,7 +32,6 @@ def device() -> torch.device:
     import torch
 
     if _name == "auto":
-        return (
-            torch.device("cuda", _gpu % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
-        )
+        gpu = torch.cuda.is_available()
+        return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
     return named_device(_name)

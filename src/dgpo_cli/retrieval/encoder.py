@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,10 +64,16 @@ class Encoder:
         reason = None if Path(config.encoder).is_dir() else unreachable()
         offline = reason is not None
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(config.encoder, local_files_only=offline)
-            # Safetensors only: an encoder from a stranger must not be able to run code.
+            # No code of its own and safetensors only: an encoder from a stranger must not be able to run code.
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                config.encoder, trust_remote_code=False, local_files_only=offline
+            )
             self._model = AutoModel.from_pretrained(
-                config.encoder, use_safetensors=True, dtype=torch.float32, local_files_only=offline
+                config.encoder,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                local_files_only=offline,
             ).eval()
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             what = f"it is not cached, and {reason}" if offline else next(iter(str(error).splitlines()), repr(error))
@@ -84,6 +90,10 @@ class Encoder:
             )
         self.device = device()
         self._model.to(self.device)
+
+    @property
+    def dimensions(self) -> int:
+        return int(self._model.config.hidden_size)
 
     def digest(self) -> str:
         """Hash of the weights and the vocabulary: vectors of two encoders with equal digests are comparable."""
@@ -102,7 +112,7 @@ class Encoder:
         parts = [
             self._batch([prefixed[i] for i in order[start : start + size]]) for start in range(0, len(order), size)
         ]
-        vectors = np.empty((len(texts), self._model.config.hidden_size), dtype=np.float32)
+        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         if parts:
             vectors[order] = np.concatenate(parts)
         if not np.isfinite(vectors).all():
@@ -128,6 +138,23 @@ class Encoder:
             pooled = (hidden * mask).sum(1) / mask.sum(1)
         vectors: np.ndarray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
         return vectors
+
+
+def encoder_state(encoder: Encoder) -> dict[str, Any]:
+    """What an index records of the encoder of its passages."""
+    return {"encoder_digest": encoder.digest(), "conventions": asdict(encoder.conventions)}
+
+
+def encoder_of(directory: Path, config: EncoderConfig, state: Mapping[str, Any]) -> Encoder:
+    """The encoder of the index in `directory`, used as it was there. Raises RetrievalError if it is another one."""
+    encoder = Encoder(replace(config, **state["conventions"]))
+    digest = encoder.digest()
+    if digest != state["encoder_digest"]:
+        raise RetrievalError(
+            f"{directory} was built with other {config.encoder} weights: {state['encoder_digest']}, now {digest}",
+            hint="put the encoder back, or build the index again with --overwrite",
+        )
+    return encoder
 
 
 def _conventions(config: EncoderConfig, offline: bool) -> Conventions:

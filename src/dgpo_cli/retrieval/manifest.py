@@ -15,7 +15,8 @@ from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.registry import RETRIEVERS, retriever_class
 
 FILE = "manifest.json"
-FORMAT = 2
+FORMAT = 3
+_UNCHANGED_SINCE = {"dense": 2, "rank-bm25": 2, "milvus": 2}  # formats, of retrievers whose files are as they were
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,11 @@ def read_manifest(directory: Path) -> Manifest:
         raise RetrievalError(f"{directory} {state}", hint="build one with `dgpo index CORPUS`, or give --index DIR")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
+        found = record["format"]
+        if not _UNCHANGED_SINCE.get(record["retriever"], FORMAT) <= found <= FORMAT:
+            by = "an earlier" if found < FORMAT else "a later"
             raise RetrievalError(
-                f"{directory} has index format {record['format']}, this version of dgpo reads {FORMAT}",
+                f"{directory} was built by {by} version of dgpo (index format {found}, this one reads {FORMAT})",
                 hint=f"build it again: {_rebuild_command(directory, record)}",
             )
         files = {name: IndexFile(**entry) for name, entry in record["files"].items()}

@@ -12,7 +12,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,8 @@ from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval import vectors as files
 from dgpo_cli.retrieval.bm25 import BM25Config
 from dgpo_cli.retrieval.compressed import EXACT_UP_TO, RECALL_AT
-from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
+from dgpo_cli.retrieval.dense import sample_queries
+from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig, encoder_of, encoder_state
 from dgpo_cli.retrieval.hybrid import fuse
 from dgpo_cli.retrieval.milvus_collection import MOST, MilvusCollection, VectorField
 from dgpo_cli.retrieval.milvus_connection import checked_uri, connect, is_embedded
@@ -45,7 +46,6 @@ from dgpo_cli.retrieval.words import WordTokenizer, stop_words
 
 _WORDS, _VECTOR = "words", "vector"  # fields
 _CHECKED = 16  # passages compared with the collection when an index is opened
-_SAMPLE, _QUERY_WORDS = 200, 12  # of the measurement of an approximate index
 _FLAT, _SPARSE_INDEX = "FLAT", "SPARSE_INVERTED_INDEX"
 _LEAST_EF = 64  # of HNSW; it must be k or more
 
@@ -161,12 +161,7 @@ class MilvusRetriever:
             vectors = open_vectors(directory, len(store))
             fields.append(config.dense_field(*vectors.shape))
             parts["vectors"] = (_VECTOR, vectors)
-            state["dense"] = {
-                "encoder_digest": encoder.digest(),
-                "conventions": asdict(encoder.conventions),
-                "truncated_passages": truncated,
-                "factory": fields[-1].index,
-            }
+            state["dense"] = encoder_state(encoder) | {"truncated_passages": truncated, "factory": fields[-1].index}
         content = identity(directory, as_record(fields), asdict(config.bm25), config.dense.max_length, state)
         state["collection"] = f"{config.collection}_{content}"
         assert config.uri is not None, "check_reachable refuses none"
@@ -198,13 +193,7 @@ class MilvusRetriever:
         for row in sorted({len(store) * n // _CHECKED for n in range(_CHECKED)}):
             self._require_same(row, row + 1)
         if config.mode != "bm25":
-            self._encoder = Encoder(replace(config.dense, **state["dense"]["conventions"]))
-            digest, before = self._encoder.digest(), state["dense"]["encoder_digest"]
-            if digest != before:
-                raise RetrievalError(
-                    f"{directory} was built with other {config.dense.encoder} weights: {before}, now {digest}",
-                    hint="put the encoder back, or build the index again with --overwrite",
-                )
+            self._encoder = encoder_of(directory, config.dense, state["dense"])
             self._dense_index = state["dense"]["factory"]
         if config.mode != "dense" and config.scoring == "dgpo":
             self._words = WordTokenizer(config.bm25.stopwords, config.bm25.stemmer)
@@ -281,11 +270,9 @@ def _measured(
     collection: MilvusCollection, store: PassageStore, config: MilvusConfig, encoder: Encoder, vectors: np.ndarray
 ) -> dict[str, Any]:
     """The share of the exact best RECALL_AT that an approximate index finds."""
-    rows = sorted({len(store) * n // _SAMPLE for n in range(_SAMPLE)})
-    texts = [" ".join((store[row].text or store[row].title).split()[:_QUERY_WORDS]) for row in rows]
-    queries = encoder.encode(texts, encoder.conventions.query_prefix)
+    queries = sample_queries(store, encoder)
     params = _search_params(config.dense_field(*vectors.shape).index, config, RECALL_AT)
     found = collection.search(_VECTOR, list(queries), RECALL_AT, exact=False, params=params)
     exact = ExactSearch(vectors).search(queries, RECALL_AT)
     shares = [len(set(a[0]) & set(b[0])) / len(b[0]) for a, b in zip(found, exact, strict=True)]
-    return {"recall": float(np.mean(shares)), "sample": len(rows)}
+    return {"recall": float(np.mean(shares)), "sample": len(queries)}

@@ -61,7 +61,12 @@ def open_index(location: str | Path, *, device: str = "auto", rerank: RerankConf
     """
     use_device(device)
     opened = _open(location)
-    if rerank is None or rerank.model is None:
+    return opened if rerank is None else with_reranker(opened, rerank)
+
+
+def with_reranker(opened: OpenIndex, rerank: RerankConfig) -> OpenIndex:
+    """The same index, its best passages read again where `rerank` names a model."""
+    if rerank.model is None:
         return opened
     reranked = Reranked(opened.retriever, rerank)
     return replace(opened, retriever=reranked, reranked=reranked.digest)

@@ -23,7 +23,8 @@ from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval import vectors
 from dgpo_cli.retrieval.build import configured, existing, remove, write_manifest, writing_folder
 from dgpo_cli.retrieval.corpus import CorpusReport, corpus_digest, read_corpus, recorded_location
-from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
+from dgpo_cli.retrieval.dense import DenseConfig, check_factory
+from dgpo_cli.retrieval.encoder import Encoder
 from dgpo_cli.retrieval.manifest import Manifest
 from dgpo_cli.retrieval.store import PassageStore, StoreWriter
 from dgpo_cli.retrieval.vectors import SHARD
@@ -107,6 +108,7 @@ def build_part(
                 hint=f"divide it into {blocks} parts or fewer" if blocks > 1 else "build it without --shard",
             )
         kept, encoder = PassageStore(writing), Encoder(encoder_config)
+        check_factory(encoder_config, report.passages, encoder)
         vectors.encode_shards(writing, kept, encoder, encoder_config, progress)
         part = Part(
             number=number,
@@ -282,10 +284,10 @@ def _link(shard: Path, place: Path) -> None:
             writing.replace(target)
 
 
-def _encoder_config(retriever: str, config: Any) -> EncoderConfig:
+def _encoder_config(retriever: str, config: Any) -> DenseConfig:
     if retriever not in ("dense", "hybrid"):
         raise ConfigError(f"{retriever} encodes nothing that could be divided", hint="give --retriever dense or hybrid")
-    found: EncoderConfig = config if retriever == "dense" else config.dense
+    found: DenseConfig = config if retriever == "dense" else config.dense
     return found
 
 

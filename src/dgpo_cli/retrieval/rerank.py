@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from dgpo_cli.core.hub import unreachable
@@ -29,6 +29,11 @@ class RerankConfig:
             raise ConfigError(
                 f"rerank: depth {self.depth}, max_length {self.max_length} or batch_size {self.batch_size} too small",
                 hint="give a depth and a batch_size of 1 or more, and a max_length of 8 or more",
+            )
+        if self.model is None and any(getattr(self, setting.name) != setting.default for setting in fields(self)):
+            raise ConfigError(
+                "settings of reranking have no effect without a model",
+                hint="give -o rerank.model= a cross-encoder, or leave them out",
             )
 
 
@@ -52,10 +57,13 @@ class Reranked:
         self._retriever, self._config = retriever, config
         reason = None if Path(config.model).is_dir() else unreachable()
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(config.model, local_files_only=reason is not None)
-            # Safetensors only: a model from a stranger must not be able to run code.
+            # No code of its own and safetensors only: a model from a stranger must not be able to run code.
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                config.model, trust_remote_code=False, local_files_only=reason is not None
+            )
             self._model, about = AutoModelForSequenceClassification.from_pretrained(
                 config.model,
+                trust_remote_code=False,
                 use_safetensors=True,
                 dtype=torch.float32,
                 local_files_only=reason is not None,
