@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 GROUP, TOP_K, MAX_SEARCHES, TURN_TOKENS, MAX_TOKENS, LR = 8, 2, 2, 32, 256, 1e-6
-MICRO_TOKENS = 2_600  # of dgpo's passes, as in the quickstart's recipe
+MICRO_TOKENS, CHUNK_TOKENS = 2_600, 1_024  # of dgpo's passes, as in the quickstart's recipe
 TURN_ENDS = ("</search>", "</answer>")
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -103,6 +103,7 @@ def dgpo(folder: Path, size: str, episodes: int, steps: int, behavior: str) -> l
         student=model,
         policy_optimizer=Optimizer(model, OptimizerSettings(LR), steps),
         micro_batch_tokens=MICRO_TOKENS,
+        chunk_tokens=CHUNK_TOKENS,
         engine_logprobs=behavior == "engine",
     )
     reward = clock.timed("reward", rewards.weighted({"em": 1.0}))

@@ -264,11 +264,11 @@ def test_an_error_in_one_process_ends_all_with_one_message(offline, tmp_path, ra
 def fails_in(settings, out, rank):
     original, calls = credit.signals.fill, []
 
-    def fill(learner, given):
+    def fill(learner, *given):
         calls.append(1)
         if world().rank == rank and len(calls) == 4:
             raise TrainingError("the card is on fire", hint="put it out")
-        return original(learner, given)
+        return original(learner, *given)
 
     credit.signals.fill = fill
     with pytest.raises(DgpoError) as caught:

@@ -30,12 +30,8 @@ class Sample:
     length: int = field(init=False)  # tokens that a model has to read: up to the last written one
 
     @classmethod
-    def of(cls, trajectory: Trajectory, **settings: float | bool) -> Sample:
-        return cls(
-            torch.tensor(trajectory.token_ids),
-            torch.tensor(trajectory.written),
-            **settings,  # type: ignore[arg-type]
-        )
+    def of(cls, trajectory: Trajectory, *, weight: float = 1.0, by_student: bool = False) -> Sample:
+        return cls(torch.tensor(trajectory.token_ids), torch.tensor(trajectory.written), weight, by_student=by_student)
 
     def __post_init__(self) -> None:
         places = self.written.nonzero()

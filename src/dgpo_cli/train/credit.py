@@ -44,9 +44,18 @@ def teacher_samples(trajectories: Sequence[Trajectory]) -> list[Sample]:
     return [Sample.of(t) for t in trajectories]
 
 
+def rollout_sample(trajectory: Trajectory) -> Sample:
+    """A sample that the student wrote, with the log-probabilities that the engine told."""
+    sample = Sample.of(trajectory, by_student=True)
+    if trajectory.logprobs is not None:
+        sample.fields["sampling_logprobs"] = torch.tensor(trajectory.logprobs)
+    return sample
+
+
 def student_samples(learner: Learner, trajectories: Sequence[Trajectory]) -> tuple[list[Sample], dict[str, float]]:
     """Samples of scored rollouts with advantages and returns, and the metrics of the step's episodes."""
-    episodes = signals.fill(learner, trajectories)
+    samples = [rollout_sample(t) for t in trajectories]
+    episodes = signals.fill(learner, trajectories, samples)
     trained = [t.failed_search is None for t in trajectories]
     # What failed for want of a search is neither trained on nor a measure of its group.
     credit_of = iter(learner.objective.credit([e for e, counts in zip(episodes, trained, strict=True) if counts]))
@@ -58,22 +67,20 @@ def student_samples(learner: Learner, trajectories: Sequence[Trajectory]) -> tup
         advantages = _whiten(episodes, credited, trained)
     else:
         advantages = [credit.advantages for credit in credited]
-    samples = []
-    for trajectory, episode, credit, advantage in zip(trajectories, episodes, credited, advantages, strict=True):
-        sample = Sample.of(trajectory, weight=credit.weight, kl_weight=credit.kl_weight, by_student=True)
+    for sample, episode, credit, advantage in zip(samples, episodes, credited, advantages, strict=True):
+        sample.weight, sample.kl_weight = credit.weight, credit.kl_weight
         optional = {
             "behavior_logprobs": episode.behavior_logprobs,
-            "sampling_logprobs": None if trajectory.logprobs is None else torch.tensor(trajectory.logprobs),
             "teacher_logprobs": episode.teacher_logprobs,
             "reference_logprobs": episode.reference_logprobs,
             "advantages": advantage,
             "returns": credit.returns,
             "old_values": episode.values,
         }
-        sample.fields = {name: value for name, value in optional.items() if value is not None}
-        samples.append(sample)
+        sample.fields |= {name: value for name, value in optional.items() if value is not None}
+    metrics = episode_metrics(trajectories, episodes, credited) | _needs_metrics(learner, samples, episodes)
     _agree(samples)
-    return samples, episode_metrics(trajectories, episodes, credited) | _needs_metrics(learner, trajectories, episodes)
+    return samples, metrics
 
 
 def _agree(samples: Sequence[Sample]) -> None:
@@ -136,15 +143,13 @@ def _repeats(trajectory: Trajectory) -> int:
     return len(queries) - len(set(queries))
 
 
-def _needs_metrics(
-    learner: Learner, trajectories: Sequence[Trajectory], episodes: Sequence[Episode]
-) -> dict[str, float]:
+def _needs_metrics(learner: Learner, samples: Sequence[Sample], episodes: Sequence[Episode]) -> dict[str, float]:
     """How far the engine's log-probabilities are from the trainer's, and the teacher's from the student's."""
     metrics = {}
     pairs = [
-        (torch.tensor(t.logprobs)[e.written], e.behavior_logprobs[e.written])
-        for t, e in zip(trajectories, episodes, strict=True)
-        if t.logprobs is not None
+        (sample.fields["sampling_logprobs"][e.written], e.behavior_logprobs[e.written])
+        for sample, e in zip(samples, episodes, strict=True)
+        if "sampling_logprobs" in sample.fields
     ]
     if pairs and not learner.objective.sampled_from_teacher:
         metrics["engine_mismatch"] = float(torch.cat([(a - b).abs() for a, b in pairs]).max())

@@ -17,15 +17,15 @@ from dgpo_cli.train.learner import Learner
 from dgpo_cli.train.step import critic_values
 
 
-def fill(learner: Learner, trajectories: Sequence[Trajectory]) -> list[Episode]:
+def fill(learner: Learner, trajectories: Sequence[Trajectory], samples: Sequence[Sample]) -> list[Episode]:
     """Episodes with what `objective.needs` names. The teacher reads only the sequences that the objective wants it for.
+    `samples` are those of the trajectories.
 
     `behavior_logprobs` are recomputed here, as the reference does, so that the first ratio is exactly 1, or are those
     that the engine told, which differ by its rounding.
     """
     objective = learner.objective
-    samples = [Sample.of(t, by_student=True) for t in trajectories]
-    behavior, values = _of_student(learner, samples, trajectories)
+    behavior, values = _of_student(learner, samples)
     teacher: list[Tensor | None] = [None] * len(samples)
     if Need.TEACHER_LOGPROBS in objective.needs:
         assert learner.teacher is not None, f"{type(objective).__name__} needs a teacher"
@@ -54,12 +54,10 @@ def fill(learner: Learner, trajectories: Sequence[Trajectory]) -> list[Episode]:
     return episodes
 
 
-def _of_student(
-    learner: Learner, samples: Sequence[Sample], trajectories: Sequence[Trajectory]
-) -> tuple[list[Tensor], Sequence[Tensor | None]]:
+def _of_student(learner: Learner, samples: Sequence[Sample]) -> tuple[list[Tensor], Sequence[Tensor | None]]:
     """Log-probabilities and, where they are needed, values. A critic that shares the student's body shares its pass."""
-    told = [torch.tensor(t.logprobs) for t in trajectories if t.logprobs is not None]
-    known = learner.engine_logprobs and len(told) == len(trajectories)
+    told = [sample.fields["sampling_logprobs"] for sample in samples if "sampling_logprobs" in sample.fields]
+    known = learner.engine_logprobs and len(told) == len(samples)
     if Need.VALUES not in learner.objective.needs:
         return told if known else logprobs(learner, learner.student, samples), [None] * len(samples)
     critic = learner.critic
