@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.retrieval_corpora import TOWNS, write_corpus
 from tests.tiny_encoder import make_encoder
 from transformers import AutoModel, AutoTokenizer
@@ -196,3 +197,19 @@ def test_vectors_that_are_not_numbers_are_refused(encoder_folder: Path, tmp_path
     model.save_pretrained(broken)
     with pytest.raises(RetrievalError, match="not finite"):
         Encoder(EncoderConfig(encoder=str(broken), max_length=40)).encode(["river"], "query: ")
+
+
+def test_an_encoder_without_some_of_its_weights_is_refused_and_loading_is_silent(
+    encoder_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "lacking"
+    shutil.copytree(encoder_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    poolerless = {name: value for name, value in weights.items() if not name.startswith("pooler.")}
+    save_file(poolerless, folder / "model.safetensors", {"format": "pt"})
+    Encoder(EncoderConfig(encoder=str(folder), max_length=40))
+    assert capfd.readouterr().err == ""
+    poolerless.pop("embeddings.LayerNorm.weight")
+    save_file(poolerless, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RetrievalError, match=r"lacks 1 weights .*, first embeddings\.LayerNorm"):
+        Encoder(EncoderConfig(encoder=str(folder), max_length=40))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 TIMEOUT_S = 4.0
@@ -26,3 +29,20 @@ def unreachable() -> str | None:
     except (OSError, ValueError) as error:
         return f"{constants.ENDPOINT} does not answer ({error})"
     return None
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without transformers' bars and reports while weights are read: whoever reads them says what matters."""
+    from transformers.utils import logging as reports
+
+    logger = logging.getLogger("transformers")
+    level, bars = logger.level, reports.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    reports.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            reports.enable_progress_bar()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from dgpo_cli.core.hub import quiet_loading
 from dgpo_cli.core.protocol import DEFAULT, Protocol
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import InputError, ModelError
@@ -202,7 +202,7 @@ def save_model(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTok
 
 def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
     codec = Codec(tokenizer, protocol)
-    with _quiet():
+    with quiet_loading():
         # Asked for its state a sharded model would give up its weights, which are whole here.
         weights = dict(model.named_parameters()) if isinstance(model, FSDPModule) else None
         model.save_pretrained(folder, state_dict=weights)
@@ -249,24 +249,7 @@ def _options(source: ModelSource) -> dict[str, Any]:
 def _explained(source: ModelSource) -> Iterator[None]:
     """Whatever goes wrong while foreign files are read becomes one line about them."""
     try:
-        with _quiet():
+        with quiet_loading():
             yield
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise explain(error, source.location, local=source.local) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars and reports: what matters in them is checked here."""
-    from transformers.utils import logging as reports
-
-    logger = logging.getLogger("transformers")
-    level, bars = logger.level, reports.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    reports.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            reports.enable_progress_bar()

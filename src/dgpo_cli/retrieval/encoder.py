@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dgpo_cli.core.hub import unreachable
+from dgpo_cli.core.hub import quiet_loading, unreachable
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.device import device
 
@@ -68,19 +68,29 @@ class Encoder:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 config.encoder, trust_remote_code=False, local_files_only=offline
             )
-            self._model = AutoModel.from_pretrained(
-                config.encoder,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                local_files_only=offline,
-            ).eval()
+            with quiet_loading():
+                self._model, about = AutoModel.from_pretrained(
+                    config.encoder,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    local_files_only=offline,
+                    output_loading_info=True,
+                )
+            self._model.eval()
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             what = f"it is not cached, and {reason}" if offline else next(iter(str(error).splitlines()), repr(error))
             raise RetrievalError(
                 f"encoder {config.encoder!r} cannot be loaded: {what}",
                 hint="give --encoder a cached hub id, or a local folder with safetensors and a tokenizer",
             ) from error
+        # A pooler is on top of the hidden states that are pooled here, and checkpoints often come without one.
+        missing = sorted(key for key in about["missing_keys"] if not key.startswith("pooler."))
+        if missing:
+            raise RetrievalError(
+                f"encoder {config.encoder!r} lacks {len(missing)} weights of its own configuration, first {missing[0]}",
+                hint="download it again, or give --encoder a model that was saved whole",
+            )
         self.conventions = _conventions(config, offline)
         positions = self._model.config.to_dict().get("max_position_embeddings")
         if isinstance(positions, int) and config.max_length > positions:

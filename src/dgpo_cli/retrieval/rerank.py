@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from dgpo_cli.core.hub import unreachable
+from dgpo_cli.core.hub import quiet_loading, unreachable
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.base import Retriever
@@ -61,14 +61,15 @@ class Reranked:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 config.model, trust_remote_code=False, local_files_only=reason is not None
             )
-            self._model, about = AutoModelForSequenceClassification.from_pretrained(
-                config.model,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                local_files_only=reason is not None,
-                output_loading_info=True,
-            )
+            with quiet_loading():
+                self._model, about = AutoModelForSequenceClassification.from_pretrained(
+                    config.model,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    local_files_only=reason is not None,
+                    output_loading_info=True,
+                )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             what = f"it is not cached, and {reason}" if reason else next(iter(str(error).splitlines()), repr(error))
             raise RetrievalError(
