@@ -41,12 +41,13 @@ def hidden_states(model: PreTrainedModel, packed: Packed) -> Tensor:
     return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
 
+@torch.no_grad()
 def project(model: PreTrainedModel, hidden: Tensor, vocabulary_size: int, temperature: float = 1.0) -> Tensor:
-    """Logits [n, V] in float32 from hidden states [n, H], divided by the temperature."""
+    """Logits [n, V] in float32 from hidden states [n, H], divided by the temperature, without gradient."""
     weight = head_weight(model)
     with precision(model):
         logits = functional.linear(hidden.to(weight.dtype), weight[:vocabulary_size]).float()
-    return logits if temperature == 1 else logits / temperature
+    return logits if temperature == 1 else logits.div_(temperature)
 
 
 def head_weight(model: PreTrainedModel) -> Tensor:
@@ -57,29 +58,19 @@ def head_weight(model: PreTrainedModel) -> Tensor:
 
 
 @torch.no_grad()
-def log_distribution(model: PreTrainedModel, hidden: Tensor, vocabulary_size: int, temperature: float) -> Tensor:
-    """Log-probabilities [n, V] of the whole vocabulary, without gradient."""
-    return project(model, hidden, vocabulary_size, temperature).log_softmax(dim=1)
-
-
-@torch.no_grad()
-def backward_to_hidden(
-    model: PreTrainedModel,
-    hidden: Tensor,
+def logits_gradient(
     log_probs: Tensor,
     token_ids: Tensor,
     grad_log_probs: Tensor | None,
     grad_logprobs: Tensor | None,
     temperature: float,
 ) -> Tensor:
-    """Gradient with respect to hidden states [n, H]; that of the output layer is added to its `grad` in place.
+    """Gradient [r, V] with respect to the logits that `log_probs` came from.
 
-    `grad_log_probs` [n, V] is the gradient with respect to `log_probs`, `grad_logprobs` [n] that with respect to the
-    written token's alone. Uses up both [n, V] tensors: autograd would hold three more of them, and two temporaries of
-    the size of the output layer for every chunk.
+    `grad_log_probs` [r, V] is the gradient with respect to `log_probs`, `grad_logprobs` [r] that with respect to the
+    written token's alone. Uses up both [r, V] tensors: autograd would hold three more of them.
     """
-    weight = head_weight(model)
-    total = hidden.new_zeros(len(hidden), 1, dtype=torch.float32)
+    total = log_probs.new_zeros(len(log_probs), 1)
     if grad_log_probs is not None:
         total += grad_log_probs.sum(dim=1, keepdim=True)
     if grad_logprobs is not None:
@@ -91,6 +82,17 @@ def backward_to_hidden(
         grad.scatter_add_(1, token_ids[:, None], grad_logprobs[:, None])
     if temperature != 1:
         grad /= temperature
+    return grad
+
+
+@torch.no_grad()
+def backward_to_hidden(model: PreTrainedModel, hidden: Tensor, grad: Tensor) -> Tensor:
+    """Gradient with respect to hidden states [n, H] from that of their logits [n, V].
+
+    That of the output layer is added to its `grad` in place: autograd would need two temporaries of the size of the
+    output layer for every chunk.
+    """
+    weight = head_weight(model)
     size = grad.shape[1]
     with precision(model):
         compute = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else weight.dtype

@@ -15,7 +15,9 @@ CUDA_CONTEXT = 1.0e9  # assumed: context, kernels and workspaces of the librarie
 FRAGMENTATION = 0.05  # assumed: share of the rest that PyTorch's caching allocator holds without using it
 PREFILL_TOKENS = 16_384  # new tokens of one forward pass (engine/schedule.py)
 SAMPLED_LOGITS = 1 << 23  # turned into tokens at once (engine/sampling.py), four float32 buffers of them
-# [n, V] float32 buffers of one vocabulary chunk at its highest, counted in the code of the losses (docs/plan.md).
+# Logits whose losses are computed at once, on a CPU and on CUDA (train/step.py), and the float32 buffers of that size
+# that are alive at its highest, counted in the code of the losses (docs/plan.md).
+BLOCK_LOGITS = (1 << 20, 1 << 24)
 _BUFFERS_CE, _BUFFERS_POLICY, _BUFFERS_KD, _BUFFERS_FULL_KL = 2.0, 3.25, 4.25, 5.25
 
 
@@ -181,17 +183,19 @@ def _work(job: Job) -> dict[str, float]:
 
 
 def vocabulary_chunk(job: Job) -> float:
-    """Distributions and what the loss makes of them; in 16 bit also the output layer, or later its gradient."""
-    logits = FLOAT * min(job.chunk, job.trained) * job.student.vocabulary
+    """Logits, and what the loss makes of a block of them; in 16 bit also the output layer, or later its gradient."""
+    tokens, vocabulary = min(job.chunk, job.trained), job.student.vocabulary
+    logits = FLOAT * tokens * vocabulary
+    block = FLOAT * vocabulary * min(tokens, max(1, BLOCK_LOGITS[job.accelerated] // vocabulary))
     if job.rl:
         buffers = _BUFFERS_FULL_KL if job.distribution else _BUFFERS_POLICY
     else:
         buffers = _BUFFERS_KD if job.distribution else _BUFFERS_CE
+    losses = (2 if job.distribution else 1) * logits + buffers * block
     if not job.accelerated:
-        return buffers * logits
+        return losses
     half = HALF * job.student.head_parameters
-    held = 3.5 if job.distribution else 2.5  # a half: the gradient in 16 bit
-    return max(buffers * logits + half, held * logits + 2 * half)
+    return max(losses + half, 1.5 * logits + 2 * half)  # a half: the gradient in 16 bit
 
 
 def logprob_chunk(job: Job) -> float:

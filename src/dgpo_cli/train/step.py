@@ -15,13 +15,23 @@ from torch import Tensor
 from dgpo_cli.errors import TrainingError
 from dgpo_cli.models.critic import Critic, SharedCritic
 from dgpo_cli.models.packed import Packed
-from dgpo_cli.models.vocab import backward_to_hidden, chunks, hidden_states, log_distribution, token_logprobs
+from dgpo_cli.models.vocab import (
+    backward_to_hidden,
+    chunks,
+    hidden_states,
+    logits_gradient,
+    project,
+    token_logprobs,
+)
 from dgpo_cli.objectives.base import Need, TokenBatch
 from dgpo_cli.objectives.divergence import entropy
 from dgpo_cli.train.batch import Batch, Sample, micro_batches, pack
 from dgpo_cli.train.learner import Learner, training_mode
 from dgpo_cli.train.shard import split
 
+# Logits whose losses are computed at once, on a CPU and on CUDA: the former stay in its caches, the latter keep a GPU
+# busy for longer than a launch takes.
+BLOCK_LOGITS = (1 << 20, 1 << 24)
 FIELDS = (
     "behavior_logprobs",
     "sampling_logprobs",
@@ -134,32 +144,65 @@ def vocabulary_pass(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Losses from hidden states [N, H] and back, chunk by chunk.
 
-    Adds the gradients of the output layer and of `fields`; returns weighted sums of losses and metrics, and the
-    gradient with respect to the hidden states [N, H].
+    A chunk is as large as matrix products want it; what is computed of its distributions goes over them a dozen times,
+    so that is done for a block of them at a time. Adds the gradients of the output layer and of `fields`; returns
+    weighted sums of losses and metrics, and the gradient with respect to the hidden states [N, H].
     """
     grad_hidden = torch.zeros_like(hidden)
+    size, temperature = learner.codec.vocabulary_size, learner.temperature
+    block = max(1, BLOCK_LOGITS[hidden.device.type == "cuda"] // size)
     sums: dict[str, Tensor] = {}
     for rows in chunks(len(hidden), learner.chunk_tokens):
-        tokens = _token_batch(learner, hidden, teacher_hidden, fields, rows)
-        result = learner.objective.loss(tokens)
-        total = torch.stack([(term * tokens.weights).sum() for term in result.terms.values()]).sum()
-        torch.autograd.backward(total / denominator)
-        logged = {f"{name}_loss": term for name, term in result.terms.items()} | _signs(tokens) | result.metrics
-        for name, value in logged.items():
-            added = (value.detach() * tokens.weights).sum()
-            sums[name] = sums[name] + added if name in sums else added
-        del total, result, logged  # the graph holds what comes next uses up
-        grad_hidden[rows] = backward_to_hidden(
-            learner.student,
-            hidden[rows],
-            tokens.log_probs.detach(),
-            tokens.token_ids,
-            tokens.log_probs.grad,
-            tokens.logprobs.grad,
-            learner.temperature,
-        )
-        del tokens  # before the next chunk's are made
+        logits = project(learner.student, hidden[rows], size, temperature)  # [n, V]
+        teacher_logits = None
+        if teacher_hidden is not None:
+            assert learner.teacher is not None
+            teacher_logits = project(learner.teacher, teacher_hidden[rows], size, temperature)
+        for part in chunks(len(logits), block):
+            here = slice(rows.start + part.start, rows.start + part.stop)
+            of_block = {name: None if value is None else value[here] for name, value in fields.items()}
+            logits[part] = _block_pass(
+                learner,
+                logits[part],
+                None if teacher_logits is None else teacher_logits[part],
+                of_block,
+                denominator,
+                sums,
+            )
+        del teacher_logits
+        grad_hidden[rows] = backward_to_hidden(learner.student, hidden[rows], logits)
+        del logits  # before the next chunk's are made
     return sums, grad_hidden
+
+
+def _block_pass(
+    learner: Learner,
+    logits: Tensor,
+    teacher_logits: Tensor | None,
+    fields: dict[str, Tensor | None],
+    denominator: float,
+    sums: dict[str, Tensor],
+) -> Tensor:
+    """Gradient [r, V] of the losses with respect to logits [r, V]; adds to `sums` and to the gradients of `fields`."""
+    token_ids = fields["token_ids"]
+    assert token_ids is not None
+    log_probs = logits.log_softmax(dim=1)
+    # `log_probs` and `logprobs` are leaves: `logits_gradient` joins their gradients.
+    tokens = TokenBatch(
+        logprobs=log_probs.gather(1, token_ids[:, None]).squeeze(1).requires_grad_(),
+        log_probs=log_probs.requires_grad_(),
+        teacher_log_probs=None if teacher_logits is None else teacher_logits.log_softmax(dim=1),
+        **fields,  # type: ignore[arg-type]
+    )
+    result = learner.objective.loss(tokens)
+    total = torch.stack([(term * tokens.weights).sum() for term in result.terms.values()]).sum()
+    torch.autograd.backward(total / denominator)
+    logged = {f"{name}_loss": term for name, term in result.terms.items()} | _signs(tokens) | result.metrics
+    for name, value in logged.items():
+        added = (value.detach() * tokens.weights).sum()
+        sums[name] = sums[name] + added if name in sums else added
+    del total, result, logged  # the graph holds what comes next uses up
+    return logits_gradient(log_probs.detach(), token_ids, log_probs.grad, tokens.logprobs.grad, learner.temperature)
 
 
 @torch.no_grad()
@@ -199,31 +242,6 @@ def _sequence_log_ratio(learner: Learner, batch: Batch, hidden: Tensor) -> Tenso
     sums.index_add_(0, rows, logprobs - behavior)
     counts.index_add_(0, rows, torch.ones_like(behavior))
     return (sums / counts.clamp(min=1))[rows]
-
-
-def _token_batch(
-    learner: Learner,
-    hidden: Tensor,
-    teacher_hidden: Tensor | None,
-    fields: dict[str, Tensor | None],
-    rows: slice,
-) -> TokenBatch:
-    """A chunk whose `log_probs` and `logprobs` are leaves: `backward_to_hidden` joins their gradients."""
-    size, temperature = learner.codec.vocabulary_size, learner.temperature
-    here = {name: None if value is None else value[rows] for name, value in fields.items()}
-    token_ids = here["token_ids"]
-    assert token_ids is not None
-    log_probs = log_distribution(learner.student, hidden[rows], size, temperature)  # [n, V]
-    teacher_log_probs = None
-    if teacher_hidden is not None:
-        assert learner.teacher is not None
-        teacher_log_probs = log_distribution(learner.teacher, teacher_hidden[rows], size, temperature)
-    return TokenBatch(
-        logprobs=log_probs.gather(1, token_ids[:, None]).squeeze(1).requires_grad_(),
-        log_probs=log_probs.requires_grad_(),
-        teacher_log_probs=teacher_log_probs,
-        **here,  # type: ignore[arg-type]
-    )
 
 
 def drop_gradients(learner: Learner) -> None:
