@@ -59,23 +59,23 @@ def head_weight(model: PreTrainedModel) -> Tensor:
 
 @torch.no_grad()
 def logits_gradient(
-    log_probs: Tensor,
+    probs: Tensor,
     token_ids: Tensor,
     grad_log_probs: Tensor | None,
     grad_logprobs: Tensor | None,
     temperature: float,
 ) -> Tensor:
-    """Gradient [r, V] with respect to the logits that `log_probs` came from.
+    """Gradient [r, V] with respect to the logits of a distribution.
 
-    `grad_log_probs` [r, V] is the gradient with respect to `log_probs`, `grad_logprobs` [r] that with respect to the
-    written token's alone. Uses up both [r, V] tensors: autograd would hold three more of them.
+    `grad_log_probs` [r, V] is the gradient with respect to its logarithm, `grad_logprobs` [r] that with respect to the
+    written token's alone. Uses up `probs` [r, V]: autograd would hold three more tensors of its size.
     """
-    total = log_probs.new_zeros(len(log_probs), 1)
+    total = probs.new_zeros(len(probs), 1)
     if grad_log_probs is not None:
         total += grad_log_probs.sum(dim=1, keepdim=True)
     if grad_logprobs is not None:
         total += grad_logprobs[:, None]
-    grad = log_probs.exp_().mul_(-total)  # through the normalization: d log p(v) / d z(u) = [u = v] - p(u)
+    grad = probs.mul_(-total)  # through the normalization: d log p(v) / d z(u) = [u = v] - p(u)
     if grad_log_probs is not None:
         grad += grad_log_probs
     if grad_logprobs is not None:

@@ -24,14 +24,13 @@ class _KL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_p: Tensor, log_q: Tensor) -> Tensor:
-        ctx.save_for_backward(log_p, log_q)
         p = log_p.exp()
+        ctx.save_for_backward(log_p, log_q, p)
         return _gap(log_p, log_q, p).mul_(p).sum(dim=-1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        log_p, log_q = ctx.saved_tensors
-        p = log_p.exp()
+        log_p, log_q, p = ctx.saved_tensors
         first = _gap(log_p, log_q, p).add_(1).mul_(p).mul_(grad[..., None]) if ctx.needs_input_grad[0] else None
         second = p.mul_(-grad[..., None]) if ctx.needs_input_grad[1] else None
         return first, second

@@ -18,7 +18,7 @@ SAMPLED_LOGITS = 1 << 23  # turned into tokens at once (engine/sampling.py), fou
 # Logits whose losses are computed at once, on a CPU and on CUDA (train/step.py), and the float32 buffers of that size
 # that are alive at its highest, counted in the code of the losses (docs/plan.md).
 BLOCK_LOGITS = (1 << 20, 1 << 24)
-_BUFFERS_CE, _BUFFERS_POLICY, _BUFFERS_KD, _BUFFERS_FULL_KL = 2.0, 3.25, 4.25, 5.25
+_BUFFERS_CE, _BUFFERS_POLICY, _BUFFERS_KD, _BUFFERS_FULL_KL = 3.0, 3.25, 4.25, 5.25
 
 
 @dataclass(frozen=True, slots=True)

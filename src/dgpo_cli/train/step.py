@@ -24,7 +24,6 @@ from dgpo_cli.models.vocab import (
     token_logprobs,
 )
 from dgpo_cli.objectives.base import Need, TokenBatch
-from dgpo_cli.objectives.divergence import entropy
 from dgpo_cli.train.batch import Batch, Sample, micro_batches, pack
 from dgpo_cli.train.learner import Learner, training_mode
 from dgpo_cli.train.shard import split
@@ -197,22 +196,20 @@ def _block_pass(
     result = learner.objective.loss(tokens)
     total = torch.stack([(term * tokens.weights).sum() for term in result.terms.values()]).sum()
     torch.autograd.backward(total / denominator)
-    logged = {f"{name}_loss": term for name, term in result.terms.items()} | _signs(tokens) | result.metrics
+    probs = log_probs.detach().exp()
+    assert tokens.by_student is not None
+    logged = {
+        # Of every method: the student's entropy, and its NLL of the text that the teacher wrote.
+        "entropy": -torch.linalg.vecdot(probs, log_probs.detach()),
+        "nll": torch.where(tokens.by_student, 0.0, -tokens.logprobs),
+        **{f"{name}_loss": term for name, term in result.terms.items()},
+        **result.metrics,
+    }
     for name, value in logged.items():
         added = (value.detach() * tokens.weights).sum()
         sums[name] = sums[name] + added if name in sums else added
     del total, result, logged  # the graph holds what comes next uses up
-    return logits_gradient(log_probs.detach(), token_ids, log_probs.grad, tokens.logprobs.grad, learner.temperature)
-
-
-@torch.no_grad()
-def _signs(tokens: TokenBatch) -> dict[str, Tensor]:
-    """What is logged of every method [n]: the student's entropy, and its NLL of the text that the teacher wrote."""
-    assert tokens.by_student is not None
-    return {
-        "entropy": entropy(tokens.log_probs),
-        "nll": torch.where(tokens.by_student, 0.0, -tokens.logprobs),
-    }
+    return logits_gradient(probs, token_ids, log_probs.grad, tokens.logprobs.grad, learner.temperature)
 
 
 def _teacher_hidden(learner: Learner, batch: Batch) -> Tensor | None:
