@@ -42,9 +42,23 @@ def hidden_states(model: PreTrainedModel, packed: Packed) -> Tensor:
 
 
 @torch.no_grad()
-def project(model: PreTrainedModel, hidden: Tensor, vocabulary_size: int, temperature: float = 1.0) -> Tensor:
-    """Logits [n, V] in float32 from hidden states [n, H], divided by the temperature, without gradient."""
+def project(
+    model: PreTrainedModel,
+    hidden: Tensor,
+    vocabulary_size: int,
+    temperature: float = 1.0,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Logits [n, V] in float32 from hidden states [n, H], divided by the temperature, without gradient.
+
+    `out` [m, V], m not below n, is written to where the model computes in float32 on a CPU: there memory of this size
+    comes anew from the system each time, page by page.
+    """
     weight = head_weight(model)
+    if out is not None and weight.device.type == "cpu" and weight.dtype == torch.float32:
+        logits = torch.mm(hidden, weight[:vocabulary_size].T, out=out[: len(hidden)])
+        return logits if temperature == 1 else logits.div_(temperature)
     with precision(model):
         logits = functional.linear(hidden.to(weight.dtype), weight[:vocabulary_size]).float()
     return logits if temperature == 1 else logits.div_(temperature)

@@ -151,12 +151,12 @@ def vocabulary_pass(
     size, temperature = learner.codec.vocabulary_size, learner.temperature
     block = max(1, BLOCK_LOGITS[hidden.device.type == "cuda"] // size)
     sums: dict[str, Tensor] = {}
+    logits = teacher_logits = None
     for rows in chunks(len(hidden), learner.chunk_tokens):
-        logits = project(learner.student, hidden[rows], size, temperature)  # [n, V]
-        teacher_logits = None
+        logits = project(learner.student, hidden[rows], size, temperature, out=logits)  # [n, V]
         if teacher_hidden is not None:
             assert learner.teacher is not None
-            teacher_logits = project(learner.teacher, teacher_hidden[rows], size, temperature)
+            teacher_logits = project(learner.teacher, teacher_hidden[rows], size, temperature, out=teacher_logits)
         for part in chunks(len(logits), block):
             here = slice(rows.start + part.start, rows.start + part.stop)
             of_block = {name: None if value is None else value[here] for name, value in fields.items()}
@@ -168,9 +168,11 @@ def vocabulary_pass(
                 denominator,
                 sums,
             )
-        del teacher_logits
+        if hidden.device.type != "cpu":  # its allocator keeps what is freed, so nothing is gained by holding it
+            teacher_logits = None
         grad_hidden[rows] = backward_to_hidden(learner.student, hidden[rows], logits)
-        del logits  # before the next chunk's are made
+        if hidden.device.type != "cpu":
+            logits = None
     return sums, grad_hidden
 
 
