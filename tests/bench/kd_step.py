@@ -3,10 +3,10 @@
 Forward KL plus cross-entropy of N tokens through heads of V = 151,936 and H = 896: time and highest memory above what
 inputs and weights take, the gradient of the output layer included. On the CPU N = 2,048, float32, resident memory
 (Linux); with `--device cuda` N = 8,192, float32 weights under bf16 autocast for all of them, allocated memory.
-Every run is a process of its own; repetitions are interleaved, medians are told. Peers: plain logits, the loss of TRL's
-DistillationTrainer (forward KL alone: it has no cross-entropy), Liger's chunked JSD loss, also compiled: that needs a
-C++ compiler and Python's headers, and its first step, which compiles, is not counted. An interpreter that has trl and
-liger-kernel beside this package runs all of them (`make bench-step`).
+Every run is a process of its own; one for memory, then interleaved repetitions for time, whose medians are told. Peers:
+plain logits, the loss of TRL's DistillationTrainer (forward KL alone: it has no cross-entropy), Liger's chunked JSD loss,
+also compiled: that needs a C++ compiler and Python's headers, and its first step, which compiles, is not counted. An
+interpreter that has trl and liger-kernel beside this package runs all of them (`make bench-step`).
 """
 
 from __future__ import annotations
@@ -181,17 +181,18 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one, options.chunk, tokens, options.device)))
         return
-    # Freed blocks go back to the system at once, so that resident means allocated.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    environment["MALLOC_TRIM_THRESHOLD_"] = "65536"
+    plain = os.environ | {"OMP_NUM_THREADS": "1"}
+    # Freed blocks go back to the system at once, so that resident means allocated. It takes time, which is not counted.
+    given_back = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
     chunk = [] if options.chunk is None else ["--chunk", str(options.chunk)]
     runs: dict[str, list[dict]] = {name: [] for name in options.only or VARIANTS}
-    for _ in range(options.repetitions):
+    for number in range(options.repetitions + 1):  # the first for memory
         for name, rows in runs.items():
             if rows and "error" in rows[0]:
                 continue
             where = ["--device", options.device, "--tokens", str(tokens)]
             command = [sys.executable, __file__, "--one", name, *chunk, *where]
+            environment = plain if number else plain | given_back
             ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if name == "dgpo" and ended.returncode:
                 sys.exit(ended.stderr)
@@ -206,7 +207,8 @@ def report(runs: dict[str, list[dict]], file: Path | None, tokens: int, device: 
     from machine import about
 
     medians = {
-        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        name: {key: statistics.median(row[key] for row in rows[1:] or rows) for key in rows[0]}
+        | {"extra_bytes": rows[0]["extra_bytes"]}
         for name, rows in runs.items()
         if "error" not in rows[0]
     }
