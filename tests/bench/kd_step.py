@@ -4,9 +4,9 @@ Forward KL plus cross-entropy of N tokens through heads of V = 151,936 and H = 8
 inputs and weights take, the gradient of the output layer included. On the CPU N = 2,048, float32, resident memory
 (Linux); with `--device cuda` N = 8,192, float32 weights under bf16 autocast for all of them, allocated memory.
 Every run is a process of its own; one for memory, then interleaved repetitions for time, whose medians are told. Peers:
-plain logits, the loss of TRL's DistillationTrainer (forward KL alone: it has no cross-entropy), Liger's chunked JSD loss,
-also compiled: that needs a C++ compiler and Python's headers, and its first step, which compiles, is not counted. An
-interpreter that has trl and liger-kernel beside this package runs all of them (`make bench-step`).
+plain logits, the loss of TRL's DistillationTrainer (forward KL alone: it has no cross-entropy), Liger's chunked JSD
+loss, also compiled: that needs a C++ compiler and Python's headers, and its first step, which compiles, is not counted.
+An interpreter that has trl and liger-kernel beside this package runs all of them (`make bench-step`).
 """
 
 from __future__ import annotations
