@@ -235,6 +235,7 @@ def test_many_queries_give_what_each_gives_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: set[int]
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda process: cores, raising=False)
+    monkeypatch.setattr("dgpo_cli.retrieval.bm25._THREADED", 0)
     retriever = bm25(tmp_path, list(TOWNS))
     queries = ["mayor of Vesapo", "novel", "", "river Lun town"] * 50
     assert retriever.search(queries, 3) == [retriever.search([query], 3)[0] for query in queries]

@@ -1,8 +1,7 @@
-"""BM25 by bm25s (Lù 2024), memory-mapped at query time; the queries of a batch are spread over all cores.
+"""BM25 by bm25s (Lù 2024), memory-mapped at query time; the queries of a batch over a large corpus are spread over the cores.
 
 Every word of every passage is scored when the index is built (retrieval/postings.py), so a query only adds up columns.
-The files are bm25s's. The adding and the choice of the best are ours: in numpy, where threads run at the same time, and
-without sorting all passages.
+The files are bm25s's. The adding and the choice of the best are ours: in numpy, and without sorting all passages.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ from dgpo_cli.retrieval.store import PassageStore
 from dgpo_cli.retrieval.vocabulary import Vocabulary, write_vocabulary
 from dgpo_cli.retrieval.words import Language, WordTokenizer
 
+# Passages from which on threads help: adding scores up holds the interpreter's lock, and the rest is short below.
+_THREADED = 500_000
 FOLDER = "bm25s"
 _WRITING = "postings"
 
@@ -98,7 +99,7 @@ class BM25Retriever:
         asked = [[column for column in islice(columns, len(of_query)) if column >= 0] for of_query in words]
         # The cores that this process may run on, where the system tells.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if min(len(asked), cores) < 2:
+        if min(len(asked), cores) < 2 or len(self._store) < _THREADED:
             return [self._best(words, k) for words in asked]
         with ThreadPoolExecutor(min(len(asked), cores)) as pool:
             return list(pool.map(lambda words: self._best(words, k), asked))
