@@ -138,7 +138,7 @@ def rollout_row(work_name: str, size: str, count: int, repetitions: int) -> Row:
 def kd_row(tokens: int, vocabulary: int) -> Row:
     import kd_step
 
-    run = kd_step.prepare("dgpo", tokens, vocabulary, None)
+    run = kd_step.prepare("dgpo", tokens, vocabulary, None, "cpu")
     work = kd_work(tokens, vocabulary, kd_step.H)
     return Row(f"kd, N = {tokens}, V = {vocabulary}", run, work, 1, (256, kd_step.H, min(vocabulary, 16_384)), 2)
 
@@ -146,10 +146,10 @@ def kd_row(tokens: int, vocabulary: int) -> Row:
 def rl_row() -> Row:
     import rl_step
 
-    shape, made = shape_of(rl_step.make("tinyworld").config), rl_step.episodes("tinyworld")
+    shape, made = shape_of(rl_step.make("tinyworld", "cpu").config), rl_step.episodes("tinyworld")
     lengths, written = [len(ids) for ids, _, _ in made], sum(sum(row) for _, row, _ in made)
     product = (sum(lengths), shape.hidden, shape.hidden)
-    return Row("rl update", rl_step.dgpo("tinyworld"), update_work(shape, lengths, written), 1, product, 10)
+    return Row("rl update", rl_step.dgpo("tinyworld", "cpu"), update_work(shape, lengths, written), 1, product, 10)
 
 
 def measured(row: Row, machine: Machine) -> dict[str, Any]:

@@ -1,5 +1,9 @@
 """The lower bounds of the benchmarks by hand."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from tests.bench.limits import Machine, Shape, Work, bounds, decode_work, kd_work, update_work
 
@@ -42,3 +46,15 @@ def test_bounds_are_work_over_rates():
     machine = Machine(peak=100.0, bandwidth=10.0, call=0.5)
     found = bounds(Work(150.0, 50.0, 30.0) + Work(bytes=10.0), calls=6, machine=machine, rate=40.0)
     assert found == pytest.approx({"arithmetic": 2.0, "at_shape": 5.0, "memory": 4.0, "calls": 3.0})
+
+
+def test_what_bounds_a_row_is_measured_beside_it():
+    """The script that uses these formulas, on its shortest row."""
+    script = Path(__file__).parents[1] / "bench" / "what_bounds.py"
+    ended = subprocess.run(
+        [sys.executable, str(script), "--rows", "rl"], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    (row,) = [line for line in ended.stdout.splitlines() if line.startswith("| rl update")]
+    measured, arithmetic = (float(row.split("|")[place]) for place in (2, 8))
+    assert measured > arithmetic > 0
