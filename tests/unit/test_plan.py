@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dgpo_cli.core import recipes
+from dgpo_cli.engine import sampling, schedule
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.critic import Critic
 from dgpo_cli.models.random_init import configuration
@@ -19,6 +20,7 @@ from dgpo_cli.pipelines import memory
 from dgpo_cli.pipelines.plan import CARDS, card_of, plan
 from dgpo_cli.pipelines.settings import RolloutOptions
 from dgpo_cli.pipelines.timing import Speed, episode_tokens, seconds_by_phase
+from dgpo_cli.train import step
 
 BENCH = Path(__file__).parents[1] / "bench" / "plan_memory.py"
 QWEN = SHAPES["qwen-0.5b"]
@@ -173,3 +175,10 @@ def test_the_estimate_is_within_15_percent_of_a_real_step(name):
     made = subprocess.run([sys.executable, str(BENCH), name, "--json"], capture_output=True, text=True, check=True)
     (row,) = json.loads(made.stdout)
     assert row["estimate"] == pytest.approx(row["measured"], rel=0.15)
+
+
+def test_the_plan_knows_the_sizes_that_the_code_works_with():
+    """They stand in the plan again, which imports neither engine nor training, so that it needs no torch."""
+    assert memory.PREFILL_TOKENS == schedule.PASS_TOKENS
+    assert memory.SAMPLED_LOGITS == sampling._AT_ONCE
+    assert memory.BLOCK_LOGITS == step.BLOCK_LOGITS

@@ -55,28 +55,15 @@ class Encoder:
     """
 
     def __init__(self, config: EncoderConfig) -> None:
-        import torch
         from safetensors import SafetensorError
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         self._config = config
         self.truncated = 0
         reason = None if Path(config.encoder).is_dir() else unreachable()
         offline = reason is not None
         try:
-            # No code of its own and safetensors only: an encoder from a stranger must not be able to run code.
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                config.encoder, trust_remote_code=False, local_files_only=offline
-            )
-            with quiet_loading():
-                self._model, about = AutoModel.from_pretrained(
-                    config.encoder,
-                    trust_remote_code=False,
-                    use_safetensors=True,
-                    dtype=torch.float32,
-                    local_files_only=offline,
-                    output_loading_info=True,
-                )
+            self._tokenizer, self._model, about = load_safely(AutoModel, config.encoder, offline=offline)
             self._model.eval()
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             what = f"it is not cached, and {reason}" if offline else next(iter(str(error).splitlines()), repr(error))
@@ -148,6 +135,23 @@ class Encoder:
             pooled = (hidden * mask).sum(1) / mask.sum(1)
         vectors: np.ndarray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
         return vectors
+
+
+def load_safely(kind: Any, name: str, *, offline: bool) -> tuple[Any, Any, Mapping[str, Any]]:
+    """Tokenizer, model in float32, and what transformers reports of its weights; `kind` is an Auto class.
+
+    No code of its own and safetensors only: a model from a stranger must not be able to run code.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    safe = {"trust_remote_code": False, "local_files_only": offline}
+    tokenizer = AutoTokenizer.from_pretrained(name, **safe)
+    with quiet_loading():
+        model, about = kind.from_pretrained(
+            name, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **safe
+        )
+    return tokenizer, model, about
 
 
 def encoder_state(encoder: Encoder) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from dgpo_cli.core.hub import quiet_loading, unreachable
+from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.device import device
+from dgpo_cli.retrieval.encoder import load_safely
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +50,16 @@ class Reranked:
 
     def __init__(self, retriever: Retriever, config: RerankConfig) -> None:
         """Raises RetrievalError for a model that cannot be loaded, ConfigError for one that gives no single score."""
-        import torch
         from safetensors import SafetensorError
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
         assert config.model is not None, "without a model there is nothing to rerank by"
         self._retriever, self._config = retriever, config
         reason = None if Path(config.model).is_dir() else unreachable()
         try:
-            # No code of its own and safetensors only: a model from a stranger must not be able to run code.
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                config.model, trust_remote_code=False, local_files_only=reason is not None
+            self._tokenizer, self._model, about = load_safely(
+                AutoModelForSequenceClassification, config.model, offline=reason is not None
             )
-            with quiet_loading():
-                self._model, about = AutoModelForSequenceClassification.from_pretrained(
-                    config.model,
-                    trust_remote_code=False,
-                    use_safetensors=True,
-                    dtype=torch.float32,
-                    local_files_only=reason is not None,
-                    output_loading_info=True,
-                )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             what = f"it is not cached, and {reason}" if reason else next(iter(str(error).splitlines()), repr(error))
             raise RetrievalError(
