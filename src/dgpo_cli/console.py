@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import rich.box
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from dgpo_cli.core.figures import duration, shortened
 from dgpo_cli.core.progress import Progress as ProgressCallback
+
+_FIRST_LINE_S, _LINE_S = 5.0, 60.0  # when progress first speaks without a terminal, and how often then
+_UNBOUNDED = 100_000
+_WHOLE = 16  # characters of a cell that is not broken
+_FIGURE = re.compile(r"[-+<≤~]? ?[-+]?[\d,.]+( ?(%|s|min|h|d|B|M|KB|MB|GB|GiB|\*))*|-|")
 
 
 def processes() -> int:
@@ -37,30 +48,46 @@ class Console:
     def __init__(self, *, json_output: bool = False, quiet: bool = False) -> None:
         self.json_output, self.quiet, self._muted = json_output, quiet or not is_first_process(), not is_first_process()
         # Without a terminal there is no width to keep to, and a table that is cut off in a file is lost.
-        width = None if sys.stdout.isatty() else 160
-        self._out = RichConsole(highlight=False, soft_wrap=True, emoji=False, width=width, quiet=self._muted)
-        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=self._muted)
+        width = None if sys.stdout.isatty() else _UNBOUNDED
+        self._out = RichConsole(highlight=False, emoji=False, width=width, quiet=self._muted)
+        self._err = RichConsole(stderr=True, highlight=False, emoji=False, quiet=self._muted)
 
     @property
     def interactive(self) -> bool:
         """A person sits at both ends."""
         return sys.stdin.isatty() and sys.stdout.isatty()
 
+    @property
+    def width(self) -> int:
+        """Characters of a line: of the terminal, or for a file as many as it takes."""
+        return self._out.width
+
     def info(self, text: str) -> None:
         if not self.quiet:
-            self._err.print(text, style="dim", markup=False)
+            self._line(self._err, text, "dim")
 
     def warn(self, text: str) -> None:
-        self._err.print(f"[yellow]warning:[/yellow] {escape(text)}")
+        self._line(self._err, f"[yellow]warning:[/yellow] {escape(text)}", None, markup=True)
 
     def print(self, text: str = "", style: str | None = None) -> None:
         """A line of the human-readable result; nothing with --json."""
         if not self.json_output:
-            self._out.print(text, style=style, markup=False)
+            self._line(self._out, text, style)
+
+    def next(self, *commands: str) -> None:
+        """What to type now, a line each, whole: each is a command that runs in this folder as it stands."""
+        for place, command in enumerate(commands):
+            if not self.json_output:
+                self._out.print(f"{'next:' if not place else '     '} {command}", markup=False, soft_wrap=True)
+
+    @staticmethod
+    def _line(to: RichConsole, text: str, style: str | None, *, markup: bool = False) -> None:
+        """A terminal gets lines that end between words; what goes elsewhere is left as it is."""
+        to.print(text, style=style, markup=markup, soft_wrap=not to.is_terminal)
 
     def stream(self, text: str, style: str | None = None) -> None:
         """Text without a line end, shown at once."""
-        self._out.print(text, style=style, end="", markup=False)
+        self._out.print(text, style=style, end="", markup=False, soft_wrap=True)
         self._out.file.flush()
 
     def ask(self, prompt: str) -> str:
@@ -68,21 +95,30 @@ class Console:
         return self._out.input(f"[bold]{escape(prompt)}[/bold]")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Numbers to the right, text to the left; nothing with --json."""
+        """Numbers to the right, text to the left; nothing with --json.
+
+        Columns that do not fit side by side without breaking a word follow below, each time with the first one.
+        """
         if self.json_output:
             return
-        table = Table(
-            title=escape(title) if title else None,
-            title_justify="left",
-            box=rich.box.SIMPLE_HEAD,
-            show_header=any(columns),
-        )
-        for place, column in enumerate(columns):
-            numeric = bool(rows) and all(_numeric(row[place]) for row in rows)
-            table.add_column(escape(column), justify="right" if numeric else "left")
-        for row in rows:
-            table.add_row(*(escape(_cell(value)) for value in row))
-        self._out.print(table)
+        longest = max(24, self.width // 2)
+        cells = [[" ".join(shortened(w, longest) for w in _cell(value).split(" ")) for value in row] for row in rows]
+        numeric = [bool(rows) and all(_numeric(row[place]) for row in rows) for place in range(len(columns))]
+        for number, part in enumerate(_parts([list(columns), *cells], self.width)):
+            table = Table(
+                title=escape(title) if title and not number else None,
+                title_justify="left",
+                box=rich.box.SIMPLE_HEAD,
+                padding=(0, 1, 0, 0),
+                show_header=any(columns),
+            )
+            for place, width in part:
+                table.add_column(
+                    escape(columns[place]), justify="right" if numeric[place] else "left", width=width, overflow="fold"
+                )
+            for row in cells:
+                table.add_row(*(escape(row[place]) for place, _ in part))
+            self._out.print(table, crop=False)
 
     def result(self, values: Mapping[str, Any]) -> None:
         """The command's one JSON object, with --json only."""
@@ -92,7 +128,10 @@ class Console:
 
     @contextmanager
     def progress(self, description: str, unit: str = "it") -> Iterator[ProgressCallback]:
-        """A bar with rate and time left on a terminal, a line now and then elsewhere. Yields `(done, total)`."""
+        """A bar with rate and time left on a terminal, a line now and then elsewhere.
+
+        Yields `(done, total, note="")`; the note, figures of the work, stands below the bar or behind the line.
+        """
         if self.quiet:
             yield _silent
         elif self._err.is_terminal:
@@ -103,48 +142,99 @@ class Console:
     def _bar(self, description: str, unit: str) -> Iterator[ProgressCallback]:
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=max(8, min(40, self._err.width - 62))),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("left"),
         )
-        with Progress(*columns, console=self._err, transient=True) as bar:
+        with _NotedProgress(*columns, console=self._err, transient=True) as bar:
             task = bar.add_task(escape(description), total=None, rate="")
 
-            def update(done: int, total: int) -> None:
+            def update(done: int, total: int, /, note: str = "") -> None:
                 speed = bar.tasks[task].speed
-                rate = f"{speed:.1f} {unit}/s" if speed else ""
-                bar.update(task, completed=done, total=total or None, rate=rate)
+                bar.note = note
+                bar.update(task, completed=done, total=total or None, rate=_rate(speed, unit) if speed else "")
 
             yield update
 
     def _lines(self, description: str, unit: str) -> ProgressCallback:
-        import time
-
         began = shown = time.monotonic()
+        wait = _FIRST_LINE_S
         first: int | None = None
         last = 0
 
-        def update(done: int, total: int) -> None:
-            nonlocal began, shown, first, last
+        def update(done: int, total: int, /, note: str = "") -> None:
+            nonlocal began, shown, first, last, wait
             now = time.monotonic()
             if first is None:
                 first = done
             elif done < last:  # another pass over the same things has a rate of its own
                 first, began = done, now
             last = done
-            if now - shown < 15:
+            if now - shown < wait:
                 return
-            shown = now
-            rate = (done - first) / max(1e-9, now - began)
-            left = f", {(total - done) / rate:.0f} s left" if rate and total else ""
-            self.info(f"{description}: {done}/{total or '?'} ({rate:.2g} {unit}/s{left})")
+            shown, wait = now, _LINE_S
+            speed = (done - first) / max(1e-9, now - began)
+            left = f", {duration((total - done) / speed)} left" if speed and total else ""
+            rate = f" ({_rate(speed, unit)}{left})" if speed else ""
+            self.info(f"{description}: {done:,}/{f'{total:,}' if total else '?'}{rate}{f'; {note}' if note else ''}")
 
         return update
 
 
-def _silent(_done: int, _total: int, /) -> None:
+class _NotedProgress(Progress):
+    """A progress bar with a line of figures below it."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.note:
+            yield Text(self.note, style="dim")
+
+
+def _rate(per_second: float, unit: str) -> str:
+    return f"{per_second:,.1f} {unit}/s" if per_second >= 1 else f"{1 / per_second:,.1f} s/{unit}"
+
+
+def _parts(lines: Sequence[Sequence[str]], room: int) -> Iterator[list[tuple[int, int]]]:
+    """The columns of `lines` as tables that fit into `room` characters: (place, width) of each column.
+
+    A column gets its longest word at least; what is left of a line goes to those whose cells are longer, from the left.
+    """
+    natural = [max(cell_len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    least = [max(_least(line[place], head=line is lines[0]) for line in lines) for place in range(len(natural))]
+    frame, between = 1, 3  # of rich.box.SIMPLE_HEAD with its padding
+
+    def needed(places: Sequence[int]) -> int:
+        return frame + sum(least[place] + between for place in places)
+
+    part = [0]
+    groups = []
+    for place in range(1, len(natural)):
+        if needed([*part, place]) > room and len(part) > 1:
+            groups.append(part)
+            part = [0]
+        part.append(place)
+    for places in [*groups, part]:
+        spare = room - needed(places)
+        widths = []
+        for place in places:
+            more = max(0, min(spare, natural[place] - least[place]))
+            widths.append((place, least[place] + more))
+            spare -= more
+        yield widths
+
+
+def _least(cell: str, *, head: bool = False) -> int:
+    """Characters that a cell takes when it is broken between words; what is short, such as a figure, stays whole."""
+    whole = not head and cell_len(cell) <= _WHOLE
+    return cell_len(cell) if whole else max((cell_len(word) for word in cell.split()), default=0)
+
+
+def _silent(_done: int, _total: int, /, note: str = "") -> None:
     """Progress that nobody sees."""
 
 
@@ -157,4 +247,6 @@ def _cell(value: object) -> str:
 
 
 def _numeric(value: object) -> bool:
+    if isinstance(value, str):
+        return _FIGURE.fullmatch(value) is not None
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 
 import pytest
+import rich.console
 
 from dgpo_cli.console import Console
 
@@ -51,17 +54,90 @@ def test_a_long_table_row_is_whole_in_a_file(capsys: pytest.CaptureFixture[str])
     assert "x" * 120 in capsys.readouterr().out
 
 
-def test_progress_without_a_terminal_speaks_now_and_then(
+def screen(monkeypatch: pytest.MonkeyPatch, width: int = 80) -> tuple[Console, io.StringIO]:
+    """A console whose two ends are one terminal of `width` characters, and what it shows."""
+    console, shown = Console(), io.StringIO()
+    for name in ("_out", "_err"):
+        terminal = rich.console.Console(
+            file=shown, force_terminal=True, width=width, height=24, highlight=False, emoji=False, no_color=True
+        )
+        monkeypatch.setattr(console, name, terminal)
+    return console, shown
+
+
+def text_of(shown: io.StringIO) -> list[str]:
+    """Lines without control sequences."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue()).splitlines()
+
+
+COLUMNS = ["run", "truncated observations", "EM", "95 %", "searches", "written tokens", "of which invalid", "note"]
+ROWS = [
+    ["eval-dgpo", 123456, "86.0 %", "80.1-90.2 %", 1.25, 98765, 12, "a remark that goes on and on"],
+    ["x"] + [None] * 7,
+]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_table_that_is_too_wide_goes_on_below_and_breaks_no_word(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    console, shown = screen(monkeypatch, width)
+    console.table("", COLUMNS, ROWS)
+    lines = text_of(shown)
+    assert max(map(len, lines)) <= width
+    words = {word for line in lines for word in line.split()}
+    wanted = {w for column in COLUMNS for w in column.split()} | {
+        "eval-dgpo",
+        "123,456",
+        "80.1-90.2",
+        "98,765",
+        "remark",
+    }
+    assert wanted <= words
+    assert any("86.0 %" in line for line in lines)
+    heads = [line for line in lines if line.split()[:1] == ["eval-dgpo"]]
+    assert len(heads) > 1 or width == 120, "each part begins with the first column"
+
+
+def test_a_word_that_no_line_can_hold_gives_way_in_its_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, shown = screen(monkeypatch, 60)
+    console.table("", ["what", "why"], [["/home/someone/work/" + "x" * 60 + "/runs/eval-0001", "because"]])
+    row = text_of(shown)[3]
+    assert row.split()[0].startswith("/home/someone") and row.split()[0].endswith("/eval-0001") and "…" in row
+
+
+def test_lines_on_a_terminal_end_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, shown = screen(monkeypatch)
+    text = "a sentence of several words that is longer than one line " * 4
+    for say in (console.print, console.info, console.warn):
+        say(text)
+    lines = text_of(shown)
+    assert max(map(len, lines)) <= 80
+    assert {word for line in lines for word in line.split()} == {*text.split(), "warning:"}
+
+
+def test_the_bar_has_its_figures_below_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, shown = screen(monkeypatch)
+    with console.progress("teacher's episodes", "episode") as progress:
+        progress(3, 12000)
+        progress(2500, 12000, "EM 45.0 %, 1,234 tokens/s")
+    lines = text_of(shown)
+    assert any(line.startswith("EM 45.0 %, 1,234 tokens/s") for line in lines)
+    bars = [line for line in lines if "2500/12000" in line]
+    assert bars and all("left" in line and len(line) <= 80 for line in bars)
+
+
+def test_progress_without_a_terminal_speaks_soon_and_then_once_a_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([0.0, 1.0, 16.0, 20.0, 32.0])
+    clock = iter([0.0, 1.0, 6.0, 20.0, 66.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     with Console().progress("reading", "passage") as progress:
-        for done in (0, 150, 190, 310):
-            progress(done, 410)
+        progress(0, 4100)
+        progress(50, 4100)
+        progress(200, 4100, "EM 45.0 %")
+        progress(650, 4100, "EM 46.0 %")
     assert capsys.readouterr().err.splitlines() == [
-        "reading: 150/410 (9.4 passage/s, 28 s left)",
-        "reading: 310/410 (9.7 passage/s, 10 s left)",
+        "reading: 50/4,100 (8.3 passage/s, 8 min left)",
+        "reading: 650/4,100 (9.8 passage/s, 6 min left); EM 46.0 %",
     ]
 
 
@@ -72,9 +148,16 @@ def test_json_holds_what_python_cannot_confuse() -> None:
 def test_a_second_pass_has_a_rate_of_its_own(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([0.0, 0.0, 20.0, 30.0, 50.0])
+    clock = iter([0.0, 0.0, 20.0, 30.0, 90.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     with Console().progress("loading", "passage") as progress:
-        for done in (0, 100, 10, 20):
+        for done in (0, 100, 10, 25):
             progress(done, 110)
-    assert capsys.readouterr().err.splitlines()[-1] == "loading: 20/110 (0.5 passage/s, 180 s left)"
+    assert capsys.readouterr().err.splitlines()[-1] == "loading: 25/110 (4.0 s/passage, 6 min left)"
+
+
+def test_what_to_type_next_is_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, shown = screen(monkeypatch)
+    long = "dgpo eval --bench tinyworld --bench-dir /a/rather/long/folder/quickstart/world --model runs/rl-0001"
+    console.next(long, "dgpo chat")
+    assert text_of(shown) == [f"next: {long}", "      dgpo chat"]

@@ -48,9 +48,9 @@ def run_gold(
         results[benchmark.name] = context.to_json()
         for mode in MODES:
 
-            def tell(now: int, _: int, before: int = done) -> None:
+            def tell(now: int, _: int, /, note: str = "", *, before: int = done) -> None:
                 if progress is not None:
-                    progress(before + now, total)
+                    progress(before + now, total, note)
 
             reader = GoldReader(context, mode, engine=agent.engine, codec=codecs[mode], settings=agent.settings)
             header = dict(headers[benchmark.name]) | {"protocol": codecs[mode].protocol.to_json(), "mode": mode}

@@ -219,9 +219,9 @@ def run_benchmarks(
     reports = {}
     for benchmark in benchmarks:
 
-        def tell(done: int, _: int, before: int = before) -> None:
+        def tell(done: int, _: int, /, note: str = "", *, before: int = before) -> None:
             if progress is not None:
-                progress(before + done, total)
+                progress(before + done, total, note)
 
         path, header = folder / f"{benchmark.name}.jsonl", headers[benchmark.name]
         with RecordFile(path, key="key", schema="evaluation", meta=header) as records:
