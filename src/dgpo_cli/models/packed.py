@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
+
+from dgpo_cli.models.varlen import has_kernel, varlen
 
 _NAME = "dgpo_packed"
 
@@ -77,19 +77,11 @@ def attend(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention [1, M, heads, D] of queries [1, heads, M, D] to keys and values of their own sequence."""
-    if value.is_cuda and value.dtype in (torch.float16, torch.bfloat16) and not dropout and _has_varlen(value.device):
-        from torch.nn.attention.varlen import varlen_attn
-
-        longest = max(lengths)
+    if value.dtype in (torch.float16, torch.bfloat16) and not dropout and has_kernel(value.device):
         # Under autocast the rotary embedding leaves queries and keys in float32.
         q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # [M, heads, D]
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        grouped = q.shape[1] != k.shape[1]
-        out = varlen_attn(
-            q, k, v, boundaries, boundaries, longest, longest, scale=scaling, window_size=window, enable_gqa=grouped
-        )
-        assert isinstance(out, Tensor)
-        return out[None], None
+        return varlen(q, k, v, boundaries, max(lengths), scale=scaling, window=window)[None], None
     # Sequences of one length in a row share a call: on a CPU a short sequence's own costs more than its arithmetic.
     runs = [(length, len(list(run))) for length, run in groupby(lengths)]
     parts = []
@@ -114,15 +106,6 @@ def _band(length: int, window: int, device: torch.device) -> Tensor:
     places = torch.arange(length, device=device)
     back = places[:, None] - places[None, :]
     return (back >= 0) & (back < window)
-
-
-@cache
-def _has_varlen(device: torch.device) -> bool:
-    return (
-        find_spec("torch.nn.attention.varlen") is not None
-        and torch.backends.cuda.is_flash_attention_available()
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
 
 
 AttentionInterface.register(_NAME, attend)
