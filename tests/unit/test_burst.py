@@ -9,14 +9,19 @@ from tests.tiny import bpe_tokenizer, qwen
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from dgpo_cli.core.protocol import DEFAULT
+from dgpo_cli.core.protocol import DEFAULT, Turn
+from dgpo_cli.core.types import Hit, Passage, Question
 from dgpo_cli.engine.base import Sampling, TurnEnd
-from dgpo_cli.engine.burst import Burst, bucket
+from dgpo_cli.engine.burst import Burst
 from dgpo_cli.engine.decode import Decoder
 from dgpo_cli.engine.draw import NextTokens
 from dgpo_cli.engine.inprocess import Blend, InProcessEngine
+from dgpo_cli.engine.rows import bucket
 from dgpo_cli.engine.weights import Weights
 from dgpo_cli.models.codec import Codec
+from dgpo_cli.rollout import loop
+from dgpo_cli.rollout.loop import run_episodes
+from dgpo_cli.rollout.settings import RolloutSettings
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +125,41 @@ def test_what_waits_for_a_search_keeps_what_it_has_read(codec):
             text += [i for event in events if event.slot == first for i in event.token_ids]
         results.append(text)
     assert results[0] == results[1] and len(results[0]) == 6
+
+
+class Library:
+    """Finds a passage of another length for every query."""
+
+    def search(self, queries, k):
+        return [[Hit(Passage("p", f'"P"\n{q[:3]}{"word " * (len(q) % 7)}'), 1.0, 1)] for q in queries]
+
+
+def searching(model, codec, monkeypatch, *, slots, burst, overlap_steps, count):
+    """Episodes of a model that knows no tags: each turn that an "e" ends is a search."""
+    monkeypatch.setattr(loop, "CLOSING_TAGS", ("e",))
+    monkeypatch.setattr(loop, "parse_turn", lambda text: Turn(text, "search" if "e" in text else None, text))
+    settings = RolloutSettings(
+        max_turns=4, top_k=1, max_new_tokens=40, max_tokens=600, wave=slots, overlap_steps=overlap_steps
+    )
+    engine = InProcessEngine(model, codec, slots=slots, capacity=600, burst=burst)
+    questions = [(Question(str(i), "w" * (1 + i % 11) + "?", ("x",), "test"), 0) for i in range(count)]
+    return list(run_episodes(questions, engine=engine, codec=codec, retriever=Library(), settings=settings))
+
+
+@pytest.mark.parametrize("overlap_steps", [0, 8])
+@pytest.mark.parametrize("slots", [8, 9, 24, 25, 64])  # on both sides of sizes that windows are rounded to
+def test_episodes_that_wait_for_searches_are_those_of_one_token_at_a_time(codec, monkeypatch, slots, overlap_steps):
+    """Windows are rounded up to rows that wait or are free: what those have read stays."""
+    model = qwen(len(codec.tokenizer))
+    made = [
+        searching(
+            model, codec, monkeypatch, slots=slots, burst=burst, overlap_steps=overlap_steps, count=slots + slots // 2
+        )
+        for burst in (1, 8)
+    ]
+    different = [i for i, (one, other) in enumerate(zip(*made, strict=True)) if one.token_ids != other.token_ids]
+    assert not different
+    assert sum(len(episode.searches) for episode in made[0]) > 2 * slots
 
 
 class Devices(TorchDispatchMode):

@@ -17,20 +17,14 @@ import torch
 
 from dgpo_cli.engine.decode import Pass
 from dgpo_cli.engine.draw import NextTokens
+from dgpo_cli.engine.rows import bucket
 
 _TOKENS = 8  # of a burst; a row idles for half of them at the end of its turn
-_STEPS = 4  # sizes of windows per doubling; each is captured once
 
 
 def burst_of(device: torch.device) -> int:
     """How many tokens pay off: on a CPU there is no round trip to save."""
     return _TOKENS if device.type == "cuda" else 1
-
-
-def bucket(size: int, limit: int) -> int:
-    """The smallest size from `size` on that is worth a graph: a multiple of 8, and at most a quarter too large."""
-    unit = max(8, (1 << (size - 1).bit_length()) // (2 * _STEPS))
-    return min(-(-size // unit) * unit, limit)
 
 
 class Burst:
@@ -39,7 +33,7 @@ class Burst:
     def __init__(self, source: NextTokens, slots: int, capacity: int, tokens: int) -> None:
         device = source.decoders[0].weights.device
         self.tokens = tokens
-        self._source, self._slots, self._capacity = source, slots, capacity
+        self._source, self._capacity = source, capacity
         self._ids = torch.zeros(slots, dtype=torch.long, device=device)
         self._lengths = torch.zeros(slots, dtype=torch.long, device=device)
         self._temperature = torch.zeros(slots, dtype=torch.float32, device=device)
@@ -56,11 +50,11 @@ class Burst:
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Tokens and their log-probabilities, [W, n] each, for the n columns of `uniform` [W, n].
 
-        `ids` [W] are tokens that are not in the cache yet, `lengths` [W] how many are; the longest row that anybody
-        reads of has `longest`. A row of temperature 0 is greedy.
+        `ids` [W] are tokens that are not in the cache yet, `lengths` [W] how many are, also of rows that wait: every
+        row is written behind its length. The longest row that anybody reads of has `longest`. A row of temperature 0
+        is greedy.
         """
-        rows, count = uniform.shape
-        window = bucket(rows, self._slots)
+        window, count = uniform.shape
         keys = bucket(longest + count, self._source.decoders[0].cache.capacity)
         for held, given in (
             (self._ids, ids),
@@ -68,7 +62,7 @@ class Burst:
             (self._temperature, temperature),
             (self._uniform[:, :count], uniform),
         ):
-            held[:rows].copy_(torch.from_numpy(given))
+            held[:window].copy_(torch.from_numpy(given))
         self._number.zero_()
         if self._graphs is not None:
             self._graphs.keep_if(tuple(decoder.weights.places() for decoder in self._source.decoders))
@@ -76,7 +70,7 @@ class Burst:
         greedy = not temperature.any()
         for _ in range(count):
             token(window, keys, greedy)
-        return self._written[:rows, :count].tolist(), self._logprobs[:rows, :count].tolist()
+        return self._written[:window, :count].tolist(), self._logprobs[:window, :count].tolist()
 
     def _next(self, window: int, keys: int, greedy: bool) -> None:
         ids, lengths = self._ids[:window], self._lengths[:window]

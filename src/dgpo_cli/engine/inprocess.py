@@ -17,6 +17,7 @@ from dgpo_cli.engine.base import Event, Sampling, SlotId, TurnEnd
 from dgpo_cli.engine.burst import Burst, burst_of
 from dgpo_cli.engine.decode import Decoder, Pass
 from dgpo_cli.engine.draw import NextTokens
+from dgpo_cli.engine.rows import Rows
 from dgpo_cli.engine.sampling import stream_key, uniforms
 from dgpo_cli.engine.schedule import SHARED_TOKENS, Slot, common_prefix, moves, passes
 from dgpo_cli.engine.stops import StopMatcher, Stops
@@ -59,9 +60,8 @@ class InProcessEngine:
         if burst is None:
             burst = burst_of(self._device)
         self._burst = Burst(self._source, slots, self._capacity, burst) if burst > 1 else None
-        self._slots: dict[SlotId, Slot] = {}
+        self._rows = Rows(slots)
         self._stops: dict[tuple[str, ...], Stops] = {}
-        self._rows: list[Slot | None] = [None] * slots
         self._next_id = 0
 
     @property
@@ -70,7 +70,7 @@ class InProcessEngine:
 
     @property
     def free_slots(self) -> int:
-        return len(self._rows) - len(self._slots)
+        return self._rows.free
 
     def open(self, token_ids: Sequence[int], sampling: Sampling) -> SlotId:
         """Raises ValueError if no slot is free or the prompt leaves no room to write."""
@@ -78,16 +78,16 @@ class InProcessEngine:
             raise ValueError(f"all {len(self._rows)} slots are open")
         if not 0 < len(token_ids) < self._capacity:
             raise ValueError(f"a prompt of {len(token_ids)} tokens in a slot of {self._capacity}")
-        row = next(row for row, other in enumerate(self._rows) if other is None)
+        row = self._rows.first_free()
         slot = Slot(self._next_id, row, sampling, tuple(token_ids), list(token_ids), self._matcher(sampling))
         self._next_id += 1
-        self._rows[row] = self._slots[slot.id] = slot
+        self._rows.add(slot)
         self._start_turn(slot)
         return slot.id
 
     def extend(self, slot: SlotId, token_ids: Sequence[int]) -> None:
         """Raises ValueError if the slot is still writing or the observation leaves no room to write."""
-        state = self._slots[slot]
+        state = self._rows[slot]
         if state.running:
             raise ValueError(f"slot {slot} is in the middle of a turn")
         if state.length + len(state.pending) + len(token_ids) >= self._capacity:
@@ -97,11 +97,11 @@ class InProcessEngine:
         self._start_turn(state)
 
     def close(self, slot: SlotId) -> None:
-        self._rows[self._slots.pop(slot).row] = None
+        self._rows.remove(slot)
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        running = [slot for slot in self._slots.values() if slot.running]
+        running = [slot for slot in self._rows if slot.running]
         if not running:
             return []
         for decoder in self._decoders:
@@ -135,7 +135,8 @@ class InProcessEngine:
             return
         sources, targets, length = [], [], 0
         for slot, row in wanted:
-            other, old = self._rows[row], slot.row
+            old = slot.row
+            other = self._rows.swap(slot, row)
             sources.append(old)
             targets.append(row)
             length = max(length, slot.length)
@@ -143,8 +144,6 @@ class InProcessEngine:
                 sources.append(row)
                 targets.append(old)
                 length = max(length, other.length)
-                other.row = old
-            self._rows[old], self._rows[row], slot.row = other, slot, row
         for decoder in self._decoders:
             decoder.cache.copy(sources, targets, length)
 
@@ -152,7 +151,7 @@ class InProcessEngine:
         """Give new slots the keys and values of a beginning that another slot has read, or that all of them share."""
         if not fresh:
             return
-        donor = next((slot for slot in self._slots.values() if slot.length), None)
+        donor = next((slot for slot in self._rows if slot.length), None)
         if donor is None:
             donor = fresh[0]
             shared = min(common_prefix(donor.prompt, slot.prompt[:-1]) for slot in fresh)
@@ -190,13 +189,10 @@ class InProcessEngine:
 
     def _write_burst(self, burst: Burst, slots: Sequence[Slot]) -> list[Event]:
         """Write on in slots with one pending token each; rows in between write what nobody reads."""
-        window = max(slot.row for slot in slots) + 1
+        window = self._rows.window(slots)
         room = max(min(s.sampling.max_new_tokens - s.written, self._capacity - 1 - s.length) for s in slots)
         count = min(burst.tokens, room)
-        ids, lengths = np.zeros(window, dtype=np.int64), np.zeros(window, dtype=np.int64)
-        for other in self._slots.values():
-            if other.row < window:
-                lengths[other.row] = other.length  # what it has read stays
+        ids, lengths = np.zeros(window, dtype=np.int64), self._rows.lengths(window)
         rows = [slot.row for slot in slots]
         ids[rows] = [slot.pending[0] for slot in slots]
         temperature, uniform = np.zeros(window, dtype=np.float32), np.zeros((window, count))
