@@ -34,7 +34,7 @@ from dgpo_cli.commands import (
 )
 from dgpo_cli.commands.milvus import use_milvus_environment
 from dgpo_cli.commands.shared import use_search_environment
-from dgpo_cli.console import is_first_process, processes
+from dgpo_cli.console import is_first_process, processes, tell_logged
 from dgpo_cli.errors import ConfigError, DgpoError
 
 
@@ -103,6 +103,7 @@ def root(
     **kd**, improve it with **rl**, measure it with **eval**, talk to it with
     **chat**. All of it offline, in minutes: **dgpo quickstart**.
     """
+    tell_logged()
     use_search_environment()
     if processes() > 1 and context.invoked_subcommand not in _TOGETHER:
         raise ConfigError(

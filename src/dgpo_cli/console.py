@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -182,6 +183,20 @@ class Console:
             self.info(f"{description}: {done:,}/{f'{total:,}' if total else '?'}{rate}{f'; {note}' if note else ''}")
 
         return update
+
+
+class _Told(logging.Handler):
+    """What the layers below log, as warnings: they print nothing themselves."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        Console().warn(self.format(record))
+
+
+def tell_logged() -> None:
+    """Show what this package logs from warnings on. Once is enough."""
+    log = logging.getLogger("dgpo_cli")
+    if not any(isinstance(handler, _Told) for handler in log.handlers):
+        log.addHandler(_Told(logging.WARNING))
 
 
 class _NotedProgress(Progress):

@@ -48,6 +48,30 @@ def test_recall_and_answer_hit_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert quality.answer_hit == pytest.approx({1: 1 / 5, 2: 1 / 5, 5: 2 / 5})
 
 
+@pytest.mark.parametrize(
+    "contents",
+    ['"Cafe\u0301"\r\nis a bar.', ' "Caf\u00e9"  \nis a bar.', '"Caf\u00e9"\ris a bar.', "Caf\u00e9\u00a0\nis a bar."],
+)
+def test_titles_match_whatever_stands_around_them(contents: str) -> None:
+    index = OpenIndex("scripted", InOrder([Passage("1", contents)]), None, None)
+    assert measure(index, [asked(titles=("Caf\u00e9 ",))], [1]).recall == {1: 1.0}
+    assert measure(index, [asked(titles=("caf\u00e9",))], [1]).recall == {1: 0.0}, "case is part of a title"
+    assert measure(index, [asked(ids=(" 1",))], [1]).recall == {1: 1.0}
+
+
+@pytest.mark.parametrize("gold", ["---", "A", "The", ")"])
+def test_no_passage_holds_an_answer_of_nothing(gold: str) -> None:
+    index = OpenIndex("scripted", InOrder(TOWNS), None, None)
+    assert measure(index, [asked(answers=(gold,))], [5]).answer_hit == {5: 0.0}
+
+
+def test_questions_without_answers_have_no_share_of_hits() -> None:
+    index = OpenIndex("scripted", InOrder(TOWNS), None, None)
+    quality = measure(index, [asked(ids=("a",), answers=()), asked(answers=("river",))], [1])
+    assert (quality.recall, quality.answer_hit) == ({1: 1.0}, {1: 1.0})
+    assert measure(index, [asked(ids=("a",), answers=())], [1]).answer_hit == {}
+
+
 def test_without_gold_passages_there_is_no_recall() -> None:
     quality = measure(OpenIndex("scripted", InOrder(TOWNS), None, None), [asked(answers=("river",))], [1, 3])
     assert (quality.recall, quality.answer_hit) == ({}, {1: 1.0, 3: 1.0})

@@ -1,7 +1,7 @@
 import pytest
 
-from dgpo_cli.core.text import contains_answer, exact_match, f1, normalize_answer
-from dgpo_cli.core.types import Question, StopReason, Trajectory
+from dgpo_cli.core.text import contains_answer, exact_match, f1, is_empty_answer, normalize_answer, text_key
+from dgpo_cli.core.types import Passage, Question, StopReason, Trajectory
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.rewards import registry
 
@@ -32,13 +32,87 @@ def test_containment_is_of_normalized_strings():
     assert not contains_answer("It was the Beatles", ["Stones"])
 
 
+NOTHING = ["---", "A", "The", ")", "", " ", "?!", "an the", "\u00a0"]
+
+
+@pytest.mark.parametrize("gold", NOTHING)
+def test_an_answer_of_which_nothing_is_left_stands_in_no_text(gold):
+    assert is_empty_answer(gold)
+    for text in ("the capital of Norway", gold, "", f"so {gold} it is"):
+        assert not contains_answer(text, [gold])
+    assert contains_answer("Oslo, Norway", [gold, "Norway"]), "the others still count"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "right"),
+    [
+        ("the", "A", False),
+        ("a", "A", True),
+        (" A ", "a", True),
+        ("---", "---", True),
+        ("--", "---", False),
+        ("", "---", False),
+        ("", "", False),
+        (" ", "A", False),
+        (")", ")", True),
+        (")", "(", False),
+        ("A cat", "A", False),  # something is left of it
+        ("the", "the cat", False),
+    ],
+)
+def test_an_answer_of_which_nothing_is_left_is_compared_as_written(prediction, gold, right):
+    assert exact_match(prediction, [gold]) is right
+    assert f1(prediction, [gold]) == float(right)
+
+
+def test_letters_are_the_same_however_they_were_composed():
+    nfd, nfc = "Cafe\u0301 Nin\u0303o", "Caf\u00e9 Ni\u00f1o"
+    assert normalize_answer(nfd) == normalize_answer(nfc) == "café niño"
+    assert exact_match(nfd, [nfc]) and contains_answer(f"The {nfc}.", [nfd]) and f1(nfd, [nfc]) == 1.0
+    assert exact_match("\ud55c\uad6d", ["\u1112\u1161\u11ab\u1100\u116e\u11a8"]), "Hangul in one piece and in letters"
+    assert text_key("  Cafe\u0301\u00a0\t Noir ") == "Café Noir"
+    assert text_key("Iron man") != text_key("Iron Man"), "Wikipedia has an article of each"
+
+
+@pytest.mark.parametrize(
+    ("contents", "title", "text"),
+    [
+        ('"Oslo"\nOslo is', "Oslo", "Oslo is"),
+        ('"Oslo"\r\nOslo is', "Oslo", "Oslo is"),
+        ('"Oslo"\rOslo is', "Oslo", "Oslo is"),
+        (' "Oslo" \nOslo is', "Oslo", "Oslo is"),
+        ('" Oslo "\nOslo is', "Oslo", "Oslo is"),
+        ('"Oslo"\nOslo\r\nis', "Oslo", "Oslo\r\nis"),
+        ('"Oslo" and "Bergen"\nboth', 'Oslo" and "Bergen', "both"),
+        ('""Heroes""\nis a song', '"Heroes"', "is a song"),
+        ("Oslo", "Oslo", ""),
+        ("", "", ""),
+    ],
+)
+def test_a_title_is_the_first_line_whatever_ends_it(contents, title, text):
+    passage = Passage("1", contents)
+    assert (passage.title, passage.text) == (title, text)
+
+
+def test_gold_passages_are_known_by_ids_or_else_by_titles():
+    by_title = Question("1", "?", ("x",), "set", supporting_titles=(" Cafe\u0301  Noir",))
+    by_id = Question("1", "?", ("x",), "set", supporting_titles=("Other",), supporting_ids=("notes/cafe\u0301.md#1",))
+    passage = Passage("notes/café.md#1", '"Café Noir"\r\na bar')
+    for question in (by_title, by_id):
+        assert question.gold_keys == {question.key_of(passage)}
+    assert not Question("1", "?", ("x",), "set").gold_keys
+
+
 @pytest.mark.parametrize(
     ("prediction", "answers", "expected"),
     [
         ("new york city", ["New York"], 2 * (2 / 3) * 1 / (2 / 3 + 1)),
         ("york york", ["york"], 2 * 0.5 * 1 / 1.5),  # a word counts as often as it stands
         ("paris", ["london", "Paris, France"], 2 * 1 * 0.5 / 1.5),  # the best over the answers
-        ("", ["a"], 1.0),  # both empty after normalization
+        ("", ["a"], 0.0),  # a blank prediction equals nothing
+        ("A", ["a"], 1.0),  # nothing is left of either, and they are written alike
+        ("the", ["A"], 0.0),
+        ("the cat", ["the"], 0.0),
         ("x", ["the"], 0.0),
         ("x", [], 0.0),
     ],

@@ -25,7 +25,7 @@ def check(
     ] = None,
     questions: Annotated[
         Path | None,
-        typer.Option(help="Questions (FlashRAG JSONL); with gold passages, also for recall.", show_default=False),
+        typer.Option(help="Questions, or a BEIR folder; with gold passages, also for recall.", show_default=False),
     ] = None,
     k: Annotated[str, typer.Option("-k", help="Depths at which to measure.")] = "2,5",
     options: RerankOption = None,
@@ -54,7 +54,7 @@ def check(
     rerank = rerank_config(options)
     if rerank.model is not None and questions is None:
         raise ConfigError("-o rerank.model has no effect without questions", hint="give --questions FILE too")
-    asked = None if questions is None else read_questions(questions)
+    asked = None if questions is None else read_questions(questions, answers=False)
     opened = open_index(choose_index(console, index), device=device or "auto")
     reranked = with_reranker(opened, rerank)
     with console.progress("reading passages", "passage") as progress:
@@ -98,7 +98,7 @@ def _show(
         f"{alone.questions:,} questions, {alone.with_gold:,} with gold passages",
         ["k", "recall", "answer in passages", *(["recall, reranked", "answer, reranked"] if qualities[1:] else [])],
         [
-            [depth, *(value for each in qualities for value in (each.recall.get(depth), each.answer_hit[depth]))]
+            [depth, *(value for each in qualities for value in (each.recall.get(depth), each.answer_hit.get(depth)))]
             for depth in depths
         ],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
@@ -11,34 +12,72 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
+def composed(text: str) -> str:
+    """The text in Unicode's form NFC, where a letter with its accent is one character however it was typed."""
+    return unicodedata.normalize("NFC", text)
+
+
+def text_key(text: str) -> str:
+    """What two titles or ids are compared by: NFC, white space collapsed. Case counts, as it does in Wikipedia."""
+    return " ".join(composed(text).split())
+
+
 def normalize_answer(text: str) -> str:
-    """Lower case, ASCII punctuation deleted, the words a, an and the removed, white space collapsed."""
-    return " ".join(_ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """NFC, lower case, ASCII punctuation deleted, the words a, an and the removed, white space collapsed."""
+    return " ".join(_ARTICLE.sub(" ", composed(text).lower().translate(_PUNCTUATION)).split())
+
+
+def is_empty_answer(text: str) -> bool:
+    """Whether nothing is left of an answer after normalization, as of "---", "A" or ")"."""
+    return not normalize_answer(text)
+
+
+def comparable(text: str) -> str:
+    """The normalized text; where nothing is left of it, the text in lower case with its articles and punctuation."""
+    return normalize_answer(text) or _as_written(text)
 
 
 def exact_match(prediction: str, answers: Iterable[str]) -> bool:
-    """Whether the normalized prediction equals any normalized answer."""
-    normalized = normalize_answer(prediction)
-    return any(normalize_answer(answer) == normalized for answer in answers)
+    """Whether the normalized prediction equals any normalized answer.
+
+    An answer of which normalization leaves nothing is compared as it is written: it must stand, with its articles and
+    punctuation, in a prediction of which nothing is left either. So "---" equals "---" and "A" equals "a", and neither
+    equals "the" or a blank text.
+    """
+    normalized, given = normalize_answer(prediction), f" {_as_written(prediction)} "
+    for answer in answers:
+        gold, written = normalize_answer(answer), _as_written(answer)
+        if (gold and gold == normalized) or (written and not gold and not normalized and f" {written} " in given):
+            return True
+    return False
+
+
+def _as_written(text: str) -> str:
+    return text_key(text).lower()
 
 
 def contains_answer(text: str, answers: Iterable[str]) -> bool:
-    """Whether any normalized answer is a substring of the normalized text."""
+    """Whether any normalized answer is a substring of the normalized text; never one of which nothing is left."""
     normalized = normalize_answer(text)
-    return any(normalize_answer(answer) in normalized for answer in answers)
+    return any(bool(gold) and gold in normalized for gold in map(normalize_answer, answers))
 
 
-substring_match = contains_answer
+def substring_match(text: str, answers: Iterable[str]) -> bool:
+    """Search-R1's sub_em as it is published, by which an answer of which nothing is left stands in every text.
+
+    It is what the reference vectors are held against; whatever this project counts or pays goes by `contains_answer`.
+    """
+    return contains_answer(text, answers) or any(map(is_empty_answer, answers))
 
 
 def f1(prediction: str, answers: Iterable[str]) -> float:
-    """Token F1 of the normalized strings, best over the answers; 1 where both are empty."""
+    """Token F1 of the normalized strings, best over the answers; exact match where nothing is left of one of them."""
     words = Counter(normalize_answer(prediction).split())
     best = 0.0
     for answer in answers:
         gold = Counter(normalize_answer(answer).split())
         if not words or not gold:
-            best = max(best, float(words == gold))
+            best = max(best, float(exact_match(prediction, [answer])))
             continue
         common = sum((words & gold).values())
         best = max(best, 2 * common / (words.total() + gold.total()))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from dgpo_cli.core.text import text_key
 from dgpo_cli.errors import RetrievalError
 
 
@@ -27,13 +28,22 @@ class Passage:
 
     @property
     def title(self) -> str:
-        """The first line without the quotes that the corpus format puts around it."""
-        line = self.contents.partition("\n")[0]
-        return line[1:-1] if len(line) >= 2 and line[0] == line[-1] == '"' else line
+        """The first line without the blanks and the quotes that the corpus format puts around it."""
+        line = self._lines()[0].strip()
+        return line[1:-1].strip() if len(line) >= 2 and line[0] == line[-1] == '"' else line
 
     @property
     def text(self) -> str:
-        return self.contents.partition("\n")[2]
+        """What follows the first line."""
+        return self._lines()[1]
+
+    def _lines(self) -> tuple[str, str]:
+        """The first line and the rest, with line ends of any system: \\n, \\r\\n or \\r."""
+        line, _, rest = self.contents.partition("\n")
+        if "\r" not in line:
+            return line, rest
+        line, _, rest = self.contents.partition("\r")
+        return line, rest.removeprefix("\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,14 @@ class Question:
     def key(self) -> str:
         """Identity among the questions of several QA sets."""
         return f"{self.qa_set}/{self.id}"
+
+    @property
+    def gold_keys(self) -> frozenset[str]:
+        """What its gold passages are known by, ids where it names any, else titles; compare with `key_of`."""
+        return frozenset(map(text_key, self.supporting_ids or self.supporting_titles))
+
+    def key_of(self, passage: Passage) -> str:
+        return text_key(passage.id if self.supporting_ids else passage.title)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dgpo_cli.core.protocol import CLOSING_TAGS, Protocol, parse_turn
+from dgpo_cli.core.text import text_key
 from dgpo_cli.core.types import Hit, Passage, Question, SearchCall, StopReason, Trajectory
 from dgpo_cli.engine.base import Engine, Sampling, TurnEnd
 from dgpo_cli.models.codec import Codec
@@ -70,28 +71,28 @@ class GoldContext:
 
 def find_gold(questions: Sequence[Question], corpus: Iterable[Passage]) -> GoldContext:
     """Gold passages by id, or by title where a question names only titles: the first of that title in the corpus."""
-    ids = {name for question in questions for name in question.supporting_ids}
-    titles = {name for question in questions if not question.supporting_ids for name in question.supporting_titles}
+    ids = {key for question in questions if question.supporting_ids for key in question.gold_keys}
+    titles = {key for question in questions if not question.supporting_ids for key in question.gold_keys}
     by_id: dict[str, Passage] = {}
     by_title: dict[str, Passage] = {}
     if ids or titles:
         for passage in corpus:
-            if passage.id in ids:
-                by_id.setdefault(passage.id, passage)
-            if titles and passage.title in titles:
-                by_title.setdefault(passage.title, passage)
+            if ids and (key := text_key(passage.id)) in ids:
+                by_id.setdefault(key, passage)
+            if titles and (key := text_key(passage.title)) in titles:
+                by_title.setdefault(key, passage)
     found: dict[str, tuple[Passage, ...]] = {}
     missing: set[tuple[bool, str]] = set()
     without = incomplete = 0
     for question in questions:
-        by_name = by_id if question.supporting_ids else by_title
-        names = dict.fromkeys(question.supporting_ids or question.supporting_titles)
-        lost = {(bool(question.supporting_ids), name) for name in names if name not in by_name}
+        by_key = by_id if question.supporting_ids else by_title
+        keys = dict.fromkeys(map(text_key, question.supporting_ids or question.supporting_titles))
+        lost = {(bool(question.supporting_ids), key) for key in keys if key not in by_key}
         missing |= lost
-        without += not names
+        without += not keys
         incomplete += bool(lost)
-        if names and not lost:
-            found[question.id] = tuple(by_name[name] for name in names)
+        if keys and not lost:
+            found[question.id] = tuple(by_key[key] for key in keys)
     return GoldContext(found, without, incomplete, len(missing))
 
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from dgpo_cli.core.protocol import TAGS
-from dgpo_cli.core.text import contains_answer, f1, normalize_answer, substring_match
+from dgpo_cli.core.text import contains_answer, f1, is_empty_answer
 from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory
 from dgpo_cli.rewards import exact_match
 
@@ -72,7 +72,7 @@ def grade(trajectory: Trajectory, decode: Decode) -> Outcome:
         hops=question.hops,
         em=correct,
         f1=0.0 if answer is None else f1(answer, question.answers),
-        substring=answer is not None and substring_match(answer, question.answers),
+        substring=answer is not None and contains_answer(answer, question.answers),
         format_valid=is_format_valid(trajectory, decode),
         error=None if correct else error_kind(trajectory),
         first_hit=holds_answer(trajectory.searches[:1], question.answers),
@@ -91,9 +91,9 @@ def grade(trajectory: Trajectory, decode: Decode) -> Outcome:
 def error_kind(trajectory: Trajectory) -> ErrorKind:
     """The cause of a wrong answer; every wrong episode has exactly one."""
     answer, gold = trajectory.answer, trajectory.question.answers
-    if answer is None or not normalize_answer(answer):
+    if answer is None or is_empty_answer(answer):
         return ErrorKind.NO_ANSWER
-    if trajectory.invalid_actions or substring_match(answer, gold):
+    if trajectory.invalid_actions or contains_answer(answer, gold):
         return ErrorKind.WRONG_FORMAT
     if not holds_answer(trajectory.searches, gold):
         return ErrorKind.WRONG_RETRIEVAL
@@ -131,9 +131,8 @@ def holds_answer(searches: Sequence[SearchCall], answers: Sequence[str]) -> bool
 
 def evidence_recall(question: Question, searches: Sequence[SearchCall]) -> float | None:
     """Share of the gold passages among everything retrieved: by id, or by title where only titles are known."""
-    gold = set(question.supporting_ids or question.supporting_titles)
+    gold = question.gold_keys
     if not gold:
         return None
-    passages = [hit.passage for call in searches for hit in call.hits]
-    found = {passage.id if question.supporting_ids else passage.title for passage in passages}
+    found = {question.key_of(hit.passage) for call in searches for hit in call.hits}
     return len(gold & found) / len(gold)

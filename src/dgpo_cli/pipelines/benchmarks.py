@@ -101,7 +101,8 @@ def parse_indexes(text: str, benchmarks: Sequence[str]) -> dict[str, str]:
     default: str | None = None
     named: dict[str, str] = {}
     last: str | None = None  # the benchmark just named
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    parts = [text] if Path(text).exists() else text.split(",")  # a comma may stand in the name of a folder
+    for part in filter(None, (part.strip() for part in parts)):
         name, separator, location = part.partition("=")
         if separator and "/" not in name:  # an address may hold = after its first slash
             last = canonical_name(name)

@@ -70,7 +70,7 @@ def _search(call: SearchCall, question: Question) -> dict[str, Any]:
                 "id": hit.passage.id,
                 "title": hit.passage.title,
                 "score": hit.score,
-                "gold": hit.passage.id in question.supporting_ids or hit.passage.title in question.supporting_titles,
+                "gold": question.key_of(hit.passage) in question.gold_keys,
                 "answer": contains_answer(hit.passage.contents, question.answers),
             }
             for hit in call.hits

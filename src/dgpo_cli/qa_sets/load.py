@@ -1,68 +1,102 @@
-"""Questions from files in FlashRAG's form, or from the hub."""
+"""Questions from files, or from the hub."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.compression import plain_name
 from dgpo_cli.core.hub import unreachable
-from dgpo_cli.core.records import read_jsonl
+from dgpo_cli.core.text import is_empty_answer, text_key
 from dgpo_cli.core.types import Question, question_from_json
 from dgpo_cli.errors import ConfigError, InputError
+from dgpo_cli.qa_sets.forms import ENDINGS, FORM, SUFFIXES, at, rows, what
 from dgpo_cli.qa_sets.registry import HUB, QA_SETS, canonical_name
 
-FORM = '{"id": ..., "question": ..., "golden_answers": [...]}'
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_log = logging.getLogger(__name__)
 
 
-def read_questions(path: Path, qa_set: str | None = None) -> list[Question]:
-    """Questions of a JSONL file, plain, .gz or .zst; `qa_set` defaults to the row's own or the file's name.
+def read_questions(path: Path, qa_set: str | None = None, *, answers: bool = True) -> list[Question]:
+    """Questions of a file in one of the forms of forms.py; `qa_set` defaults to the row's own or the file's name.
 
-    Raises InputError naming file and line; a file without a question is one too, and so is an id that occurs twice:
-    records are kept by id.
+    A question without an id gets one made from its text. Warns of accepted answers that normalize to nothing. Raises
+    InputError naming file and line; a file without a question is one too, and so is an id that occurs twice: records
+    are kept by id. With `answers` so is a question without an accepted answer, which can only be searched for.
     """
-    name = qa_set or plain_name(path).removesuffix(".jsonl")
+    name = qa_set or _stem(path)
     questions = []
-    lines: dict[str, int] = {}
-    for line, row in read_jsonl(path):
+    places: dict[str, str] = {}
+    for place, row in rows(path):
         try:
-            question = _question(row, qa_set or str(row.get("qa_set") or name))
+            question = _question(row, qa_set or str(row.get("qa_set") or name), answers)
         except (KeyError, TypeError, ValueError) as error:
-            what = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise InputError(f"{path}:{line}: not a question: {what}", hint=f"write lines like {FORM}") from error
-        if question.id in lines:
             raise InputError(
-                f"{path}:{line}: id {question.id!r} is also on line {lines[question.id]}",
-                hint="give every question its own id",
+                f"{at(path, place)}: not a question: {what(error)}", hint=f"write lines like {FORM}"
+            ) from error
+        if question.id in places:
+            known = f"id {question.id!r}" if "id" in row else "the question, which has no id,"
+            raise InputError(
+                f"{at(path, place)}: {known} is also on {places[question.id]}", hint="give every question its own id"
             )
-        lines[question.id] = line
+        places[question.id] = place
         questions.append(question)
     if not questions:
         raise InputError(f"{path} holds no question", hint=f"write lines like {FORM}")
+    _warn_of_empty(path, questions)
     return questions
 
 
-def _question(row: Mapping[str, Any], qa_set: str) -> Question:
+def _stem(path: Path) -> str:
+    plain = plain_name(path)
+    return next((plain.removesuffix(ending) for ending in ENDINGS if plain.endswith(ending)), plain)
+
+
+def _warn_of_empty(path: Path, questions: Sequence[Question]) -> None:
+    empty = [(q.id, answer) for q in questions for answer in q.answers if is_empty_answer(answer)]
+    if empty:
+        identity, answer = empty[0]
+        _log.warning(
+            "%s: %d accepted answers are nothing but articles and punctuation, the first %r of question %s: "
+            "they are right only as they are written, and no passage counts as holding them",
+            path, len(empty), answer, identity,
+        )  # fmt: skip
+
+
+def _question(row: Mapping[str, Any], qa_set: str, answers_needed: bool) -> Question:
     """Raises KeyError, TypeError or ValueError, saying what is wrong, if the row is not a question."""
-    identity, text, answers = row["id"], row["question"], row["golden_answers"]
-    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
-        raise ValueError("the id is neither text nor a number")
+    text, answers = row["question"], row["golden_answers"]
     if not isinstance(text, str) or not text.strip():
         raise ValueError("the question is empty or not text")
-    if not _is_texts(answers) or not answers:
+    identity = row["id"] if "id" in row else _made_id(text)
+    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
+        raise ValueError("the id is neither text nor a number")
+    if not _is_texts(answers) or (answers_needed and not answers):
         raise ValueError("golden_answers is not a list of at least one text")
+    if not all(answer.strip() for answer in answers):
+        raise ValueError("golden_answers holds a blank text")
     if not _is_texts(row.get("supporting_titles") or []):
         raise ValueError("supporting_titles is not a list of texts")
     if not isinstance(row.get("supporting_ids") or [], list):
         raise ValueError("supporting_ids is not a list")
-    hops = row.get("hops")
-    if hops is not None and (isinstance(hops, bool) or not isinstance(hops, int)):
-        raise ValueError("hops is not a whole number")
-    return question_from_json(row, qa_set)
+    return question_from_json(dict(row) | {"id": identity, "hops": _hops(row.get("hops"))}, qa_set)
+
+
+def _made_id(text: str) -> str:
+    return hashlib.sha256(text_key(text).encode()).hexdigest()[:16]
+
+
+def _hops(given: object) -> int | None:
+    """A whole number, also one that a table wrote as 2.0."""
+    if given is None or (isinstance(given, int) and not isinstance(given, bool)):
+        return given
+    if isinstance(given, float) and given.is_integer():
+        return int(given)
+    raise ValueError("hops is not a whole number")
 
 
 def _is_texts(value: object) -> bool:
@@ -86,7 +120,7 @@ def load_questions(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit} leaves no question", hint="give a limit of 1 or more")
-    if name.endswith(SUFFIXES):
+    if name.endswith(SUFFIXES) or Path(name).is_file():
         return _limited(read_questions(Path(name)), limit, seed)
     known = canonical_name(name)
     chosen = split or QA_SETS[known].split
@@ -111,7 +145,7 @@ def _limited(questions: list[Question], limit: int | None, seed: int | None) -> 
 
 
 def find_file(bench_dir: Path, name: str, split: str) -> Path:
-    """NAME.jsonl[.gz], or train_NAME.jsonl[.gz] for the train split; for tinyworld also SPLIT.jsonl, as it is written.
+    """NAME.jsonl, or train_NAME.jsonl for the train split, or another of SUFFIXES; for tinyworld also SPLIT.jsonl.
 
     Raises InputError naming the files that were looked for.
     """
@@ -126,7 +160,7 @@ def find_file(bench_dir: Path, name: str, split: str) -> Path:
     state = "" if bench_dir.is_dir() else " (there is no such folder)"
     raise InputError(
         f"no {split} questions of {name} in {bench_dir}{state}",
-        hint=f"put one of these there: {', '.join(path.name for path in candidates)}",
+        hint=f"put one of these there: {', '.join(path.name for path in candidates if '.jsonl' in path.suffixes)}",
     )
 
 
@@ -155,9 +189,10 @@ def _download(name: str, split: str) -> Path:
 
 
 def training_set(chosen: str, bench_dir: Path | None = None) -> list[Question]:
-    """Training questions: comma-separated names of QA sets (their train split) or question files."""
+    """Training questions: comma-separated names of QA sets (their train split) or question files; or one file."""
     questions: list[Question] = []
-    for name in filter(None, (part.strip() for part in chosen.split(","))):
+    names = [chosen] if Path(chosen).is_file() else chosen.split(",")  # a comma may stand in the name of a file
+    for name in filter(None, (part.strip() for part in names)):
         questions += load_questions(name, bench_dir=bench_dir, split="train")
     if not questions:
         raise InputError(f"{chosen!r} holds no question", hint="give QA set names or .jsonl files, e.g. --data nq")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.text import contains_answer
-from dgpo_cli.core.types import Hit, Question
+from dgpo_cli.core.types import Question
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.manifest import check_hashes
 from dgpo_cli.retrieval.milvus import MilvusRetriever
@@ -27,7 +27,7 @@ class RetrievalQuality:
     questions: int
     with_gold: int
     recall: dict[int, float]  # mean over questions with gold passages of the share of those found in the top k
-    answer_hit: dict[int, float]  # share of questions with an accepted answer somewhere in the top k
+    answer_hit: dict[int, float]  # share of questions with an accepted answer in the top k; empty without answers
 
 
 def check_integrity(index: OpenIndex, progress: Progress | None = None) -> int:
@@ -74,17 +74,18 @@ def measure(
 ) -> RetrievalQuality:
     """Search with every question as it stands. Gold passages match by id, or by title where only titles are known."""
     recall, found = dict.fromkeys(ks, 0.0), dict.fromkeys(ks, 0)
-    with_gold = 0
+    with_gold = with_answers = 0
     for start in range(0, len(questions), _BATCH):
         part = questions[start : start + _BATCH]
         results = index.retriever.search([question.text for question in part], max(ks))
         for question, hits in zip(part, results, strict=True):
-            gold = set(question.supporting_ids or question.supporting_titles)
+            gold = question.gold_keys
             with_gold += bool(gold)
+            with_answers += bool(question.answers)
             for k in ks:
                 top = hits[:k]
                 if gold:
-                    recall[k] += len(gold & _names(question, top)) / len(gold)
+                    recall[k] += len(gold & {question.key_of(hit.passage) for hit in top}) / len(gold)
                 found[k] += any(contains_answer(hit.passage.contents, question.answers) for hit in top)
         if progress is not None:
             progress(start + len(part), len(questions))
@@ -92,9 +93,5 @@ def measure(
         questions=len(questions),
         with_gold=with_gold,
         recall={k: value / with_gold for k, value in recall.items()} if with_gold else {},
-        answer_hit={k: value / max(1, len(questions)) for k, value in found.items()},
+        answer_hit={k: value / with_answers for k, value in found.items()} if with_answers else {},
     )
-
-
-def _names(question: Question, hits: Sequence[Hit]) -> set[str]:
-    return {hit.passage.id if question.supporting_ids else hit.passage.title for hit in hits}

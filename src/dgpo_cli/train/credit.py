@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dgpo_cli.core.text import normalize_answer
+from dgpo_cli.core.text import comparable
 from dgpo_cli.core.types import StopReason, Trajectory, refuse_broken_search
 from dgpo_cli.objectives.base import Credit, Episode, Need
 from dgpo_cli.train import signals
@@ -139,7 +139,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 def _repeats(trajectory: Trajectory) -> int:
     """Searches of an episode that ask what an earlier one asked."""
-    queries = [normalize_answer(call.query) for call in trajectory.searches]
+    queries = [comparable(call.query) for call in trajectory.searches]
     return len(queries) - len(set(queries))
 
 

@@ -1,0 +1,178 @@
+"""The forms in which question files come, each turned into rows of FlashRAG's form.
+
+JSONL and JSON lists of FlashRAG's rows; CSV and TSV with a header that names `question` and `answer`; SQuAD's JSON;
+BEIR's queries.jsonl beside its qrels/, or one of those qrels. All may be .gz or .zst. A question that SQuAD calls
+impossible has no answer and is left out. BEIR tells gold passages and no answers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli.core.compression import ERRORS, decompressing, plain_name
+from dgpo_cli.core.compression import SUFFIXES as PACKED
+from dgpo_cli.core.records import read_jsonl
+from dgpo_cli.errors import InputError
+
+FORM = '{"id": ..., "question": ..., "golden_answers": [...]}'
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
+SUFFIXES = tuple(ending + packed for ending in ENDINGS for packed in ("", *PACKED))
+_BEIR_QUERIES = "queries.jsonl"
+_QRELS = ("test.tsv", "dev.tsv", "train.tsv")  # the first that is there is evaluated
+_QRELS_HEADER = ["query-id", "corpus-id", "score"]
+
+Row = tuple[str, Mapping[str, Any]]  # where it stands, as "line 3"; and what it says
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """Raises InputError naming file and line where the file is not of its form."""
+    ending = Path(plain_name(path)).suffix
+    if path.is_dir():
+        yield from _beir(path, None)
+    elif ending == ".tsv" and _header(path) == _QRELS_HEADER:
+        yield from _beir(path.parent.parent, path)
+    elif ending in (".csv", ".tsv"):
+        yield from _table(path, "\t" if ending == ".tsv" else ",")
+    elif ending == ".json":
+        yield from _json(path)
+    elif plain_name(path) == _BEIR_QUERIES and (path.parent / "qrels").is_dir():
+        yield from _beir(path.parent, None)
+    else:
+        yield from ((f"line {number}", row) for number, row in read_jsonl(path))
+
+
+def at(path: Path, place: str) -> str:
+    """ "FILE:3" for line 3, "FILE, question 3" where a question has no line of its own."""
+    return f"{path}:{place.removeprefix('line ')}" if place.startswith("line ") else f"{path}, {place}"
+
+
+def what(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _first_file(candidates: Iterator[Path]) -> Path | None:
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _text(path: Path) -> str:
+    try:
+        with open(path, "rb") as raw:
+            return decompressing(raw, path).read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{line}: not UTF-8 ({error.reason})", hint="convert the file to UTF-8") from error
+    except ERRORS as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{path}: {reason}", hint="give a readable question file") from error
+
+
+def _header(path: Path) -> list[str]:
+    return _text(path).partition("\n")[0].strip().split("\t")
+
+
+def _table(path: Path, delimiter: str) -> Iterator[Row]:
+    """`answer` (or answers, golden_answers) is one answer, or a JSON list of them; other columns are as in JSONL."""
+    hint = "give it a first line that names the columns: question, answer, and id if you have one"
+    for place, row in _cells(path, delimiter, hint):
+        answers = row.pop("golden_answers", None) or row.pop("answers", None) or row.pop("answer", None)
+        if "question" not in row or answers is None:
+            missing = "question" if "question" not in row else "answer"
+            raise InputError(f"{at(path, place)}: not a question: no {missing}", hint=hint)
+        yield place, {name: _value(name, cell) for name, cell in row.items()} | {"golden_answers": _answers(answers)}
+
+
+def _cells(path: Path, delimiter: str, hint: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """A row's cells that are not empty, by the column's name in lower case."""
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not names:
+                names = [cell.strip().lower() for cell in cells]
+                continue
+            if len(cells) != len(names):
+                raise csv.Error(f"{len(cells)} columns, the first line names {len(names)}")
+            yield f"line {reader.line_num}", {n: c.strip() for n, c in zip(names, cells, strict=True) if c.strip()}
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: {error}", hint=hint) from error
+
+
+def _answers(cell: str) -> object:
+    return _value("golden_answers", cell) if cell.startswith("[") else [cell]
+
+
+def _value(name: str, cell: str) -> object:
+    if name not in ("golden_answers", "supporting_titles", "supporting_ids", "hops"):
+        return cell
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return [cell] if name == "golden_answers" else cell
+
+
+def _json(path: Path) -> Iterator[Row]:
+    try:
+        held = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise InputError(
+            f"{path}:{line}: not JSON ({error})", hint=f"give SQuAD's JSON, or a list of {FORM}"
+        ) from error
+    if isinstance(held, list) and all(isinstance(row, dict) for row in held):
+        yield from ((f"question {number}", row) for number, row in enumerate(held, start=1))
+    elif isinstance(held, dict) and isinstance(held.get("data"), list):
+        yield from _squad(path, held["data"])
+    else:
+        raise InputError(f"{path} is neither SQuAD's JSON nor a list of questions", hint=f"write a list of {FORM}")
+
+
+def _squad(path: Path, articles: Sequence[Any]) -> Iterator[Row]:
+    number = 0
+    try:
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                for asked in paragraph["qas"]:
+                    number += 1
+                    if asked.get("is_impossible"):
+                        continue
+                    answers = list(dict.fromkeys(answer["text"] for answer in asked["answers"]))
+                    yield (
+                        f"question {number}",
+                        {"question": asked["question"], "golden_answers": answers}
+                        | ({"id": asked["id"]} if "id" in asked else {}),
+                    )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{at(path, f'question {number}')}: not of SQuAD's form: {what(error)}",
+            hint=f"or write lines like {FORM} (.jsonl)",
+        ) from error
+
+
+def _beir(folder: Path, qrels: Path | None) -> Iterator[Row]:
+    """The queries that the qrels judge, in the order of queries.jsonl; a passage with a score above 0 is gold."""
+    queries = _first_file(folder / (_BEIR_QUERIES + packed) for packed in ("", *PACKED))
+    judged = qrels or _first_file(folder / "qrels" / name for name in _QRELS)
+    if queries is None or judged is None:
+        missing = _BEIR_QUERIES if queries is None else f"qrels/{_QRELS[0]}"
+        raise InputError(f"{folder} has no {missing}", hint="give a BEIR folder: queries.jsonl and qrels/test.tsv")
+    gold: dict[str, list[str]] = {}
+    for place, row in _cells(judged, "\t", f"its first line is {' '.join(_QRELS_HEADER)}, tab-separated"):
+        try:
+            query, passage, score = (row[name] for name in _QRELS_HEADER)
+            if float(score) > 0:
+                gold.setdefault(query, []).append(passage)
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{at(judged, place)}: {what(error)}", hint="write QUERY-ID, CORPUS-ID, SCORE") from error
+    for number, row in read_jsonl(queries):
+        identity = str(row.get("_id", row.get("id", "")))
+        if identity in gold:
+            yield f"line {number}", {
+                "id": identity, "question": row.get("text"), "golden_answers": [], "supporting_ids": gold[identity],
+            }  # fmt: skip

@@ -1,0 +1,185 @@
+"""Question files of other forms than FlashRAG's, and what each refuses by line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgpo_cli.core.types import Question
+from dgpo_cli.errors import InputError
+from dgpo_cli.pipelines.benchmarks import parse_indexes
+from dgpo_cli.qa_sets import load_questions, read_questions, training_set
+
+ROW = {"id": "q1", "question": "who?", "golden_answers": ["Holt"]}
+
+
+def lines(path: Path, *rows: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_an_id_is_made_from_the_text_and_stays(tmp_path: Path) -> None:
+    asked = {"question": "Where is the café?", "golden_answers": ["Oslo"]}
+    (first,) = read_questions(lines(tmp_path / "a.jsonl", asked))
+    (again,) = read_questions(lines(tmp_path / "b.jsonl", asked | {"question": " Where is  the cafe\u0301? "}))
+    (other,) = read_questions(lines(tmp_path / "c.jsonl", asked | {"question": "Where is the bar?"}))
+    assert first.id == again.id != other.id
+    with pytest.raises(InputError, match=r"d\.jsonl:3: the question, which has no id, is also on line 1"):
+        read_questions(lines(tmp_path / "d.jsonl", asked, ROW, asked))
+
+
+def test_whole_hops_as_a_table_writes_them(tmp_path: Path) -> None:
+    (question,) = read_questions(lines(tmp_path / "a.jsonl", ROW | {"hops": 2.0}))
+    assert question.hops == 2 and isinstance(question.hops, int)
+
+
+def test_csv_and_tsv(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_bytes(
+        b"\xef\xbb\xbfID,Question,Answer,hops\r\n"
+        b'7,"Who, then?",Mira Holt,2\r\n'
+        b'\r\n"x ","A ""quoted""\nquestion","[""Holt"", ""M. Holt""]",\r\n'
+    )
+    assert read_questions(path) == [
+        Question("7", "Who, then?", ("Mira Holt",), "mine", 2),
+        Question("x", 'A "quoted"\nquestion', ("Holt", "M. Holt"), "mine"),
+    ]
+    tabbed = tmp_path / "mine.tsv.gz"
+    tabbed.write_bytes(gzip.compress(b"question\tanswers\nwho?\tHolt\n"))
+    (question,) = load_questions(str(tabbed))
+    assert (question.text, question.answers, len(question.id)) == ("who?", ("Holt",), 16)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("question,answer\nwho?\n", r"bad\.csv:2: 1 columns, the first line names 2"),
+        ("question,reply\nwho?,Holt\n", r"bad\.csv:2: not a question: no answer"),
+        ("text,answer\nwho?,Holt\n", r"bad\.csv:2: not a question: no question"),
+        ("question,answer\nwho?,Holt\nwhere?,\n", r"bad\.csv:3: not a question: no answer"),
+        ('question,answer\nwho?,"[]"\n', r"bad\.csv:2: .*golden_answers is not a list of at least one"),
+        ('question,answer\nwho?,"[""a"", "" ""]"\n', r"bad\.csv:2: .*golden_answers holds a blank"),
+        ("question,answer,hops\nwho?,Holt,two\n", r"bad\.csv:2: .*hops"),
+        ('question,answer\n"who?,Holt\n', r"bad\.csv:2: unexpected end"),
+        ("question,answer\n", "holds no question"),
+        ("", "holds no question"),
+    ],
+)
+def test_a_bad_table_is_refused_by_line(tmp_path: Path, content: str, problem: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=problem):
+        read_questions(path)
+
+
+def test_a_table_that_is_not_utf8_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_bytes(b"question,answer\nwho?,Holt\nwhere?,caf\xe9\n")
+    with pytest.raises(InputError, match=r"bad\.csv:3: not UTF-8"):
+        read_questions(path)
+
+
+def squad(*asked: dict[str, Any]) -> dict[str, Any]:
+    paragraph = {"context": "Mira Holt lives in Vesapo.", "qas": list(asked)}
+    return {"version": "v2.0", "data": [{"title": "Vesapo", "paragraphs": [paragraph]}]}
+
+
+def test_squad(tmp_path: Path) -> None:
+    answers = [{"text": "Vesapo", "answer_start": 19}, {"text": "Vesapo", "answer_start": 19}, {"text": "in Vesapo"}]
+    path = tmp_path / "dev-v2.0.json"
+    held = squad(
+        {"id": "5", "question": "Where does she live?", "answers": answers, "is_impossible": False},
+        {"id": "6", "question": "Who is he?", "answers": [], "is_impossible": True},
+    )
+    path.write_text(json.dumps(held, indent=1), encoding="utf-8")
+    assert read_questions(path) == [Question("5", "Where does she live?", ("Vesapo", "in Vesapo"), "dev-v2.0")]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (squad({"id": "5", "answers": []}), "question 1: not of SQuAD's form: no 'question'"),
+        (squad({"id": "5", "question": "who?"}), "question 1: not of SQuAD's form: no 'answers'"),
+        (squad({"id": "5", "question": "who?", "answers": []}), "question 1: not a question: golden_answers"),
+        ({"data": [{"title": "x"}]}, "not of SQuAD's form: no 'paragraphs'"),
+        ({"data": [3]}, "not of SQuAD's form"),
+        ({"rows": []}, "neither SQuAD's JSON nor a list"),
+        ([1, 2], "neither SQuAD's JSON nor a list"),
+        ("[" * 100_000, "not JSON"),
+        ('{"data":\n\n !', r"bad\.json:3: not JSON"),
+    ],
+)
+def test_bad_json_is_refused(tmp_path: Path, content: Any, problem: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=problem):
+        read_questions(path)
+
+
+def test_a_json_list_of_rows(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([ROW, ROW | {"id": "q2"}], indent=2), encoding="utf-8")
+    assert [question.id for question in read_questions(path)] == ["q1", "q2"]
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    folder = tmp_path / "scifact"
+    lines(folder / "queries.jsonl", *({"_id": str(n), "text": f"claim {n}", "metadata": {}} for n in (3, 1, 2)))
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\td1\t1\n1\td2\t2\n3\td9\t0\n2\td4\t1\n")
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n3\td3\t1\n")
+    return folder
+
+
+def test_beir_queries_with_their_qrels(beir: Path) -> None:
+    expected = [
+        Question("1", "claim 1", (), "scifact", supporting_ids=("d1", "d2")),
+        Question("2", "claim 2", (), "scifact", supporting_ids=("d4",)),
+    ]
+    assert read_questions(beir, answers=False) == expected
+    read = read_questions(beir / "queries.jsonl", answers=False)
+    assert [(q.id, q.supporting_ids) for q in read] == [(q.id, q.supporting_ids) for q in expected]
+    (trained,) = read_questions(beir / "qrels" / "train.tsv", answers=False)
+    assert (trained.id, trained.supporting_ids) == ("3", ("d3",))
+    with pytest.raises(InputError, match="golden_answers is not a list of at least one"):
+        read_questions(beir)
+
+
+def test_bad_qrels_are_refused_by_line(beir: Path) -> None:
+    (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\td1\tmuch\n")
+    with pytest.raises(InputError, match=r"test\.tsv:2: could not convert"):
+        read_questions(beir, answers=False)
+    (beir / "queries.jsonl").unlink()
+    with pytest.raises(InputError, match=r"scifact has no queries\.jsonl"):
+        read_questions(beir, answers=False)
+
+
+def test_a_path_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines(tmp_path / "a,b.jsonl", ROW)
+    lines(tmp_path / "b.jsonl", ROW | {"id": "q2"})
+    lines(tmp_path / "c.jsonl", ROW | {"id": "q3"})
+    lines(tmp_path / "questions", ROW | {"id": "q4"})
+    assert [q.id for q in training_set("a,b.jsonl")] == ["q1"]
+    assert [q.id for q in training_set("b.jsonl, c.jsonl,questions")] == ["q2", "q3", "q4"]
+    (tmp_path / "wiki,small").mkdir()
+    assert parse_indexes("wiki,small", ["nq"]) == {"nq": "wiki,small"}
+
+
+def test_answers_of_which_nothing_is_left_are_counted_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = lines(tmp_path / "nq.jsonl", ROW, ROW | {"id": "q2", "golden_answers": ["---", "The", "Oslo"]})
+    assert len(read_questions(path)) == 2
+    (record,) = caplog.records
+    told = record.getMessage()
+    assert "\n" not in told and "2 accepted answers" in told and "'---' of question q2" in told
+    caplog.clear()
+    read_questions(lines(tmp_path / "good.jsonl", ROW))
+    assert not caplog.records
