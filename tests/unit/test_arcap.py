@@ -174,7 +174,7 @@ def test_a_reader_of_the_offline_world(tmp_path):
     benchmarks = [Benchmark("tinyworld", questions, index)]
     seen = []
     headers = {"tinyworld": {"model": "m"}}
-    gold = run_gold(agent, benchmarks, tmp_path / "run", headers, progress=lambda d, t: seen.append((d, t)))[
+    gold = run_gold(agent, benchmarks, tmp_path / "run", headers, progress=lambda d, t, note="": seen.append((d, t)))[
         "tinyworld"
     ]
     one_hop = sum(q.hops == 1 for i, q in enumerate(questions) if i not in (3, 5))
