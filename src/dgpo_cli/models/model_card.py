@@ -56,6 +56,7 @@ class CardFacts:
     measurements: Sequence[Measurement]
     validation_em: float | None  # the best of the run's own periodic evaluations
     versions: Mapping[str, str]
+    read_from: str | None = None  # of a base that a GGUF file held: what it was and how it was stored
 
 
 def render(facts: CardFacts) -> str:
@@ -107,6 +108,8 @@ def _origin(facts: CardFacts) -> str:
         f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base_on_hub else f"{facts.base} (not published)"
     )
     lines = [f"- base model: {base}"]
+    if facts.read_from is not None:
+        lines.append(f"- read from a GGUF file: {facts.read_from}; its weights were written out as float32")
     for stage in facts.stages:
         teacher = f", teacher {stage.teacher}" if stage.teacher is not None else ""
         other = "".join(f"; unlike the paper, {text}" for text in stage.deviations)

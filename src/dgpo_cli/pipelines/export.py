@@ -14,7 +14,7 @@ from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import check_space, list_runs, read_metrics, read_run
 from dgpo_cli.errors import ConfigError, InputError, ModelError
-from dgpo_cli.models import storage
+from dgpo_cli.models import gguf, storage
 from dgpo_cli.models.aliases import ALIASES
 from dgpo_cli.models.load import LoadedModel, ModelSource, load_model, resolve, write_model
 from dgpo_cli.models.model_card import CardFacts, Measurement, Stage, render
@@ -63,14 +63,18 @@ def facts(name: str, loaded: LoadedModel, runs_root: Path) -> CardFacts:
     """What is known of a model from its run folder, those of its ancestors, and the evaluations of these weights."""
     stages, base = history(loaded.source, runs_root)
     alias = ALIASES.get(base)
+    made = gguf.record_of(Path(base)) if alias is None and Path(base).is_dir() else None
     repo = base if alias is None else alias.repo
+    if made is not None:
+        repo = str(made["repository"] or made["file"])
     newest = _run_of(loaded.source)
     return CardFacts(
         name=name,
         base=repo if _on_hub(repo) else _public(repo),
         base_on_hub=_on_hub(repo),
-        licence=next((a.licence for a in ALIASES.values() if a.repo == repo), None),
+        licence=next((a.licence for a in ALIASES.values() if a.repo == repo), made["licence"] if made else None),
         parameters=loaded.model.num_parameters(),
+        read_from=None if made is None else gguf.described(made) + f", SHA-256 {made['sha256'][:16]}",
         protocol=loaded.protocol.name,
         stages=stages,
         measurements=measurements(

@@ -1,0 +1,167 @@
+"""Models as GGUF files (llama.cpp's form), read by transformers once and kept as a folder like any other model.
+
+Quantized weights are written out as float32: what is trained is what the file held, with the rounding that it has
+already. The folder lies among the hub library's cached assets under the hash of the file's contents, so that HF_HOME
+moves it and another file of the same name is another model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli.core.hub import quiet_loading
+from dgpo_cli.core.records import write_atomic
+from dgpo_cli.errors import DgpoError, ModelError
+from dgpo_cli.models import storage
+from dgpo_cli.models.gguf_header import MAGIC, Header, read_header
+
+RECORD_FILE = "gguf.json"
+SUFFIX = ".gguf"
+INSTALL = "pip install 'dgpo-cli[gguf]'"
+_BYTES_PER_WEIGHT = 4  # float32
+_FORM = 1  # of the folders; one more where another program would write them otherwise
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is meant as, or is, a GGUF file."""
+    if path.suffix.lower() == SUFFIX and not path.is_dir():
+        return True
+    if not path.is_file():
+        return False
+    with open(path, "rb") as stream:
+        return stream.read(len(MAGIC)) == MAGIC
+
+
+def folder_of(path: Path) -> Path:
+    """The folder that holds the file's model, made if it is not there. Raises ModelError."""
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist", hint="give a GGUF file, a folder that holds a model, or a run")
+    state = path.stat()
+    return _folder_of(path.resolve(), state.st_size, state.st_mtime_ns)
+
+
+def packaged(package: str) -> Path | None:
+    """The one GGUF file of an installed package; None without the package. Nothing of it is imported."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        return None
+    files = sorted(Path(found.submodule_search_locations[0]).glob(f"*{SUFFIX}"))
+    return files[0] if len(files) == 1 else None
+
+
+def record_of(folder: Path) -> dict[str, Any] | None:
+    """Where the model of a folder came from, if a GGUF file: name, architecture, form, file, sha256, licence."""
+    file = folder / RECORD_FILE
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is damaged: {error}", hint=f"delete {folder}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{file} is damaged: not an object", hint=f"delete {folder}")
+    return found
+
+
+def described(record: Mapping[str, Any]) -> str:
+    """One phrase: which model, in which form it was stored."""
+    form = f"quantized to {record['form']}" if record["quantized"] else f"stored as {record['form']}"
+    return f"{record['name']} ({record['architecture']}, {record['weights'] / 1e6:,.0f}M weights, {form})"
+
+
+@lru_cache(64)
+def _folder_of(path: Path, _size: int, _changed: int) -> Path:
+    """Size and time of change only tell one state of the file from another."""
+    header = read_header(path)
+    with open(path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    folder = _cache(digest)
+    storage.recover(folder)
+    if not (folder / RECORD_FILE).is_file():
+        _require_library()
+        _require_space(folder.parent, header)
+        with storage.replacing(folder) as fresh:
+            _write(path, header, fresh, digest)
+    return folder
+
+
+def _cache(digest: str) -> Path:
+    from huggingface_hub import cached_assets_path
+
+    parent = Path(cached_assets_path("dgpo", namespace="gguf", subfolder=f"form-{_FORM}"))
+    return parent / digest[:16]
+
+
+def _require_library() -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("reading a GGUF file needs the package gguf", hint=INSTALL)
+
+
+def _require_space(parent: Path, header: Header) -> None:
+    from dgpo_cli.core.run_dir import check_space
+
+    parent.mkdir(parents=True, exist_ok=True)
+    check_space(parent, header.weights * _BYTES_PER_WEIGHT)
+
+
+def _write(path: Path, header: Header, folder: Path, digest: str) -> None:
+    """Weights, tokenizer, template and generation config of `path`, and the record last. Raises ModelError."""
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    from dgpo_cli.models import gguf_tokenizer
+
+    tokenizer = gguf_tokenizer.build(header.metadata, path)
+    try:
+        # The bar of this one function asks nobody whether it may be shown.
+        with quiet_loading(), contextlib.redirect_stderr(io.StringIO()):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(path.parent),
+                gguf_file=path.name,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+            model, report = loaded
+            if report["missing_keys"] or report["mismatched_keys"]:
+                first = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
+                raise ModelError(f"{path} lacks weights of its own configuration, first {first}", hint="convert again")
+            # transformers does not save a model that says it is quantized; these weights are no longer.
+            del model.config.quantization_config
+            model.hf_quantizer, model.is_quantized = None, False
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            GenerationConfig(
+                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, do_sample=False
+            ).save_pretrained(folder)
+    except (DgpoError, MemoryError):
+        raise
+    except Exception as error:  # the libraries raise errors of many kinds for a file that is not what it says
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"{path} cannot be read: {reason}", hint="download or convert it again") from error
+    write_atomic(folder / RECORD_FILE, json.dumps(_record(path, header, digest), indent=1, ensure_ascii=False) + "\n")
+
+
+def _record(path: Path, header: Header, digest: str) -> dict[str, Any]:
+    text = {key: value for key, value in header.metadata.items() if isinstance(value, str)}
+    return {
+        "name": path.stem,
+        "file": path.name,
+        "sha256": digest,
+        "bytes": path.stat().st_size,
+        "architecture": header.architecture,
+        "weights": header.weights,
+        "form": header.form,
+        "quantized": header.quantized,
+        "licence": text.get("general.license"),
+        "repository": text.get("general.source.huggingface.repository"),
+    }
