@@ -1,6 +1,28 @@
-"""`python -m dgpo_cli`, so that launchers such as `accelerate launch -m dgpo_cli ...` work."""
+"""Where the process begins: `dgpo`, and `python -m dgpo_cli` for launchers such as `accelerate launch -m dgpo_cli ...`.
 
-from dgpo_cli.cli import main
+Interrupts are taken care of before anything large is imported.
+"""
 
-if __name__ == "__main__":  # a process that is started beside this one imports it
+from dgpo_cli.core import interrupts
+
+interrupts.watch()  # also in a process that is started beside this one, which imports this file
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C ends it with status 130 at any moment."""
+    import sys
+
+    try:
+        from dgpo_cli import cli
+
+        sys.excepthook = cli.show_bug
+        cli.main()
+    except KeyboardInterrupt:  # another one, while the first was answered
+        interrupts.end()
+    except SystemExit as ended:
+        interrupts.leave(ended.code)
+        raise
+
+
+if __name__ == "__main__":
     main()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import sys
 import time
+import traceback
+from types import TracebackType
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
@@ -34,7 +37,8 @@ from dgpo_cli.commands import (
 )
 from dgpo_cli.commands.milvus import use_milvus_environment
 from dgpo_cli.commands.shared import use_search_environment
-from dgpo_cli.console import is_first_process, processes, tell_logged
+from dgpo_cli.console import is_first_process, processes, say_error, tell_logged
+from dgpo_cli.core import interrupts
 from dgpo_cli.errors import ConfigError, DgpoError
 
 
@@ -74,10 +78,11 @@ app.command("doctor")(doctor.doctor)
 
 # Typer brings its own copy of Click, so its errors are reached through the one it exports: its base's base.
 _CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
-_INTERRUPTED = 130
 _TOGETHER = ("index", "kd", "rl")  # what several processes of one launch do as one
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_MEMORY = (errno.ENOMEM,)
+_NO_FILES = (errno.EMFILE, errno.ENFILE)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 # Libraries written in Rust pass the system's errors on as text in exceptions of their own.
@@ -119,15 +124,20 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line; exit 1 for an error that the user can fix, 2 for wrong usage, 130 when interrupted."""
     if os.environ.get("DGPO_DEBUG"):
         sys.exit(app(argv, prog_name="dgpo"))
+    for stream in (sys.stdout, sys.stderr):  # a terminal whose encoding has no such letter still gets the line
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = app(argv, prog_name="dgpo", standalone_mode=False)
     except DgpoError as error:
         _fail(error.message, error.hint)
     except (KeyboardInterrupt, typer.Abort):
-        status = _INTERRUPTED
+        status = interrupts.STATUS
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except MemoryError:
+        _fail_memory()
     except OSError as error:
         _fail_by_system(error)
     except _CommandLineError as error:
@@ -136,8 +146,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         if found := _SYSTEM_ERROR.search(str(error)):
             _fail_by_system(OSError(int(found[1]), os.strerror(int(found[1]))))
         raise
-    if status == _INTERRUPTED and is_first_process():
-        print("stopped; the same command goes on from what was saved (`dgpo runs` lists it)", file=sys.stderr)
+    if status == interrupts.STATUS and is_first_process():
+        say_error("stopped; the same command goes on from what was saved (`dgpo runs` lists it)")
     sys.exit(status)
 
 
@@ -150,9 +160,9 @@ def _fail(message: str, hint: str | None, *, code: int = 1) -> NoReturn:
             time.sleep(1)  # the launcher ends them all once one is gone: not before the first has spoken
             sys.exit(code)
         message, hint = told
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    say_error(f"error: {' '.join(message.split())}")
     if hint:
-        print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
+        say_error(f"hint: {' '.join(hint.split())}")
     sys.exit(code)
 
 
@@ -161,11 +171,27 @@ def _fail_by_system(error: OSError) -> NoReturn:
     where = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
     if error.errno in _NO_ROOM:
         _fail(f"no room to write: {where}", "free some space, or write to another disk; what was saved is kept")
+    if error.errno in _NO_MEMORY:
+        _fail_memory()
+    if error.errno in _NO_FILES:
+        _fail(f"too many open files: {where}", "allow more: `ulimit -n 4096`, then the same command again")
     if error.errno in _NO_PERMISSION:
         _fail(f"no permission: {where}", "give a place that you may read and write")
     if error.errno in _WRONG_PATH and error.filename:
         _fail(where, "check the path")
     raise error
+
+
+def _fail_memory() -> NoReturn:
+    _fail(
+        "not enough memory",
+        "give smaller settings or free memory (`dgpo doctor`); what was saved is kept",
+    )
+
+
+def show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The traceback, as `sys.excepthook`: a file or a server may have had a hand in its message."""
+    say_error("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"))
 
 
 def _fail_usage(error: Exception) -> NoReturn:

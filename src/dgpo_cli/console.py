@@ -1,4 +1,7 @@
-"""What a user sees. The only file that imports rich: results on stdout, progress and messages on stderr."""
+"""What a user sees. The only file that imports rich: results on stdout, progress and messages on stderr.
+
+The one door to the terminal: whatever a file, a server or a model wrote, no control character of it gets through.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,16 @@ from typing import Any
 import rich.box
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
-from rich.console import RenderableType
+from rich.console import ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from dgpo_cli.core.figures import duration, shortened
 from dgpo_cli.core.progress import Progress as ProgressCallback
+from dgpo_cli.core.untrusted import visible, visible_json
 
 _FIRST_LINE_S, _LINE_S = 5.0, 60.0  # when progress first speaks without a terminal, and how often then
 _UNBOUNDED = 100_000
@@ -40,6 +45,19 @@ def is_first_process() -> bool:
     return processes() == 1 or os.environ["RANK"] == "0"
 
 
+def say_error(line: str) -> None:
+    """One line on stderr from a process that has no console: before there is one, or after it failed."""
+    sys.stderr.write(f"{visible(line)}\n")
+
+
+class _Door(RichConsole):
+    """Passes on rich's own control codes, and of all text what a terminal shows as it stands."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
 class Console:
     """`json_output` leaves stdout to one JSON object at the end; `quiet` drops messages and progress.
 
@@ -50,8 +68,8 @@ class Console:
         self.json_output, self.quiet, self._muted = json_output, quiet or not is_first_process(), not is_first_process()
         # Without a terminal there is no width to keep to, and a table that is cut off in a file is lost.
         width = None if sys.stdout.isatty() else _UNBOUNDED
-        self._out = RichConsole(highlight=False, emoji=False, width=width, quiet=self._muted)
-        self._err = RichConsole(stderr=True, highlight=False, emoji=False, quiet=self._muted)
+        self._out = _Door(highlight=False, emoji=False, width=width, quiet=self._muted)
+        self._err = _Door(stderr=True, highlight=False, emoji=False, quiet=self._muted)
 
     @property
     def interactive(self) -> bool:
@@ -65,21 +83,21 @@ class Console:
 
     def info(self, text: str) -> None:
         if not self.quiet:
-            self._line(self._err, text, "dim")
+            self._line(self._err, visible(text), "dim")
 
     def warn(self, text: str) -> None:
-        self._line(self._err, f"[yellow]warning:[/yellow] {escape(text)}", None, markup=True)
+        self._line(self._err, f"[yellow]warning:[/yellow] {escape(visible(text))}", None, markup=True)
 
     def print(self, text: str = "", style: str | None = None) -> None:
         """A line of the human-readable result; nothing with --json."""
         if not self.json_output:
-            self._line(self._out, text, style)
+            self._line(self._out, visible(text), style)
 
     def next(self, *commands: str) -> None:
         """What to type now, a line each, whole: each is a command that runs in this folder as it stands."""
         for place, command in enumerate(commands):
             if not self.json_output:
-                self._out.print(f"{'next:' if not place else '     '} {command}", markup=False, soft_wrap=True)
+                self._out.print(f"{'next:' if not place else '     '} {visible(command)}", markup=False, soft_wrap=True)
 
     @staticmethod
     def _line(to: RichConsole, text: str, style: str | None, *, markup: bool = False) -> None:
@@ -88,12 +106,12 @@ class Console:
 
     def stream(self, text: str, style: str | None = None) -> None:
         """Text without a line end, shown at once."""
-        self._out.print(text, style=style, end="", markup=False, soft_wrap=True)
+        self._out.print(visible(text), style=style, end="", markup=False, soft_wrap=True)
         self._out.file.flush()
 
     def ask(self, prompt: str) -> str:
         """One line from the user. Raises EOFError at the end of the input."""
-        return self._out.input(f"[bold]{escape(prompt)}[/bold]")
+        return self._out.input(f"[bold]{escape(visible(prompt))}[/bold]")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Numbers to the right, text to the left; nothing with --json.
@@ -103,11 +121,13 @@ class Console:
         if self.json_output:
             return
         longest = max(24, self.width // 2)
-        cells = [[" ".join(shortened(w, longest) for w in _cell(value).split(" ")) for value in row] for row in rows]
+        columns = [visible(column) for column in columns]
+        shown = [[visible(_cell(value)) for value in row] for row in rows]
+        cells = [[" ".join(shortened(word, longest) for word in cell.split(" ")) for cell in row] for row in shown]
         numeric = [bool(rows) and all(_numeric(row[place]) for row in rows) for place in range(len(columns))]
-        for number, part in enumerate(_parts([list(columns), *cells], self.width)):
+        for number, part in enumerate(_parts([columns, *cells], self.width)):
             table = Table(
-                title=escape(title) if title and not number else None,
+                title=escape(visible(title)) if title and not number else None,
                 title_justify="left",
                 box=rich.box.SIMPLE_HEAD,
                 padding=(0, 1, 0, 0),
@@ -124,7 +144,7 @@ class Console:
     def result(self, values: Mapping[str, Any]) -> None:
         """The command's one JSON object, with --json only."""
         if self.json_output and not self._muted:
-            sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
+            sys.stdout.write(visible_json(json.dumps(values, ensure_ascii=False)) + "\n")
             sys.stdout.flush()
 
     @contextmanager
@@ -151,7 +171,7 @@ class Console:
             TextColumn("left"),
         )
         with _NotedProgress(*columns, console=self._err, transient=True) as bar:
-            task = bar.add_task(escape(description), total=None, rate="")
+            task = bar.add_task(escape(visible(description)), total=None, rate="")
 
             def update(done: int, total: int, /, note: str = "") -> None:
                 speed = bar.tasks[task].speed
@@ -207,7 +227,7 @@ class _NotedProgress(Progress):
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
         if self.note:
-            yield Text(self.note, style="dim")
+            yield Text(visible(self.note), style="dim")
 
 
 def _rate(per_second: float, unit: str) -> str:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from dgpo_cli.commands import chat as command
 from dgpo_cli.commands import chat_screen
-from dgpo_cli.commands.chat_screen import Screen, visible
+from dgpo_cli.commands.chat_screen import Screen
 from dgpo_cli.console import Console
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.records import write_jsonl_atomic
@@ -236,10 +236,6 @@ def test_pieces_know_their_tag():
         ("c", None, False),
         ("<sear", None, False),
     ]
-
-
-def test_control_characters_do_not_reach_the_terminal():
-    assert visible("a\x1b[2J\tb\nc\x9b\r") == "a\N{REPLACEMENT CHARACTER}[2J\tb\nc\N{REPLACEMENT CHARACTER}" + "\ufffd"
 
 
 def test_an_interrupted_line_is_ended(capsys):

@@ -41,6 +41,14 @@ HINT_FULL = "hint: free some space, or write to another disk; what was saved is 
 FULL = ["error: no room to write: No space left on device: runs/x", HINT_FULL]
 FULL_BARE = ["error: no room to write: No space left on device", HINT_FULL]
 
+NO_MEMORY = [
+    "error: not enough memory",
+    "hint: give smaller settings or free memory (`dgpo doctor`); what was saved is kept",
+]
+MORE_FILES = "hint: allow more: `ulimit -n 4096`, then the same command again"
+NO_FILES = ["error: too many open files: Too many open files: a/b", MORE_FILES]
+NO_FILES_BARE = ["error: too many open files: Too many open files", MORE_FILES]
+
 
 @pytest.mark.parametrize(
     ("error", "status", "lines"),
@@ -59,9 +67,27 @@ FULL_BARE = ["error: no room to write: No space left on device", HINT_FULL]
             1,
             ["error: Not a directory: a.txt/runs", "hint: check the path"],
         ),
+        (MemoryError(), 1, NO_MEMORY),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, NO_MEMORY),
+        (OSError(errno.EMFILE, "Too many open files", "a/b"), 1, NO_FILES),
+        (RuntimeError("cannot open: Too many open files (os error 24)"), 1, NO_FILES_BARE),
+        (InputError("\x1b[2Ja\x9b", hint="\u202eb"), 1, ["error: \ufffd[2Ja\ufffd", "hint: \ufffdb"]),
         (KeyboardInterrupt(), 130, ["stopped; the same command goes on from what was saved (`dgpo runs` lists it)"]),
     ],
-    ids=["hint", "plain", "disk-full", "disk-full-in-rust", "permission", "path", "interrupt"],
+    ids=[
+        "hint",
+        "plain",
+        "disk-full",
+        "disk-full-in-rust",
+        "permission",
+        "path",
+        "memory",
+        "memory-of-system",
+        "files",
+        "files-in-rust",
+        "controls",
+        "interrupt",
+    ],
 )
 def test_each_way_to_fail(
     failing: Callable[[BaseException], None],
@@ -170,3 +196,44 @@ def test_help_is_quick() -> None:
         subprocess.run([sys.executable, "-m", "dgpo_cli", "--help"], stdout=subprocess.DEVNULL, check=True)
         seconds.append(time.perf_counter() - began)
     assert statistics.median(seconds) <= 0.6
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["\x1b[2J"], ["search", "--\x9b31m"], ["search", "q", "--top-k", "\x1b]0;x\x07"], ["models", "\u202e"]],
+    ids=repr,
+)
+def test_wrong_usage_shows_what_was_typed_without_obeying_it(dgpo: Callable[..., Any], argv: list[str]) -> None:
+    ended = dgpo(*argv)
+    assert ended.status == 2 and ended.out == "" and ended.errors
+    assert not set("\x1b\x07\x9b\u202e") & set(ended.err)
+
+
+def test_ctrl_c_before_the_command_began_is_silent(folder: Path) -> None:
+    """A module of ours is replaced by one that is interrupted while it is imported, as an extension module may be."""
+    (folder / "bm25s.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise ImportError('half')\n"
+    )
+    program = "import sys; sys.argv = ['dgpo', 'x']; from dgpo_cli.__main__ import main; import bm25s; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", ""), ended.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_first_seconds_is_130(folder: Path) -> None:
+    for number in range(30):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dgpo_cli", "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(0.06 + 0.05 * number)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode in (0, 130)
+        assert process.returncode == 0 or not err or err.splitlines()[0].startswith("stopped; ")

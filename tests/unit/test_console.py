@@ -9,7 +9,7 @@ import re
 import pytest
 import rich.console
 
-from dgpo_cli.console import Console
+from dgpo_cli.console import Console, say_error
 
 
 def test_json_leaves_stdout_to_one_object(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,3 +161,44 @@ def test_what_to_type_next_is_whole_lines(monkeypatch: pytest.MonkeyPatch) -> No
     long = "dgpo eval --bench tinyworld --bench-dir /a/rather/long/folder/quickstart/world --model runs/rl-0001"
     console.next(long, "dgpo chat")
     assert text_of(shown) == [f"next: {long}", "      dgpo chat"]
+
+
+HOSTILE = "a\x1b[2J\x07\x9b1m\u202eb\udce9"
+SHOWN = "a\ufffd[2J\ufffd\ufffd1m\ufffdb\ufffd"
+
+
+class _Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, _Tty], ids=["file", "terminal"])
+def test_no_control_character_reaches_the_terminal(monkeypatch: pytest.MonkeyPatch, kind: type[io.StringIO]) -> None:
+    out, err = kind(), kind()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setattr("sys.stdin", io.StringIO("yes\n"))
+    console = Console()
+    for say in (console.info, console.warn, console.print, console.stream, console.next, console.ask, say_error):
+        say(HOSTILE)
+    console.table(HOSTILE, [HOSTILE, "n"], [[HOSTILE, 1]])
+    with console.progress(HOSTILE, HOSTILE) as progress:
+        progress(1, 2, note=HOSTILE)
+        progress(2, 2, note=HOSTILE)
+    written = out.getvalue() + err.getvalue()
+    assert written.count(SHOWN) >= 10
+    assert "\x1b[2J" not in written and not set("\x07\x9b\u202e\udce9") & set(written)
+
+
+def test_every_method_that_writes_is_in_the_test_above() -> None:
+    public = {name for name, value in vars(Console).items() if callable(value) and not name.startswith("_")}
+    assert public == {"info", "warn", "print", "stream", "next", "ask", "table", "progress", "result"}
+
+
+def test_json_escapes_what_a_terminal_would_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    Console(json_output=True).result({HOSTILE: [HOSTILE]})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {HOSTILE: [HOSTILE]}
+    assert not set("\x1b\x07\x9b\u202e\udce9") & set(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from dgpo_cli.commands.search_options import RerankOption, rerank_config
 from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, choose, choose_index, trained_limits
 from dgpo_cli.console import Console
+from dgpo_cli.errors import InputError
 
 if TYPE_CHECKING:
     from dgpo_cli.core.types import Trajectory
@@ -92,22 +94,30 @@ def _open(
 
 def _piped(console: Console, talk: Chat) -> bool:
     """One line of output per line of input; whether every question found an answer."""
+    from dgpo_cli.core.untrusted import questions_in
     from dgpo_cli.reporting.transcript import outcome
 
-    episodes = []
-    for line in sys.stdin:
-        if not line.strip():
-            continue
-        episode = talk.ask(line.strip())
-        episodes.append(episode)
-        if episode.invalid_actions:
-            console.warn(f"{line.strip()}: {episode.invalid_actions} turns had no action")
-        if episode.answer is None:
-            failed = next((f": {call.error}" for call in episode.searches if call.error), "")
-            console.warn(f"{line.strip()}: {outcome(episode)}{failed}")
-        console.print(" ".join((episode.answer or "").split()))
-    console.result({"answers": [_answer(episode) for episode in episodes]})
-    return all(episode.answer is not None for episode in episodes)
+    episodes, unread = [], []
+    # What has no bytes beneath it is text already, of whoever put it in the place of standard input.
+    stream = getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode())
+    try:
+        for number, question in questions_in(stream):
+            if isinstance(question, InputError):
+                unread.append({"line": number, "problem": question.message})
+                console.warn(question.message)
+                console.print()
+                continue
+            episode = talk.ask(question)
+            episodes.append(episode)
+            if episode.invalid_actions:
+                console.warn(f"{question}: {episode.invalid_actions} turns had no action")
+            if episode.answer is None:
+                failed = next((f": {call.error}" for call in episode.searches if call.error), "")
+                console.warn(f"{question}: {outcome(episode)}{failed}")
+            console.print(" ".join((episode.answer or "").split()))
+    finally:  # whatever ends it early, the answers so far are kept
+        console.result({"answers": [_answer(episode) for episode in episodes], "unread": unread})
+    return not unread and all(episode.answer is not None for episode in episodes)
 
 
 def _answer(episode: Trajectory) -> dict[str, object]:

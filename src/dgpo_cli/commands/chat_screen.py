@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from dgpo_cli.console import Console
@@ -18,12 +17,6 @@ HELP = """/help        this list
 /save FILE   all episodes: .jsonl as records, anything else as Markdown
 /quit        leave (also Ctrl-C or Ctrl-D at the prompt)"""
 STYLES = {"think": "italic dim", "search": "cyan", "answer": "bold green"}
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def visible(text: str) -> str:
-    """Passages and model text are untrusted: control characters would steer the terminal, so they are replaced."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class Screen:
@@ -44,7 +37,7 @@ class Screen:
         elif isinstance(event, events.Correction):
             self._end_turn()
             self._console.print("this turn had no action; the model was told so:", style="yellow")
-            self._console.print(f"  {visible(event.text.strip())}", style="yellow")
+            self._console.print(f"  {event.text.strip()}", style="yellow")
         elif isinstance(event, events.Finished):
             self._end_turn()
             self._finished(event.trajectory)
@@ -57,7 +50,7 @@ class Screen:
     def _write(self, pieces: list[Piece]) -> None:
         for piece in pieces:
             style = "dim" if piece.is_tag else STYLES.get(piece.tag or "")
-            self._console.stream(visible(piece.text), style=style)
+            self._console.stream(piece.text, style=style)
             self._line_open = not piece.text.endswith("\n")
 
     def _end_turn(self) -> None:
@@ -67,10 +60,10 @@ class Screen:
             self._line_open = False
 
     def _searched(self, call: SearchCall) -> None:
-        self._console.print(f"searched: {visible(call.query) or '(nothing)'}  [{call.seconds:.2f} s]", style="cyan")
+        self._console.print(f"searched: {call.query or '(nothing)'}  [{call.seconds:.2f} s]", style="cyan")
         failed = call.error is not None
         for line in transcript.hits(call):
-            self._console.print(f"  {visible(line)}", style="bold red" if failed else "blue")
+            self._console.print(f"  {line}", style="bold red" if failed else "blue")
 
     def _finished(self, trajectory: Trajectory) -> None:
         found = trajectory.answer is not None
@@ -78,7 +71,7 @@ class Screen:
             self._console.print(f"{trajectory.truncated_observations} search results were cut to fit", style="yellow")
         self._console.print()
         self._console.print(
-            f"  {visible(transcript.outcome(trajectory))}  ", style="bold reverse green" if found else "bold red"
+            f"  {transcript.outcome(trajectory)}  ", style="bold reverse green" if found else "bold red"
         )
         self._console.print()
 
@@ -135,4 +128,4 @@ def _trace(console: Console, talk: Chat) -> None:
         raise ConfigError("there is no episode yet", hint="ask a question first")
     for written, text in transcript.parts(talk.episodes[-1], talk.agent.codec.decode):
         console.print("the model wrote:" if written else "the model read:", style="bold")
-        console.print(visible(text), style="green" if written else "dim")
+        console.print(text, style="green" if written else "dim")

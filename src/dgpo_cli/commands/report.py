@@ -24,12 +24,10 @@ def report(
 
     Examples: `dgpo report runs/rl-0001` · `dgpo report runs/eval-0001 runs/eval-0002 -o compare.html`
     """
-    from dgpo_cli.core.folders import sole_writer
     from dgpo_cli.pipelines.report import write_report
 
     console = Console(json_output=json, quiet=quiet)
-    with sole_writer(out):
-        result = write_report(runs, out, questions=questions)
+    result = write_report(runs, out, questions=questions)
     for warning in result["warnings"]:
         console.warn(warning)
     console.print(

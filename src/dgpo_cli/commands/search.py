@@ -39,7 +39,6 @@ def search(
     """
     import time
 
-    from dgpo_cli.commands.chat_screen import visible
     from dgpo_cli.core.protocol import DEFAULT
     from dgpo_cli.retrieval.open import open_index
 
@@ -55,7 +54,7 @@ def search(
     seconds = time.perf_counter() - began
     text, escaped = DEFAULT.render_observation([hit.passage for hit in hits])
     if observation:
-        console.print(visible(text.strip("\n")))
+        console.print(text.strip("\n"))
     else:
         _show(console, hits)
     if escaped:
@@ -76,12 +75,10 @@ def search(
 
 
 def _show(console: Console, hits: Sequence[Hit]) -> None:
-    from dgpo_cli.commands.chat_screen import visible
-
     if not hits:
         console.print("nothing found")
     for hit in hits:
-        console.print(f"{hit.rank}  {visible(hit.passage.title)}", style="bold")
+        console.print(f"{hit.rank}  {hit.passage.title}", style="bold")
         text = " ".join(hit.passage.text.split())
-        console.print(f"   {visible(text if len(text) <= _SHOWN else text[:_SHOWN].rsplit(' ', 1)[0] + ' ...')}")
-        console.print(f"   {hit.score:.4f}  {visible(hit.passage.id)}", style="dim")
+        console.print(f"   {text if len(text) <= _SHOWN else text[:_SHOWN].rsplit(' ', 1)[0] + ' ...'}")
+        console.print(f"   {hit.score:.4f}  {hit.passage.id}", style="dim")

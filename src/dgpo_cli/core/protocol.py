@@ -24,9 +24,13 @@ TAGS = ("think", "search", "information", "answer")
 CLOSING_TAGS = ("</search>", "</answer>")  # a turn ends at the first of either
 TAG_TOKENS = tuple(tag for name in TAGS for tag in (f"<{name}>", f"</{name}>"))
 
-_ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 # Anything that a reader could take for a tag: any case, inner spaces, attributes, or a missing end bracket.
-_LOOK_ALIKE = re.compile(rf"<(?=\s*/?\s*(?:{'|'.join(TAGS)})\b)", re.IGNORECASE)
+# Without backtracking, so that a page of blanks costs no more than another.
+_LOOK_ALIKE = re.compile(rf"<(?=\s*+/?\s*+(?:{'|'.join(TAGS)})\b)", re.IGNORECASE)
+
+
+Action = Literal["search", "answer"]
+_ACTIONS: tuple[Action, ...] = ("search", "answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Turn:
     """What one generated turn means. `kept` is the text up to the first closing tag, that tag included."""
 
     kept: str
-    action: Literal["search", "answer"] | None
+    action: Action | None
     content: str
 
 
@@ -46,10 +50,20 @@ def parse_turn(generated: str) -> Turn:
         if found:
             kept = head + tag
             break
-    match = _ACTION.search(kept)
-    if match is None:
+    # The pair that opens first; no pattern with a lazy middle, which would try every opening tag to the end.
+    pairs = [pair for action in _ACTIONS if (pair := _first_pair(kept, action)) is not None]
+    if not pairs:
         return Turn(kept, None, "")
-    return Turn(kept, "search" if match[1] == "search" else "answer", match[2].strip())
+    _, action, content = min(pairs)
+    return Turn(kept, action, content.strip())
+
+
+def _first_pair(text: str, action: Action) -> tuple[int, Action, str] | None:
+    """Where the first `<action>` that is closed begins, and what stands in it."""
+    begin = text.find(f"<{action}>")
+    start = begin + len(action) + 2
+    end = text.find(f"</{action}>", start)
+    return None if begin < 0 or end < 0 else (begin, action, text[start:end])
 
 
 def escape_tags(text: str) -> tuple[str, int]:

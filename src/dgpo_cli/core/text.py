@@ -9,12 +9,24 @@ from collections import Counter
 from collections.abc import Iterable
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_MARKS = 30  # combining marks on one letter; the limit of Unicode's stream-safe text (UAX 15)
+_LONG_RUN = re.compile(rb"[^\0]{31,}")  # in the text's combining classes
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
 def composed(text: str) -> str:
-    """The text in Unicode's form NFC, where a letter with its accent is one character however it was typed."""
-    return unicodedata.normalize("NFC", text)
+    """The text in Unicode's form NFC, where a letter with its accent is one character however it was typed.
+
+    In linear time: beyond 30 marks on a letter they are no longer sorted among each other.
+    """
+    if text.isascii():
+        return text
+    pieces, start = [], 0
+    for run in _LONG_RUN.finditer(bytes(map(unicodedata.combining, text))):
+        for cut in range(run.start() + _MARKS, run.end(), _MARKS):
+            pieces.append(text[start:cut])
+            start = cut
+    return "".join(unicodedata.normalize("NFC", piece) for piece in (*pieces, text[start:]))
 
 
 def text_key(text: str) -> str:

@@ -25,13 +25,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dgpo_cli.core import folders
 from dgpo_cli.core.hub import quiet_loading
-from dgpo_cli.core.locks import lock_beside
 from dgpo_cli.core.protocol import DEFAULT, Protocol
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import InputError, ModelError
-from dgpo_cli.models import gguf, hub, published_prompt
+from dgpo_cli.models import gguf, hub, published_prompt, storage
 from dgpo_cli.models.aliases import ALIASES, expects_search_r1_prompt
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load_errors import explain
@@ -68,8 +66,7 @@ def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
     if gguf.is_gguf(given):
         return ModelSource(name, str(gguf.folder_of(given)), local=True)
     for folder in (given, runs_root / name):
-        folders.recover_to_read(folder / "best", folder / "lock")
-        folders.recover_to_read(folder, lock_beside(folder))
+        storage.recover(folder / "best")
         if (folder / "best" / "config.json").is_file():
             return ModelSource(name, str(folder / "best"), local=True)
         if (folder / "config.json").is_file():
@@ -220,7 +217,7 @@ def read_protocol(file: Path) -> Protocol:
 
 def save_model(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
     """A folder with safetensors, tokenizer, generation config and protocol; replaced as a whole."""
-    with folders.replacing(directory) as folder:
+    with storage.replacing(directory) as folder:
         write_model(folder, model, tokenizer, protocol)
 
 

@@ -1,0 +1,213 @@
+"""What records from outside must look like: declared once per record as a `Kind`, checked by one function.
+
+    RUN = record({"command": text(), "status": one_of("running", "finished"), "seed": maybe(whole())})
+    check(value, RUN, "runs/rl-0001/run.json", hint="move the folder away")
+
+A kind says where in a value the first fault is and what may stand there. Lists of numbers are checked at the speed of
+C, as they hold the tokens of whole episodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dgpo_cli.errors import DgpoError, InputError
+
+_LARGEST = (1 << 63) - 1
+_SHOWN = 60  # characters of a value in a message
+
+
+class Mismatch(ValueError):
+    """A value is not of its kind; the message is the reason, such as "`sample` is -1, not a whole number from 0"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`fault(value, where)` is "" or what is wrong; `expected` reads like "a text"."""
+
+    expected: str
+    fault: Callable[[Any, str], str]
+
+
+def check(value: Any, kind: Kind, place: str, *, hint: str | None = None, error: type[DgpoError] = InputError) -> Any:
+    """The value, a record of `kind`. Raises `error` that names the place, the field, and what may stand there."""
+    try:
+        return require(value, kind)
+    except Mismatch as problem:
+        raise error(f"{place}: {problem}", hint=hint) from None
+
+
+def require(value: Any, kind: Kind) -> Any:
+    """The value. Raises Mismatch, for callers that know the place better."""
+    if problem := kind.fault(value, ""):
+        raise Mismatch(problem)
+    return value
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it."""
+    if isinstance(value, list | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    try:
+        written = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        written = "a huge number"
+    return written if len(written) <= _SHOWN else written[: _SHOWN - 3] + "..."
+
+
+def _simple(expected: str, holds: Callable[[Any], bool]) -> Kind:
+    return Kind(
+        expected, lambda value, where: "" if holds(value) else f"{_field(where)} is {shown(value)}, not {expected}"
+    )
+
+
+def _field(where: str) -> str:
+    return f"`{where}`" if where else "it"
+
+
+ANYTHING = Kind("anything", lambda _value, _where: "")
+FLAG = _simple("true or false", lambda value: isinstance(value, bool))
+
+
+def text(*, empty: bool = True, longest: int = _LARGEST) -> Kind:
+    size = "" if longest == _LARGEST else f" of at most {longest:,} characters"
+    return _simple(
+        f"{'a' if empty else 'a non-empty'} text{size}",
+        lambda value: isinstance(value, str) and (empty or value.strip() != "") and len(value) <= longest,
+    )
+
+
+def whole(least: int = -_LARGEST, most: int = _LARGEST) -> Kind:
+    return _simple(_range("a whole number", least, most), lambda value: type(value) is int and least <= value <= most)
+
+
+def number(least: float = -math.inf, most: float = math.inf) -> Kind:
+    """A finite one; whole numbers count."""
+    return _simple(_range("a finite number", least, most), lambda value: _is_number(value) and least <= value <= most)
+
+
+def _is_number(value: Any) -> bool:
+    if type(value) is int:
+        return -_LARGEST <= value <= _LARGEST
+    return type(value) is float and math.isfinite(value)
+
+
+def _range(what: str, least: float, most: float) -> str:
+    low = "" if least in (-_LARGEST, -math.inf) else f" from {least}"
+    high = "" if most in (_LARGEST, math.inf) else f" to {most}"
+    return f"{what}{low}{high}"
+
+
+def one_of(*values: str) -> Kind:
+    return _simple(f"one of {', '.join(values)}", lambda value: isinstance(value, str) and value in values)
+
+
+def maybe(kind: Kind) -> Kind:
+    """The kind, or null."""
+    expected = f"{kind.expected} or null"
+
+    def fault(value: Any, where: str) -> str:
+        return "" if value is None else kind.fault(value, where)
+
+    return Kind(expected, fault)
+
+
+def either(*kinds: Kind) -> Kind:
+    expected = " or ".join(kind.expected for kind in kinds)
+    return _simple(expected, lambda value: any(not kind.fault(value, "") for kind in kinds))
+
+
+def list_of(kind: Kind, *, least: int = 0) -> Kind:
+    expected = f"a list{f' of at least {least}' if least else ''} ({kind.expected})"
+
+    def fault(value: Any, where: str) -> str:
+        if not isinstance(value, list) or len(value) < least:
+            return f"{_field(where)} is {shown(value)}, not {expected}"
+        return next((found for place, item in enumerate(value) if (found := kind.fault(item, f"{where}[{place}]"))), "")
+
+    return Kind(expected, fault)
+
+
+def whole_numbers(least: int, most: int = _LARGEST) -> Kind:
+    expected = f"a list of {_range('whole numbers', least, most)}"
+
+    def holds(value: Any) -> bool:
+        if not isinstance(value, list) or not set(map(type, value)) <= {int}:
+            return False
+        return not value or (least <= min(value) and max(value) <= most)
+
+    return _list(expected, holds, whole(least, most))
+
+
+def numbers(least: float = -math.inf, most: float = math.inf) -> Kind:
+    """Finite ones."""
+    expected = f"a list of {_range('finite numbers', least, most)}"
+
+    def holds(value: Any) -> bool:
+        if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
+            return False
+        # A sum would overflow; NaN compares with nothing, so it is looked for by itself.
+        return not value or (all(map(_is_number, value)) and least <= min(value) and max(value) <= most)
+
+    return _list(expected, holds, number(least, most))
+
+
+def _list(expected: str, holds: Callable[[Any], bool], item: Kind) -> Kind:
+    """A list checked as a whole; only where it fails item by item, for the message."""
+
+    def fault(value: Any, where: str) -> str:
+        if holds(value):
+            return ""
+        return list_of(item).fault(value, where) or f"{_field(where)} is {shown(value)}, not {expected}"
+
+    return Kind(expected, fault)
+
+
+def map_of(kind: Kind) -> Kind:
+    """An object whose every value is of one kind."""
+    expected = f"an object ({kind.expected} by name)"
+
+    def fault(value: Any, where: str) -> str:
+        if not isinstance(value, dict):
+            return f"{_field(where)} is {shown(value)}, not {expected}"
+        return next((found for name, item in value.items() if (found := kind.fault(item, _inside(where, name)))), "")
+
+    return Kind(expected, fault)
+
+
+def record(
+    fields: Mapping[str, Kind],
+    optional: Mapping[str, Kind] | None = None,
+    *,
+    other: Kind | None = ANYTHING,
+    also: Callable[[dict[str, Any]], str] | None = None,
+) -> Kind:
+    """An object with `fields`, perhaps `optional` ones, and others of kind `other` (None: no others).
+
+    `also` looks at fields together, once each is of its kind, and returns "" or what is wrong.
+    """
+    every = dict(fields) | dict(optional or {})
+
+    def fault(value: Any, where: str) -> str:
+        if not isinstance(value, dict):
+            return f"{_field(where)} is {shown(value)}, not an object"
+        for name in fields:
+            if name not in value:
+                return f"{_field(_inside(where, name))} is missing"
+        for name, item in value.items():
+            kind = every.get(name, other)
+            if kind is None:
+                return f"{_field(_inside(where, name))} is not known"
+            if kind is not ANYTHING and (found := kind.fault(item, _inside(where, name))):
+                return found
+        return also(value) if also is not None else ""
+
+    return Kind("an object", fault)
+
+
+def _inside(where: str, name: object) -> str:
+    short = str(name)[:_SHOWN]
+    return f"{where}.{short}" if where else short
