@@ -16,7 +16,7 @@ from dgpo_cli.engine.burst import Burst
 from dgpo_cli.engine.decode import Decoder
 from dgpo_cli.engine.draw import NextTokens
 from dgpo_cli.engine.inprocess import Blend, InProcessEngine
-from dgpo_cli.engine.rows import bucket
+from dgpo_cli.engine.sizes import bucket
 from dgpo_cli.engine.weights import Weights
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.rollout import loop
@@ -187,6 +187,7 @@ def test_a_token_of_a_burst_needs_nothing_of_the_host(greedy, blended, dtype):
     with torch.no_grad(), Devices() as devices:
         for decoder in decoders:
             decoder.weights.refresh()
+            decoder.cache.make_room(4, 64)
         burst._next(4, 32, greedy)
     assert len(devices.seen) > 100 and all(seen == {"meta"} for seen in devices.seen)
 

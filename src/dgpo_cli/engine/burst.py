@@ -17,7 +17,7 @@ import torch
 
 from dgpo_cli.engine.decode import Pass
 from dgpo_cli.engine.draw import NextTokens
-from dgpo_cli.engine.rows import bucket
+from dgpo_cli.engine.sizes import bucket
 
 _TOKENS = 8  # of a burst; a row idles for half of them at the end of its turn
 
@@ -65,7 +65,7 @@ class Burst:
             held[:window].copy_(torch.from_numpy(given))
         self._number.zero_()
         if self._graphs is not None:
-            self._graphs.keep_if(tuple(decoder.weights.places() for decoder in self._source.decoders))
+            self._graphs.keep_if(tuple((d.weights.places(), d.cache.addresses()) for d in self._source.decoders))
         token = self._next if self._graphs is None else self._graphs
         greedy = not temperature.any()
         for _ in range(count):
@@ -80,7 +80,8 @@ class Burst:
         self._written[:window].index_copy_(1, self._number, tokens[:, None])
         self._logprobs[:window].index_copy_(1, self._number, logprobs[:, None])
         ids.copy_(tokens)
-        lengths.add_(1).clamp_(max=self._capacity - 1)
+        # Rows that wait are written behind their length, the last place at most.
+        lengths.add_(1).clamp_(max=min(self._capacity, self._source.decoders[0].cache.capacity) - 1)
         self._number.add_(1)
 
 

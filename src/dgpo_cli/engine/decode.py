@@ -20,11 +20,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from dgpo_cli.engine.cache import SlotCache
+from dgpo_cli.engine.sizes import aligned, pass_tokens
 from dgpo_cli.engine.weights import Weights
 from dgpo_cli.errors import ModelError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # the same layer; they differ in biases and norms
-_ALIGNED = 8  # keys; what attention kernels on GPUs want of a mask's last dimension
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def _groups(counts: np.ndarray, offset: int) -> list[slice]:
 
 
 def _keys(longest: int) -> np.ndarray:
-    return np.arange(-(-longest // _ALIGNED) * _ALIGNED)
+    return np.arange(aligned(longest))
 
 
 def _single(rows: np.ndarray, places: np.ndarray, device: torch.device) -> Single:
@@ -162,9 +162,15 @@ class Decoder:
         device = self.weights.device
         self._heads, self._shared = config.num_attention_heads, config.num_key_value_heads
         self._width = getattr(config, "head_dim", None) or config.hidden_size // self._heads
-        rounded = -(-capacity // _ALIGNED) * _ALIGNED
+        self.pass_tokens = pass_tokens(
+            config.hidden_size,
+            config.intermediate_size,
+            self.weights.dtype.itemsize,
+            accelerated=device.type != "cpu",
+        )
+        layers = config.num_hidden_layers
         self.cache = SlotCache(
-            config.num_hidden_layers, slots, self._shared, rounded, self._width, device=device, dtype=self.weights.dtype
+            layers, slots, self._shared, aligned(capacity), self._width, device=device, dtype=self.weights.dtype
         )
         with torch.no_grad():
             turns = rotary(torch.zeros(1, device=device), torch.arange(capacity, device=device)[None])
@@ -236,8 +242,8 @@ class Decoder:
         length = rows.hidden_keys.shape[-1]
         read = _attention(
             queries.reshape(rows.window, self._shared, -1, self._width),
-            self.cache.keys[layer, : rows.window, :, :length].to(queries.dtype),
-            self.cache.values[layer, : rows.window, :, :length].to(queries.dtype),
+            self.cache.keys[layer][: rows.window, :, :length].to(queries.dtype),
+            self.cache.values[layer][: rows.window, :, :length].to(queries.dtype),
             rows.hidden_keys,
         ).reshape(rows.window, self._heads, self._width)
         return read if rows.rows is None else read[rows.rows]
@@ -249,8 +255,8 @@ class Decoder:
         length = group.hidden_keys.shape[-1]
         read = functional.scaled_dot_product_attention(
             padded.transpose(1, 2),
-            self.cache.keys[layer, group.rows, :, :length].to(queries.dtype),
-            self.cache.values[layer, group.rows, :, :length].to(queries.dtype),
+            self.cache.keys[layer][group.rows, :, :length].to(queries.dtype),
+            self.cache.values[layer][group.rows, :, :length].to(queries.dtype),
             attn_mask=group.hidden_keys.to(queries.dtype),
             enable_gqa=self._heads != self._shared,
         )

@@ -60,6 +60,7 @@ class InProcessEngine:
         if burst is None:
             burst = burst_of(self._device)
         self._burst = Burst(self._source, slots, self._capacity, burst) if burst > 1 else None
+        self._pass_tokens = min(decoder.pass_tokens for decoder in self._decoders)
         self._rows = Rows(slots)
         self._stops: dict[tuple[str, ...], Stops] = {}
         self._next_id = 0
@@ -97,7 +98,9 @@ class InProcessEngine:
         self._start_turn(state)
 
     def close(self, slot: SlotId) -> None:
-        self._rows.remove(slot)
+        row = self._rows.remove(slot).row
+        for decoder in self._decoders:
+            decoder.cache.release(row)
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -106,6 +109,9 @@ class InProcessEngine:
             return []
         for decoder in self._decoders:
             decoder.weights.refresh()
+        rows, longest = self._rows.most()
+        for decoder in self._decoders:
+            decoder.cache.make_room(rows, min(self._capacity, longest + (self._burst.tokens if self._burst else 0)))
         self._move(moves(running))
         self._share_prompts([slot for slot in running if not slot.length])
         if self._burst is not None:
@@ -114,7 +120,7 @@ class InProcessEngine:
                 return self._write_burst(self._burst, running)
             running = reading
         events = []
-        for together in passes(running):
+        for together in passes(running, self._pass_tokens):
             tokens, logprobs = self._draw(together)
             events += [self._write(s, (t,), (p,)) for s, t, p in zip(together, tokens, logprobs, strict=True)]
         return events
@@ -134,9 +140,11 @@ class InProcessEngine:
         if not wanted:
             return
         sources, targets, length = [], [], 0
+        left: dict[int, int] = {}  # tokens that are to stay in each row
         for slot, row in wanted:
             old = slot.row
             other = self._rows.swap(slot, row)
+            left |= {row: slot.length, old: 0 if other is None else other.length}
             sources.append(old)
             targets.append(row)
             length = max(length, slot.length)
@@ -146,6 +154,8 @@ class InProcessEngine:
                 length = max(length, other.length)
         for decoder in self._decoders:
             decoder.cache.copy(sources, targets, length)
+            for row, kept in left.items():
+                decoder.cache.release(row, kept)
 
     def _share_prompts(self, fresh: Sequence[Slot]) -> None:
         """Give new slots the keys and values of a beginning that another slot has read, or that all of them share."""

@@ -8,14 +8,7 @@ import numpy as np
 
 from dgpo_cli.engine.base import SlotId
 from dgpo_cli.engine.schedule import Slot
-
-_STEPS = 4  # sizes of windows per doubling; on a GPU each is captured once
-
-
-def bucket(size: int, limit: int) -> int:
-    """The smallest size from `size` on that is worth a graph: a multiple of 8, and at most a quarter too large."""
-    unit = max(8, (1 << (size - 1).bit_length()) // (2 * _STEPS))
-    return min(-(-size // unit) * unit, limit)
+from dgpo_cli.engine.sizes import bucket
 
 
 class Rows:
@@ -62,6 +55,10 @@ class Rows:
     def window(self, slots: Sequence[Slot]) -> int:
         """W, how many rows from the first on a pass goes over that writes in those of `slots`."""
         return bucket(max(slot.row for slot in slots) + 1, len(self._rows))
+
+    def most(self) -> tuple[int, int]:
+        """How many rows from the first on hold open slots, rounded as a window is, and the tokens of the longest."""
+        return self.window(list(self)), max(slot.length + len(slot.pending) for slot in self)
 
     def lengths(self, window: int) -> np.ndarray:
         """Tokens [W] that the slot in each row has in the cache, whether it writes or waits; 0 for a free row.

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from dgpo_cli.engine.base import Sampling, SlotId
 from dgpo_cli.engine.stops import StopMatcher
 
-PASS_TOKENS = 16_384  # new tokens of one forward pass; bounds its activations
 SHARED_TOKENS = 16  # a shorter common beginning is not worth a copy
 _DENSE = 0.75  # of the rows that attention looks at are at work, or rows are moved together
 
@@ -31,12 +30,12 @@ class Slot:
     running: bool = True
 
 
-def passes(running: Sequence[Slot]) -> Iterator[list[Slot]]:
-    """Slots by forward pass, at most PASS_TOKENS new tokens in each: those with one come first, then by length."""
+def passes(running: Sequence[Slot], limit: int) -> Iterator[list[Slot]]:
+    """Slots by forward pass, at most `limit` new tokens in each: those with one come first, then by length."""
     chosen: list[Slot] = []
     tokens = 0
     for slot in sorted(running, key=lambda s: (len(s.pending), s.row)):
-        if chosen and tokens + len(slot.pending) > PASS_TOKENS:
+        if chosen and tokens + len(slot.pending) > limit:
             yield chosen
             chosen, tokens = [], 0
         chosen.append(slot)

@@ -1,0 +1,66 @@
+"""What a rollout engine takes of memory, from sizes alone: the rules that the engine follows and that a plan counts by.
+
+Imports no torch. Symbols: S heads of keys, D of one head; `kv_width` is S * D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+ALIGNED = 8  # tokens; what attention kernels on GPUs want of a mask's last dimension
+PASS_TOKENS = 16_384  # new tokens of one forward pass at most
+_PASS_BYTES_CPU = 1 << 26  # of a layer's activations in one pass, where tokens beyond a few hundred gain nothing
+_LEAST_PASS = 1_024  # tokens
+_STEPS = 4  # sizes of windows per doubling; on a GPU each is captured once
+_LEAST_LENGTH = 512  # tokens
+
+
+def bucket(size: int, limit: int) -> int:
+    """The smallest size from `size` on that is worth a graph: a multiple of 8, and at most a quarter too large."""
+    unit = max(8, (1 << (size - 1).bit_length()) // (2 * _STEPS))
+    return min(-(-size // unit) * unit, limit)
+
+
+def aligned(tokens: int) -> int:
+    return -(-tokens // ALIGNED) * ALIGNED
+
+
+def pass_tokens(hidden: int, intermediate: int, itemsize: int, *, accelerated: bool) -> int:
+    """New tokens that go through a model together."""
+    if accelerated:
+        return PASS_TOKENS
+    per_token = 3 * (hidden + intermediate) * itemsize
+    return max(_LEAST_PASS, min(PASS_TOKENS, _PASS_BYTES_CPU // per_token))
+
+
+def grown(rows: int, tokens: int, *, slots: int, capacity: int) -> tuple[int, int]:
+    """Rows and tokens of each that a cache on an accelerator is made for when it holds `rows` of up to `tokens`.
+
+    Lengths double, since what was captured of the cache is void wherever it is made anew.
+    """
+    return bucket(rows, slots), min(max(_LEAST_LENGTH, 1 << (tokens - 1).bit_length()), aligned(capacity))
+
+
+def cache_bytes(
+    lengths: Iterable[int],
+    *,
+    layers: int,
+    kv_width: int,
+    itemsize: int,
+    slots: int,
+    capacity: int,
+    accelerated: bool,
+) -> int:
+    """Keys and values of open episodes that hold so many tokens each.
+
+    On a CPU they take what they hold, to within a page per layer and head, and give it back where they end. On an
+    accelerator a cache stays as large as it has been: `grown` for the most and the longest episodes so far.
+    """
+    held = list(lengths)
+    if not held:
+        return 0
+    tokens = sum(held)
+    if accelerated:
+        rows, length = grown(len(held), max(held), slots=slots, capacity=capacity)
+        tokens = rows * length
+    return 2 * layers * kv_width * itemsize * tokens
