@@ -67,7 +67,8 @@ def measure(name: str) -> dict[str, float]:
     from dgpo_cli.models.critic import Critic
     from dgpo_cli.objectives import registry
     from dgpo_cli.train import credit, step
-    from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
+    from dgpo_cli.train.learner import Learner, Optimizer, enable_gradient_checkpointing
+    from dgpo_cli.train.optimizer_settings import OptimizerSettings
 
     torch.set_num_threads(1)
     case = CASES[name]

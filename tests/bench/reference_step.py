@@ -41,7 +41,8 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.load import LoadedModel, ModelSource, load_model, save_model
+    from dgpo_cli.models.load import LoadedModel, load_model, save_model
+    from dgpo_cli.models.sources import ModelSource
     from dgpo_cli.pipelines import rl, training
     from dgpo_cli.train import signals
     from dgpo_cli.train.devices import inference_dtype

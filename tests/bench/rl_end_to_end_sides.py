@@ -90,7 +90,8 @@ def dgpo(folder: Path, size: str, episodes: int, steps: int, behavior: str) -> l
     from dgpo_cli.pipelines.agents import Agent, team
     from dgpo_cli.rewards import registry as rewards
     from dgpo_cli.train import loop
-    from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings
+    from dgpo_cli.train.learner import Learner, Optimizer
+    from dgpo_cli.train.optimizer_settings import OptimizerSettings
     from dgpo_cli.train.source import Rollouts
     from dgpo_cli.train.world import ALONE
 

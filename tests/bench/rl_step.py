@@ -63,7 +63,8 @@ def dgpo(case: str, device: str):
 
     from dgpo_cli.objectives import registry
     from dgpo_cli.train.batch import Sample
-    from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings
+    from dgpo_cli.train.learner import Learner, Optimizer
+    from dgpo_cli.train.optimizer_settings import OptimizerSettings
     from dgpo_cli.train.signals import logprobs
     from dgpo_cli.train.step import optimizer_step
 

@@ -27,7 +27,8 @@ from tests.offline import ROLLOUT, Offline
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.run_dir import RunDir, read_metrics
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import load_tokenizer, resolve
+from dgpo_cli.models.load import load_tokenizer
+from dgpo_cli.models.sources import resolve
 from dgpo_cli.pipelines.agents import rollout_settings
 from dgpo_cli.pipelines.demonstrations import write_demonstrations
 from dgpo_cli.pipelines.kd import run_kd

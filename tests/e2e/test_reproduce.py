@@ -14,7 +14,8 @@ from dgpo_cli.core.config import apply_options, load_toml
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives import registry
 from dgpo_cli.pipelines import reproduce
-from dgpo_cli.pipelines.reproduce import Ladder, choose, recipe, row_specs, table
+from dgpo_cli.pipelines.reproduce import Ladder, table
+from dgpo_cli.pipelines.reproduce_rows import choose, recipe, row_specs
 from dgpo_cli.pipelines.settings import KDSettings, RLSettings
 
 ROWS = ["kd", "dgpo", "opd", "kd-kd"]

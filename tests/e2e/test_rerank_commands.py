@@ -16,7 +16,8 @@ from tests.tiny_encoder import make_cross_encoder, words_of
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import load_tokenizer, resolve
+from dgpo_cli.models.load import load_tokenizer
+from dgpo_cli.models.sources import resolve
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import OpenIndex, open_index
 from dgpo_cli.retrieval.rerank import RerankConfig

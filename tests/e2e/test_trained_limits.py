@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from dgpo_cli.core.protocol import TINYWORLD
-from dgpo_cli.models.load import load_model, read_protocol, save_model
+from dgpo_cli.models.load import load_model, save_model
+from dgpo_cli.models.sources import read_protocol
 from dgpo_cli.pipelines.distill_data import read_trajectories
 
 SMALL = ("-orollout.max_new_tokens=16", "-orollout.max_prompt_tokens=64", "-orollout.wave=8")
@@ -51,7 +52,7 @@ def test_a_raw_student_takes_its_teachers_record_and_two_raw_models_the_papers(d
 
 def test_search_results_leave_room_in_a_small_context(dgpo, commands, offline):
     """As `dgpo eval` does, so that a model is trained on what it will be measured on."""
-    from dgpo_cli.models.load import context_of
+    from dgpo_cli.models.sources import context_of
 
     context = context_of(str(offline.student))
     ended = dgpo(*commands["rl"], "--dry-run", "--json")

@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models import gguf, gguf_tokenizer
 from dgpo_cli.models.gguf_header import read_header
-from dgpo_cli.models.load import load_model, load_tokenizer, origin, resolve
+from dgpo_cli.models.load import load_model, load_tokenizer
+from dgpo_cli.models.sources import origin, resolve
 from tiny import bpe_tokenizer
 
 CPU = torch.device("cpu")

@@ -14,15 +14,9 @@ from dgpo_cli.core import hub as core_hub
 from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models import hub, storage
-from dgpo_cli.models.load import (
-    load_config,
-    load_model,
-    load_protocol,
-    load_tokenizer,
-    require_same_tokenizer,
-    resolve,
-    save_model,
-)
+from dgpo_cli.models.load import load_config, load_model, load_tokenizer, save_model
+from dgpo_cli.models.sources import load_protocol, resolve
+from dgpo_cli.models.tokenizer_file import require_same_tokenizer
 from tiny import bpe_tokenizer, qwen
 
 CPU = torch.device("cpu")

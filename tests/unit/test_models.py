@@ -11,10 +11,11 @@ from dgpo_cli.models import published_prompt
 from dgpo_cli.models.aliases import ALIASES, expects_search_r1_prompt
 from dgpo_cli.models.critic import Critic
 from dgpo_cli.models.eight_bit import count_eight_bit
-from dgpo_cli.models.load import load_model, load_protocol, resolve, save_model
+from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.models.packed import Packed
 from dgpo_cli.models.random_init import configuration, random_model
 from dgpo_cli.models.shapes import SHAPES, Shape
+from dgpo_cli.models.sources import load_protocol, resolve
 from tiny import bpe_tokenizer, qwen
 
 CPU = torch.device("cpu")

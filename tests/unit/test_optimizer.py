@@ -8,7 +8,8 @@ import torch
 from tests.tiny import qwen
 
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.train.learner import Optimizer, OptimizerSettings
+from dgpo_cli.train.learner import Optimizer
+from dgpo_cli.train.optimizer_settings import OptimizerSettings
 
 
 def wide_model():

@@ -19,7 +19,8 @@ from dgpo_cli.objectives import registry
 from dgpo_cli.train import checkpoint
 from dgpo_cli.train.batch import Sample
 from dgpo_cli.train.credit import samples_of, student_samples, teacher_samples
-from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
+from dgpo_cli.train.learner import Learner, Optimizer, enable_gradient_checkpointing
+from dgpo_cli.train.optimizer_settings import OptimizerSettings
 from dgpo_cli.train.source import Sequences
 from dgpo_cli.train.step import optimizer_step
 

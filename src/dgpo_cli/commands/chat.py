@@ -46,7 +46,7 @@ def chat(
 
     Examples: `dgpo chat` · `echo "Where was the director of Vertigo born?" | dgpo chat --model dgpo-qwen-0.5b`
     """
-    from dgpo_cli.models.load import search_limits
+    from dgpo_cli.models.sources import search_limits
 
     console = Console(json_output=json, quiet=quiet)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")

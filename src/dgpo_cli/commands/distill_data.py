@@ -79,7 +79,7 @@ def distill_data(
     """
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.core.workspace import Workspace
-    from dgpo_cli.models.load import search_limits
+    from dgpo_cli.models.sources import search_limits
     from dgpo_cli.pipelines.distill_data import run_distill_data
     from dgpo_cli.pipelines.settings import DistillDataSettings
     from dgpo_cli.qa_sets import training_set

@@ -77,7 +77,7 @@ def evaluate(
     `dgpo eval --samples 8 --temperature 1` · `dgpo eval --compare eval-0001 eval-0002` ·
     `dgpo eval --bench-dir questions --index hotpotqa=indexes/hotpot,musique=indexes/musique --bench hotpotqa,musique`
     """
-    from dgpo_cli.models.load import search_limits
+    from dgpo_cli.models.sources import search_limits
     from dgpo_cli.pipelines.benchmarks import EvalSettings, open_benchmarks, parse_benchmarks, parse_indexes
 
     console = Console(json_output=json, quiet=quiet)

@@ -46,7 +46,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def show_plan(console: Console, settings: EvalSettings, benchmarks: Sequence[Benchmark]) -> None:
     """--dry-run: the settings and what would be asked."""
-    from dgpo_cli.models.load import resolve
+    from dgpo_cli.models.sources import resolve
     from dgpo_cli.pipelines.arcap import gold_contexts
 
     source = resolve(settings.model)

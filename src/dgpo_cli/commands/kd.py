@@ -82,7 +82,7 @@ def kd(
 
     Example: `dgpo kd --student qwen-0.5b --teacher qwen-3b --epochs 5`
     """
-    from dgpo_cli.pipelines.kd import check, run_kd
+    from dgpo_cli.pipelines.checks import check_kd
     from dgpo_cli.pipelines.settings import KDSettings
     from dgpo_cli.pipelines.tracking import parse_trackers
 
@@ -116,10 +116,12 @@ def kd(
     }
     settings: KDSettings = settings_from(KDSettings, "kd", config=config, options=set_, values=values)
     settings = _with_index(console, settings, before)
-    check(settings)
+    check_kd(settings)
     if dry_run:
         console.result(show_settings(console, settings))
         return
+    from dgpo_cli.pipelines.kd import run_kd
+
     with (
         training_run(console, "kd", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run,
         console.progress(f"kd ({settings.method})", "step") as progress,
@@ -132,10 +134,10 @@ def _with_index(console: Console, settings: KDSettings, before: dict[str, Any]) 
     """Where the student searches: the index given, else, for a method that needs one, the remembered; and how."""
     from dataclasses import replace
 
+    from dgpo_cli.pipelines.checks import kd_objective, searches
     from dgpo_cli.pipelines.distill_data import recorded_limits
-    from dgpo_cli.pipelines.kd import make_objective, searches
 
-    if settings.index is None and searches(make_objective(settings)):
+    if settings.index is None and searches(kd_objective(settings)):
         settings = replace(settings, index=choose_index(console, None))
     if settings.index is None:
         return settings

@@ -17,7 +17,7 @@ def tell_origin(console: Console, key: str, name: str) -> None:
     from dgpo_cli.models.gguf import is_gguf
 
     if is_gguf(Path(name).expanduser()) or (name in ALIASES and ALIASES[name].package is not None):
-        from dgpo_cli.models.load import origin
+        from dgpo_cli.models.sources import origin
 
         described = origin(name)
         if described is not None:

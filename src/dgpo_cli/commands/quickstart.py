@@ -40,13 +40,15 @@ def quickstart(
     import shutil
 
     from dgpo_cli.core.config import to_toml
-    from dgpo_cli.pipelines.quickstart import Quickstart, recipe
+    from dgpo_cli.core.recipes import shipped
 
     console = Console(json_output=json, quiet=quiet)
     if dry_run:
-        console.print(to_toml(recipe()))
-        console.result(recipe())
+        console.print(to_toml(shipped("quickstart")))
+        console.result(shipped("quickstart"))
         return
+    from dgpo_cli.pipelines.quickstart import Quickstart
+
     if fresh and out.exists():
         for part in ("world", "index", "models", "runs", "demonstrations.jsonl", "reading.jsonl"):
             target = out / part

@@ -91,8 +91,8 @@ def rl(
 
     Example: `dgpo rl --teacher qwen-3b --teacher-8bit`
     """
-    from dgpo_cli.models.load import search_limits
-    from dgpo_cli.pipelines.rl import agents, check, run_rl
+    from dgpo_cli.models.sources import search_limits
+    from dgpo_cli.pipelines.checks import agents, check_rl
     from dgpo_cli.pipelines.settings import RLSettings
     from dgpo_cli.pipelines.tracking import parse_trackers
 
@@ -123,10 +123,12 @@ def rl(
     }
     settings: RLSettings = settings_from(RLSettings, "rl", config=config, options=set_, values=values)
     settings = as_trained(console, settings, before, search_limits(*agents(settings)), settings.student)
-    check(settings)
+    check_rl(settings)
     if dry_run:
         console.result(show_settings(console, settings))
         return
+    from dgpo_cli.pipelines.rl import run_rl
+
     with (
         training_run(console, "rl", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run,
         console.progress(f"rl ({settings.method})", "step") as progress,

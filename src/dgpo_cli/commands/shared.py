@@ -111,7 +111,7 @@ def as_trained(
 
     In a small context search results take a quarter of it at most, as in `dgpo eval`: room for two searches.
     """
-    from dgpo_cli.models.load import context_of
+    from dgpo_cli.models.sources import context_of
 
     given = before.get("rollout", {})
     changes = trained_limits(console, given, limits)

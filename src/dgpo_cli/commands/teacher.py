@@ -67,7 +67,7 @@ def _served(
 ) -> dict[str, Any]:
     from dgpo_cli.core.config import apply_options
     from dgpo_cli.engine.model_server import ServerAccess, base_url, choose_model
-    from dgpo_cli.models.load import resolve
+    from dgpo_cli.models.sources import resolve
 
     url = base_url(url)
     access = apply_options(ServerAccess, before.get("server", {}))

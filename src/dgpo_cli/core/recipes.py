@@ -34,6 +34,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem not in _OTHER)
 
 
+def shipped(name: str) -> dict[str, Any]:
+    """Settings of a command that has a recipe of its own: quickstart, reproduce-tiny."""
+    return load_toml(FOLDER / f"{name}.toml")
+
+
 def load(name: str) -> Recipe:
     """A recipe file, else a shipped recipe. Raises ConfigError that lists the nearest names."""
     path = _path(name)

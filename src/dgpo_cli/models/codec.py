@@ -14,12 +14,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from dgpo_cli.core.protocol import Protocol, escape_tags, render_results
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _REMEMBERED = 4096  # texts and their tokens
 _SENTINEL = "DGPO-PROMPT-GOES-HERE"

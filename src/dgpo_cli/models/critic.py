@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dgpo_cli.models.packed import Packed
 from dgpo_cli.models.vocab import hidden_states
-
-CriticKind = Literal["own", "shared"]
 
 
 class Critic(nn.Module):

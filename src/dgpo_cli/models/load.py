@@ -6,7 +6,6 @@ is an error here, where transformers would draw it at random.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,24 +25,13 @@ from transformers import (
 )
 
 from dgpo_cli.core.hub import quiet_loading
-from dgpo_cli.core.protocol import DEFAULT, Protocol
+from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.errors import InputError, ModelError
-from dgpo_cli.models import gguf, hub, published_prompt, storage
-from dgpo_cli.models.aliases import ALIASES, expects_search_r1_prompt
+from dgpo_cli.errors import ModelError
+from dgpo_cli.models import hub, storage
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load_errors import explain
-
-PROTOCOL_FILE = "protocol.json"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """Where a name leads: `location` is a folder or a hub id."""
-
-    name: str
-    location: str
-    local: bool
+from dgpo_cli.models.sources import PROTOCOL_FILE, ModelSource, load_protocol, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,54 +41,6 @@ class LoadedModel:
     protocol: Protocol
     source: ModelSource
     trained_with_protocol: bool  # False: a raw model, to which any agent text is as good
-
-
-def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
-    """Alias, folder, GGUF file, run (its best weights) or hub id. Raises ModelError that names the nearest names.
-
-    A GGUF file is read here, the first time, and leads to the folder that was made of it.
-    """
-    if name in ALIASES:
-        return _of_alias(name)
-    given = Path(name).expanduser()
-    if gguf.is_gguf(given):
-        return ModelSource(name, str(gguf.folder_of(given)), local=True)
-    for folder in (given, runs_root / name):
-        storage.recover(folder / "best")
-        if (folder / "best" / "config.json").is_file():
-            return ModelSource(name, str(folder / "best"), local=True)
-        if (folder / "config.json").is_file():
-            return ModelSource(name, str(folder), local=True)
-        if (folder / "run.json").is_file():
-            raise ModelError(
-                f"the run {folder} has no weights", hint="let it get to its first evaluation; see `dgpo runs`"
-            )
-    if given.exists() or name.startswith((".", "/", "~")):
-        state = "is not a model folder (no config.json)" if given.exists() else "does not exist"
-        raise ModelError(f"{name} {state}", hint="give a folder that holds a model, or a run: `dgpo runs` lists them")
-    if name.count("/") == 1 and all(name.split("/")):
-        return ModelSource(name, name, local=False)
-    near = difflib.get_close_matches(name, [*ALIASES, *(p.name for p in runs_root.glob("*"))], n=3)
-    suggestion = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ModelError(
-        f"unknown model {name!r}", hint=f"{suggestion}`dgpo models` lists names; folders and hub ids work too"
-    )
-
-
-def _of_alias(name: str) -> ModelSource:
-    """The hub's model; where the hub cannot be had, the file of the installed package that carries it."""
-    alias = ALIASES[name]
-    file = None if alias.package is None or hub.is_readable(alias.repo) else gguf.packaged(alias.package)
-    if file is not None:
-        return ModelSource(name, str(gguf.folder_of(file)), local=True)
-    return ModelSource(name, alias.repo, local=False)
-
-
-def origin(name: str) -> str | None:
-    """What a model read from a GGUF file is, as one phrase; None for any other."""
-    source = resolve(name)
-    record = gguf.record_of(Path(source.location)) if source.local else None
-    return None if record is None else gguf.described(record)
 
 
 def load_tokenizer(name: str | ModelSource) -> PreTrainedTokenizerBase:
@@ -168,53 +108,6 @@ def _require_complete(source: ModelSource, report: dict[str, Any]) -> None:
         )
 
 
-def load_protocol(source: ModelSource) -> tuple[Protocol, bool]:
-    """The agent text recorded with a model, and whether the model was trained with it."""
-    file = _protocol_file(source)
-    if file is not None:
-        return read_protocol(file), True
-    if not source.local and expects_search_r1_prompt(source.location):
-        return published_prompt.search_r1_protocol(), True
-    return DEFAULT, False
-
-
-def _protocol_file(source: ModelSource) -> Path | None:
-    if source.local:
-        beside = Path(source.location) / PROTOCOL_FILE
-        return beside if beside.is_file() else None
-    fetched = hub.fetch(source.location, PROTOCOL_FILE)
-    return None if fetched is None else Path(fetched)
-
-
-def search_limits(*names: str) -> tuple[dict[str, int], str]:
-    """`top_k` and `max_turns` of the first model that records them, and a phrase that says whose they are.
-
-    The paper's where none does. A model of the hub that cannot be read now says nothing here; loading it will.
-    """
-    for name in names:
-        source = resolve(name)
-        file = _protocol_file(source) if source.local or hub.is_readable(source.location) else None
-        if file is not None:
-            protocol = read_protocol(file)
-            return {"top_k": protocol.top_k, "max_turns": protocol.max_turns}, f"as {name} was trained"
-    return {"top_k": DEFAULT.top_k, "max_turns": DEFAULT.max_turns}, "the paper's"
-
-
-def context_of(name: str) -> int | None:
-    """Positions that a model can read at once; None if its configuration does not say or cannot be read now."""
-    source = resolve(name)
-    if not (source.local or hub.is_readable(source.location)):
-        return None
-    return getattr(load_config(source), "max_position_embeddings", None)
-
-
-def read_protocol(file: Path) -> Protocol:
-    try:
-        return Protocol.from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, OSError, TypeError, AttributeError, InputError) as error:
-        raise ModelError(f"{file} is damaged: {error}", hint="export the model again with `dgpo export`") from error
-
-
 def save_model(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
     """A folder with safetensors, tokenizer, generation config and protocol; replaced as a whole."""
     with storage.replacing(directory) as folder:
@@ -233,30 +126,6 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToken
             eos_token_id=sorted(codec.eos_ids), pad_token_id=codec.pad_id, do_sample=False
         ).save_pretrained(folder)
     write_atomic(folder / PROTOCOL_FILE, json.dumps(protocol.to_json(), indent=1, ensure_ascii=False) + "\n")
-
-
-def require_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """A teacher scores the student's token ids, so both must read the same ids alike. Raises ModelError otherwise."""
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    hint = "choose both from one model family, e.g. qwen-0.5b and qwen-3b"
-    differing = sorted(
-        (token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)),
-        key=lambda token: (ours.get(token, theirs.get(token)), token),
-    )
-    if differing:
-        first = differing[0]
-        raise ModelError(
-            f"student and teacher have different tokenizers ({len(differing)} tokens differ, first {first!r}: "
-            f"id {ours.get(first)} and {theirs.get(first)})",
-            hint=hint,
-        )
-    special, other = ({i: t.special for i, t in x.added_tokens_decoder.items()} for x in (student, teacher))
-    for index in sorted(special.keys() | other.keys()):
-        if special.get(index, False) != other.get(index, False):
-            token = student.convert_ids_to_tokens(index)
-            raise ModelError(
-                f"token {token!r} is special to one of student and teacher and text to the other", hint=hint
-            )
 
 
 def _options(source: ModelSource) -> dict[str, Any]:

@@ -1,10 +1,16 @@
-"""Sizes of the models that have an alias, from their published config.json files: nothing is downloaded."""
+"""Sizes of models, in plain Python: of aliases from their published config.json files, of others from their own.
+
+Nothing is downloaded for an alias, and no weight is read for any.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.errors import ConfigError, ModelError
+from dgpo_cli.models.sources import config_values, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +77,48 @@ SHAPES: dict[str, Shape] = {
 _SAME = {"qwen-3b-instruct": "qwen-3b", "qwen-0.5b-kd": "qwen-0.5b", "dgpo-qwen-0.5b": "qwen-0.5b"}
 
 
-def shape_of(alias: str) -> Shape:
-    """Raises ConfigError for a name that is no alias of `dgpo models`."""
-    name = _SAME.get(alias, alias)
-    if name not in SHAPES:
+def shape_of(name: str) -> Shape:
+    """Of an alias, or of a folder, run or hub id whose configuration can be read now.
+
+    Raises ModelError for a name that leads nowhere, ConfigError where no size is known.
+    """
+    known = _SAME.get(name, name)
+    if known in SHAPES:
+        return SHAPES[known]
+    values = config_values(resolve(name))
+    if values is None:
         raise ConfigError(
-            f"the size of model {alias!r} is not known", hint=f"give one of: {', '.join([*SHAPES, *_SAME])}"
+            f"the size of model {name!r} is not known: its configuration is not here",
+            hint=f"give a folder or a run, or one of: {', '.join([*SHAPES, *_SAME])}",
         )
-    return SHAPES[name]
+    return shape_from(name, values)
+
+
+def shape_from(name: str, values: Mapping[str, Any]) -> Shape:
+    """The shape that config.json describes. Raises ModelError if it describes none."""
+    wanted = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    sizes = [values.get(key) for key in wanted]
+    bad = [key for key, size in zip(wanted, sizes, strict=True) if not _is_size(size)]
+    if bad:
+        raise ModelError(
+            f"{name}: config.json has no usable {bad[0]} ({values.get(bad[0])!r})",
+            hint="models of the Llama and Qwen families are known",
+        )
+    hidden, intermediate, layers, heads, vocabulary = (int(size) for size in sizes if size is not None)
+    kv_heads, width = values.get("num_key_value_heads"), values.get("head_dim")
+    return Shape(
+        hidden,
+        intermediate,
+        layers,
+        heads,
+        int(kv_heads) if _is_size(kv_heads) and kv_heads is not None else heads,
+        vocabulary,
+        tied=bool(values.get("tie_word_embeddings", False)),
+        qkv_bias=bool(values.get("attention_bias", values.get("model_type") == "qwen2")),
+        head_size=int(width) if _is_size(width) and width is not None else None,
+        qk_norm=values.get("model_type") == "qwen3",
+    )
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

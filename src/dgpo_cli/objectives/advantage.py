@@ -8,9 +8,13 @@ only the latter is right below 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from dgpo_cli.objectives.deferred import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 GROUP_EPSILON = 1e-6  # of the reference
 

@@ -12,12 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dgpo_cli.core.types import Score
 from dgpo_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Need(Enum):

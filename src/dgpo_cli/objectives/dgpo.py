@@ -11,15 +11,16 @@ tokens count.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from dgpo_cli.core.types import Score
 from dgpo_cli.objectives.base import Need, TokenBatch
+from dgpo_cli.objectives.deferred import torch
 from dgpo_cli.objectives.divergence import kl
 from dgpo_cli.objectives.ppo import PPO
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DGPO(PPO):

@@ -8,10 +8,12 @@ their derivative written out, because autograd would keep four tensors [n, V] fo
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from dgpo_cli.objectives.deferred import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -19,30 +21,11 @@ def log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return (logits.float() / temperature).log_softmax(dim=-1)
 
 
-class _KL(torch.autograd.Function):
-    """KL(p || q) [n]; d / d log p(v) = p(v) (log p(v) - log q(v) + 1), d / d log q(v) = -p(v)."""
-
-    @staticmethod
-    def forward(ctx: Any, log_p: Tensor, log_q: Tensor) -> Tensor:
-        p = log_p.exp()
-        ctx.save_for_backward(log_p, log_q, p)
-        return _gap(log_p, log_q, p).mul_(p).sum(dim=-1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        log_p, log_q, p = ctx.saved_tensors
-        first = _gap(log_p, log_q, p).add_(1).mul_(p).mul_(grad[..., None]) if ctx.needs_input_grad[0] else None
-        second = p.mul_(-grad[..., None]) if ctx.needs_input_grad[1] else None
-        return first, second
-
-
-def _gap(log_p: Tensor, log_q: Tensor, p: Tensor) -> Tensor:
-    return (log_p - log_q).masked_fill_(p == 0, 0.0)
-
-
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q); infinite where q excludes a token of p."""
-    return _KL.apply(log_p, log_q)  # type: ignore[no-any-return, no-untyped-call]
+    from dgpo_cli.objectives.kl_gradient import KL
+
+    return KL.apply(log_p, log_q)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def entropy(log_p: Tensor) -> Tensor:

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.advantage import clipped_policy_loss, group_advantages
 from dgpo_cli.objectives.base import Credit, Episode, Need, TokenBatch
+from dgpo_cli.objectives.deferred import torch
 from dgpo_cli.objectives.ppo import PPO
 
 VARIANTS: dict[str, dict[str, Any]] = {

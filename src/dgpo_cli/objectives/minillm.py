@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.advantage import clipped_policy_loss, k1
 from dgpo_cli.objectives.base import Credit, Episode, Need, Objective, TokenBatch, TokenLoss
+from dgpo_cli.objectives.deferred import torch
 from dgpo_cli.objectives.divergence import kl
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CODE = "MiniLLM's code (4f2a9de)"
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.advantage import k1
 from dgpo_cli.objectives.base import Credit, Episode, Need, Objective, TokenBatch, TokenLoss
+from dgpo_cli.objectives.deferred import torch
 
 _CODE = "tinker-cookbook (9dfcc3a)"
 

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from dgpo_cli.core.types import Score
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.advantage import clipped_policy_loss, clipped_value_loss, gae, k1, k3
 from dgpo_cli.objectives.base import Credit, Episode, Need, Objective, TokenBatch, TokenLoss
+from dgpo_cli.objectives.deferred import torch
 from dgpo_cli.objectives.divergence import entropy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KLForm = Literal["k1-reward", "k3-reward", "k1-token", "k2-loss", "k3-loss"]
 _REWARD_FORMS = ("k1-reward", "k3-reward")

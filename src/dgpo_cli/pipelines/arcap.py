@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.evaluate.arcap import MODES, GoldContext, GoldReader, find_gold, gold_codec
 from dgpo_cli.evaluate.run import evaluate
 from dgpo_cli.evaluate.summary import Report
-from dgpo_cli.pipelines.agents import Agent
 from dgpo_cli.pipelines.benchmarks import Benchmark
 from dgpo_cli.pipelines.beside_paper import published_arcap
+
+if TYPE_CHECKING:
+    from dgpo_cli.pipelines.agents import Agent
 
 _FIELDS = ("n", "draws", "em", "em_interval", "f1", "errors", "truncated_observations")
 

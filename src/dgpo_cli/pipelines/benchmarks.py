@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile, write_atomic
@@ -16,8 +16,6 @@ from dgpo_cli.errors import ConfigError
 from dgpo_cli.evaluate.published import Conditions
 from dgpo_cli.evaluate.run import evaluate
 from dgpo_cli.evaluate.summary import Report, macro_average
-from dgpo_cli.models.load import LoadedModel
-from dgpo_cli.pipelines.agents import Agent
 from dgpo_cli.pipelines.beside_paper import published_average, published_em, published_row
 from dgpo_cli.pipelines.settings import EngineName
 from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions
@@ -25,6 +23,10 @@ from dgpo_cli.reporting.evaluation import markdown
 from dgpo_cli.retrieval.open import OpenIndex, check_index, is_server, open_index
 from dgpo_cli.retrieval.rerank import RerankConfig
 from dgpo_cli.rollout.settings import RolloutSettings
+
+if TYPE_CHECKING:
+    from dgpo_cli.models.load import LoadedModel
+    from dgpo_cli.pipelines.agents import Agent
 
 BYTES_PER_QUESTION = 60_000  # ours: a record of four searches with three passages each, rounded up
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.evaluate.published import ARCAP, ARCAP_REASONS, Conditions, PublishedRow, differences, row_for
-from dgpo_cli.models.load import ModelSource
+from dgpo_cli.models.sources import ModelSource
 
 
 def published_row(source: ModelSource) -> PublishedRow | None:

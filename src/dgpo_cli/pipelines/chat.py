@@ -6,14 +6,17 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dgpo_cli.core.protocol import TAG_TOKENS
 from dgpo_cli.core.records import RecordFile, write_atomic, write_jsonl_atomic
 from dgpo_cli.core.types import Question, Trajectory
 from dgpo_cli.errors import InputError
-from dgpo_cli.pipelines.agents import Agent
 from dgpo_cli.reporting.transcript import markdown
 from dgpo_cli.rollout.loop import Listener
+
+if TYPE_CHECKING:
+    from dgpo_cli.pipelines.agents import Agent
 
 
 class Chat:

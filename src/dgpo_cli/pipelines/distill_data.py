@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import Protocol
@@ -14,13 +14,12 @@ from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken_search
 from dgpo_cli.engine.model_server import ModelServer
 from dgpo_cli.errors import InputError
-from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import load_model, load_protocol, load_tokenizer, resolve
-from dgpo_cli.pipelines.agents import Agent, rollout_settings
-from dgpo_cli.pipelines.engines import served_engine, vllm_engine
+from dgpo_cli.models.sources import load_protocol, resolve
 from dgpo_cli.pipelines.settings import DistillDataSettings
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.train.devices import inference_dtype, training_device
+
+if TYPE_CHECKING:
+    from dgpo_cli.pipelines.agents import Agent
 
 Keep = Literal["correct", "all"]
 
@@ -64,6 +63,12 @@ def run_distill_data(
 
 def _teacher(settings: DistillDataSettings, key: str | None) -> tuple[Agent, dict[str, Any]]:
     """The teacher, and what a record says about where its token ids are from."""
+    from dgpo_cli.models.codec import Codec
+    from dgpo_cli.models.load import load_model, load_tokenizer
+    from dgpo_cli.pipelines.agents import Agent, rollout_settings
+    from dgpo_cli.pipelines.engines import served_engine, vllm_engine
+    from dgpo_cli.train.devices import inference_dtype, training_device
+
     retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
     rollout = rollout_settings(settings.rollout, settings.seed)
     if settings.teacher_url is None and settings.engine == "transformers":

@@ -8,7 +8,7 @@ from dgpo_cli.engine.model_server import ModelServer, ServerAccess, context_leng
 from dgpo_cli.engine.turnwise import TurnwiseEngine
 from dgpo_cli.engine.vllm import VLLMWriter
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import ModelSource, context_of
+from dgpo_cli.models.sources import ModelSource, context_of
 from dgpo_cli.train.devices import inference_dtype, training_device
 
 _CLOSES = {tag: tag.replace("</", "<") for tag in CLOSING_TAGS}

@@ -16,8 +16,9 @@ from dgpo_cli.core.run_dir import check_space, list_runs, read_metrics, read_run
 from dgpo_cli.errors import ConfigError, InputError, ModelError
 from dgpo_cli.models import gguf, storage
 from dgpo_cli.models.aliases import ALIASES
-from dgpo_cli.models.load import LoadedModel, ModelSource, load_model, resolve, write_model
+from dgpo_cli.models.load import LoadedModel, load_model, write_model
 from dgpo_cli.models.model_card import CardFacts, Measurement, Stage, render
+from dgpo_cli.models.sources import ModelSource, resolve
 from dgpo_cli.pipelines.benchmarks import weights_digest
 from dgpo_cli.pipelines.settings import deviations
 

@@ -18,54 +18,27 @@ from dgpo_cli.core.types import Question, Trajectory
 from dgpo_cli.engine.inprocess import Blend
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import LoadedModel, load_model, load_tokenizer, require_same_tokenizer, resolve
+from dgpo_cli.models.load import LoadedModel, load_model
+from dgpo_cli.models.tokenizer_file import require_same_tokenizer
 from dgpo_cli.models.vocab import hidden_states, token_logprobs
-from dgpo_cli.objectives import registry
-from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings, team
-from dgpo_cli.pipelines.distill_data import TrajectorySet, read_trajectories, trajectory_file
+from dgpo_cli.pipelines.checks import kd_objective, searches
+from dgpo_cli.pipelines.distill_data import TrajectorySet, read_trajectories
 from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.settings import KDSettings, deviations
 from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.base import Retriever
-from dgpo_cli.retrieval.open import check_index, open_index
+from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.train.batch import Sample, micro_batches, pack
 from dgpo_cli.train.collapse import Guard
 from dgpo_cli.train.devices import inference_dtype, training_device, world
-from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
+from dgpo_cli.train.learner import Learner, Optimizer, enable_gradient_checkpointing
 from dgpo_cli.train.loop import Plan
+from dgpo_cli.train.optimizer_settings import OptimizerSettings
 from dgpo_cli.train.replay import ReplayBuffer
 from dgpo_cli.train.source import Mixture, Source, TeacherTrajectories
-
-
-def make_objective(settings: KDSettings) -> Objective:
-    """Raises ConfigError for a method that trains on rewards."""
-    objective = registry.create(settings.method, settings.objective)
-    if Need.REWARD in objective.needs:
-        raise ConfigError(
-            f"method {settings.method!r} trains on rewards", hint=f"use `dgpo rl --method {settings.method}`"
-        )
-    return objective
-
-
-def searches(objective: Objective) -> bool:
-    """Whether sequences are written in the search loop while the objective trains."""
-    return objective.on_policy or objective.teacher_writes
-
-
-def check(settings: KDSettings) -> None:
-    """What can be found wrong before a model is loaded. Raises DgpoError."""
-    objective = make_objective(settings)
-    if settings.index is not None:
-        check_index(settings.index)
-    elif settings.rerank.model is not None:
-        raise ConfigError("rerank.model has no effect where nothing is searched", hint="give --index and --eval-data")
-    trajectory_file(Path(settings.trajectories))
-    student = resolve(settings.student)
-    if objective.needs:
-        require_same_tokenizer(load_tokenizer(student), load_tokenizer(resolve(settings.teacher)))
 
 
 def run_kd(
@@ -83,7 +56,7 @@ def run_kd(
     student = load_model(settings.student, device=device)
     teacher = None
     _require_tokens_of(data, student)
-    if make_objective(settings).needs:
+    if kd_objective(settings).needs:
         teacher = load_model(
             settings.teacher, device=device, dtype=inference_dtype(device), eight_bit=settings.teacher_8bit
         )
@@ -138,7 +111,7 @@ def distil(
     run.note(deviations=deviations(asdict(settings)))
     protocol = Protocol.from_json(data.protocol)
     codec = Codec(student.tokenizer, protocol)
-    objective = make_objective(settings)
+    objective = kd_objective(settings)
     training, validation = split(data.trajectories, settings.validation_share, settings.seed)
     stored = TeacherTrajectories(training, settings.batch_size, settings.seed)
     steps = settings.steps or settings.epochs * stored.steps_per_epoch

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.recipes import shipped
 from dgpo_cli.errors import DgpoError
-from dgpo_cli.pipelines.stages import Bar, Say, Stages, shipped_recipe
+from dgpo_cli.pipelines.stages import Bar, Say, Stages
 from dgpo_cli.train.devices import training_device
 
 RL_ROWS = ("ppo", "dgpo_k1", "dgpo")
@@ -27,7 +28,7 @@ ROWS = ("student", "teacher", "kd", "kd_longer", "ppo", "dgpo_k1", "dgpo")
 
 
 def recipe() -> dict[str, Any]:
-    return shipped_recipe("quickstart")
+    return shipped("quickstart")
 
 
 class Quickstart(Stages):

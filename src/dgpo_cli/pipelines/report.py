@@ -25,7 +25,8 @@ from dgpo_cli.evaluate.outcome import Outcome, grade
 from dgpo_cli.evaluate.stats import paired_difference
 from dgpo_cli.evaluate.summary import Report
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import load_tokenizer, resolve
+from dgpo_cli.models.load import load_tokenizer
+from dgpo_cli.models.sources import resolve
 from dgpo_cli.pipelines.agents import VALIDATION_FILE
 from dgpo_cli.pipelines.episode_text import attempt
 from dgpo_cli.reporting.charts import charts

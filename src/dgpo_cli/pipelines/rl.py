@@ -2,74 +2,36 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question
 from dgpo_cli.engine.inprocess import InProcessEngine
-from dgpo_cli.errors import ConfigError, ModelError
+from dgpo_cli.errors import ModelError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic, SharedCritic
-from dgpo_cli.models.load import LoadedModel, load_model, load_tokenizer, require_same_tokenizer, resolve
-from dgpo_cli.objectives import registry
+from dgpo_cli.models.load import LoadedModel, load_model
+from dgpo_cli.models.tokenizer_file import require_same_tokenizer
 from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings, team
+from dgpo_cli.pipelines.checks import needs_teacher, rl_objective, training_questions
 from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.settings import RLSettings, deviations
 from dgpo_cli.pipelines.training import run_training
-from dgpo_cli.qa_sets import read_questions, training_set
 from dgpo_cli.retrieval.base import Retriever
-from dgpo_cli.retrieval.open import check_index, open_index
+from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.rewards import registry as rewards
 from dgpo_cli.train.collapse import Guard
 from dgpo_cli.train.devices import inference_dtype, training_device, world
-from dgpo_cli.train.learner import Learner, Optimizer, OptimizerSettings, enable_gradient_checkpointing
+from dgpo_cli.train.learner import Learner, Optimizer, enable_gradient_checkpointing
 from dgpo_cli.train.loop import Plan
+from dgpo_cli.train.optimizer_settings import OptimizerSettings
 from dgpo_cli.train.source import Rollouts
-
-
-def make_objective(settings: RLSettings) -> Objective:
-    """Raises ConfigError for a method without rewards, or one whose teacher is missing."""
-    objective = registry.create(settings.method, settings.objective)
-    if Need.REWARD not in objective.needs:
-        raise ConfigError(f"method {settings.method!r} has no reward", hint=f"use `dgpo kd --method {settings.method}`")
-    if objective.default_samples > 1 and settings.samples == 1:
-        raise ConfigError(
-            f"method {settings.method!r} compares attempts at one question, and samples = 1 makes one",
-            hint=f"leave samples out for {objective.default_samples}, or give 2 or more",
-        )
-    if settings.teacher is None and needs_teacher(objective):
-        raise ConfigError(f"method {settings.method!r} needs a teacher", hint="give --teacher, e.g. --teacher qwen-3b")
-    return objective
-
-
-def needs_teacher(objective: Objective) -> bool:
-    return bool({Need.TEACHER_LOGPROBS, Need.TEACHER_DISTRIBUTION} & objective.needs)
-
-
-def agents(settings: RLSettings) -> tuple[str, ...]:
-    """Models whose record decides how episodes are rolled out: a raw student takes its teacher's."""
-    if settings.teacher is None or not needs_teacher(make_objective(settings)):
-        return (settings.student,)
-    return settings.student, settings.teacher
-
-
-def check(settings: RLSettings) -> None:
-    """What can be found wrong before a model is loaded. Raises DgpoError."""
-    objective = make_objective(settings)
-    check_index(settings.index)
-    rewards.weighted(settings.reward)
-    student = resolve(settings.student)
-    if needs_teacher(objective):
-        assert settings.teacher is not None
-        require_same_tokenizer(load_tokenizer(student), load_tokenizer(resolve(settings.teacher)))
 
 
 def run_rl(
@@ -87,7 +49,7 @@ def run_rl(
     questions, validation = training_questions(settings)
     student = load_model(settings.student, device=device)
     teacher = None
-    if needs_teacher(make_objective(settings)):
+    if needs_teacher(rl_objective(settings)):
         assert settings.teacher is not None
         teacher = load_model(
             settings.teacher, device=device, dtype=inference_dtype(device), eight_bit=settings.teacher_8bit
@@ -106,21 +68,6 @@ def run_rl(
         progress=progress,
         warn=warn,
         say=say,
-    )
-
-
-def training_questions(settings: RLSettings) -> tuple[list[Question], list[Question]]:
-    """Questions to train on and to validate with; without a validation file the latter are held out of the former."""
-    bench_dir = None if settings.bench_dir is None else Path(settings.bench_dir)
-    questions = training_set(settings.questions, bench_dir)
-    if settings.validation is not None:
-        return questions, read_questions(Path(settings.validation))[: settings.eval_questions]
-    order = list(range(len(questions)))
-    random.Random(f"held out {settings.seed}").shuffle(order)
-    held_out = set(order[: min(settings.eval_questions, len(questions) // 20)])
-    return (
-        [q for i, q in enumerate(questions) if i not in held_out],
-        [q for i, q in enumerate(questions) if i in held_out],
     )
 
 
@@ -158,7 +105,7 @@ def reinforce(
     codec = Codec(student.tokenizer, student.protocol)
     reward = rewards.weighted(settings.reward) if settings.reward else None
     run.note(deviations=deviations(asdict(settings)))
-    learner = _learner(settings, make_objective(settings), student, teacher, codec)
+    learner = _learner(settings, rl_objective(settings), student, teacher, codec)
     objective = learner.objective
     samples = settings.samples or objective.default_samples
     rollout = rollout_settings(settings.rollout, settings.seed)

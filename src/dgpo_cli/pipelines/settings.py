@@ -12,13 +12,13 @@ from typing import Literal
 
 from dgpo_cli.engine.model_server import ServerAccess
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.models.critic import CriticKind
 from dgpo_cli.retrieval.rerank import RerankConfig
 from dgpo_cli.train.collapse import CollapseSettings, OnCollapse
-from dgpo_cli.train.learner import OptimizerKind
+from dgpo_cli.train.optimizer_settings import OptimizerKind, Schedule
 
 EngineName = Literal["transformers", "vllm"]
 BehaviorKind = Literal["trainer", "engine"]
+CriticKind = Literal["own", "shared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class KDSettings:
     epochs: int = 5  # paper
     steps: int | None = None  # overrides epochs
     batch_size: int = 64  # TAID
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"  # TAID
+    schedule: Schedule = "cosine"  # TAID
     warmup_steps: int = 0  # TAID
     beta2: float = 0.999  # TAID, of AdamW
     optimizer: OptimizerKind = "adamw"  # TAID; adamw-8bit keeps its moments in 8 bit

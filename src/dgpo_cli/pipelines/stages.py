@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from transformers import Qwen2ForCausalLM
 
-from dgpo_cli.core import recipes
-from dgpo_cli.core.config import apply_options, load_toml
+from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_atomic
@@ -27,7 +26,8 @@ from dgpo_cli.core.run_dir import RunDir, config_digest, read_metrics
 from dgpo_cli.evaluate.run import evaluate
 from dgpo_cli.evaluate.summary import Report
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import ModelSource, load_model, load_tokenizer, save_model
+from dgpo_cli.models.load import load_model, load_tokenizer, save_model
+from dgpo_cli.models.sources import ModelSource
 from dgpo_cli.pipelines.agents import Agent, rollout_settings
 from dgpo_cli.pipelines.demonstrations import write_demonstrations, write_reading_exercises
 from dgpo_cli.pipelines.distill_data import run_distill_data
@@ -77,10 +77,6 @@ def fingerprint(path: Path) -> str:
     file = folder / "model.safetensors" if folder.is_dir() else folder
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-
-
-def shipped_recipe(name: str) -> dict[str, Any]:
-    return load_toml(recipes.FOLDER / f"{name}.toml")
 
 
 class Stages:

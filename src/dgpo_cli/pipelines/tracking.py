@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.train import checkpoint
-from dgpo_cli.train.devices import training_device
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -47,6 +45,8 @@ def tracked(run: RunDir, names: tuple[str, ...], say: Callable[[str], None]) -> 
     if not names:
         yield
         return
+    from dgpo_cli.train.devices import training_device
+
     training_device()  # accelerate's trackers ask its state which of several processes this is
     config = _flat(load_toml(run.path / "config.toml"))
     sent = {_row_key(row["step"], row) for row in run.metrics()} if run.resumed else set()
@@ -77,6 +77,8 @@ def tracked(run: RunDir, names: tuple[str, ...], say: Callable[[str], None]) -> 
 
 def _start_tensorboard(run: RunDir) -> Started:
     from accelerate.tracking import TensorBoardTracker
+
+    from dgpo_cli.train import checkpoint
 
     states = checkpoint.list_states(run.path / "state")
     saved = int(states[-1].name.removeprefix("step-")) if states else -1

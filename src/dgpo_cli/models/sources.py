@@ -1,0 +1,137 @@
+"""Models by name: what an alias, hub id, local folder or earlier run leads to, and what its small files say.
+
+No weight is read here and no library that computes is imported: checks before a run need nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli.core.protocol import DEFAULT, Protocol
+from dgpo_cli.errors import InputError, ModelError
+from dgpo_cli.models import gguf, hub, published_prompt, storage
+from dgpo_cli.models.aliases import ALIASES, expects_search_r1_prompt
+
+PROTOCOL_FILE = "protocol.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a name leads: `location` is a folder or a hub id."""
+
+    name: str
+    location: str
+    local: bool
+
+
+def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
+    """Alias, folder, GGUF file, run (its best weights) or hub id. Raises ModelError that names the nearest names.
+
+    A GGUF file is read here, the first time, and leads to the folder that was made of it.
+    """
+    if name in ALIASES:
+        return _of_alias(name)
+    given = Path(name).expanduser()
+    if gguf.is_gguf(given):
+        return ModelSource(name, str(gguf.folder_of(given)), local=True)
+    for folder in (given, runs_root / name):
+        storage.recover(folder / "best")
+        if (folder / "best" / "config.json").is_file():
+            return ModelSource(name, str(folder / "best"), local=True)
+        if (folder / "config.json").is_file():
+            return ModelSource(name, str(folder), local=True)
+        if (folder / "run.json").is_file():
+            raise ModelError(
+                f"the run {folder} has no weights", hint="let it get to its first evaluation; see `dgpo runs`"
+            )
+    if given.exists() or name.startswith((".", "/", "~")):
+        state = "is not a model folder (no config.json)" if given.exists() else "does not exist"
+        raise ModelError(f"{name} {state}", hint="give a folder that holds a model, or a run: `dgpo runs` lists them")
+    if name.count("/") == 1 and all(name.split("/")):
+        return ModelSource(name, name, local=False)
+    near = difflib.get_close_matches(name, [*ALIASES, *(p.name for p in runs_root.glob("*"))], n=3)
+    suggestion = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ModelError(
+        f"unknown model {name!r}", hint=f"{suggestion}`dgpo models` lists names; folders and hub ids work too"
+    )
+
+
+def _of_alias(name: str) -> ModelSource:
+    """The hub's model; where the hub cannot be had, the file of the installed package that carries it."""
+    alias = ALIASES[name]
+    file = None if alias.package is None or hub.is_readable(alias.repo) else gguf.packaged(alias.package)
+    if file is not None:
+        return ModelSource(name, str(gguf.folder_of(file)), local=True)
+    return ModelSource(name, alias.repo, local=False)
+
+
+def origin(name: str) -> str | None:
+    """What a model read from a GGUF file is, as one phrase; None for any other."""
+    source = resolve(name)
+    record = gguf.record_of(Path(source.location)) if source.local else None
+    return None if record is None else gguf.described(record)
+
+
+def load_protocol(source: ModelSource) -> tuple[Protocol, bool]:
+    """The agent text recorded with a model, and whether the model was trained with it."""
+    file = _protocol_file(source)
+    if file is not None:
+        return read_protocol(file), True
+    if not source.local and expects_search_r1_prompt(source.location):
+        return published_prompt.search_r1_protocol(), True
+    return DEFAULT, False
+
+
+def _protocol_file(source: ModelSource) -> Path | None:
+    if source.local:
+        beside = Path(source.location) / PROTOCOL_FILE
+        return beside if beside.is_file() else None
+    fetched = hub.fetch(source.location, PROTOCOL_FILE)
+    return None if fetched is None else Path(fetched)
+
+
+def search_limits(*names: str) -> tuple[dict[str, int], str]:
+    """`top_k` and `max_turns` of the first model that records them, and a phrase that says whose they are.
+
+    The paper's where none does. A model of the hub that cannot be read now says nothing here; loading it will.
+    """
+    for name in names:
+        source = resolve(name)
+        file = _protocol_file(source) if source.local or hub.is_readable(source.location) else None
+        if file is not None:
+            protocol = read_protocol(file)
+            return {"top_k": protocol.top_k, "max_turns": protocol.max_turns}, f"as {name} was trained"
+    return {"top_k": DEFAULT.top_k, "max_turns": DEFAULT.max_turns}, "the paper's"
+
+
+def config_values(source: ModelSource) -> dict[str, Any] | None:
+    """What config.json says of the text model; None where it cannot be read now. Raises ModelError if it is damaged."""
+    if source.local:
+        path: str | None = str(Path(source.location) / "config.json")
+    else:
+        path = hub.fetch(source.location, "config.json") if hub.is_readable(source.location) else None
+    if path is None:
+        return None
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        inner = values.get("text_config")
+        return values | inner if isinstance(inner, dict) else dict(values)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged: {error}", hint="export the model again, or take another") from error
+
+
+def context_of(name: str) -> int | None:
+    """Positions that a model can read at once; None if its configuration does not say or cannot be read now."""
+    value = (config_values(resolve(name)) or {}).get("max_position_embeddings")
+    return value if isinstance(value, int) else None
+
+
+def read_protocol(file: Path) -> Protocol:
+    try:
+        return Protocol.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, OSError, TypeError, AttributeError, InputError) as error:
+        raise ModelError(f"{file} is damaged: {error}", hint="export the model again with `dgpo export`") from error

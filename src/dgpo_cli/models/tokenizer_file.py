@@ -1,0 +1,171 @@
+"""A model's tokenizer without transformers, whose import takes longer than every check before a run.
+
+`TokenizerFile` has the part of `PreTrainedTokenizerFast` that `Codec` and the checks ask for; a test holds that both
+make the same ids. Runs themselves use the one of transformers, which can also be saved.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from dgpo_cli.errors import ModelError
+from dgpo_cli.models import hub
+from dgpo_cli.models.sources import ModelSource, resolve
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+
+class Vocabulary(Protocol):
+    """Both kinds of tokenizer."""
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]: ...
+    def get_vocab(self) -> dict[str, int]: ...
+    def convert_ids_to_tokens(self, ids: int) -> str | list[str]: ...
+
+
+class TokenizerFile:
+    """What tokenizer.json, tokenizer_config.json and chat_template.jinja of a model say."""
+
+    def __init__(self, location: str, backend: Tokenizer, config: Mapping[str, Any], template: str | None) -> None:
+        self.name_or_path, self.backend_tokenizer, self.chat_template = location, backend, template
+        self._config = config
+        backend.no_truncation()
+        backend.no_padding()
+
+    def __len__(self) -> int:
+        return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        return self.backend_tokenizer.get_added_tokens_decoder()
+
+    @property
+    def eos_token(self) -> str | None:
+        return _text(self._config.get("eos_token"))
+
+    @property
+    def pad_token_id(self) -> int | None:
+        pad = _text(self._config.get("pad_token"))
+        return None if pad is None else self.backend_tokenizer.token_to_id(pad)
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.backend_tokenizer.get_vocab(with_added_tokens=True)
+
+    def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> Any:
+        if isinstance(ids, int):
+            return self.backend_tokenizer.id_to_token(ids)
+        return [self.backend_tokenizer.id_to_token(i) for i in ids]
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False) -> Any:
+        self.backend_tokenizer.encode_special_tokens = split_special_tokens
+        return SimpleNamespace(input_ids=self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def apply_chat_template(
+        self, conversation: Sequence[Mapping[str, str]], *, add_generation_prompt: bool, tokenize: bool = False
+    ) -> str:
+        """The text of a conversation, as transformers renders it."""
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def refuse(message: str) -> None:
+            raise ValueError(message)
+
+        assert self.chat_template is not None and not tokenize
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
+        environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        special = {
+            name: text for name, value in self._config.items() if name.endswith("_token") and (text := _text(value))
+        }
+        return environment.from_string(self.chat_template).render(
+            messages=conversation, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **special
+        )
+
+
+def tokenizer_file(name: str | ModelSource) -> PreTrainedTokenizerBase:
+    """Typed as what it stands in for. Raises ModelError if there is none, or it cannot be read."""
+    from tokenizers import AddedToken, Tokenizer
+
+    source = resolve(name) if isinstance(name, str) else name
+    path = _file(source, "tokenizer.json")
+    if path is None:
+        raise ModelError(
+            f"{source.location} has no tokenizer.json", hint="add it from the base model, or export the model again"
+        )
+    config = _json(source, "tokenizer_config.json")
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelError(f"{path} is damaged: {error}", hint="export the model again, or take another") from error
+    tokens = {int(i): t for i, t in config.get("added_tokens_decoder", {}).items() if int(i) not in
+              backend.get_added_tokens_decoder()}  # fmt: skip
+    for _, token in sorted(tokens.items()):
+        flags = {
+            key: token[key] for key in ("single_word", "lstrip", "rstrip", "normalized", "special") if key in token
+        }
+        add = backend.add_special_tokens if token.get("special") else backend.add_tokens
+        add([AddedToken(token["content"], **flags)])
+    template = config.get("chat_template")
+    own = _file(source, "chat_template.jinja")
+    if own is not None:
+        template = own.read_text(encoding="utf-8")
+    elif isinstance(template, list):  # several, by name
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return cast("PreTrainedTokenizerBase", TokenizerFile(source.location, backend, config, template))
+
+
+def require_same_tokenizer(student: Vocabulary, teacher: Vocabulary) -> None:
+    """A teacher scores the student's token ids, so both must read the same ids alike. Raises ModelError otherwise."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    hint = "choose both from one model family, e.g. qwen-0.5b and qwen-3b"
+    differing = sorted(
+        (token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)),
+        key=lambda token: (ours.get(token, theirs.get(token)), token),
+    )
+    if differing:
+        first = differing[0]
+        raise ModelError(
+            f"student and teacher have different tokenizers ({len(differing)} tokens differ, first {first!r}: "
+            f"id {ours.get(first)} and {theirs.get(first)})",
+            hint=hint,
+        )
+    special, other = ({i: t.special for i, t in x.added_tokens_decoder.items()} for x in (student, teacher))
+    for index in sorted(special.keys() | other.keys()):
+        if special.get(index, False) != other.get(index, False):
+            token = student.convert_ids_to_tokens(index)
+            raise ModelError(
+                f"token {token!r} is special to one of student and teacher and text to the other", hint=hint
+            )
+
+
+def _text(token: object) -> str | None:
+    value = token.get("content") if isinstance(token, dict) else token
+    return value if isinstance(value, str) else None
+
+
+def _file(source: ModelSource, name: str) -> Path | None:
+    if not source.local:
+        found = hub.fetch(source.location, name)
+        return None if found is None else Path(found)
+    path = Path(source.location) / name
+    return path if path.is_file() else None
+
+
+def _json(source: ModelSource, name: str) -> dict[str, Any]:
+    path = _file(source, name)
+    if path is None:
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged: {error}", hint="export the model again, or take another") from error
+    return values if isinstance(values, dict) else {}
