@@ -81,7 +81,7 @@ def _open(
     from dgpo_cli.rollout.settings import RolloutSettings
     from dgpo_cli.train.devices import inference_dtype, training_device
 
-    settings = RolloutSettings(**limits, temperature=temperature, seed=seed, wave=1)
+    settings = RolloutSettings(**limits, temperature=temperature, seed=seed, wave=1, stop_repeats=True)
     check_index(index)
     retriever = open_index(index, device=device, rerank=rerank).retriever
     where = training_device(device)

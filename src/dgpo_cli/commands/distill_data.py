@@ -98,7 +98,8 @@ def distill_data(
         "seed": seed,
         "teacher_8bit": teacher_8bit,
         "device": device,
-        "rollout": {} if temperature is None else {"temperature": temperature},
+        "rollout": {"stop_repeats": (before.get("rollout") or {}).get("stop_repeats", True)}
+        | ({} if temperature is None else {"temperature": temperature}),
     }
     settings = settings_from(DistillDataSettings, "distill-data", config=config, options=set_, values=values)
     settings = as_trained(console, settings, before, search_limits(source_of_text(settings)), source_of_text(settings))

@@ -122,7 +122,7 @@ def as_trained(
         if room < rollout.max_observation_tokens:
             console.info(f"max_observation_tokens: {room} (a quarter of {model}'s context)")
             changes["max_observation_tokens"] = room
-    return replace(settings, rollout=replace(rollout, **changes))
+    return replace(settings, rollout=replace(rollout, **changes))  # type: ignore[arg-type]
 
 
 def settings_from(

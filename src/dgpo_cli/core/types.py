@@ -90,6 +90,8 @@ class StopReason(StrEnum):
     MAX_TURNS = "max_turns"
     MAX_TOKENS = "max_tokens"
     SEARCH_FAILED = "search_failed"
+    REPEATED_TURN = "repeated_turn"  # a turn without an action was written again after the correction
+    LOOP = "loop"  # a turn repeated a few tokens again and again
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ class EvalSettings:
             temperature=self.temperature,
             seed=self.seed,
             wave=self.wave,
+            stop_repeats=True,
         )
 
 

@@ -34,6 +34,7 @@ class RolloutOptions:
     temperature: float = 1.0  # paper
     wave: int = 64  # ours, episodes that run together
     overlap_steps: int = 0  # ours, tokens that others write while a search is answered; pays off beside a GPU
+    stop_repeats: bool = False  # ours, ends an episode that repeats itself; distill-data sets it
 
 
 @dataclass(frozen=True, slots=True)

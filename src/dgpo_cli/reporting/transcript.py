@@ -13,6 +13,8 @@ NO_ANSWER = {
     StopReason.MAX_TURNS: "no turns were left",
     StopReason.MAX_TOKENS: "the context is full",
     StopReason.SEARCH_FAILED: "a search failed",
+    StopReason.REPEATED_TURN: "the same turn without an action was written again",
+    StopReason.LOOP: "the turn went on repeating itself",
 }
 
 

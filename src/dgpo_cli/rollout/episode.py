@@ -25,6 +25,7 @@ class Episode:
     truncated_observations: int = 0
     escaped_tags: int = 0
     query: str | None = None  # asked and not answered yet
+    invalid_turn: str | None = None  # text of the last turn, if it had no action
     stop: StopReason | None = None
     answer: str | None = None
     _text: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
@@ -48,6 +49,11 @@ class Episode:
         self.token_ids.extend(event.token_ids)
         self.written.extend([True] * len(event.token_ids))
         self.logprobs.extend(event.logprobs)
+
+    @property
+    def turn(self) -> list[int]:
+        """What was written of the current turn."""
+        return self.token_ids[self.turn_start :]
 
     def new_text(self, written: bytes) -> str:
         return self._text.decode(written)

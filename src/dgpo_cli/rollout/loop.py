@@ -2,7 +2,8 @@
 
 Deviations from the reference: a turn stops at its closing tag while it is generated (the reference generates to the
 limit and cuts), sampled ids are kept (it decodes and tokenizes again), an episode that runs out of room ends as
-`max_tokens` (it drops the oldest context), and a failed search ends the episode instead of becoming text.
+`max_tokens` (it drops the oldest context), and a failed search ends the episode instead of becoming text. Where
+`stop_repeats` is set, an episode ends in the turn that repeats itself.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from dataclasses import dataclass
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import CLOSING_TAGS, parse_turn
 from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory
-from dgpo_cli.engine.base import Engine, Sampling, TurnEnd
+from dgpo_cli.engine.base import Engine, Event, Sampling, TurnEnd
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.rollout import events
 from dgpo_cli.rollout.episode import Episode
+from dgpo_cli.rollout.repeats import EVERY, loop_end
 from dgpo_cli.rollout.settings import RolloutSettings
 
 Listener = Callable[[events.Event], None]
@@ -102,12 +104,17 @@ class _Rollout:
         self.tokens += max((len(event.token_ids) for event in stepped), default=1)
         for event in stepped:
             episode = self.by_slot[event.slot]
+            event, looped = self._up_to_loop(episode, event)
             episode.write(event)
             if self.on_event is not None:
                 text = episode.new_text(b"".join(map(self.codec.token_bytes, event.token_ids)))
                 if text:
                     self.on_event(events.TokenText(episode.index, text))
-            if event.end is not None:
+            if looped:
+                episode.turns += 1
+                episode.invalid_actions += 1
+                self._finish(episode, StopReason.LOOP)
+            elif event.end is not None:
                 self._end_turn(episode, event.end)
         # Searching in large batches keeps retrieval cheap; a quarter of the open episodes keeps the others from idling.
         if self.waiting and (not stepped or 4 * len(self.waiting) >= len(self.by_slot)):
@@ -132,9 +139,22 @@ class _Rollout:
         episode.slot = self.engine.open(prompt.ids, sampling)
         self.by_slot[episode.slot] = episode
 
+    def _up_to_loop(self, episode: Episode, event: Event) -> tuple[Event, bool]:
+        """What counts of an event, and whether the episode ends with it in a loop."""
+        seen, new = len(episode.token_ids) - episode.turn_start, len(event.token_ids)
+        if not self.settings.stop_repeats or (seen + new) // EVERY == seen // EVERY:
+            return event, False
+        count = loop_end([*episode.turn, *event.token_ids], seen)
+        if count is None:
+            return event, False
+        kept = count - seen
+        return Event(event.slot, event.token_ids[:kept], event.logprobs[:kept]), True
+
     def _end_turn(self, episode: Episode, end: TurnEnd) -> None:
-        turn = parse_turn(self.codec.decode(episode.token_ids[episode.turn_start :]))
+        turn = parse_turn(self.codec.decode(episode.turn))
         episode.turns += 1
+        before, episode.invalid_turn = episode.invalid_turn, None if turn.action else turn.kept.strip()
+        repeated = self.settings.stop_repeats and not turn.action and episode.invalid_turn == before
         final = episode.turns > self.settings.max_turns
         if turn.action == "answer":
             episode.answer = turn.content
@@ -147,8 +167,8 @@ class _Rollout:
             self._tell(events.SearchStarted(episode.index, turn.content))
         else:
             episode.invalid_actions += turn.action is None
-            if final:
-                self._finish(episode, StopReason.MAX_TURNS)
+            if final or repeated:
+                self._finish(episode, StopReason.MAX_TURNS if final else StopReason.REPEATED_TURN)
             else:
                 correction = self.codec.correction_ids().ids
                 self._tell(events.Correction(episode.index, self.codec.protocol.correction))

@@ -20,6 +20,9 @@ class RolloutSettings:
     seed: int = 0
     wave: int = 64  # ours: episodes that run together; part of the settings because bf16 sums depend on the batch
     overlap_steps: int = 0  # ours: tokens that others write while a search is answered; pays off beside a GPU
+    # ours: an episode that runs into a loop, or writes a turn without an action twice, ends there (rollout/repeats.py).
+    # Off in training, which follows the reference: an episode that recovers after such a turn is trained on.
+    stop_repeats: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_turns", "top_k", "max_new_tokens", "max_observation_tokens", "max_prompt_tokens", "wave"):

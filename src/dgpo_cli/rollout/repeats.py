@@ -1,0 +1,25 @@
+"""Text that repeats itself: a model that has run into a loop writes it until its context is full.
+
+A turn is looked at every `EVERY` tokens, so what is found depends on its tokens alone. It is a loop when its end is
+one cycle of at most `CYCLE` tokens again and again: `TIMES` times at least, and over `LEAST` tokens at least.
+All four numbers are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EVERY = 32
+CYCLE = 64
+TIMES = 4
+LEAST = 64
+
+
+def loop_end(turn: Sequence[int], seen: int) -> int | None:
+    """How many tokens a turn has where it is first found in a loop; its first `seen` were looked at before."""
+    for count in range((seen // EVERY + 1) * EVERY, len(turn) + 1, EVERY):
+        for cycle in range(1, CYCLE + 1):
+            size = max(LEAST, TIMES * cycle)
+            if size <= count and turn[count - size + cycle : count] == turn[count - size : count - cycle]:
+                return count
+    return None
