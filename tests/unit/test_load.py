@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dgpo_cli.core import hub as core_hub
 from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
-from dgpo_cli.errors import ModelError
+from dgpo_cli.errors import ConfigError, ModelError
 from dgpo_cli.models import hub, storage
 from dgpo_cli.models.load import load_config, load_model, load_tokenizer, save_model
 from dgpo_cli.models.sources import load_protocol, resolve
@@ -66,8 +66,24 @@ def test_a_run_leads_to_its_best_weights_by_path_and_by_name(made, folder):
         assert source.local and (folder / source.location).resolve() == folder / "runs" / "kd-0001" / "best", name
 
 
+def test_a_run_below_another_folder_has_a_name_too_and_two_of_one_name_are_both_told(made, folder):
+    def make(place):
+        shutil.copytree(made[0], folder / place / "best")
+        (folder / place / "run.json").write_text("{}")
+
+    make("quickstart/runs/dgpo")
+    for name in ("dgpo", "quickstart/dgpo", "quickstart/runs/dgpo"):
+        assert resolve(name).location == "quickstart/runs/dgpo/best"
+    make("older/runs/dgpo")
+    with pytest.raises(ConfigError, match="several runs are called dgpo") as caught:
+        resolve("dgpo")
+    assert "older/runs/dgpo, quickstart/runs/dgpo" in caught.value.hint
+    assert resolve("older/dgpo").location == "older/runs/dgpo/best"
+
+
 def test_an_unknown_name_is_told_the_nearest_aliases_and_runs(folder):
     (folder / "runs" / "rl-0001").mkdir(parents=True)
+    (folder / "runs" / "rl-0001" / "run.json").write_text("{}")
     fails("qwen-0.5", "qwen-0.5b", "dgpo models", load=False)
     fails("rl-001", "rl-0001", load=False)
 

@@ -24,7 +24,12 @@ def wiki18(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is there.")] = False,
     options: Annotated[
         list[str] | None,
-        typer.Option("-o", "--set", help="A setting of the retriever, e.g. -o factory=Flat for exact search."),
+        typer.Option(
+            "-o",
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of the retriever, e.g. -o factory=Flat for exact search.",
+        ),
     ] = None,
     device: DeviceOption = None,
     json: JsonFlag = False,

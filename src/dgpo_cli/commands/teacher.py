@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.shared import absolute, choose, sendable_token
+from dgpo_cli.commands.search_environment import sendable_token
+from dgpo_cli.commands.shared import absolute, choose
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError, ModelError
 

@@ -26,6 +26,7 @@ from typing import Any, TextIO
 
 from dgpo_cli.core.config import to_toml
 from dgpo_cli.core.records import dump_line, parse_line, write_atomic, write_jsonl_atomic
+from dgpo_cli.core.run_names import find_run
 from dgpo_cli.errors import ConfigError, InputError
 
 _PACKAGES = ("dgpo-cli", "torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "bm25s", "numpy")
@@ -75,7 +76,7 @@ class RunDir:
         """
         digest = config_digest(command, config, inputs)
         if resume is not None:
-            return cls._resume(resume, digest)
+            return cls._resume(find_run(resume, root) or resume, digest)
         if out is not None and (out / "run.json").is_file():
             if not fresh and read_run(out)["status"] != "finished":
                 return cls._resume(out, digest)

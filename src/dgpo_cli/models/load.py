@@ -33,6 +33,8 @@ from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load_errors import explain
 from dgpo_cli.models.sources import PROTOCOL_FILE, ModelSource, load_protocol, resolve
 
+KEPT_TOKENIZER = "tokenizer"  # folder of a run
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -52,6 +54,18 @@ def load_tokenizer(name: str | ModelSource) -> PreTrainedTokenizerBase:
     with _explained(source):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(source.location, **options)
     return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def keep_tokenizer(run: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A copy in the run's folder: its records hold token ids, and the model may be gone when they are read."""
+    if not (run / KEPT_TOKENIZER).is_dir():
+        with storage.replacing(run / KEPT_TOKENIZER) as folder:
+            tokenizer.save_pretrained(folder)
+
+
+def kept_tokenizer(run: Path) -> PreTrainedTokenizerBase | None:
+    folder = run / KEPT_TOKENIZER
+    return load_tokenizer(ModelSource(str(folder), str(folder), local=True)) if folder.is_dir() else None
 
 
 def load_config(name: str | ModelSource) -> Any:

@@ -105,6 +105,9 @@ def distill_data(
     are the same episodes where the engine runs here; a server may write others, for the same questions.
     Raises RetrievalError when too many episodes fail to search; such episodes are asked again by the next call.
     """
+    from dgpo_cli.models.load import keep_tokenizer
+
+    keep_tokenizer(folder, agent.codec.tokenizer)
     limits = agent.settings
     protocol = agent.codec.protocol.with_limits(top_k=limits.top_k, max_turns=limits.max_turns)
     meta = {
