@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from dgpo_cli.commands.quickstart_real import run_real
 from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, absolute
 from dgpo_cli.console import Console
+from dgpo_cli.errors import ConfigError
 
 LABELS = {
     "student": "student (reads, cannot search)",
@@ -29,13 +31,22 @@ def quickstart(
         bool, typer.Option("--fresh", help="Forget what an earlier quickstart made in that folder.")
     ] = False,
     search: Annotated[bool, typer.Option("--search", help="Try the recipe's learning rates for the RL rows.")] = False,
+    real: Annotated[
+        bool, typer.Option("--real", help="With a real language model and real questions, in twenty minutes.")
+    ] = False,
+    rl: Annotated[
+        bool, typer.Option("--rl", help="With --real: go on with a teacher and rows of rewards, for hours.")
+    ] = False,
+    bench_dir: Annotated[
+        Path | None, typer.Option(help="With --real: folder with NAME.jsonl[.gz] and corpus_NAME.jsonl[.gz].")
+    ] = None,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Watch a weak student learn to search, offline: world, teacher, cold start, RL, one table.
 
-    A second call reuses what is done. Example: `dgpo quickstart`
+    A second call reuses what is done. Examples: `dgpo quickstart` · `dgpo quickstart --real --bench-dir data`
     """
     import shutil
 
@@ -43,6 +54,12 @@ def quickstart(
     from dgpo_cli.core.recipes import shipped
 
     console = Console(json_output=json, quiet=quiet)
+    if real or rl or bench_dir is not None:
+        if search or not real:
+            flag = "--search" if search else "--rl" if rl else "--bench-dir"
+            raise ConfigError(f"{flag} has no effect {'with' if real else 'without'} --real", hint="leave it out")
+        run_real(console, out, bench_dir, seed=seed, device=device or "auto", rl=rl, dry_run=dry_run, fresh=fresh)
+        return
     if dry_run:
         console.print(to_toml(shipped("quickstart")))
         console.result(shipped("quickstart"))

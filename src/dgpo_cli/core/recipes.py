@@ -18,7 +18,7 @@ from dgpo_cli.errors import ConfigError
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 STAGES = ("distill-data", "kd", "rl")
-_OTHER = ("quickstart", "reproduce-tiny")  # settings of commands of their own
+_OTHER = ("quickstart", "quickstart-real", "reproduce-tiny")  # settings of commands of their own
 
 
 @dataclass(frozen=True, slots=True)

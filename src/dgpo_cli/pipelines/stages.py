@@ -188,13 +188,12 @@ class Stages:
         settings = apply_options(
             KDSettings,
             dict(options)
+            | self._validation_of_kd()
             | {
                 "student": str(student),
                 "teacher": str(teacher),
                 "trajectories": str(data),
                 "index": str(self.index_folder),
-                "eval_questions": str(self.world_folder / "validation.jsonl"),
-                "eval_limit": self.recipe["world"]["validation_questions"],
                 "seed": self.seed,
                 "device": self.device,
                 "rollout": asdict(self.rollout),
@@ -207,6 +206,13 @@ class Stages:
 
         self._stage(stage, "kd", asdict(settings), [student, teacher, data], work)
         return self.path(stage)
+
+    def _validation_of_kd(self) -> dict[str, Any]:
+        """What decides which weights of a kd stage are the best: EM on validation questions."""
+        return {
+            "eval_questions": str(self.world_folder / "validation.jsonl"),
+            "eval_limit": self.recipe["world"]["validation_questions"],
+        }
 
     def rl(self, stage: str, student: Path, teacher: Path, options: Mapping[str, Any]) -> Path:
         settings = apply_options(
