@@ -10,10 +10,11 @@ from huggingface_hub.constants import ENDPOINT
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from dgpo_cli.core import folders
 from dgpo_cli.core import hub as core_hub
 from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
 from dgpo_cli.errors import ConfigError, ModelError
-from dgpo_cli.models import hub, storage
+from dgpo_cli.models import hub
 from dgpo_cli.models.load import load_config, load_model, load_tokenizer, save_model
 from dgpo_cli.models.sources import load_protocol, resolve
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer
@@ -310,10 +311,10 @@ def test_tokenizers_that_read_one_id_differently():
 def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     place = tmp_path / "best"
     for content in ("first", "second"):
-        with storage.replacing(place) as folder:
+        with folders.replacing(place) as folder:
             (folder / content).write_text(content)
         assert [p.name for p in place.iterdir()] == [content]
-    with pytest.raises(RuntimeError), storage.replacing(place) as folder:
+    with pytest.raises(RuntimeError), folders.replacing(place) as folder:
         (folder / "third").write_text("third")
         raise RuntimeError
     assert [p.name for p in place.iterdir()] == ["second"]
@@ -331,6 +332,6 @@ def test_killed_between_the_two_renames_nothing_is_lost(made, folder):
 def test_a_replacement_that_fails_after_a_killed_one_still_loses_nothing(tmp_path):
     (tmp_path / ".best.old").mkdir()
     (tmp_path / ".best.old" / "weights").write_text("precious")
-    with pytest.raises(OSError), storage.replacing(tmp_path / "best"):
+    with pytest.raises(OSError), folders.replacing(tmp_path / "best"):
         raise OSError(28, "No space left on device")
     assert (tmp_path / "best" / "weights").read_text() == "precious"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from dgpo_cli.commands.quickstart_real import run_real
 from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, absolute
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dgpo_cli.pipelines.quickstart import Quickstart
 
 LABELS = {
     "student": "student (reads, cannot search)",
@@ -48,8 +51,6 @@ def quickstart(
 
     A second call reuses what is done. Examples: `dgpo quickstart` · `dgpo quickstart --real --bench-dir data`
     """
-    import shutil
-
     from dgpo_cli.core.config import to_toml
     from dgpo_cli.core.recipes import shipped
 
@@ -66,21 +67,14 @@ def quickstart(
         return
     from dgpo_cli.pipelines.quickstart import Quickstart
 
-    if fresh and out.exists():
-        for part in ("world", "index", "models", "runs", "demonstrations.jsonl", "reading.jsonl"):
-            target = out / part
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
     work = Quickstart(out.resolve(), seed=seed, device=device or "auto", say=console.info, bar=console.progress)
-    if search:
-        found = work.search()
-        rows = [list(entry.values()) for entry in found["grid"]]
-        console.table("best EM on validation questions", ["row", "learning rate", "EM"], rows)
-        console.result(found)
-        return
-    result = work.run()
+    with work.alone():
+        if fresh:
+            work.forget()
+        if search:
+            _search(console, work)
+            return
+        result = work.run()
     _show(console, result)
     curves = work.curves()
     _draw(console, curves, out / "learning-curves.png")
@@ -93,6 +87,13 @@ def quickstart(
         "The same path with real models:           dgpo index wiki.jsonl, dgpo rl --teacher qwen-3b"
     )
     console.result(result | {"curves": curves})
+
+
+def _search(console: Console, work: Quickstart) -> None:
+    found = work.search()
+    rows = [list(entry.values()) for entry in found["grid"]]
+    console.table("best EM on validation questions", ["row", "learning rate", "EM"], rows)
+    console.result(found)
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:

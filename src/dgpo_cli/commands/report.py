@@ -30,10 +30,12 @@ def report(
 
     Examples: `dgpo report` · `dgpo report rl-0001` · `dgpo report eval-0001 eval-0002 --out compare.html`
     """
+    from dgpo_cli.core.folders import sole_writer
     from dgpo_cli.pipelines.report import write_report
 
     console = Console(json_output=json, quiet=quiet)
-    result = write_report(runs or (), out, questions=questions)
+    with sole_writer(out):
+        result = write_report(runs or (), out, questions=questions)
     for warning in result["warnings"]:
         console.warn(warning)
     if not runs:

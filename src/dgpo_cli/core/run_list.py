@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dgpo_cli.core import folders
 from dgpo_cli.core.config import load_toml
+from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.run_dir import is_locked, list_runs, read_metrics, read_run
 from dgpo_cli.core.run_names import find_runs, short_names
 from dgpo_cli.errors import ConfigError, InputError
@@ -95,7 +97,9 @@ def plan_prune(root: Path, *, keep: int | None = None, protected: Collection[Pat
     that a process works in always stays.
     """
     finished = [p for p in list_runs(root) if read_run(p)["status"] == "finished" and not is_locked(p)]
-    return list(_removals(finished, keep, {p.resolve() for p in protected}))
+    begun = [*root.glob(".*.removed"), *root.glob("[!.]*/.state.removed")]
+    left = [Removal(path, folder_bytes(path), "left of a removal that was killed") for path in begun]
+    return left + list(_removals(finished, keep, {p.resolve() for p in protected}))
 
 
 def _removals(finished: list[Path], keep: int | None, protected: set[Path]) -> Iterator[Removal]:
@@ -112,5 +116,10 @@ def _removals(finished: list[Path], keep: int | None, protected: set[Path]) -> I
 def remove(removals: Collection[Removal]) -> int:
     """Remove what `plan_prune` listed; the number of bytes that are free now."""
     for removal in removals:
-        shutil.rmtree(removal.path)
+        if removal.path.name.startswith("."):
+            shutil.rmtree(removal.path)
+            continue
+        run = removal.path.parent if removal.path.name == "state" else removal.path
+        with Lock(run / "lock", run):
+            folders.remove(removal.path)
     return sum(removal.num_bytes for removal in removals)

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core import folders
+from dgpo_cli.core.locks import lock_beside
 from dgpo_cli.core.protocol import DEFAULT, Protocol
 from dgpo_cli.core.run_names import find_run, find_runs
 from dgpo_cli.errors import InputError, ModelError
-from dgpo_cli.models import gguf, hub, published_prompt, storage
+from dgpo_cli.models import gguf, hub, published_prompt
 from dgpo_cli.models.aliases import ALIASES, expects_search_r1_prompt
 
 PROTOCOL_FILE = "protocol.json"
@@ -42,7 +44,8 @@ def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
         return ModelSource(name, str(gguf.folder_of(given)), local=True)
     found = None if given.exists() else find_run(name, runs_root)
     for folder in (given, found or runs_root / name):
-        storage.recover(folder / "best")
+        folders.recover_to_read(folder / "best", folder / "lock")
+        folders.recover_to_read(folder, lock_beside(folder))
         if (folder / "best" / "config.json").is_file():
             return ModelSource(name, str(folder / "best"), local=True)
         if (folder / "config.json").is_file():
