@@ -7,11 +7,10 @@ import sys
 import time
 
 import pytest
-from tests.e2e.test_resume import assert_same_run
+from tests.e2e.test_resume import assert_same_run, assert_same_trajectories
 from tests.offline import ROLLOUT
 
 from dgpo_cli.core.run_dir import list_runs, read_run
-from dgpo_cli.pipelines.distill_data import read_trajectories
 
 pytestmark = pytest.mark.slow
 FLAGS = [
@@ -85,15 +84,7 @@ def test_distill_data(offline, tmp_path):
     file = "runs/distill-data-0001/episodes.jsonl"
     whole, killed = disturbed(tmp_path, distill(offline, 120), file, [3, 30, 77])
 
-    def comparable(run):
-        made = [t.to_json() for t in read_trajectories(run).trajectories]
-        for record in made:
-            for call in record["searches"]:
-                call["seconds"] = 0.0
-        return made
-
-    assert len(comparable(whole)) == 120
-    assert comparable(whole) == comparable(killed)
+    assert_same_trajectories(killed, whole, 120)
 
 
 def test_kd(offline, tmp_path):

@@ -1,6 +1,7 @@
 """Work that is interrupted at any point ends as if it had not been."""
 
 import json
+import re
 from dataclasses import asdict, replace
 
 import pytest
@@ -27,12 +28,15 @@ class Killed(BaseException):
 
 
 class KilledAt:
-    """A progress callback that dies at the given call, and a step that dies in the middle."""
+    """A progress callback that dies at the given step; what is told of work inside a step does not count."""
 
     def __init__(self, call):
-        self.left = call
+        self.left, self.done = call, None
 
-    def __call__(self, done, total):
+    def __call__(self, done, total, /, note=""):
+        if done == self.done:
+            return
+        self.done = done
         self.left -= 1
         if self.left == 0:
             raise Killed
@@ -254,15 +258,61 @@ def test_distill_data_makes_the_same_episodes_once(offline, trajectories, tmp_pa
     (tmp_path / "episodes.jsonl").write_text("".join(torn))
     distill_data(teacher_agent(offline), questions, samples=1, keep="all", folder=tmp_path, progress=None)
 
-    def comparable(path):
+    assert_same_trajectories(tmp_path / "trajectories.jsonl", trajectories, 24)
+
+
+def assert_same_trajectories(one, other, count):
+    """Log-probabilities up to the last bits: they are sums over another batch."""
+    sides = []
+    for path in (one, other):
         made = [t.to_json() for t in read_trajectories(path).trajectories]
         for record in made:
             for call in record["searches"]:
                 call["seconds"] = 0.0
-        return made
+        sides.append((made, [p for record in made for p in record.pop("logprobs")]))
+    (made, logprobs), (expected, expected_logprobs) = sides
+    assert made == expected and len(made) == count
+    assert logprobs == pytest.approx(expected_logprobs, abs=1e-5)
 
-    assert comparable(tmp_path / "trajectories.jsonl") == comparable(trajectories)
-    assert len(comparable(trajectories)) == 24
+
+def test_a_validation_that_is_killed_goes_on_where_it_stopped(offline, tmp_path):
+    """Of the same weights what is recorded is taken; of other weights all is asked again."""
+    import torch
+
+    agent = teacher_agent(offline).with_settings(wave=2)
+    questions = read_questions(offline.questions("validation"))[:8]
+    model = load_model(str(offline.teacher), device=torch.device("cpu")).model
+    whole = evaluator(agent, questions, folder=tmp_path / "whole", model=model)()
+    asked, folder = [], tmp_path / "killed"
+
+    def die(done, total, /, note=""):
+        asked.append(done)
+        if done >= 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        evaluator(agent, questions, folder=folder, model=model, progress=die)()
+    (unfinished,) = folder.iterdir()
+    kept = len(unfinished.read_text().splitlines()) - 1
+    assert kept >= 3
+    del asked[:]
+    assert (
+        evaluator(agent, questions, folder=folder, model=model, progress=lambda d, t, n="": asked.append(d))() == whole
+    )
+    assert min(asked) > kept and max(asked) == 8, (asked, kept)
+    assert [path.name for path in folder.iterdir()] == ["validation.jsonl"]
+
+    def rows(name):
+        return re.sub(r'"seconds": [^,}]+', "", (tmp_path / name / "validation.jsonl").read_text())
+
+    assert rows("killed") == rows("whole")
+    with pytest.raises(Killed):
+        evaluator(agent, questions, folder=folder, model=model, progress=die)()
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    del asked[:]
+    evaluator(agent, questions, folder=folder, model=model, progress=lambda d, t, n="": asked.append(d))()
+    assert min(asked) <= 2 < kept
 
 
 def test_a_damaged_state_is_refused_and_kept(offline, trajectories, tmp_path):
@@ -304,14 +354,14 @@ def test_a_validation_that_cannot_search_is_no_score(offline, broken_index):
 
 
 def test_distill_data_asks_again_what_could_not_be_searched(offline, tmp_path, broken_index):
-    """It stops at the first window, keeps nothing of it, and the repaired index gets all of the questions."""
+    """It stops where too many failed, keeps none of them, and the repaired index gets all of the questions."""
     questions = read_questions(offline.questions("train"))[:40]
 
     def distill():
         agent = teacher_agent(offline)
         return distill_data(agent, questions, samples=1, keep="all", folder=tmp_path, progress=None)
 
-    with pytest.raises(RetrievalError, match="32 of 40 questions failed to search: the index is on fire"):
+    with pytest.raises(RetrievalError, match="5 of 40 questions failed to search: the index is on fire"):
         distill()
     assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 1
     broken_index.undo()

@@ -43,13 +43,13 @@ def questions(ids, name="nq"):
 def write(folder, meta, asked, right, samples=1):
     """`right(question id, sample)`: whether that draw is right."""
 
-    def run_batch(pairs):
+    def run_batch(pairs, *, progress=None):
         for question, sample in pairs:
             answer = "gold" if right(int(question.id), sample) else "wrong"
             yield Trajectory(question, (1, 2), (False, True), None, (), StopReason.ANSWERED, answer, sample)
 
     with RecordFile(folder / f"{asked[0].qa_set}.jsonl", key="key", schema="evaluation", meta=meta) as records:
-        evaluate(asked, run_batch=run_batch, decode=str, window=8, samples=samples, records=records)
+        evaluate(asked, run_batch=run_batch, decode=str, samples=samples, records=records)
     return folder
 
 

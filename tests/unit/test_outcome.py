@@ -70,9 +70,8 @@ def test_the_six_sorts_of_episodes(codec, tmp_path):
     with RecordFile(tmp_path / "nq.jsonl", key="key", schema="evaluation") as records:
         report = evaluate(
             [t.question for t in trajectories],
-            run_batch=lambda pairs: trajectories,
+            run_batch=lambda pairs, progress: trajectories,
             decode=codec.decode,
-            window=6,
             records=records,
         )
     assert report.overall.errors == {kind.value: 1 for kind in ErrorKind}
@@ -149,6 +148,6 @@ def test_evidence_recall_is_a_mean_over_questions_whose_gold_is_known(codec):
     known = play(codec, {"a": ["<search> tower</search>", RIGHT]}, supporting_ids=("1", "2"))
     unknown = play(codec, {"b": ["<search> tower</search>", RIGHT]})
     report = evaluate(
-        [t.question for t in known + unknown], run_batch=lambda pairs: known + unknown, decode=codec.decode, window=2
+        [t.question for t in known + unknown], run_batch=lambda pairs, progress: known + unknown, decode=codec.decode
     )
     assert (report.overall.evidence_recall, report.overall.with_gold, report.overall.n) == (0.5, 1, 2)

@@ -16,7 +16,7 @@ from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.pipelines.agents import grade
 from dgpo_cli.rollout import events
-from dgpo_cli.rollout.loop import run_episodes
+from dgpo_cli.rollout.loop import finished_episodes, run_episodes
 from dgpo_cli.rollout.settings import RolloutSettings
 
 CODEC = Codec(bpe_tokenizer(), DEFAULT)
@@ -211,7 +211,7 @@ def test_waves_keep_order_and_change_nothing():
             codec=CODEC,
             retriever=Library(),
             settings=rollout,
-            progress=lambda d, t, seen=seen: seen.append((d, t)),
+            progress=lambda d, t, note, seen=seen: seen.append((d, t)),
         )
         results.append([(t.question.id, t.answer, t.token_ids, t.written) for t in made])
         assert seen[-1] == (23, 23)
@@ -294,6 +294,15 @@ def test_an_episode_begins_where_another_ends():
     assert [t.answer for t in made] == [str(i) for i in range(9)]
     assert order == list(range(9)) and finished[-1] == 0  # the long one, first to begin, is the last to end
     assert engine.most == 3 and not engine.open_slots
+    engine = Watched(CODEC, script)
+    rollout = RolloutSettings(wave=3)
+    pairs = [(question(i), 0) for i in range(9)]
+    made = [*finished_episodes(pairs, engine=engine, codec=CODEC, retriever=Library(), settings=rollout)]
+    assert [t.answer for t in made] == [str(i) for i in finished], "each as soon as it is finished"
+    some = finished_episodes(pairs, engine=engine, codec=CODEC, retriever=Library(), settings=rollout)
+    assert next(some).answer == str(finished[0]) and engine.open_slots
+    some.close()
+    assert not engine.open_slots, "a caller that stops leaves nothing open"
 
 
 class Watched(ScriptedEngine):

@@ -67,14 +67,12 @@ def reproduce(
         for seed in range(first_seed, first_seed + seeds)
     ]
     if search:
-        with ladders[0].alone():
-            _search(console, ladders[0], names)
+        _search(console, ladders[0], names)
         return
     made = []
     for ladder in ladders:
         console.info(f"seed {ladder.seed}")
-        with ladder.alone():
-            made.append(ladder.run(names))
+        made.append(ladder.run(names))
     _show(console, ladders, made, folder, scale, teacher)
 
 

@@ -8,10 +8,12 @@ docs/evaluation.md.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from dgpo_cli.core.progress import Pace, Progress
 from dgpo_cli.core.protocol import CLOSING_TAGS, Protocol, parse_turn
 from dgpo_cli.core.text import text_key
 from dgpo_cli.core.types import Hit, Passage, Question, SearchCall, StopReason, Trajectory
@@ -113,26 +115,37 @@ class GoldReader:
         """Text of the one turn, with the beginning that was written for the model."""
         return OPENINGS[self._mode] + self._codec.decode(token_ids)
 
-    def run(self, pairs: Sequence[tuple[Question, int]]) -> Iterator[Trajectory]:
-        """Trajectories of (question, sample) pairs, in order, all at once: at most as many as the engine has slots."""
-        episodes = [Episode(index, question, sample) for index, (question, sample) in enumerate(pairs)]
+    def run(
+        self, pairs: Sequence[tuple[Question, int]], /, *, progress: Progress | None = None
+    ) -> Iterator[Trajectory]:
+        """Trajectories of (question, sample) pairs, each as soon as it is finished; `settings.wave` run at once."""
+        pace, finished, written = Pace(progress, len(pairs)), 0, 0
+        queue = deque(Episode(index, question, sample) for index, (question, sample) in enumerate(pairs))
         running: dict[int, Episode] = {}
         try:
-            for episode in episodes:
-                if self._open(episode):
-                    running[episode.slot] = episode
-            while running:
+            while queue or running:
+                ended = []
+                while queue and len(running) < self._settings.wave:
+                    episode = queue.popleft()
+                    if self._open(episode):
+                        running[episode.slot] = episode
+                    else:
+                        ended.append(episode)
                 for event in self._engine.step():
                     episode = running[event.slot]
                     episode.write(event)
+                    written += len(event.token_ids)
                     if event.end is not None:
                         self._end(episode, event.end)
                         del running[event.slot]
                         self._engine.close(event.slot)
+                        ended.append(episode)
+                yield from (episode.trajectory() for episode in ended)
+                finished += len(ended)
+                pace.tell(finished, written)
         finally:
             for slot in running:
                 self._engine.close(slot)
-        yield from (episode.trajectory() for episode in episodes)
 
     def _open(self, episode: Episode) -> bool:
         """False for a prompt that leaves no room; the passages are cut where they leave none for an answer."""

@@ -8,10 +8,11 @@ failed is no answer of the model: it is reported apart and asked again by the ne
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
+from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken_search
@@ -20,8 +21,11 @@ from dgpo_cli.evaluate.outcome import Decode, Outcome, grade
 from dgpo_cli.evaluate.summary import Report
 from dgpo_cli.rewards import exact_match
 
-RunBatch = Callable[[Sequence[tuple[Question, int]]], Iterable[Trajectory]]
-"""Trajectories of (question, sample) pairs."""
+
+class RunBatch(Protocol):
+    def __call__(self, pairs: Sequence[tuple[Question, int]], /, *, progress: Progress | None) -> Iterable[Trajectory]:
+        """Trajectories of (question, sample) pairs, each as soon as it is finished."""
+        ...
 
 
 def evaluate(
@@ -29,16 +33,15 @@ def evaluate(
     *,
     run_batch: RunBatch,
     decode: Decode,
-    window: int,
     samples: int = 1,
     records: RecordFile | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Answer the questions of one benchmark, each `samples` times, in fixed windows, and grade the answers.
+    """Answer the questions of one benchmark, each `samples` times, and grade the answers.
 
-    Records that are there already are not asked again; a window that was left incomplete is run again as a whole, so
-    that an interrupted evaluation ends with the same answers as an undisturbed one. Raises InputError for a question
-    that occurs twice, RetrievalError when too many of the draws fail to search.
+    Every answer is recorded as soon as it is there, and what is recorded is not asked again. The report knows no order
+    of records: it is in that of `questions`. Raises InputError for a question that occurs twice, RetrievalError as soon
+    as too many of the draws failed to search.
     """
     _refuse_repeated(questions)
     pairs = [(question, sample) for question in questions for sample in range(samples)]
@@ -48,21 +51,24 @@ def evaluate(
     if records is not None:
         graded = {key: outcome for key, outcome in _recorded(records, decode) if key in wanted}
     failures: dict[str, str] = {}
-    for start in range(0, len(pairs), window):
-        missing = {key for key in keys[start : start + window] if key not in graded}
-        if missing:
-            for trajectory in run_batch(pairs[start : start + window]):
-                if trajectory.key not in missing:
-                    continue
-                if trajectory.failed_search is not None:
-                    failures[trajectory.key] = trajectory.failed_search
-                    continue
-                graded[trajectory.key] = outcome = grade(trajectory, decode)
-                if records is not None:
-                    records.append(_record(trajectory, outcome))
-        refuse_broken_search(list(failures.values()), len(pairs))
+    missing = [pair for pair, key in zip(pairs, keys, strict=True) if key not in graded]
+    before, right = len(graded), sum(outcome.em for outcome in graded.values())
+
+    def tell(done: int, _: int, /, note: str = "") -> None:
         if progress is not None:
-            progress(min(start + window, len(pairs)), len(pairs))
+            em = f"EM {percent(right / len(graded))}, " if graded else ""
+            progress(before + done, len(pairs), em + note)
+
+    tell(0, len(missing))
+    for trajectory in run_batch(missing, progress=tell) if missing else ():
+        if trajectory.failed_search is not None:
+            failures[trajectory.key] = trajectory.failed_search
+            refuse_broken_search(list(failures.values()), len(pairs))
+            continue
+        graded[trajectory.key] = outcome = grade(trajectory, decode)
+        right += outcome.em
+        if records is not None:
+            records.append(_record(trajectory, outcome))
     return Report.of([graded[k] for k in keys if k in graded], [failures[k] for k in keys if k in failures])
 
 

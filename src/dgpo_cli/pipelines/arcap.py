@@ -62,7 +62,6 @@ def run_gold(
                     questions,
                     run_batch=reader.run,
                     decode=reader.decode,
-                    window=agent.settings.wave,
                     samples=samples,
                     records=records,
                     progress=tell,

@@ -219,9 +219,6 @@ def run_benchmarks(
     progress: Progress | None = None,
 ) -> dict[str, Report]:
     """Answer everything that `folder` has no record of, into `folder`/NAME.jsonl."""
-    from dgpo_cli.models.load import keep_tokenizer
-
-    keep_tokenizer(folder, agent.codec.tokenizer)
     total, before = sum(len(benchmark.questions) for benchmark in benchmarks) * samples, 0
     reports = {}
     for benchmark in benchmarks:
@@ -234,9 +231,8 @@ def run_benchmarks(
         with RecordFile(path, key="key", schema="evaluation", meta=header) as records:
             reports[benchmark.name] = evaluate(
                 benchmark.questions,
-                run_batch=replace(agent, retriever=benchmark.index.retriever).run,
+                run_batch=replace(agent, retriever=benchmark.index.retriever).finished,
                 decode=agent.codec.decode,
-                window=agent.settings.window,
                 samples=samples,
                 records=records,
                 progress=tell,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.progress import Progress, Steps
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question, Trajectory
@@ -108,6 +108,7 @@ def distil(
     the search loop decides which weights are the best. Raises ConfigError where the student is to write and there is no
     `retriever`.
     """
+    steps_told = Steps(progress)
     run.note(deviations=deviations(asdict(settings)))
     protocol = Protocol.from_json(data.protocol)
     codec = Codec(student.tokenizer, protocol)
@@ -146,15 +147,22 @@ def distil(
     if retriever is not None:
         agent = Agent.of(student.model, codec, retriever, rollout_settings(settings.rollout, settings.seed))
     if searches(objective):
-        source = _mixture(settings, learner, stored, agent)
+        source = _mixture(settings, learner, stored, agent, steps_told.inside("episodes"))
     every = settings.eval_every if settings.eval_every is not None else stored.steps_per_epoch
     plan = Plan(steps, eval_every=every, save_every=every, seed=settings.seed, seconds=settings.seconds)
     em = None
     if agent is not None and validation_questions:
-        em = evaluator(agent, validation_questions, folder=run.path, world=learner.world)
+        em = evaluator(
+            agent,
+            validation_questions,
+            folder=run.path,
+            world=learner.world,
+            model=student.model,
+            progress=steps_told.inside("validation questions"),
+        )
 
     def validate() -> Mapping[str, float]:
-        metrics = {"nll": nll(learner, validation)} if validation else {}
+        metrics = {"nll": nll(learner, validation, steps_told.inside("validation loss"))} if validation else {}
         if em is not None:
             return metrics | dict(em())
         return metrics | ({"score": -metrics["nll"]} if metrics else {})
@@ -167,12 +175,14 @@ def distil(
         evaluate=validate,
         protocol=protocol,
         keep=keep,
-        progress=progress,
+        progress=steps_told,
         guarding=Guarding(Guard(settings.collapse), settings.on_collapse, warn),
     )
 
 
-def _mixture(settings: KDSettings, learner: Learner, stored: TeacherTrajectories, agent: Agent | None) -> Mixture:
+def _mixture(
+    settings: KDSettings, learner: Learner, stored: TeacherTrajectories, agent: Agent | None, progress: Progress
+) -> Mixture:
     """The source of a method that lets the student, or the teacher, write while it trains."""
     if agent is None:
         raise ConfigError(
@@ -188,11 +198,11 @@ def _mixture(settings: KDSettings, learner: Learner, stored: TeacherTrajectories
     if objective.teacher_writes:
         assert learner.teacher is not None
         teacher = Agent.of(learner.teacher, learner.codec, agent.retriever, agent.settings)
-        roll_teacher = team(teacher, learner.world)
+        roll_teacher = team(teacher, learner.world, progress)
     return Mixture(
         stored,
         objective,
-        roll=team(writer, learner.world),
+        roll=team(writer, learner.world, progress),
         roll_teacher=roll_teacher,
         replay=learner.replay,
     )
@@ -210,11 +220,11 @@ def split(trajectories: Sequence[Trajectory], share: float, seed: int) -> tuple[
 
 
 @torch.no_grad()
-def nll(learner: Learner, trajectories: Sequence[Trajectory]) -> float:
+def nll(learner: Learner, trajectories: Sequence[Trajectory], progress: Progress | None = None) -> float:
     """Mean negative log-likelihood of the written tokens, in nats."""
     mine = learner.world.share([len(t.token_ids) for t in trajectories])
     samples = [Sample.of(trajectories[i]) for i in mine]
-    total, count = 0.0, 0
+    total, count, done = 0.0, 0, 0
     for group in micro_batches(samples, learner.micro_batch_tokens):
         batch = pack([samples[i] for i in group], learner.device)
         hidden = batch.flatten(hidden_states(learner.student, batch.packed))
@@ -227,5 +237,8 @@ def nll(learner: Learner, trajectories: Sequence[Trajectory]) -> float:
         )
         total -= float(logprobs.sum())
         count += len(logprobs)
+        done += len(group)
+        if progress is not None:
+            progress(done, len(samples))
     sums = learner.world.sum({"nll": total, "tokens": count})
     return sums["nll"] / max(1, sums["tokens"])

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import asdict, replace
 from typing import Any
 
-from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.progress import Progress, Steps
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question
 from dgpo_cli.engine.inprocess import InProcessEngine
@@ -102,6 +102,7 @@ def reinforce(
     say: Say | None = None,
 ) -> dict[str, Any]:
     """Train `student` on `questions`; see `run_training` for the result. The best weights by validation EM are kept."""
+    told = Steps(progress)
     codec = Codec(student.tokenizer, student.protocol)
     reward = rewards.weighted(settings.reward) if settings.reward else None
     run.note(deviations=deviations(asdict(settings)))
@@ -125,7 +126,7 @@ def reinforce(
         questions,
         settings.batch_size,
         settings.seed,
-        roll=team(agent, learner.world),
+        roll=team(agent, learner.world, told.inside("episodes")),
         samples=samples,
         differing=objective.replaces_uninformative,
     )
@@ -143,10 +144,17 @@ def reinforce(
         source,
         plan,
         evaluate=evaluate
-        or evaluator(agent, validation[: settings.eval_questions], folder=run.path, world=learner.world),
+        or evaluator(
+            agent,
+            validation[: settings.eval_questions],
+            folder=run.path,
+            world=learner.world,
+            model=student.model,
+            progress=told.inside("validation questions"),
+        ),
         protocol=student.protocol.with_limits(top_k=settings.rollout.top_k, max_turns=settings.rollout.max_turns),
         keep=keep,
-        progress=progress,
+        progress=told,
         guarding=Guarding(Guard(settings.collapse), settings.on_collapse, warn),
     )
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
-from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.progress import Pace, Progress
 from dgpo_cli.core.protocol import CLOSING_TAGS, parse_turn
 from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory
 from dgpo_cli.engine.base import Engine, Event, Sampling, TurnEnd
@@ -39,21 +40,57 @@ def run_episodes(
     on_event: Listener | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Trajectory]:
-    """Trajectories in the order of `questions`, each a (question, sample index) pair, as they are finished.
+    """Trajectories in the order of `questions`, each a (question, sample index) pair; see `finished_episodes`."""
+    made: dict[int, Trajectory] = {}
+    finished = _finished(questions, engine, codec, retriever, settings, on_event, progress)
+    with closing(finished):
+        for place in range(len(questions)):
+            while place not in made:
+                index, trajectory = next(finished)
+                made[index] = trajectory
+            yield made.pop(place)
+        next(finished, None)  # has nothing left, and says so
+
+
+def finished_episodes(
+    questions: Sequence[tuple[Question, int]],
+    *,
+    engine: Engine,
+    codec: Codec,
+    retriever: Retriever,
+    settings: RolloutSettings,
+    on_event: Listener | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Trajectory]:
+    """Trajectories of (question, sample index) pairs, each as soon as it is finished.
 
     `settings.wave` episodes are open at once; where one ends the next begins. Which episodes share a step depends on
-    token counts alone, so the same call makes the same trajectories.
+    token counts alone, so the same call makes the same trajectories. An episode's draws depend on its seed and key, so
+    a call with some of the questions makes the same ones, up to the last bits of sums over another batch.
     """
-    episodes = [Episode(i, question, sample) for i, (question, sample) in enumerate(questions)]
-    told = 0
-    with _Rollout(episodes, engine, codec, retriever, settings, on_event) as rollout:
-        for episode in episodes:
-            while not episode.done:
-                rollout.step()
-                if progress is not None and rollout.finished > told:
-                    told = rollout.finished
-                    progress(told, len(episodes))
-            yield episode.trajectory()
+    with closing(_finished(questions, engine, codec, retriever, settings, on_event, progress)) as finished:
+        for _, trajectory in finished:
+            yield trajectory
+
+
+def _finished(
+    questions: Sequence[tuple[Question, int]],
+    engine: Engine,
+    codec: Codec,
+    retriever: Retriever,
+    settings: RolloutSettings,
+    on_event: Listener | None,
+    progress: Progress | None,
+) -> Generator[tuple[int, Trajectory]]:
+    """(place in `questions`, trajectory) of each episode that got finished."""
+    pace = Pace(progress, len(questions))
+    with _Rollout(questions, engine, codec, retriever, settings, on_event) as rollout:
+        while rollout.queue or rollout.by_slot:
+            rollout.step()
+            while rollout.ended:
+                episode = rollout.ended.popleft()
+                yield episode.index, episode.trajectory()
+            pace.tell(rollout.finished, rollout.written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +105,7 @@ class _Search:
 class _Rollout:
     def __init__(
         self,
-        episodes: Sequence[Episode],
+        questions: Sequence[tuple[Question, int]],
         engine: Engine,
         codec: Codec,
         retriever: Retriever,
@@ -78,11 +115,13 @@ class _Rollout:
         self.engine, self.codec = engine, codec
         self.retriever, self.settings, self.on_event = retriever, settings, on_event
         self.capacity = min(engine.capacity, settings.max_tokens)
-        self.queue = deque(episodes)
+        self.queue = deque(enumerate(questions))
         self.by_slot: dict[int, Episode] = {}
         self.waiting: list[Episode] = []  # with a query that nobody answers yet
         self.searching: deque[_Search] = deque()
-        self.tokens = self.finished = 0  # tokens that an episode would have written that never stops
+        self.ended: deque[Episode] = deque()  # finished and not taken yet
+        self.tokens = 0  # that an episode would have written that never stops
+        self.finished = self.written = 0  # episodes, and tokens of all of them
         self.searcher = ThreadPoolExecutor(1, thread_name_prefix="search") if settings.overlap_steps else None
 
     def __enter__(self) -> _Rollout:
@@ -97,7 +136,8 @@ class _Rollout:
     def step(self) -> None:
         """A step of the engine, and what follows from it."""
         while self.queue and len(self.by_slot) < self.settings.wave:
-            self._open(self.queue.popleft())
+            index, (question, sample) = self.queue.popleft()
+            self._open(Episode(index, question, sample))
         while self.searching and self.searching[0].due <= self.tokens:
             self._go_on(self.searching.popleft())
         stepped = self.engine.step()
@@ -106,6 +146,7 @@ class _Rollout:
             episode = self.by_slot[event.slot]
             event, looped = self._up_to_loop(episode, event)
             episode.write(event)
+            self.written += len(event.token_ids)
             if self.on_event is not None:
                 text = episode.new_text(b"".join(map(self.codec.token_bytes, event.token_ids)))
                 if text:
@@ -226,6 +267,7 @@ class _Rollout:
     def _end(self, episode: Episode, stop: StopReason) -> None:
         episode.stop = stop
         self.finished += 1
+        self.ended.append(episode)
         self._tell(events.Finished(episode.index, episode.trajectory()))
 
     def _tell(self, event: events.Event) -> None:

@@ -35,10 +35,5 @@ class RolloutSettings:
         if self.temperature < 0:
             raise ConfigError(f"temperature = {self.temperature} is negative", hint="0 is greedy, 1 samples")
 
-    @property
-    def window(self) -> int:
-        """Episodes between two places at which a caller can resume: one ends where the next begins within a window."""
-        return 4 * self.wave
-
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
