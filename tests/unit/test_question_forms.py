@@ -179,7 +179,7 @@ def test_answers_of_which_nothing_is_left_are_counted_in_one_line(
     assert len(read_questions(path)) == 2
     (record,) = caplog.records
     told = record.getMessage()
-    assert "\n" not in told and "2 accepted answers" in told and "'---' of question q2" in told
+    assert "\n" not in told and "punctuation: 2, the first" in told and "'---' of question q2" in told
     caplog.clear()
     read_questions(lines(tmp_path / "good.jsonl", ROW))
     assert not caplog.records

@@ -158,3 +158,22 @@ def test_a_folder_with_nothing_to_read_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(InputError, match=r"a\.bin: unknown kind"):
         list(read_corpus(tmp_path, CorpusReport(), strict=True))
+
+
+def test_a_file_with_several_names_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "z.txt").write_text("A river town.", encoding="utf-8")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "z.txt")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "m.txt").hardlink_to(tmp_path / "z.txt")
+    (tmp_path / "notes" / "same.txt").write_text("A river town.", encoding="utf-8")
+    (tmp_path / "outside.md").symlink_to(_outside(tmp_path))
+    report = CorpusReport()
+    ids = [passage.id for passage in read_corpus(tmp_path, report)]
+    assert ids == ["notes/m.txt#1", "notes/same.txt#1", "outside.md#1"], "equal contents are not the same file"
+    assert report.digest == corpus_digest(tmp_path) and not report.skipped
+
+
+def _outside(folder: Path) -> Path:
+    path = folder.parent / f"{folder.name}.md"
+    path.write_text("# A bridge\n\nOver the river.", encoding="utf-8")
+    return path

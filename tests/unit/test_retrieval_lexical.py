@@ -296,4 +296,5 @@ def test_the_index_is_memory_mapped(tmp_path: Path) -> None:
         "b": 0.75,
         "stopwords": "english",
         "stemmer": "none",
+        "tokenizer": "auto",
     }

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgpo_cli.commands.index_result import tokenizer_setting
 from dgpo_cli.commands.search_options import RerankOption, rerank_config
 from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, choose_index
 from dgpo_cli.console import Console
+from dgpo_cli.core.figures import percent
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,8 +48,9 @@ def check(
     Example: `dgpo index check --index indexes/wiki --questions hotpotqa.jsonl.gz -k 2,5`
     """
     from dgpo_cli.qa_sets import read_questions
-    from dgpo_cli.retrieval.check import check_integrity, self_recall
+    from dgpo_cli.retrieval.check import check_integrity, self_recall, uncut_share
     from dgpo_cli.retrieval.open import open_index, with_reranker
+    from dgpo_cli.retrieval.words import AUTO_SHARE
 
     console = Console(json_output=json, quiet=quiet)
     depths = _depths(k)
@@ -74,6 +77,13 @@ def check(
     found = ", ".join(f"{share:.1%} in the first {depth}" for depth, share in shares.items())
     console.print(f"found by their own words: {found} (of {sample:,} passages)")
     result["own_words"] = {str(depth): share for depth, share in shares.items()}
+    result["uncut_share"] = uncut = uncut_share(opened)
+    if uncut >= AUTO_SHARE:
+        console.warn(
+            f"{percent(uncut)} of the characters are in scripts that the tokenizer of this index cannot cut, "
+            "such as Chinese, Thai or Hindi; build it again with --overwrite "
+            f"-o {tokenizer_setting(opened.manifest)}=unicode"
+        )
     if asked is not None:
         qualities = [_measured(console, opened, asked, depths)]
         if rerank.model is not None:

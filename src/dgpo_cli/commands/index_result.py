@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dgpo_cli.commands.shared import absolute
 from dgpo_cli.console import Console
+from dgpo_cli.core.figures import percent
 from dgpo_cli.core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def show_build(console: Console, target: Path, manifest: Manifest, reused: bool)
         console.warn(f"skipped {problem}")
     if manifest.skipped > len(manifest.problems):
         console.warn(f"... and {manifest.skipped - len(manifest.problems):,} more")
+    _tell_words(console, manifest)
     dense = manifest.state.get("dense", manifest.state)
     if cut := dense.get("truncated_passages"):
         console.warn(f"{cut:,} passages are longer than max_length tokens and are found by their beginning only")
@@ -56,3 +58,24 @@ def show_build(console: Console, target: Path, manifest: Manifest, reused: bool)
             "reused": reused,
         }
     )
+
+
+def _tell_words(console: Console, manifest: Manifest) -> None:
+    """What the corpus needed of the tokenizer, where it is more than bm25s's words."""
+    words = manifest.state.get("bm25", manifest.state)
+    cut, share, passages = (words.get(name) for name in ("tokenizer", "uncut_share", "uncut_passages"))
+    if cut == "unicode" and share:
+        console.info(
+            f"tokenizer unicode: {percent(share)} of the characters are of scripts without spaces between words, or "
+            "marks on letters"
+        )
+    elif cut == "words" and passages:
+        console.warn(
+            f"{passages:,} passages are mostly in scripts that the tokenizer cannot cut into words (Chinese, Thai, "
+            f"Hindi, ...) and are hardly found; -o {tokenizer_setting(manifest)}=unicode finds them"
+        )
+
+
+def tokenizer_setting(manifest: Manifest) -> str:
+    """How the tokenizer's setting is called: of hybrid and milvus it belongs to their bm25."""
+    return "bm25.tokenizer" if "bm25" in manifest.settings else "tokenizer"

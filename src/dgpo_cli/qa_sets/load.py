@@ -61,8 +61,8 @@ def _warn_of_empty(path: Path, questions: Sequence[Question]) -> None:
     if empty:
         identity, answer = empty[0]
         _log.warning(
-            "%s: %d accepted answers are nothing but articles and punctuation, the first %r of question %s: "
-            "they are right only as they are written, and no passage counts as holding them",
+            "%s: accepted answers that are nothing but articles and punctuation: %d, the first %r of question %s; "
+            "such an answer is right only as it is written, and no passage counts as holding it",
             path, len(empty), answer, identity,
         )  # fmt: skip
 

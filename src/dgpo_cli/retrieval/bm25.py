@@ -20,11 +20,11 @@ import numpy as np
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import InputError, RetrievalError
-from dgpo_cli.retrieval.postings import Variant, build_postings
-from dgpo_cli.retrieval.ranking import contents, hits, require_bm25_range, top_rows
+from dgpo_cli.retrieval.postings import Postings, Variant, build_postings
+from dgpo_cli.retrieval.ranking import contents, hits, require_bm25_range, sharing, top_rows, with_unscored
 from dgpo_cli.retrieval.store import PassageStore
 from dgpo_cli.retrieval.vocabulary import Vocabulary, write_vocabulary
-from dgpo_cli.retrieval.words import Language, WordTokenizer
+from dgpo_cli.retrieval.words import Language, Tokenizer, WordTokenizer, with_words, words_of
 
 # Passages from which on threads help: adding scores up holds the interpreter's lock, and the rest is short below.
 _THREADED = 500_000
@@ -40,6 +40,9 @@ class BM25Config:
     b: float = field(default=0.75, metadata={"source": "bm25s's default"})
     stopwords: Language = field(default="english", metadata={"source": "bm25s's default"})
     stemmer: Language = field(default="none", metadata={"source": "bm25s's default"})
+    tokenizer: Tokenizer = field(
+        default="auto", metadata={"source": "ours", "help": "words as bm25s cuts them, or unicode: of any script"}
+    )
 
     def __post_init__(self) -> None:
         require_bm25_range(self.k1, self.b)
@@ -56,10 +59,12 @@ class BM25Retriever:
         """Raises InputError if no passage holds a word."""
         import bm25s
 
-        words = WordTokenizer(config.stopwords, config.stemmer)
-        columns = build_postings(
-            directory / _WRITING, contents(store, progress), words, variant=config.variant, k1=config.k1, b=config.b
-        )
+        def postings(words: WordTokenizer) -> Postings:
+            shutil.rmtree(directory / _WRITING, ignore_errors=True)
+            texts = contents(store, progress)
+            return build_postings(directory / _WRITING, texts, words, variant=config.variant, k1=config.k1, b=config.b)
+
+        columns, state = with_words(config, postings)
         if not columns.vocabulary:
             raise InputError(
                 "no passage holds a word of two letters that is not a stop word",
@@ -72,13 +77,13 @@ class BM25Retriever:
         engine.save(directory / FOLDER, show_progress=False)
         write_vocabulary(directory / FOLDER, columns.vocabulary)
         shutil.rmtree(directory / _WRITING)
-        return {}
+        return state
 
-    def __init__(self, directory: Path, store: PassageStore, config: BM25Config, _state: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, store: PassageStore, config: BM25Config, state: Mapping[str, Any]) -> None:
         import bm25s
 
         self._directory, self._store = directory, store
-        self._words = WordTokenizer(config.stopwords, config.stemmer)
+        self._words = words_of(config, state)
         try:
             self._engine = bm25s.BM25.load(directory / FOLDER, mmap=True, load_vocab=False, show_progress=False)
             self._vocabulary = Vocabulary(directory / FOLDER)
@@ -117,6 +122,8 @@ class BM25Retriever:
         enough = [column for column in columns if column.stop - column.start >= k]
         rarest = min(enough, key=lambda column: column.stop - column.start, default=None)
         rows = top_rows(scores, k, among=None if rarest is None else indices[rarest])
+        if len(rows) < k and columns:
+            rows = with_unscored(rows, scores, k, *sharing([indices[indptr[w] : indptr[w + 1]] for w in set(words)]))
         return rows, scores[rows]
 
     def _damaged(self, what: str) -> RetrievalError:

@@ -164,8 +164,9 @@ def existing(
         raise ConfigError(f"{out} exists and is not a usable index: {error.message}", hint=replace) from error
     if found.corpus_digest != digest():
         raise ConfigError(f"{out} holds an index of another corpus ({found.corpus})", hint=replace)
-    if (found.retriever, found.settings) != (retriever, dict(settings)):
-        names = sorted(name for name, value in settings.items() if found.settings.get(name) != value)
+    stored = _with_defaults(found.settings, asdict(retriever_class(retriever).Config()))
+    if (found.retriever, stored) != (retriever, dict(settings)):
+        names = sorted(name for name, value in settings.items() if stored.get(name) != value)
         what = f"by {found.retriever}" if found.retriever != retriever else f"with another {', '.join(names)}"
         raise ConfigError(f"{out} holds an index of this corpus {what}", hint=replace)
     if strict and found.skipped:
@@ -196,3 +197,12 @@ def _clear(writing: Path) -> None:
 def remove(directory: Path) -> None:
     if directory.exists():
         shutil.rmtree(directory)
+
+
+def _with_defaults(stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an index; one that was built too early to name a setting has its default."""
+    filled = dict(defaults) | dict(stored)
+    for name, value in defaults.items():
+        if isinstance(value, Mapping) and isinstance(stored.get(name), Mapping):
+            filled[name] = _with_defaults(stored[name], value)
+    return filled

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.core.text import contains_answer
-from dgpo_cli.core.types import Question
+from dgpo_cli.core.text import composed, contains_answer
+from dgpo_cli.core.types import Passage, Question
 from dgpo_cli.errors import RetrievalError
+from dgpo_cli.retrieval import scripts
 from dgpo_cli.retrieval.manifest import check_hashes
 from dgpo_cli.retrieval.milvus import MilvusRetriever
 from dgpo_cli.retrieval.open import OpenIndex
@@ -17,7 +18,10 @@ from dgpo_cli.retrieval.open import OpenIndex
 _BATCH = 256  # questions searched at once
 _REPORT_EVERY = 2_000  # passages
 _SAMPLE = 200  # passages searched for by their own words
+_OLD_SAMPLE = 2_000  # passages
 _QUERY_WORDS = 12
+_QUERY_CHARACTERS = 40  # of a script without spaces
+_SHORT_RUN = 4  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,26 @@ def check_integrity(index: OpenIndex, progress: Progress | None = None) -> int:
     return total
 
 
+def uncut_share(index: OpenIndex) -> float:
+    """The share of the corpus's characters that the index's tokenizer cannot cut into words.
+
+    0 where it cuts any script, and where nothing is searched by words. An index that does not record it is old: there
+    it is measured on a sample.
+    """
+    assert index.passages is not None and index.manifest is not None, f"{index.location} keeps its passages elsewhere"
+    manifest = index.manifest
+    words = manifest.state.get("bm25", manifest.state)
+    by_words = manifest.settings.get("mode", manifest.retriever) in ("bm25", "rank-bm25", "hybrid")
+    if not by_words or words.get("tokenizer") == "unicode" or manifest.settings.get("scoring") == "milvus":
+        return 0.0
+    if "uncut_share" in words:
+        return float(words["uncut_share"])
+    total = len(index.passages)
+    rows = range(total) if total <= _OLD_SAMPLE else [total * n // _OLD_SAMPLE for n in range(_OLD_SAMPLE)]
+    texts = [composed(index.passages[row].contents) for row in rows]
+    return sum(map(scripts.uncut, texts)) / max(1, sum(map(len, texts)))
+
+
 def self_recall(index: OpenIndex, ks: Sequence[int], progress: Progress | None = None) -> tuple[int, dict[int, float]]:
     """How many passages were searched for by the first words of their text, and by k the share that came back.
 
@@ -61,12 +85,25 @@ def self_recall(index: OpenIndex, ks: Sequence[int], progress: Progress | None =
     ranks: list[int | None] = []
     for start in range(0, len(sample), _BATCH):
         part = sample[start : start + _BATCH]
-        queries = [" ".join((passage.text or passage.title).split()[:_QUERY_WORDS]) for passage in part]
+        queries = [_own_words(passage) for passage in part]
         for passage, hits in zip(part, index.retriever.search(queries, max(ks)), strict=True):
             ranks.append(next((hit.rank for hit in hits if hit.passage.contents == passage.contents), None))
         if progress is not None:
             progress(len(ranks), len(sample))
     return len(sample), {k: sum(rank is not None and rank <= k for rank in ranks) / len(sample) for k in ks}
+
+
+def _own_words(passage: Passage) -> str:
+    """The first words of its text; of a script without spaces so many characters, cut inside a sentence at both ends.
+
+    A whole sentence would be one word of the passage to a tokenizer that cuts at spaces only, and be found by it.
+    """
+    text = passage.text or passage.title
+    run = scripts.spaceless_runs().search(text, 0, _QUERY_CHARACTERS)
+    if run is None:
+        return " ".join(text.split()[:_QUERY_WORDS])
+    first, last = run.span()
+    return text[first + 1 : last - 1] if last - first > _SHORT_RUN else run[0]
 
 
 def measure(

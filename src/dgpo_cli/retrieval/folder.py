@@ -1,14 +1,14 @@
 """A folder of the user's own files as a corpus: every text, Markdown, HTML and PDF file in it, cut into passages.
 
-Names that begin with a dot are passed over, and so is an index that lies in the folder. One file is in memory at a
-time.
+Names that begin with a dot are passed over, and so is an index that lies in the folder. A file that has several names
+there, by links, is read once. One file is in memory at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,23 @@ class Folder:
                 continue
             folders[:] = [name for name in folders if not name.startswith(".")]
             found += [Path(folder, name) for name in names if not name.startswith(".")]
-        return sorted(found, key=lambda path: path.relative_to(self.root).parts)
+        found.sort(key=lambda path: path.relative_to(self.root).parts)
+        once = set(_once(sorted(found, key=Path.is_symlink)))  # links come last
+        return [path for path in found if path in once]
+
+
+def _once(paths: Iterable[Path]) -> Iterator[Path]:
+    """Every file by its first name; what cannot be looked at is left to the reader, who says why."""
+    seen: set[tuple[int, int]] = set()
+    for path in paths:
+        try:
+            found = path.stat()
+        except (OSError, ValueError):
+            yield path
+            continue
+        if (found.st_dev, found.st_ino) not in seen:
+            seen.add((found.st_dev, found.st_ino))
+            yield path
 
 
 def _refuse(error: OSError) -> None:

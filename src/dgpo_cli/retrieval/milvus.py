@@ -42,7 +42,7 @@ from dgpo_cli.retrieval.milvus_load import (
 from dgpo_cli.retrieval.ranking import hits
 from dgpo_cli.retrieval.store import PassageStore
 from dgpo_cli.retrieval.vectors import ExactSearch, encode_passages, open_vectors
-from dgpo_cli.retrieval.words import WordTokenizer, stop_words
+from dgpo_cli.retrieval.words import stop_words, words_of
 
 _WORDS, _VECTOR = "words", "vector"  # fields
 _CHECKED = 16  # passages compared with the collection when an index is opened
@@ -105,6 +105,11 @@ class MilvusConfig:
                 "went",
                 hint="leave -o scoring=milvus out, or give the --uri of a Milvus server",
             )
+        if self.bm25.tokenizer != "auto":
+            raise ConfigError(
+                f"Milvus's own BM25 cuts words by itself, so tokenizer={self.bm25.tokenizer} has no effect",
+                hint="leave -o scoring=milvus out, or leave -o bm25.tokenizer out",
+            )
         if self.bm25.variant != "lucene" or self.bm25.k1 <= 0:
             raise ConfigError(
                 f"Milvus's own BM25 has no variant {self.bm25.variant} with k1 = {self.bm25.k1:g}",
@@ -154,7 +159,8 @@ class MilvusRetriever:
             if config.scoring == "milvus":
                 parts["text"] = True
             else:
-                parts["words"] = (_WORDS, count_passages(directory, store, config.bm25, progress), config.bm25)
+                counts, state["bm25"] = count_passages(directory, store, config.bm25, progress)
+                parts["words"] = (_WORDS, counts, config.bm25)
         if config.mode != "bm25":
             encoder = Encoder(config.dense)
             truncated = encode_passages(directory, store, encoder, config.dense, progress)
@@ -196,7 +202,7 @@ class MilvusRetriever:
             self._encoder = encoder_of(directory, config.dense, state["dense"])
             self._dense_index = state["dense"]["factory"]
         if config.mode != "dense" and config.scoring == "dgpo":
-            self._words = WordTokenizer(config.bm25.stopwords, config.bm25.stemmer)
+            self._words = words_of(config.bm25, state.get("bm25", {}))
             text = (directory / VOCABULARY).read_text(encoding="utf-8")
             self._vocabulary = {word: place for place, word in enumerate(json.loads(text))}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -34,25 +35,36 @@ from dgpo_cli.retrieval.milvus_collection import (
 from dgpo_cli.retrieval.postings import Counts, count_words, word_scores
 from dgpo_cli.retrieval.ranking import contents
 from dgpo_cli.retrieval.store import PASSAGES, PassageStore
-from dgpo_cli.retrieval.words import WordTokenizer
+from dgpo_cli.retrieval.words import WordTokenizer, with_words
 
 BATCH = 1_000  # rows written at once; what a kill loses at most
 VOCABULARY = "words.json"  # its order gives a word its dimension
 COUNTS = "counts"  # folder, of no use once the rows are in
+# A word that is in too many passages to score matches all the same; this is less than a score is rounded to.
+_WORTHLESS = 1e-9
 _READ = MOST // 2  # rows compared at once
 
 
-def count_passages(directory: Path, store: PassageStore, config: BM25Config, progress: Progress | None) -> Counts:
-    """Count the words and write the vocabulary. Raises InputError if no passage holds a word."""
-    words = WordTokenizer(config.stopwords, config.stemmer)
-    counts = count_words(directory / COUNTS, contents(store, progress), words)
+def count_passages(
+    directory: Path, store: PassageStore, config: BM25Config, progress: Progress | None
+) -> tuple[Counts, dict[str, Any]]:
+    """Count the words and write the vocabulary; also what the index records of its tokenizer.
+
+    Raises InputError if no passage holds a word.
+    """
+
+    def count(words: WordTokenizer) -> Counts:
+        shutil.rmtree(directory / COUNTS, ignore_errors=True)
+        return count_words(directory / COUNTS, contents(store, progress), words)
+
+    counts, state = with_words(config, count)
     if not counts.vocabulary:
         raise InputError(
             "no passage holds a word of two letters that is not a stop word",
             hint="give -o bm25.stopwords=none, or a corpus with text in it",
         )
     write_atomic(directory / VOCABULARY, json.dumps(list(counts.vocabulary), ensure_ascii=False))
-    return counts
+    return counts, state
 
 
 def identity(directory: Path, *parts: Any) -> str:
@@ -110,7 +122,7 @@ def _weights(counts: Counts, config: BM25Config, first: int) -> Iterator[list[di
         stop = min(start + BATCH, len(counts.lengths))
         ends = np.searchsorted(held, np.arange(start, stop + 1))
         found = [
-            {w: s for w, s in zip(word[a:b].tolist(), scores[a:b].tolist(), strict=True) if s > 0}
+            {w: max(s, _WORTHLESS) for w, s in zip(word[a:b].tolist(), scores[a:b].tolist(), strict=True)}
             for a, b in pairwise(ends)
         ]
         yield [weights or no_word for weights in found]

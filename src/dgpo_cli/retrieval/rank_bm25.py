@@ -18,9 +18,9 @@ import numpy as np
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import InputError
-from dgpo_cli.retrieval.ranking import contents, hits, require_bm25_range, top_rows
+from dgpo_cli.retrieval.ranking import contents, hits, require_bm25_range, top_rows, with_unscored
 from dgpo_cli.retrieval.store import PassageStore
-from dgpo_cli.retrieval.words import Language, WordTokenizer
+from dgpo_cli.retrieval.words import Language, Tokenizer, with_words, words_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,9 @@ class RankBM25Config:
     b: float = field(default=0.75, metadata={"source": "rank-bm25's default"})
     stopwords: Language = field(default="english", metadata={"source": "as bm25"})
     stemmer: Language = field(default="none", metadata={"source": "as bm25"})
+    tokenizer: Tokenizer = field(
+        default="auto", metadata={"source": "ours", "help": "words as bm25s cuts them, or unicode: of any script"}
+    )
 
     def __post_init__(self) -> None:
         require_bm25_range(self.k1, self.b)
@@ -44,21 +47,19 @@ class RankBM25Retriever:
         _directory: Path, store: PassageStore, config: RankBM25Config, progress: Progress | None = None
     ) -> dict[str, Any]:
         """Writes nothing: scores are made when the index is opened. Raises InputError if no passage holds a word."""
-        words = WordTokenizer(config.stopwords, config.stemmer)
-        if not any(words.words(text) for text in contents(store, progress)):
+        found, state = with_words(config, lambda words: sum(len(words.words(t)) for t in contents(store, progress)))
+        if not found:
             raise InputError(
                 "no passage holds a word of two letters that is not a stop word",
                 hint="give -o stopwords=none, or a corpus with text in it",
             )
-        return {}
+        return state
 
-    def __init__(
-        self, _directory: Path, store: PassageStore, config: RankBM25Config, _state: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, _directory: Path, store: PassageStore, config: RankBM25Config, state: Mapping[str, Any]) -> None:
         from rank_bm25 import BM25Okapi
 
         self._store = store
-        self._words = WordTokenizer(config.stopwords, config.stemmer)
+        self._words = words_of(config, state)
         corpus = [self._words.words(passage.contents) for passage in store]
         self._engine = BM25Okapi(corpus, k1=config.k1, b=config.b)
         if config.idf == "lucene":
@@ -71,7 +72,13 @@ class RankBM25Retriever:
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         results = []
         for query in queries:
-            scores = np.asarray(self._engine.get_scores(self._words.words(query)))
+            words = self._words.words(query)
+            scores = np.asarray(self._engine.get_scores(words))
             rows = top_rows(scores, k)
+            if len(rows) < k:
+                # The library's idf of a word in half of the passages or more is 0 or below.
+                shared = np.array([sum(word in counts for word in set(words)) for counts in self._engine.doc_freqs])
+                held = np.flatnonzero(shared)
+                rows = with_unscored(rows, scores, k, held, shared[held])
             results.append(hits(self._store, rows, scores[rows]))
         return results

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -34,8 +34,8 @@ def contents(store: PassageStore, progress: Progress | None) -> Iterator[str]:
 def top_rows(scores: np.ndarray, k: int, *, among: np.ndarray | None = None) -> np.ndarray:
     """Rows of the `k` best positive scores, best first; equal scores in row order, so ties are the same everywhere.
 
-    A score of zero says that nothing matched, so it is no hit. `among` may name `k` or more rows without repetition, of
-    which some are likely to be among the best: it makes the search faster and changes nothing.
+    What matched and scores nothing is added by `with_unscored`. `among` may name `k` or more rows without repetition,
+    of which some are likely to be among the best: it makes the search faster and changes nothing.
     """
     if k < 1:
         return np.zeros(0, dtype=np.int64)
@@ -44,6 +44,25 @@ def top_rows(scores: np.ndarray, k: int, *, among: np.ndarray | None = None) -> 
     rows = np.flatnonzero(scores >= least if least > 0 else scores > 0)
     best: np.ndarray = rows[best_rows(scores[rows], k)]
     return best
+
+
+def sharing(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that stand in any of the columns, one of each word asked for, and in how many each of them does."""
+    rows, shared = np.unique(np.concatenate(columns), return_counts=True)
+    return rows.astype(np.int64), shared
+
+
+def with_unscored(rows: np.ndarray, scores: np.ndarray, k: int, held: np.ndarray, shared: np.ndarray) -> np.ndarray:
+    """Fill `rows`, the best with a positive score, up to `k` with those that share a word and score 0 or less.
+
+    A word in half of the passages or more, of two passages any word, is worth nothing by Robertson's idf, and one in
+    all of them nothing by ATIRE's; the passages that hold it match all the same. `held` are the rows that share
+    `shared` words with the query. The better scores come first, then more shared words, then the row order.
+    """
+    rest = scores[held] <= 0
+    held, shared = held[rest], shared[rest]
+    order = np.lexsort((held, -shared, -scores[held]))
+    return np.concatenate([rows, held[order][: max(0, k - len(rows))]])
 
 
 def best_rows(scores: np.ndarray, k: int) -> np.ndarray:

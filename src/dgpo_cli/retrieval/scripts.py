@@ -1,0 +1,92 @@
+"""Words in any script: combining marks belong to their letter, and scripts without spaces are cut into characters.
+
+Where words stand without spaces between them (Chinese, Japanese, Thai, Lao, Khmer, Burmese) every character and every
+pair of neighbours is a word, as search engines do it that know no dictionary (Lucene's CJKBigramFilter). A character is
+a letter with its marks.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import cache
+
+# Letters, marks and digits of the scripts that put no spaces between words, without their punctuation.
+_SPACELESS = (
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e50-\u0e59"  # Thai
+    "\u0e80-\u0edf"  # Lao
+    "\u1000-\u1049\u1050-\u109d\ua9e0-\ua9fe\uaa60-\uaa7f"  # Burmese and its neighbours
+    "\u1780-\u17d3\u17d7\u17dc-\u17e9"  # Khmer
+    "\u1950-\u19da\u1a20-\u1a99\u1aa7"  # Tai Le, New Tai Lue, Tai Tham
+    "\u1b00-\u1b4b\ua980-\ua9c0"  # Balinese, Javanese
+    "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c"  # marks of repetition and numbers among Han
+    "\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
+    "\u3105-\u312f\u31a0-\u31bf"  # Bopomofo
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+)
+# All that could be of such a script, or a mark: a question of microseconds, as most texts hold none of it.
+_PERHAPS = re.compile("[\u0300-\u036f\u0483-\u0489\u0591-\u1dff\u20d0-\u20ff\u2cef-\u2dff\u3005-\U0010ffff]")
+_WORD = re.compile(r"\b\w\w+\b")
+# Not seen, and typed or left out at will: soft hyphen, joiners, variation selectors.
+_UNSEEN = re.compile("[\u00ad\u200c\u200d\u2060\ufe00-\ufe0f]+")
+
+
+def cut(text: str) -> list[str]:
+    """Words of a text in NFC and lower case, of two characters or more where words are written apart."""
+    text = _UNSEEN.sub("", text)
+    if not _PERHAPS.search(text):
+        return _WORD.findall(text)
+    found: list[str] = []
+    for match in _patterns()[0].finditer(text):
+        if match[1] is None:
+            found.append(match[0])
+        else:
+            found += _characters(match[1])
+    return found
+
+
+def spaceless_runs() -> re.Pattern[str]:
+    """Stretches of a script without spaces."""
+    return _patterns()[1]
+
+
+def uncut(text: str) -> int:
+    """How many characters of a text in NFC are of scripts without spaces, or marks on letters.
+
+    Where a word is taken to be letters between anything else, the former make one word of a sentence and the latter
+    cut a word into pieces.
+    """
+    perhaps = _PERHAPS.findall(text)
+    return sum(map(len, _patterns()[2].findall("".join(perhaps)))) if perhaps else 0
+
+
+def _characters(run: str) -> list[str]:
+    """Every character of a run, and every pair of neighbours."""
+    single: list[str] = _patterns()[3].findall(run)
+    return [*single, *map(str.__add__, single, single[1:])]
+
+
+@cache
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """Of a run or a word, of a run, of what is uncut, and of a letter with its marks. Made when first needed."""
+    marks = _marks()
+    run = f"[{_SPACELESS}][{_SPACELESS}{marks}]*"
+    word = rf"[^\W{_SPACELESS}](?:[^\W{_SPACELESS}]|(?![{_SPACELESS}])[{marks}])+"
+    return (
+        re.compile(f"({run})|{word}"),
+        re.compile(run),
+        re.compile(f"[{_SPACELESS}{marks}]+"),
+        re.compile(f"[^{marks}][{marks}]*|[{marks}]+"),
+    )
+
+
+def _marks() -> str:
+    """All combining marks but those that enclose a letter or choose its picture, as the inside of a character class."""
+    ranges: list[list[int]] = []
+    for code in range(0x300, 0x1EA00):
+        if unicodedata.category(chr(code)) in ("Mn", "Mc") and not 0xFE00 <= code <= 0xFE0F:
+            if ranges and ranges[-1][1] == code - 1:
+                ranges[-1][1] = code
+            else:
+                ranges.append([code, code])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
