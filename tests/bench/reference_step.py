@@ -88,7 +88,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 
         with forced.forced(work) as engine, RunDir.open("rl", asdict(settings), out=folder / "run") as run:
 
-            def progress(done: int, _: int) -> None:
+            def progress(done: int, _: int, note: str = "") -> None:
                 marks.append({"search": search.seconds, "tokens": engine.written} | seconds)
                 print(f"{asked.one}: {done} of {asked.steps} steps", file=sys.stderr, flush=True)
                 if done >= asked.steps:

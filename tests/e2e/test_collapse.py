@@ -214,7 +214,7 @@ def test_an_interrupted_rollback_ends_with_the_same_weights(settings: RLSettings
     train(ruined, tmp_path / "whole")
     calls = 0
 
-    def die(done: int, total: int) -> None:
+    def die(done: int, total: int, note: str = "") -> None:
         nonlocal calls
         calls += 1
         if calls > at:
@@ -239,7 +239,7 @@ def test_an_interrupted_distillation_ends_with_the_same_weights(
     distil(ruined, tmp_path / "whole")
     calls = 0
 
-    def die(done: int, total: int) -> None:
+    def die(done: int, total: int, note: str = "") -> None:
         nonlocal calls
         calls += 1
         if calls > at:

@@ -185,7 +185,7 @@ class Killed(BaseException):
 def train(settings: KDSettings, folder: Path, trackers: tuple[str, ...], kill_at: int | None = None) -> list[str]:
     told: list[str] = []
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int, note: str = "") -> None:
         if done == kill_at:
             raise Killed
 

@@ -42,7 +42,7 @@ def ladder(folder, records, settings):
         seed=3,
         device="cpu",
         say=lambda line: None,
-        bar=lambda description, unit: nullcontext(lambda done, total: None),
+        bar=lambda description, unit: nullcontext(lambda *_: None),
         settings=settings,
     )
 

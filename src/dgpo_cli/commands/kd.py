@@ -28,6 +28,7 @@ from dgpo_cli.commands.shared import (
 )
 from dgpo_cli.commands.training_options import (
     DescribeOption,
+    EpisodesFlag,
     FitFlag,
     KeepOption,
     ListFlag,
@@ -72,6 +73,7 @@ def kd(
     set_: SetOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
+    episodes: EpisodesFlag = True,
     list_: ListFlag = False,
     describe: DescribeOption = None,
     dry_run: DryRunFlag = False,
@@ -126,7 +128,8 @@ def kd(
         training_run(console, "kd", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run,
         console.progress(f"kd ({settings.method})", "step") as progress,
     ):
-        result = run_kd(settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info)
+        show = console.info if episodes else None
+        result = run_kd(settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show)
     follow(console, "kd", run, result, after="dgpo rl", student=True)
 
 

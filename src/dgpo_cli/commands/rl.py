@@ -28,6 +28,7 @@ from dgpo_cli.commands.shared import (
 )
 from dgpo_cli.commands.training_options import (
     DescribeOption,
+    EpisodesFlag,
     FitFlag,
     IndexOption,
     KeepOption,
@@ -79,6 +80,7 @@ def rl(
     set_: SetOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
+    episodes: EpisodesFlag = True,
     list_: ListFlag = False,
     describe: DescribeOption = None,
     dry_run: DryRunFlag = False,
@@ -133,5 +135,6 @@ def rl(
         training_run(console, "rl", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run,
         console.progress(f"rl ({settings.method})", "step") as progress,
     ):
-        result = run_rl(settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info)
+        show = console.info if episodes else None
+        result = run_rl(settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show)
     follow(console, "rl", run, result, after="dgpo eval --bench all, dgpo chat")

@@ -33,6 +33,9 @@ DescribeOption = Annotated[str | None, typer.Option(help="Show the settings of a
 FitFlag = Annotated[
     bool | None, typer.Option("--fit", help="First find the largest micro-batch (rl: and wave) that memory allows.")
 ]
+EpisodesFlag = Annotated[
+    bool, typer.Option("--episodes/--no-episodes", help="Show one of the student's episodes now and then.")
+]
 ListFlag = Annotated[bool, typer.Option("--list", help="List the methods, then stop.")]
 
 

@@ -35,21 +35,23 @@ class Pace:
 class Steps:
     """Progress of long work whose steps hold work of their own, such as rollouts and evaluations.
 
-    What is `inside` is told in the note of the step that it belongs to.
+    What is `inside` is told behind the note of the step that it belongs to.
     """
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
         self._at: tuple[int, int] | None = None
+        self._note = ""
 
     def __call__(self, done: int, total: int, /, note: str = "") -> None:
-        self._at = done, total
+        self._at, self._note = (done, total), note
         if self._progress is not None:
             self._progress(done, total, note)
 
     def inside(self, what: str) -> Progress:
         def tell(done: int, total: int, /, note: str = "") -> None:
             if self._progress is not None and self._at is not None:
-                self._progress(*self._at, f"{what} {done:,}/{total:,}{f', {note}' if note else ''}")
+                own = f"{what} {done:,}/{total:,}{f', {note}' if note else ''}"
+                self._progress(*self._at, f"{self._note}; {own}" if self._note else own)
 
         return tell

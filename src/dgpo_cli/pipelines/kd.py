@@ -29,6 +29,7 @@ from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.settings import KDSettings, deviations
 from dgpo_cli.pipelines.training import run_training
 from dgpo_cli.qa_sets import read_questions
+from dgpo_cli.reporting.training_line import glimpses
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.train.batch import Sample, micro_batches, pack
@@ -49,8 +50,9 @@ def run_kd(
     progress: Progress | None,
     warn: Callable[[str], None] | None = None,
     say: Say | None = None,
+    show: Say | None = None,
 ) -> dict[str, Any]:
-    """Load what the settings name, and train."""
+    """Load what the settings name, and train; `show` is told one of the student's episodes now and then."""
     device = training_device(settings.device)
     data = read_trajectories(Path(settings.trajectories))
     student = load_model(settings.student, device=device)
@@ -77,6 +79,7 @@ def run_kd(
         progress=progress,
         warn=warn,
         say=say,
+        show=show,
     )
 
 
@@ -101,6 +104,7 @@ def distil(
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
     say: Say | None = None,
+    show: Say | None = None,
 ) -> dict[str, Any]:
     """Train `student` on `data`; see `run_training` for the result.
 
@@ -147,7 +151,9 @@ def distil(
     if retriever is not None:
         agent = Agent.of(student.model, codec, retriever, rollout_settings(settings.rollout, settings.seed))
     if searches(objective):
-        source = _mixture(settings, learner, stored, agent, steps_told.inside("episodes"))
+        source = mixture = _mixture(settings, learner, stored, agent, steps_told.inside("episodes"))
+        if show is not None:
+            mixture.roll = glimpses(mixture.roll, show)
     every = settings.eval_every if settings.eval_every is not None else stored.steps_per_epoch
     plan = Plan(steps, eval_every=every, save_every=every, seed=settings.seed, seconds=settings.seconds)
     em = None

@@ -23,6 +23,7 @@ from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.settings import RLSettings, deviations
 from dgpo_cli.pipelines.training import run_training
+from dgpo_cli.reporting.training_line import glimpses
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.rewards import registry as rewards
@@ -42,8 +43,9 @@ def run_rl(
     progress: Progress | None,
     warn: Callable[[str], None] | None = None,
     say: Say | None = None,
+    show: Say | None = None,
 ) -> dict[str, Any]:
-    """Load what the settings name, and train."""
+    """Load what the settings name, and train; `show` is told one of the episodes now and then."""
     device = training_device(settings.device)
     retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
     questions, validation = training_questions(settings)
@@ -68,6 +70,7 @@ def run_rl(
         progress=progress,
         warn=warn,
         say=say,
+        show=show,
     )
 
 
@@ -100,6 +103,7 @@ def reinforce(
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
     say: Say | None = None,
+    show: Say | None = None,
 ) -> dict[str, Any]:
     """Train `student` on `questions`; see `run_training` for the result. The best weights by validation EM are kept."""
     told = Steps(progress)
@@ -130,6 +134,8 @@ def reinforce(
         samples=samples,
         differing=objective.replaces_uninformative,
     )
+    if show is not None:
+        source.roll = glimpses(source.roll, show)
     plan = Plan(
         settings.steps,
         mini_batches=settings.mini_batches,

@@ -13,6 +13,7 @@ from dgpo_cli.core.run_dir import FollowedRun, RunDir, check_space
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.load import save_model
 from dgpo_cli.pipelines.guarding import Guarding
+from dgpo_cli.reporting.training_line import TrainingLine
 from dgpo_cli.train import checkpoint
 from dgpo_cli.train.devices import world
 from dgpo_cli.train.learner import Learner
@@ -59,14 +60,17 @@ def run_training(
         )
     run.cut_metrics(step or -1)  # a row of step 0 is from before the first state
     reached = step
+    line = TrainingLine()
+    for row in run.metrics():
+        line.log(row)
 
     def tell(done: int, seconds: float) -> None:
         if progress is None:
             return
         if plan.seconds is None:
-            progress(done, plan.steps)
+            progress(done, plan.steps, str(line))
         else:
-            progress(round(min(seconds, plan.seconds)), round(plan.seconds))
+            progress(round(min(seconds, plan.seconds)), round(plan.seconds), str(line))
 
     tell(step, float(extra.get("seconds", 0.0)))
 
@@ -74,6 +78,7 @@ def run_training(
         nonlocal reached
         reached = done
         run.log(done, dict(metrics))
+        line.log(metrics)
         if "seconds" in metrics:
             tell(done, metrics["seconds"])
 
