@@ -2,6 +2,7 @@
 #
 #   make quickstart            install into .venv, then train a small search agent offline
 #   make test                  tests with coverage; lint, types, test-slow, docs, clean
+#   make test-versions         the tests on the versions of a GPU machine that nothing reaches (torch 2.11), without optional packages
 #   make load-test INDEX=DIR   64 clients against `dgpo serve` for SECONDS=600
 #   make bench                 rollouts beside transformers, an 8-bit teacher beside 16 bits
 #   make bench-gpu             what docs/benchmarks.md wants of a GPU; ROWS='kd_step rl_step' for some, SMALL=1 on a CPU
@@ -25,8 +26,10 @@ FOLDER ?= bench-lexical
 SIZES ?= 10000,100000,1000000,2700000
 
 PEERS := .venv-peers
+VERSIONS := .venv-versions
+ABSENT := bm25s,faiss,bitsandbytes,datasets,fastapi,matplotlib,plotext,pypdf,milvus_lite,pymilvus,Stemmer
 
-.PHONY: bench bench-gpu bench-step bench-lexical venv quickstart test test-slow load-test lint types docs clean
+.PHONY: bench bench-gpu bench-step bench-lexical venv quickstart test test-slow test-versions load-test lint types docs clean
 
 venv: $(STAMP)
 
@@ -47,6 +50,15 @@ test: venv
 
 test-slow: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_OPTIONS)
+
+# On Linux the package index serves torch 2.11 with CUDA; CPU=1 takes the CPU-only build.
+$(VERSIONS)/.installed: tests/versions.txt pyproject.toml
+	$(PYTHON) -m venv $(VERSIONS)
+	$(VERSIONS)/bin/python -m pip install --quiet $(PIP_OPTIONS) -r tests/versions.txt
+	@touch $@
+
+test-versions: $(VERSIONS)/.installed
+	PYTHONPATH=src:tests OMP_NUM_THREADS=1 $(VERSIONS)/bin/python -m pytest -n auto -p absent --without $(ABSENT) $(PYTEST_OPTIONS)
 
 load-test: venv
 	@test -n '$(INDEX)' || { echo 'error: name an index folder: make load-test INDEX=indexes/wiki' >&2; exit 1; }

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
-from typer.core import TyperGroup
 
 from dgpo_cli import __version__
 from dgpo_cli.commands import (
@@ -35,14 +34,15 @@ from dgpo_cli.commands import (
     search,
     serve,
 )
+from dgpo_cli.commands.help import Command, Group
 from dgpo_cli.commands.milvus import use_milvus_environment
-from dgpo_cli.commands.shared import use_search_environment
+from dgpo_cli.commands.search_environment import use_search_environment
 from dgpo_cli.console import is_first_process, processes, say_error, tell_logged
 from dgpo_cli.core import interrupts
 from dgpo_cli.errors import ConfigError, DgpoError
 
 
-class _InOrderOfUse(TyperGroup):
+class _InOrderOfUse(Group):
     """Typer lists groups, such as `index`, after all commands; a reader meets it second."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -75,6 +75,8 @@ app.command("plan")(plan.plan)
 app.command("models")(models.models)
 app.command("runs")(runs.runs)
 app.command("doctor")(doctor.doctor)
+for _registered in (*app.registered_commands, *index.app.registered_commands):
+    _registered.cls = Command
 
 # Typer brings its own copy of Click, so its errors are reached through the one it exports: its base's base.
 _CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])

@@ -241,7 +241,7 @@ def _parts(lines: Sequence[Sequence[str]], room: int) -> Iterator[list[tuple[int
     """
     natural = [max(cell_len(line[place]) for line in lines) for place in range(len(lines[0]))]
     least = [max(_least(line[place], head=line is lines[0]) for line in lines) for place in range(len(natural))]
-    frame, between = 1, 3  # of rich.box.SIMPLE_HEAD with its padding
+    frame, between = 1, 2  # of rich.box.SIMPLE_HEAD with this padding
 
     def needed(places: Sequence[int]) -> int:
         return frame + sum(least[place] + between for place in places)

@@ -2,6 +2,7 @@
 
 DgpoError
   ConfigError       a setting is unknown, out of range, or contradicts another one
+    BusyError       another process works in the place
   InputError        a file, corpus, question set or record cannot be used as it is
   ModelError        a model or tokenizer cannot be loaded, or two of them do not fit together
   RetrievalError    an index cannot be opened, or a search failed
@@ -19,6 +20,10 @@ class DgpoError(Exception):
 
 
 class ConfigError(DgpoError):
+    pass
+
+
+class BusyError(ConfigError):
     pass
 
 

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,34 @@ def test_version_and_help(dgpo: Callable[..., Any]) -> None:
     assert dgpo("--version").out == f"dgpo {__version__}\n"
     assert dgpo("--help").out == dgpo().out == dgpo("-h").out
     assert dgpo("--help").status == dgpo().status == 0
+
+
+def _parameters(command: Any, path: str = "dgpo") -> Iterator[tuple[str, Any]]:
+    for name, child in getattr(command, "commands", {}).items():
+        yield from _parameters(child, f"{path} {name}")
+    for parameter in command.get_params(typer.Context(command)):
+        yield path, parameter
+
+
+def test_a_short_option_has_one_meaning_and_a_flag_no_type() -> None:
+    meanings: dict[str, set[str]] = {}
+    for path, parameter in _parameters(typer.main.get_command(cli.app)):
+        if parameter.param_type_name != "option":
+            continue
+        long = max(parameter.opts, key=len)
+        for name in parameter.opts:
+            if not name.startswith("--"):
+                meanings.setdefault(name, set()).add(long)
+        if parameter.is_flag:
+            assert parameter.metavar in ("", None) and not parameter.display_type_rich(None), (path, long)
+    assert meanings["-o"] == {"--set"}
+    assert {name: found for name, found in meanings.items() if len(found - {name}) > 1} == {}
+
+
+def test_help_shows_no_type_for_a_flag(dgpo: Callable[..., Any]) -> None:
+    for command in (["runs"], ["index"], ["index", "check"], ["eval"], []):
+        text = dgpo(*command, "--help").out
+        assert "--help" in text and "bool" not in text
 
 
 def test_the_module_is_the_command(folder: Path) -> None:

@@ -10,10 +10,11 @@ from huggingface_hub.constants import ENDPOINT
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from dgpo_cli.core import folders
 from dgpo_cli.core import hub as core_hub
 from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
-from dgpo_cli.errors import ModelError
-from dgpo_cli.models import hub, storage
+from dgpo_cli.errors import ConfigError, ModelError
+from dgpo_cli.models import hub
 from dgpo_cli.models.load import load_config, load_model, load_tokenizer, save_model
 from dgpo_cli.models.sources import load_protocol, resolve
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer
@@ -66,8 +67,24 @@ def test_a_run_leads_to_its_best_weights_by_path_and_by_name(made, folder):
         assert source.local and (folder / source.location).resolve() == folder / "runs" / "kd-0001" / "best", name
 
 
+def test_a_run_below_another_folder_has_a_name_too_and_two_of_one_name_are_both_told(made, folder):
+    def make(place):
+        shutil.copytree(made[0], folder / place / "best")
+        (folder / place / "run.json").write_text("{}")
+
+    make("quickstart/runs/dgpo")
+    for name in ("dgpo", "quickstart/dgpo", "quickstart/runs/dgpo"):
+        assert resolve(name).location == "quickstart/runs/dgpo/best"
+    make("older/runs/dgpo")
+    with pytest.raises(ConfigError, match="several runs are called dgpo") as caught:
+        resolve("dgpo")
+    assert "older/runs/dgpo, quickstart/runs/dgpo" in caught.value.hint
+    assert resolve("older/dgpo").location == "older/runs/dgpo/best"
+
+
 def test_an_unknown_name_is_told_the_nearest_aliases_and_runs(folder):
     (folder / "runs" / "rl-0001").mkdir(parents=True)
+    (folder / "runs" / "rl-0001" / "run.json").write_text("{}")
     fails("qwen-0.5", "qwen-0.5b", "dgpo models", load=False)
     fails("rl-001", "rl-0001", load=False)
 
@@ -294,10 +311,10 @@ def test_tokenizers_that_read_one_id_differently():
 def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     place = tmp_path / "best"
     for content in ("first", "second"):
-        with storage.replacing(place) as folder:
+        with folders.replacing(place) as folder:
             (folder / content).write_text(content)
         assert [p.name for p in place.iterdir()] == [content]
-    with pytest.raises(RuntimeError), storage.replacing(place) as folder:
+    with pytest.raises(RuntimeError), folders.replacing(place) as folder:
         (folder / "third").write_text("third")
         raise RuntimeError
     assert [p.name for p in place.iterdir()] == ["second"]
@@ -315,6 +332,6 @@ def test_killed_between_the_two_renames_nothing_is_lost(made, folder):
 def test_a_replacement_that_fails_after_a_killed_one_still_loses_nothing(tmp_path):
     (tmp_path / ".best.old").mkdir()
     (tmp_path / ".best.old" / "weights").write_text("precious")
-    with pytest.raises(OSError), storage.replacing(tmp_path / "best"):
+    with pytest.raises(OSError), folders.replacing(tmp_path / "best"):
         raise OSError(28, "No space left on device")
     assert (tmp_path / "best" / "weights").read_text() == "precious"

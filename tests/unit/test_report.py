@@ -9,9 +9,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.report_runs import ATTACK, make
+from tests.report_runs import ATTACK, episode, make
+from tests.tiny import bpe_tokenizer
 
+from dgpo_cli.core.protocol import TINYWORLD
+from dgpo_cli.core.records import RecordFile
+from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.load import keep_tokenizer
 from dgpo_cli.pipelines import report
 from dgpo_cli.reporting.charts import running_mean
 from dgpo_cli.reporting.report_page import embed
@@ -116,16 +122,16 @@ def test_an_episode_reads_as_it_was_written_step_by_step(page: Page) -> None:
 def test_tables_and_pairs_have_the_numbers_of_the_records(page: Page) -> None:
     content = page.content
     rows = {(row[0], row[2]): row for row in content["evaluations"]["rows"]}
-    assert rows[0, "all"][3:5] == ["6", "0.500"]
-    assert rows[1, "all"][3:5] == ["6", "0.333"]
-    assert rows[0, "1"][3:5] == ["3", "0.667"]  # questions 0, 2 of 0, 2, 4
+    assert rows[0, "all"][3:5] == ["6", "50.0 %"]
+    assert rows[1, "all"][3:5] == ["6", "33.3 %"]
+    assert rows[0, "1"][3:5] == ["3", "66.7 %"]  # questions 0, 2 of 0, 2, 4
     # Only the first has 1 and 2 right, only the second 3; a split of 2 to 1 of three has p = 1.
     pair = content["pairs"]["rows"]
-    assert [row[:6] for row in pair] == [["first", "second", "6", "2", "1", "-0.167"]]
-    assert pair[0][7] == "1"
+    assert [row[:6] for row in pair] == [["first", "second", "6", "2", "1", "-16.7"]]
+    assert pair[0][7] == "1.000"
     train = content["summary"]["rows"][2]
     assert train[:2] == ["rl", "dgpo"]
-    assert train[5:] == ["30", "0.500", "60 s"]
+    assert train[5:] == ["30", "50.0 %", "60 s"]
 
 
 def test_evaluations_with_other_settings_are_called_not_comparable(page: Page) -> None:
@@ -171,8 +177,59 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_the_page(runs: tuple[Path, Path, Path], dgpo, folder: Path) -> None:
-    ended = dgpo("report", str(runs[0]), str(runs[2]), "-o", "page.html", "--json")
+    ended = dgpo("report", str(runs[0]), str(runs[2]), "--out", "page.html", "--json")
     assert ended.status == 0
     result = json.loads(ended.out)
     assert result["questions"] == 6
     assert (folder / "page.html").stat().st_size == result["bytes"]
+
+
+def test_runs_are_named_as_everywhere_or_are_the_last_ones(dgpo, folder: Path) -> None:
+    make(folder / "quickstart" / "runs")
+    named = dgpo("report", "second", "quickstart/train", "--json")
+    assert json.loads(named.out)["names"] == ["second", "train"], named.err
+    last = json.loads(dgpo("report", "--json").out)
+    assert set(last["names"]) == {"first", "second", "train"}
+    for number in range(1, 9):
+        with RunDir.open("rl", {"number": number}) as run:
+            run.finish({})
+    for place, path in enumerate(sorted((folder / "runs").iterdir())):
+        record = json.loads((path / "run.json").read_text())
+        (path / "run.json").write_text(json.dumps(record | {"created": f"2099-01-0{place + 1}T00:00:00+00:00"}))
+    said = dgpo("report")
+    names = [f"rl-000{number}" for number in range(1, 9)]
+    assert f"of the last runs: {', '.join(names)}" in said.err
+
+
+def test_a_report_without_any_run_says_how_to_make_one(dgpo) -> None:
+    ended = dgpo("report")
+    assert (ended.status, ended.errors) == (1, ["error: there are no runs below this folder"])
+
+
+def test_a_served_teachers_episodes_are_shown_by_the_tokenizer_that_the_run_kept(tmp_path: Path) -> None:
+    tokenizer = bpe_tokenizer()
+    codec = Codec(tokenizer, TINYWORLD)
+    config = {"teacher": "scripted", "teacher_url": "http://127.0.0.1:1/v1", "tokenizer": str(tmp_path / "gone")}
+    with RunDir.open("distill-data", config, out=tmp_path / "served") as run:
+        meta = {"protocol": TINYWORLD.to_json(), "tokenizer": codec.digest}
+        with RecordFile(run.path / "episodes.jsonl", key="key", schema="trajectories", meta=meta) as records:
+            made = episode(codec, 0, "Lyon")
+            records.append({"key": made.key} | made.to_json())
+        keep_tokenizer(run.path, tokenizer)
+        run.finish({"em": 1.0})
+    opened = report.open_run(tmp_path / "served")
+    opened.name = "served"
+    content = report.gather([opened], 10)
+    assert content["warnings"] == []
+    assert (
+        content["questions"][0]["attempts"]["0"]["steps"][1]["text"] == "<think>hm</think><search>where is it</search>"
+    )
+
+
+def test_text_is_never_shown_by_another_tokenizer_than_the_runs(runs: tuple[Path, Path, Path]) -> None:
+    opened = report.open_run(runs[0])
+    opened.name = "first"
+    header = {"protocol": TINYWORLD.to_json(), "tokenizer": "of another one"}
+    warnings: list[str] = []
+    assert report._codec(opened, header, warnings) is None
+    assert "its tokens are not those of" in warnings[0]

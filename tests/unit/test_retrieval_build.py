@@ -15,7 +15,7 @@ import pytest
 from tests.retrieval_corpora import TOWNS, write_corpus
 
 from dgpo_cli.core.types import Passage
-from dgpo_cli.errors import ConfigError, InputError, RetrievalError
+from dgpo_cli.errors import BusyError, ConfigError, InputError, RetrievalError
 from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.check import check_integrity
 from dgpo_cli.retrieval.open import open_index
@@ -222,7 +222,7 @@ def test_a_killed_build_leaves_no_index_and_the_next_one_replaces_its_leftovers(
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run([sys.executable, "-c", code, str(corpus), str(out)], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert names(tmp_path) == [".index.writing", "c.jsonl"]
+    assert names(tmp_path) == [".index.lock", ".index.writing", "c.jsonl"]
     manifest, reused = build_index(corpus, out)
     assert (manifest.passages, reused) == (4_000, False)
     assert names(tmp_path) == ["c.jsonl", "index"]
@@ -230,3 +230,47 @@ def test_a_killed_build_leaves_no_index_and_the_next_one_replaces_its_leftovers(
     assert {name: asdict(file) for name, file in manifest.files.items()} == {
         name: asdict(file) for name, file in undisturbed.files.items()
     }
+
+
+@pytest.mark.parametrize("opened_by", ["search", "the same build", "another build"])
+def test_an_index_hidden_by_a_killed_replacement_is_put_back(
+    tmp_path: Path, corpus: Path, index: Path, opened_by: str
+) -> None:
+    """Killed between the two renames: the new one is whole but not in place, the old one under another name."""
+    index.rename(tmp_path / ".index.old")
+    (tmp_path / ".index.writing").mkdir()
+    if opened_by == "search":
+        assert open_index(index).retriever.search(["weavers"], 1)[0][0].passage.id == "e"
+        return
+    if opened_by == "another build":
+        with pytest.raises(ConfigError, match="of this corpus with another k1"):
+            build_index(corpus, index, settings={"k1": "2.0"})
+        return
+    assert build_index(corpus, index)[1], "it is there and used as it is"
+    assert build_index(corpus, index, overwrite=True)[0].passages == len(TOWNS)
+    assert names(tmp_path) == ["index", "towns.jsonl"]
+
+
+def test_one_build_at_a_time(tmp_path: Path, corpus: Path) -> None:
+    """The second one is told who is at it, touches nothing, and a link to the folder is the same folder."""
+    out = tmp_path / "index"
+    (tmp_path / "link").symlink_to("index")
+    refused = []
+
+    def second(done: int, total: int) -> None:
+        for place in (out, tmp_path / "link"):
+            with pytest.raises(BusyError, match=rf"another process \(pid {os.getpid()}\) works in") as told:
+                build_index(corpus, place, overwrite=True)
+            refused.append(told.value.hint)
+
+    build_index(corpus, out, progress=second)
+    assert "wait for it, or give another --out" in refused
+    assert check_integrity(open_index(out)) == len(TOWNS)
+    assert names(tmp_path) == ["index", "link", "towns.jsonl"]
+
+
+def test_a_link_to_an_index_stays_one(tmp_path: Path, corpus: Path, index: Path) -> None:
+    (tmp_path / "link").symlink_to("index")
+    manifest, _ = build_index(corpus, tmp_path / "link", settings={"k1": "2.0"}, overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert open_index(index).manifest == manifest

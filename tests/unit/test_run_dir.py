@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dgpo_cli.core.config import load_toml
-from dgpo_cli.core.run_dir import RunDir, check_space, config_digest, is_locked, list_runs
+from dgpo_cli.core.run_dir import RunDir, check_space, config_digest, is_locked, list_runs, read_run
 from dgpo_cli.errors import ConfigError, InputError
 
 CONFIG: dict[str, Any] = {"student": "a", "lr": 0.1, "seed": 3, "inner": {"k": 2, "none": None}}
@@ -144,8 +144,69 @@ def test_numbers_never_come_back(folder: Path) -> None:
     begin()
     begin({"student": "b"})
     Path("runs/kd-0007").mkdir()
+    Path("runs/kd-0007/mine.txt").write_text("x")
     Path("runs/kd-notes").mkdir()
     assert begin({"student": "c"}).path.name == "kd-0008"
+
+
+def test_the_folder_of_a_start_that_was_killed_at_once_is_taken(folder: Path) -> None:
+    begin()
+    Path("runs/kd-0002").mkdir()
+    Path("runs/kd-0002/.config.toml.123.writing").write_text("x")
+    with RunDir.open("kd", CONFIG, fresh=True) as run:
+        assert run.path.name == "kd-0002"
+        assert begin({"student": "b"}).path.name == "kd-0003", "not one in which a process works"
+    assert sorted(p.name for p in run.path.iterdir()) == ["config.toml", "run.json"]
+
+
+@pytest.mark.parametrize("left", [".config.toml.123.writing", ".run.json.1.writing", "lock", "config.toml"])
+def test_out_goes_on_after_a_kill_between_any_two_files(folder: Path, left: str) -> None:
+    Path("k1").mkdir()
+    Path("k1", left).touch()
+    assert begin(out=Path("k1")).path == Path("k1")
+    assert sorted(p.name for p in Path("k1").iterdir()) == ["config.toml", "run.json"]
+    Path("k1", ".metrics.jsonl.77.writing").touch()
+    assert begin(out=Path("k1")).resumed
+    assert sorted(p.name for p in Path("k1").iterdir()) == ["config.toml", "run.json"]
+
+
+@pytest.mark.parametrize("dies_at", range(6))
+def test_a_replacement_by_fresh_that_is_killed_ends_as_if_it_had_not_been(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
+) -> None:
+    """Half of the old run is neither gone on with nor in the way."""
+
+    class Killed(BaseException):
+        pass
+
+    with RunDir.open("kd", CONFIG, out=Path("mine")) as run:
+        run.log(1, {"loss": 1.0})
+        run.finish({"em": 0.5})
+    for name in ("a", "b"):
+        Path("mine", name).mkdir()
+        Path("mine", name, "x").touch()
+    calls = 0
+
+    def dying(original: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > dies_at:
+                raise Killed
+            return original(*given, **named)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((os, "unlink"), (os, "replace"), (os, "rmdir")):
+            patch.setattr(owner, name, dying(getattr(owner, name)))
+        with pytest.raises(Killed):
+            begin(out=Path("mine"), fresh=True)
+    assert all(read_run(path)["status"] in ("finished", "discarded") for path in list_runs(Path()))
+    run = begin(out=Path("mine"), fresh=read_run(Path("mine"))["status"] == "finished")
+    assert not run.resumed
+    assert sorted(p.name for p in run.path.iterdir()) == ["config.toml", "run.json"]
+    assert run.record["status"] == "running"
 
 
 def test_metrics_are_cut_back_to_the_saved_step(folder: Path) -> None:

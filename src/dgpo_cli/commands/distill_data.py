@@ -54,7 +54,15 @@ def distill_data(
     engine: EngineOption = None,
     data: QuestionsOption = None,
     index: IndexOption = None,
-    keep: Annotated[str | None, typer.Option(help="correct or all.")] = None,
+    demonstrations: Annotated[
+        str | None, typer.Option(help="File that says step by step how to answer, instead of a teacher.")
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="correct (default), searched (right, and the answer was read) or all.")
+    ] = None,
+    always_search: Annotated[
+        bool | None, typer.Option("--always-search", help="Ask for a search before every answer; drop what has none.")
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Attempts per question.")] = None,
     steps: Annotated[int | None, typer.Option(help="Waves of questions to answer; all by default.")] = None,
     limit: Annotated[int | None, typer.Option(help="Take the first N questions.")] = None,
@@ -75,24 +83,27 @@ def distill_data(
     """Let a teacher answer questions with the search engine, and keep its right trajectories for the cold start.
 
     Examples: `dgpo distill-data --teacher qwen-3b --data nq,hotpotqa --limit 20000` ·
-    `dgpo distill-data --teacher-url http://gpu-1:8000/v1 --tokenizer qwen-0.5b`
+    `dgpo distill-data --teacher-url http://gpu-1:8000/v1 --tokenizer qwen-0.5b` ·
+    `dgpo distill-data --teacher gold --tokenizer smollm2-135m --data questions.jsonl`
     """
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.core.workspace import Workspace
     from dgpo_cli.models.sources import search_limits
-    from dgpo_cli.pipelines.distill_data import run_distill_data
+    from dgpo_cli.pipelines.distill_data import questions_of, run_distill_data
     from dgpo_cli.pipelines.settings import DistillDataSettings
-    from dgpo_cli.qa_sets import training_set
     from dgpo_cli.retrieval.open import check_index
 
     console = Console(json_output=json, quiet=quiet)
     before = recorded(config, set_, "distill-data")
-    named = teacher_values(console, before, teacher=teacher, url=teacher_url, name=teacher_name, tokenizer=tokenizer)
+    given = {"teacher": teacher, "url": teacher_url, "name": teacher_name, "tokenizer": tokenizer}
+    named = teacher_values(console, before, **given, written=demonstrations)
+    file = named.get("demonstrations")
     values = named | {
         "engine": engine,
         "index": choose_index(console, index or before.get("index")),
-        "questions": choose_questions(console, data or before.get("questions")),
+        "questions": file or choose_questions(console, data or before.get("questions")),
         "keep": keep,
+        "always_search": always_search,
         "samples": samples,
         "limit": limit,
         "seed": seed,
@@ -106,7 +117,7 @@ def distill_data(
     if steps is not None:
         waves = steps * settings.rollout.wave
         settings = replace(settings, limit=min(settings.limit or waves, waves))
-    questions = training_set(settings.questions, bench_dir)[: settings.limit]
+    questions = questions_of(settings, bench_dir)[: settings.limit]
     require_engine(settings.engine)
     check_index(settings.index)
     if dry_run:
@@ -116,11 +127,12 @@ def distill_data(
         console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
         with console.progress("teacher's episodes", "episode") as progress:
             summary = run_distill_data(settings, run, questions=questions, progress=progress, key=teacher_key())
-    # `kd` and `rl` load the teacher that is remembered, which they cannot where a server has it.
-    loadable = {} if settings.teacher_url else {"teacher": settings.teacher}
-    Workspace().remember(
-        by="dgpo distill-data", trajectories=absolute(str(run.path)), questions=settings.questions, **loadable
-    )
+    # `kd` and `rl` load the teacher that is remembered, which they cannot where a server has it, or there is none.
+    unloadable = settings.teacher_url is not None or settings.written
+    loadable = {} if unloadable else {"teacher": settings.teacher}
+    if file is None:
+        loadable["questions"] = settings.questions
+    Workspace().remember(by="dgpo distill-data", trajectories=absolute(str(run.path)), **loadable)
     console.table(
         "",
         ["episodes", "EM", "kept", "searches", "tokens"],
@@ -128,6 +140,6 @@ def distill_data(
     )
     if summary.get("token_ids") == "from text":
         console.info("the server told text, not token ids, so the trajectories hold no log-probabilities")
-    next_step = "dgpo kd --method seqkd" if settings.teacher_url else "dgpo kd"
+    next_step = "dgpo kd --method seqkd" if unloadable else "dgpo kd"
     console.print(f"kept trajectories: {summary['path']}\nnext: {next_step}")
     console.result(summary | {"run": str(run.path)})

@@ -39,11 +39,11 @@ def export(
     console = Console(json_output=json, quiet=quiet)
     if public and push is None:
         raise ConfigError("--public belongs to --push", hint="dgpo export RUN DIR --push OWNER/NAME --public")
-    pipeline.check_target(directory, overwrite=overwrite)
-    if push is not None:
-        pipeline.check_push(push)
-    console.info(f"reading {run}")
-    result = pipeline.export(run, directory, dtype=dtype)
+    with pipeline.claimed(directory, overwrite=overwrite):
+        if push is not None:
+            pipeline.check_push(push)
+        console.info(f"reading {run}")
+        result = pipeline.export(run, directory, dtype=dtype)
     size = f"{result['parameters']:,} parameters as {result['dtype']}, {result['bytes'] / 1e6:,.1f} MB"
     console.print(f"{directory}: {size}")
     if push is not None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from dgpo_cli.commands.help import Group
 from dgpo_cli.commands.index_check import check
 from dgpo_cli.commands.index_parts import build_shard, launched, merge
 from dgpo_cli.commands.index_result import show_build
@@ -21,7 +21,7 @@ from dgpo_cli.errors import ConfigError
 _HELP = ("-h", "--help")
 
 
-class _BuildByDefault(TyperGroup):
+class _BuildByDefault(Group):
     """`dgpo index wiki.jsonl` is `dgpo index build wiki.jsonl`. A corpus named like a command is reached as ./check."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -95,7 +95,10 @@ def build(
     options: Annotated[
         list[str] | None,
         typer.Option(
-            "-o", "--set", help="Another setting of the retriever, e.g. -o stemmer=english. An unknown one lists all."
+            "-o",
+            "--set",
+            metavar="NAME=VALUE",
+            help="Another setting of the retriever, e.g. -o stemmer=english. An unknown one lists all.",
         ),
     ] = None,
     json: JsonFlag = False,

@@ -24,7 +24,12 @@ def wiki18(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is there.")] = False,
     options: Annotated[
         list[str] | None,
-        typer.Option("-o", "--set", help="A setting of the retriever, e.g. -o factory=Flat for exact search."),
+        typer.Option(
+            "-o",
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of the retriever, e.g. -o factory=Flat for exact search.",
+        ),
     ] = None,
     device: DeviceOption = None,
     json: JsonFlag = False,
@@ -39,8 +44,9 @@ def wiki18(
     Examples: `dgpo index wiki-18` · `dgpo index wiki-18 --yes -o factory=Flat` · `dgpo index wiki-18 --retriever bm25`
     """
     from dgpo_cli.core.config import parse_options
+    from dgpo_cli.core.locks import Lock, lock_beside
     from dgpo_cli.retrieval import wiki18 as published
-    from dgpo_cli.retrieval.build import build_index, configured, existing
+    from dgpo_cli.retrieval.build import alone, build_index, configured, discard_unfinished, existing
     from dgpo_cli.retrieval.corpus import corpus_digest
     from dgpo_cli.retrieval.device import use_device
 
@@ -51,32 +57,36 @@ def wiki18(
     if vectors:
         _encoded_by(published.ENCODER, settings, retriever)
     _, config = configured(retriever, settings)  # refuses what is impossible before anything is fetched
-    here = published.cached(*published.CORPUS)
-    if here is not None and here.cached is not None:
-        location = here.cached
-        found = existing(out, retriever, asdict(config), lambda: corpus_digest(location), overwrite=overwrite)
+    with Lock(lock_beside(out.with_name(f"{out.name}.fetch")), out, hint="wait for it, or give another --out"):
+        with alone(out):
+            discard_unfinished(out)  # it would count against the free disk
+            here = published.cached(*published.CORPUS)
+            found = None
+            if here is not None and here.cached is not None:
+                location = here.cached
+                found = existing(out, retriever, asdict(config), lambda: corpus_digest(location), overwrite=overwrite)
         if found is not None:
+            published.discard_flat(out)
             show_build(console, out, found, reused=True)
             return
-    files = published.listed(vectors)
-    _ask(console, files, out, yes)
-    corpus = published.fetch_corpus(files[0])
-    flat = published.flat_file(out, files[1:]) if vectors else None
-    if flat is not None:
-        published.fetch_flat(files[1:], flat)
-    with console.progress("indexing", "passage") as progress:
-        built = build_index(
-            corpus,
-            out,
-            retriever=retriever,
-            settings=settings,
-            overwrite=overwrite,
-            from_faiss=flat,
-            known_as=published.NAME,
-            progress=progress,
-        )
-    if flat is not None:
-        flat.unlink()
+        files = published.listed(vectors)
+        _ask(console, files, out, yes)
+        corpus = published.fetch_corpus(files[0])
+        flat = published.flat_file(out, files[1:]) if vectors else None
+        if flat is not None:
+            published.fetch_flat(files[1:], flat)
+        with console.progress("indexing", "passage") as progress:
+            built = build_index(
+                corpus,
+                out,
+                retriever=retriever,
+                settings=settings,
+                overwrite=overwrite,
+                from_faiss=flat,
+                known_as=published.NAME,
+                progress=progress,
+            )
+        published.discard_flat(out)
     show_build(console, out, *built)
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.commands.shared import TIMEOUT_VARIABLE, sendable_token
+from dgpo_cli.commands.search_environment import TIMEOUT_VARIABLE, sendable_token
 from dgpo_cli.errors import ConfigError
 
 MILVUS_TOKEN_VARIABLE = "DGPO_MILVUS_TOKEN"

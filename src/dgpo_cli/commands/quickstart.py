@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgpo_cli.commands.quickstart_real import run_real
 from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, absolute
 from dgpo_cli.console import Console
+from dgpo_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dgpo_cli.pipelines.quickstart import Quickstart
 
 LABELS = {
     "student": "student (reads, cannot search)",
@@ -29,41 +34,47 @@ def quickstart(
         bool, typer.Option("--fresh", help="Forget what an earlier quickstart made in that folder.")
     ] = False,
     search: Annotated[bool, typer.Option("--search", help="Try the recipe's learning rates for the RL rows.")] = False,
+    real: Annotated[
+        bool, typer.Option("--real", help="With a real language model and real questions, in twenty minutes.")
+    ] = False,
+    rl: Annotated[
+        bool, typer.Option("--rl", help="With --real: go on with a teacher and rows of rewards, for hours.")
+    ] = False,
+    bench_dir: Annotated[
+        Path | None, typer.Option(help="With --real: folder with NAME.jsonl[.gz] and corpus_NAME.jsonl[.gz].")
+    ] = None,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Watch a weak student learn to search, offline: world, teacher, cold start, RL, one table.
 
-    A second call reuses what is done. Example: `dgpo quickstart`
+    A second call reuses what is done. Examples: `dgpo quickstart` · `dgpo quickstart --real --bench-dir data`
     """
-    import shutil
-
     from dgpo_cli.core.config import to_toml
     from dgpo_cli.core.recipes import shipped
 
     console = Console(json_output=json, quiet=quiet)
+    if real or rl or bench_dir is not None:
+        if search or not real:
+            flag = "--search" if search else "--rl" if rl else "--bench-dir"
+            raise ConfigError(f"{flag} has no effect {'with' if real else 'without'} --real", hint="leave it out")
+        run_real(console, out, bench_dir, seed=seed, device=device or "auto", rl=rl, dry_run=dry_run, fresh=fresh)
+        return
     if dry_run:
         console.print(to_toml(shipped("quickstart")))
         console.result(shipped("quickstart"))
         return
     from dgpo_cli.pipelines.quickstart import Quickstart
 
-    if fresh and out.exists():
-        for part in ("world", "index", "models", "runs", "demonstrations.jsonl", "reading.jsonl"):
-            target = out / part
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
     work = Quickstart(out.resolve(), seed=seed, device=device or "auto", say=console.info, bar=console.progress)
-    if search:
-        found = work.search()
-        rows = [list(entry.values()) for entry in found["grid"]]
-        console.table("best EM on validation questions", ["row", "learning rate", "EM"], rows)
-        console.result(found)
-        return
-    result = work.run()
+    with work.alone():
+        if fresh:
+            work.forget()
+        if search:
+            _search(console, work)
+            return
+        result = work.run()
     _show(console, result)
     curves = work.curves()
     _draw(console, curves, out / "learning-curves.png")
@@ -76,6 +87,13 @@ def quickstart(
         "The same path with real models:           dgpo index wiki.jsonl, dgpo rl --teacher qwen-3b"
     )
     console.result(result | {"curves": curves})
+
+
+def _search(console: Console, work: Quickstart) -> None:
+    found = work.search()
+    rows = [list(entry.values()) for entry in found["grid"]]
+    console.table("best EM on validation questions", ["row", "learning rate", "EM"], rows)
+    console.result(found)
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:

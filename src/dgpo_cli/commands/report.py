@@ -12,8 +12,14 @@ from dgpo_cli.console import Console
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders of rl, kd, eval or distill-data.", metavar="RUN...")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Page to write.")] = Path("report.html"),
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Runs of rl, kd, eval or distill-data, by name or folder; the last eight by default.",
+            metavar="[RUN...]",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("report.html"),
     questions: Annotated[int, typer.Option(min=1, help="Questions of each set that can be read.")] = 100,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -22,15 +28,18 @@ def report(
 
     Evaluations of several models on the same questions show where two of them differ, question by question.
 
-    Examples: `dgpo report runs/rl-0001` · `dgpo report runs/eval-0001 runs/eval-0002 -o compare.html`
+    Examples: `dgpo report` · `dgpo report rl-0001` · `dgpo report eval-0001 eval-0002 --out compare.html`
     """
+    from dgpo_cli.core.folders import sole_writer
     from dgpo_cli.pipelines.report import write_report
 
     console = Console(json_output=json, quiet=quiet)
-    result = write_report(runs, out, questions=questions)
+    with sole_writer(out):
+        result = write_report(runs or (), out, questions=questions)
     for warning in result["warnings"]:
         console.warn(warning)
-    console.print(
-        f"{out}: {len(result['runs'])} runs, {result['questions']} questions, {result['bytes'] / 1e6:,.1f} MB"
-    )
+    if not runs:
+        console.info(f"of the last runs: {', '.join(result['names'])}")
+    counts = f"{len(result['runs'])} runs, {result['questions']} questions, {result['bytes'] / 1e6:,.1f} MB"
+    console.print(f"{out}: {counts}; open it in a browser")
     console.result(result)

@@ -67,12 +67,14 @@ def reproduce(
         for seed in range(first_seed, first_seed + seeds)
     ]
     if search:
-        _search(console, ladders[0], names)
+        with ladders[0].alone():
+            _search(console, ladders[0], names)
         return
     made = []
     for ladder in ladders:
         console.info(f"seed {ladder.seed}")
-        made.append(ladder.run(names))
+        with ladder.alone():
+            made.append(ladder.run(names))
     _show(console, ladders, made, folder, scale, teacher)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from dgpo_cli.commands.shared import JsonFlag, QuietFlag
 from dgpo_cli.console import Console
+from dgpo_cli.core.figures import age, percent, shortened
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def runs(
-    root: Annotated[Path, typer.Option(help="Folder with the runs.")] = Path("runs"),
+    root: Annotated[
+        Path | None, typer.Option(help="Folder to look in; this one, and for --prune its runs/, by default.")
+    ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Show what can go, ask, and remove it.")] = False,
     keep: Annotated[
         int | None,
@@ -27,7 +30,10 @@ def runs(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """List the runs of this folder, with status, steps, best score and size; clean up with --prune.
+    """List the runs below this folder, those of `dgpo quickstart` and `dgpo reproduce` too; clean up with --prune.
+
+    A name of the list works wherever a run or a model is asked for. EM is what an evaluation measured, of a training
+    run the best of its validations.
 
     Pruning removes the resumable state of finished runs, which nothing needs any more; best weights, metrics and
     records stay. With --keep N it also removes old finished runs, except those that this folder's commands take by
@@ -41,11 +47,11 @@ def runs(
     if not prune:
         if keep is not None or yes:
             raise ConfigError("--keep and --yes belong to --prune", hint="dgpo runs --prune --keep 3")
-        summaries = summarize_runs(root)
+        summaries = summarize_runs(root or Path())
         _show(console, root, summaries)
         console.result({"runs": [_plain(summary) for summary in summaries]})
         return
-    removals = plan_prune(root, keep=keep, protected=_in_use())
+    removals = plan_prune(root or Path("runs"), keep=keep, protected=_in_use())
     _show_removals(console, removals)
     confirmed = bool(removals) and (yes or _confirm(console))
     freed = remove(removals) if confirmed else 0
@@ -65,18 +71,44 @@ def _in_use() -> list[Path]:
     return [place for path in paths if path.exists() for place in (path, *path.resolve().parents)]
 
 
-def _show(console: Console, root: Path, summaries: list[RunSummary]) -> None:
+COLUMNS = ("run", "method", "model", "EM", "steps", "status", "age", "size")
+_FRAME = 2  # characters beside each column
+_MODEL = 12  # of a model's name, at least
+
+
+def _show(console: Console, root: Path | None, summaries: list[RunSummary]) -> None:
     if not summaries:
-        console.print(f"no runs under {root}; `dgpo quickstart` makes some")
+        console.print(f"no runs below {root or 'this folder'}; `dgpo quickstart` makes some")
         return
-    rows = [
-        [str(s.path), s.status, s.created[:16].replace("T", " "), s.steps, s.best_em, f"{s.num_bytes / 1e6:,.1f} MB"]
-        for s in summaries
-    ]
-    console.table("", ["run", "status", "started (UTC)", "steps", "best EM", "size"], rows)
+    console.table("", *_fitting([_row(summary) for summary in summaries], console.width))
     for summary in summaries:
         if summary.problem is not None:
             console.warn(summary.problem)
+
+
+def _row(summary: RunSummary) -> list[str]:
+    return [
+        summary.name,
+        summary.method or {"distill-data": "teacher"}.get(summary.command, summary.command),
+        summary.model or "-",
+        percent(summary.em),
+        "-" if summary.steps is None else f"{summary.steps:,}",
+        summary.status,
+        age(summary.created),
+        f"{summary.num_bytes / 1e6:,.1f} MB",
+    ]
+
+
+def _fitting(rows: list[list[str]], room: int) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows that fit into `room`: sizes go first, then the middle of long names."""
+    widths = [max(len(line[place]) for line in [list(COLUMNS), *rows]) + _FRAME for place in range(len(COLUMNS))]
+    shown = len(COLUMNS) if sum(widths) < room else len(COLUMNS) - 1
+    left = room - 1 - sum(widths[place] for place in range(1, shown) if place != 2)
+    name = max(_MODEL, min(widths[0], left - min(widths[2], _MODEL + _FRAME)) - _FRAME)
+    model = max(_MODEL, left - name - 2 * _FRAME)
+    for row in rows:
+        row[0], row[2] = shortened(row[0], name), shortened(row[2], model)
+    return list(COLUMNS[:shown]), [row[:shown] for row in rows]
 
 
 def _show_removals(console: Console, removals: list[Removal]) -> None:

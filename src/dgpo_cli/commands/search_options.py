@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 RerankOption = Annotated[
     list[str] | None,
-    typer.Option("-o", "--set", help="How found passages are reranked: -o rerank.model=..., -o rerank.depth=50."),
+    typer.Option(
+        "-o",
+        "--set",
+        metavar="NAME=VALUE",
+        help="How found passages are reranked: -o rerank.model=..., -o rerank.depth=50.",
+    ),
 ]
 
 

@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.shared import (
-    TOKEN_VARIABLE,
-    DeviceOption,
-    JsonFlag,
-    QuietFlag,
-    choose_index,
-    search_token,
-    sendable_token,
-)
+from dgpo_cli.commands.search_environment import TOKEN_VARIABLE, search_token, sendable_token
+from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, choose_index
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
@@ -44,7 +37,9 @@ def serve(
     ] = None,
     options: Annotated[
         list[str] | None,
-        typer.Option("-o", "--set", help="A limit or size, e.g. -o max_topk=50. An unknown one lists all."),
+        typer.Option(
+            "-o", "--set", metavar="NAME=VALUE", help="A limit or size, e.g. -o max_topk=50. An unknown one lists all."
+        ),
     ] = None,
     device: DeviceOption = None,
     json: JsonFlag = False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from dgpo_cli.commands.origins import tell_origin
 from dgpo_cli.console import Console
 from dgpo_cli.core.config import apply_options, parse_options
 from dgpo_cli.core.recipes import config_of, merged
+from dgpo_cli.core.run_names import find_run
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.errors import ConfigError
 
@@ -30,7 +30,8 @@ ResumeOption = Annotated[Path | None, typer.Option(help="Go on with this run fol
 OutOption = Annotated[Path | None, typer.Option(help="Run folder to write; a new one under runs/ by default.")]
 ConfigOption = Annotated[Path | None, typer.Option(help="A recipe, or an earlier run's config.toml.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("-o", "--set", help="Any other setting, e.g. -o objective.kl_coef=0.1.")
+    list[str] | None,
+    typer.Option("-o", "--set", metavar="NAME=VALUE", help="Any other setting, e.g. -o objective.kl_coef=0.1."),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of every draw.")]
@@ -39,40 +40,7 @@ BenchDirOption = Annotated[
 ]
 
 
-TOKEN_VARIABLE, TIMEOUT_VARIABLE = "DGPO_SEARCH_TOKEN", "DGPO_SEARCH_TIMEOUT"
-
-
-def search_token() -> str | None:
-    """The token of search servers, asked for by `dgpo serve` and sent by everything that searches; None if unset."""
-    value = os.environ.get(TOKEN_VARIABLE)
-    return sendable_token(value, TOKEN_VARIABLE) if value else None
-
-
-_NEW_TOKEN = "make one: python -c 'import secrets; print(secrets.token_hex(32))' > token.txt"
-
-
-def sendable_token(text: str, source: str, hint: str = _NEW_TOKEN) -> str:
-    """A token as it goes into a header. Raises ConfigError, which does not show it, for one that cannot."""
-    token = text.strip()
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError(f"{source} holds no token, which is one word of letters, digits and signs", hint=hint)
-    return token
-
-
-def use_search_environment() -> None:
-    """Let every search server that is opened from now on be asked as the environment says."""
-    token, timeout = search_token(), os.environ.get(TIMEOUT_VARIABLE)
-    if token is None and not timeout:
-        return
-    from dgpo_cli.retrieval.remote import ServerAccess, use_access
-
-    try:
-        timeout_s = float(timeout) if timeout else ServerAccess().timeout_s
-    except ValueError:
-        timeout_s = 0.0
-    if not 0 < timeout_s < float("inf"):
-        raise ConfigError(f"{TIMEOUT_VARIABLE} = {timeout!r} is no number of seconds", hint="give one, such as 120")
-    use_access(ServerAccess(token=token, timeout_s=timeout_s))
+_NO_RUNS = ("index", "questions", "bench")  # keys whose values are never runs
 
 
 def choose(console: Console, key: str, given: str | None, default: str | None = None, *, hint: str) -> str:
@@ -83,7 +51,15 @@ def choose(console: Console, key: str, given: str | None, default: str | None = 
     if resolved.origin != "given":
         console.info(f"{key}: {resolved.value} ({resolved.origin})")
     tell_origin(console, key, resolved.value)
-    return absolute(resolved.value)
+    return absolute(resolved.value if key in _NO_RUNS else run_or_name(resolved.value))
+
+
+def run_or_name(value: str) -> str:
+    """The folder of the run that is meant, or the value as it is. Raises ConfigError where several have the name."""
+    from dgpo_cli.models.aliases import ALIASES
+
+    run = None if value in ALIASES or Path(value).exists() else find_run(value)
+    return value if run is None else str(run)
 
 
 def choose_index(console: Console, given: str | None) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.shared import absolute, choose, sendable_token
+from dgpo_cli.commands.search_environment import sendable_token
+from dgpo_cli.commands.shared import absolute, choose
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError, ModelError
 
@@ -23,7 +24,7 @@ UrlOption = Annotated[
 NameOption = Annotated[str | None, typer.Option(help="Model of --teacher-url; its only one by default.")]
 TokenizerOption = Annotated[
     str | None,
-    typer.Option(help="With --teacher-url: model whose tokenizer and agent text to use; the teacher's own by default."),
+    typer.Option(help="Student whose tokenizer and agent text to use, where the teacher is no model that is loaded."),
 ]
 EngineOption = Annotated[
     str | None, typer.Option(help="transformers, or vllm where that is installed; transformers by default.")
@@ -44,14 +45,37 @@ def teacher_values(
     url: str | None,
     name: str | None,
     tokenizer: str | None,
+    written: str | None = None,
 ) -> dict[str, Any]:
-    """The settings that name the teacher, those of flags over `before` (--config and -o). Raises ConfigError."""
+    """The settings that name the teacher, those of flags over `before` (--config and -o). Raises ConfigError.
+
+    `written` is a file of demonstrations, which answers instead of a teacher.
+    """
+    if written is None and teacher is None and url is None:
+        written = before.get("demonstrations")
+    if written is not None or (teacher or (before.get("teacher") if url is None else None)) == "gold":
+        if written is not None and (teacher is not None or url is not None):
+            raise ConfigError(
+                "--demonstrations answers instead of a teacher", hint="leave --teacher and --teacher-url out"
+            )
+        if name is not None or url is not None:
+            raise ConfigError("--teacher-url and --teacher-name have no effect beside --teacher gold", hint="give one")
+        of = choose(console, "student", tokenizer or before.get("tokenizer"), hint="give --tokenizer STUDENT")
+        named = (
+            {"teacher": "gold"}
+            if written is None
+            else {"teacher": "demonstrations", "demonstrations": absolute(written)}
+        )
+        return named | {"tokenizer": absolute(of)}
     if url is None and teacher is None:
         url = before.get("teacher_url")
     if url is None:
         if name is not None or tokenizer is not None:
             flag = "--teacher-name" if name is not None else "--tokenizer"
-            raise ConfigError(f"{flag} has no effect without --teacher-url", hint="give --teacher-url, or --teacher")
+            raise ConfigError(
+                f"{flag} has no effect without --teacher-url, --teacher gold or --demonstrations",
+                hint="give one of them",
+            )
         chosen = choose(console, "teacher", teacher or before.get("teacher"), "qwen-3b", hint="give --teacher")
         return {"teacher": absolute(chosen)}
     if teacher is not None:

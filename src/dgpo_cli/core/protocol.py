@@ -24,6 +24,7 @@ TAGS = ("think", "search", "information", "answer")
 CLOSING_TAGS = ("</search>", "</answer>")  # a turn ends at the first of either
 TAG_TOKENS = tuple(tag for name in TAGS for tag in (f"<{name}>", f"</{name}>"))
 
+ALWAYS_SEARCH = "Always search before you answer, also where you believe that you know the answer."
 # Anything that a reader could take for a tag: any case, inner spaces, attributes, or a missing end bracket.
 # Without backtracking, so that a page of blanks costs no more than another.
 _LOOK_ALIKE = re.compile(rf"<(?=\s*+/?\s*+(?:{'|'.join(TAGS)})\b)", re.IGNORECASE)
@@ -132,6 +133,13 @@ class Protocol:
     def with_limits(self, *, top_k: int, max_turns: int) -> Protocol:
         """The same text, to be recorded with what is trained or written under these limits."""
         return replace(self, top_k=top_k, max_turns=max_turns)
+
+    def always_searching(self) -> Protocol:
+        """With a sentence, in front of the question's line, that asks for a search before every answer."""
+        if ALWAYS_SEARCH in self.prompt:
+            return self
+        start = self.prompt.rfind("\n", 0, self.prompt.index("{question}")) + 1
+        return replace(self, prompt=f"{self.prompt[:start]}{ALWAYS_SEARCH}\n{self.prompt[start:]}")
 
     def same_text(self, other: Protocol) -> bool:
         """Whether a model of one can read the other's episodes; how many searches they hold does not matter."""

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.config import load_toml
+from dgpo_cli.core.run_names import find_run
 from dgpo_cli.errors import ConfigError
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 STAGES = ("distill-data", "kd", "rl")
-_OTHER = ("quickstart", "reproduce-tiny")  # settings of commands of their own
+_OTHER = ("quickstart", "quickstart-real", "reproduce-tiny")  # settings of commands of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,8 @@ def config_of(given: Path | None, command: str) -> dict[str, Any]:
     """What `--config` means to a command: a run's config.toml as it is, or the command's table of a recipe."""
     if given is None:
         return {}
-    path = _path(str(given))
+    run = None if given.is_file() or str(given) in names() else find_run(given)
+    path = _path(str(given)) if run is None else run / "config.toml"
     table = load_toml(path)
     if path.parent != FOLDER and not {"recipe", *STAGES} & {k for k, v in table.items() if isinstance(v, dict)}:
         return table

@@ -5,29 +5,33 @@ runs/<command>-NNNN/
   config.toml    the resolved config; `dgpo <command> --config` repeats the run
   metrics.jsonl  one object per logged step; with --report-to the same in tensorboard/ or wandb/
   state/  best/  validation.jsonl  written by training; rollback/ while a guarded run may go back
-  lock           held by the process that works in it; the system releases it when that process ends, however it ends
+  lock           there while a process works in it, see core/locks.py
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
+from dgpo_cli.core import folders
 from dgpo_cli.core.config import to_toml
+from dgpo_cli.core.locks import Lock, is_held
 from dgpo_cli.core.records import dump_line, parse_line, write_atomic, write_jsonl_atomic
-from dgpo_cli.errors import ConfigError, InputError
+from dgpo_cli.core.run_names import find_run
+from dgpo_cli.errors import BusyError, ConfigError, InputError
 
+_DISCARDED = "discarded"  # status of a run that is being replaced by another in its folder
+_WHEN_BUSY = "wait for it, or start a second run with --fresh and, where you gave --out, in another folder"
 _PACKAGES = ("dgpo-cli", "torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "bm25s", "numpy")
 
 
@@ -51,9 +55,11 @@ class RunDir:
 
     listener: Callable[[int, Mapping[str, Any]], None] | None = None  # is told everything that is logged
 
-    def __init__(self, path: Path, *, resumed: bool) -> None:
+    def __init__(self, path: Path, *, resumed: bool = False) -> None:
+        """Lock the folder, made if it does not exist, and take away what killed processes left unfinished in it."""
         self.path, self.resumed = path, resumed
-        self._lock = _take_lock(path)
+        self._lock = Lock(path / "lock", path, hint=_WHEN_BUSY)
+        folders.sweep(path)
 
     @classmethod
     def open(
@@ -75,52 +81,79 @@ class RunDir:
         """
         digest = config_digest(command, config, inputs)
         if resume is not None:
-            return cls._resume(resume, digest)
-        if out is not None and (out / "run.json").is_file():
-            if not fresh and read_run(out)["status"] != "finished":
-                return cls._resume(out, digest)
-            if not fresh:
+            return cls._resume(find_run(resume, root) or resume, digest)
+        if out is not None:
+            return cls._at(out, command, config, digest, fresh)
+        for path in () if fresh else reversed(list_runs(root)):
+            record = read_run(path)
+            if record["digest"] == digest and record["status"] != "finished":
+                return cls(path, resumed=True)
+        return cls._claim(root, command)._begin(command, config, digest)
+
+    @classmethod
+    def _at(cls, out: Path, command: str, config: Mapping[str, Any], digest: str, fresh: bool) -> RunDir:
+        """The run in `out`, which goes on, begins, or begins anew."""
+        _refuse_foreign(out)
+        run = cls(out)
+        try:
+            _refuse_foreign(out)  # again, since another process may have had the folder until now
+            status = read_run(out)["status"] if (out / "run.json").is_file() and not fresh else _DISCARDED
+            if status == _DISCARDED:
+                return run._begin(command, config, digest)
+            if status == "finished":
                 raise ConfigError(f"{out} holds a finished run", hint="give another --out, or --fresh to replace it")
-            cls(out, resumed=False)._discard()
-        elif out is not None and _is_used(out):
-            raise ConfigError(f"{out} exists and is no run folder", hint="give --out a folder that does not exist yet")
-        if out is None and not fresh:
-            for path in reversed(list_runs(root)):
-                record = read_run(path)
-                if record["digest"] == digest and record["status"] != "finished":
-                    return cls(path, resumed=True)
-        return cls._create(out if out is not None else _claim_folder(root, command), command, config, digest)
+            _require_same(out, digest)
+            run.resumed = True
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def _claim(cls, root: Path, command: str) -> RunDir:
+        """A folder <command>-NNNN of its own: the last one, if a start that was killed left nothing in it, or a new."""
+        names = [p.name.rpartition("-")[2] for p in root.glob(f"{command}-*")]
+        number = max((int(name) for name in names if name.isdigit()), default=1)
+        while True:
+            path = root / f"{command}-{number:04d}"
+            with suppress(BusyError):
+                if not _is_used(path):
+                    run = cls(path)
+                    if not _is_used(path):
+                        return run
+                    run.close()  # another process was faster, and is done
+            number += 1
 
     @classmethod
     def _resume(cls, path: Path, digest: str) -> RunDir:
         if not (path / "run.json").is_file():
             raise ConfigError(f"{path} is not a run folder", hint="`dgpo runs` lists them")
-        if read_run(path)["digest"] != digest:
-            raise ConfigError(
-                f"the run {path} has other settings than this command",
-                hint=f"repeat its settings: --config {path}/config.toml",
-            )
+        _require_same(path, digest)
         return cls(path, resumed=True)
 
-    @classmethod
-    def _create(cls, path: Path, command: str, config: Mapping[str, Any], digest: str) -> RunDir:
-        path.mkdir(parents=True, exist_ok=True)
-        run = cls(path, resumed=False)
-        write_atomic(path / "config.toml", to_toml(_plain(config)))
+    def _begin(self, command: str, config: Mapping[str, Any], digest: str) -> RunDir:
+        """Put the run at its beginning, in place of one that may be there; whole or not at all, also after a kill."""
+        begun = datetime.now(UTC).isoformat(timespec="seconds")
+        if (self.path / "run.json").is_file():
+            mark = {"command": command, "status": _DISCARDED, "digest": "", "created": begun}
+            write_atomic(self.path / "run.json", json.dumps(mark) + "\n")
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in ("run.json", "lock"):
+                path.unlink()
+        write_atomic(self.path / "config.toml", to_toml(_plain(config)))
         record = {
             "command": command,
             "status": "running",
             "digest": digest,
             "seed": config.get("seed"),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": begun,
             "versions": _versions(),
             "git_commit": _git_commit(),
         }
-        write_atomic(path / "run.json", json.dumps(record, indent=1) + "\n")
-        return run
-
-    def _discard(self) -> None:
-        shutil.rmtree(self.path)
+        write_atomic(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+        return self
 
     @property
     def record(self) -> dict[str, Any]:
@@ -143,7 +176,7 @@ class RunDir:
 
     def remove(self, path: Path) -> None:
         """Delete a folder of the run, if it is there."""
-        shutil.rmtree(path, ignore_errors=True)
+        folders.remove(path)
 
     def note(self, **facts: Any) -> None:
         """Add to run.json what the config does not say by itself."""
@@ -159,7 +192,6 @@ class RunDir:
         self.close()
 
     def close(self) -> None:
-        """Release the lock. The file stays: another process may have opened it already."""
         self._lock.close()
 
     def __enter__(self) -> RunDir:
@@ -195,20 +227,13 @@ class FollowedRun(RunDir):
 
 def list_runs(root: Path = Path("runs")) -> list[Path]:
     """Run folders, oldest first. Raises InputError for a damaged one."""
-    found = [p.parent for p in root.glob("*/run.json")]
+    found = [p.parent for p in root.glob("[!.]*/run.json")]
     return sorted(found, key=lambda p: (read_run(p)["created"], p.name))
 
 
 def is_locked(path: Path) -> bool:
     """Some process works in the run at this moment."""
-    try:
-        with open(path / "lock", encoding="ascii") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return is_held(path / "lock")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -242,43 +267,26 @@ def read_run(path: Path) -> dict[str, Any]:
     return record
 
 
-def _claim_folder(root: Path, command: str) -> Path:
-    """A folder <command>-NNNN that no other process got."""
-    names = [p.name.rpartition("-")[2] for p in root.glob(f"{command}-*")]
-    number = max((int(name) for name in names if name.isdigit()), default=0)
-    while True:
-        number += 1
-        path = root / f"{command}-{number:04d}"
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return path
+def _require_same(path: Path, digest: str) -> None:
+    if read_run(path)["digest"] != digest:
+        raise ConfigError(
+            f"the run {path} has other settings than this command",
+            hint=f"repeat its settings: --config {path}/config.toml",
+        )
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not (path / "run.json").is_file() and _is_used(path):
+        raise ConfigError(f"{path} exists and is no run folder", hint="give --out a folder that does not exist yet")
 
 
 def _is_used(path: Path) -> bool:
     """Something is there that is not the beginning of a run that was killed at once."""
     if not path.exists():
         return False
-    return not path.is_dir() or any(p.name not in ("lock", "config.toml") for p in path.iterdir())
-
-
-def _take_lock(path: Path) -> TextIO:
-    """An exclusive lock as long as the returned file is open. Raises ConfigError if another process has it."""
-    stream = open(path / "lock", "a+", encoding="ascii")  # noqa: SIM115 - open as long as the run
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        stream.seek(0)
-        owner = stream.read().strip() or "unknown"
-        stream.close()
-        raise ConfigError(
-            f"another process (pid {owner}) works in {path}", hint="wait for it, or start a second run with --fresh"
-        ) from error
-    stream.truncate(0)
-    stream.write(str(os.getpid()))
-    stream.flush()
-    return stream
+    return not path.is_dir() or any(
+        p.name not in ("lock", "config.toml") and not folders.is_unfinished(p) for p in path.iterdir()
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dgpo_cli.core import folders
+from dgpo_cli.core.config import load_toml
+from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.run_dir import is_locked, list_runs, read_metrics, read_run
-from dgpo_cli.errors import InputError
+from dgpo_cli.core.run_names import find_runs, short_names
+from dgpo_cli.errors import ConfigError, InputError
 
 Status = Literal["running", "unfinished", "finished", "damaged"]
 
@@ -17,11 +21,14 @@ Status = Literal["running", "unfinished", "finished", "damaged"]
 @dataclass(frozen=True, slots=True)
 class RunSummary:
     path: Path
+    name: str  # by which commands know it
     status: Status
     command: str
+    method: str | None  # of kd and rl
+    model: str | None  # that was trained, measured or asked
     created: str
     steps: int | None
-    best_em: float | None  # the best of the periodic evaluations
+    em: float | None  # what was measured: by eval and distill-data, else the best of the periodic evaluations
     num_bytes: int
     problem: str | None = None
 
@@ -34,30 +41,48 @@ class Removal:
 
 
 def summarize_runs(root: Path) -> list[RunSummary]:
-    """All runs under `root`, oldest first; damaged ones at the end, with their problem."""
+    """All runs below `root`, oldest first; damaged ones at the end, with their problem."""
     summaries: list[RunSummary] = []
     damaged: list[RunSummary] = []
-    for path in sorted(p.parent for p in root.glob("*/run.json")):
+    paths = find_runs(root)
+    for path, name in zip(paths, short_names(paths), strict=True):
         try:
-            summaries.append(_summarize(path))
-        except InputError as error:
-            damaged.append(RunSummary(path, "damaged", "", "", None, None, folder_bytes(path), error.message))
+            summaries.append(_summarize(path, name))
+        except (InputError, ConfigError) as error:
+            size = folder_bytes(path)
+            damaged.append(RunSummary(path, name, "damaged", "", None, None, "", None, None, size, error.message))
     return sorted(summaries, key=lambda s: (s.created, s.path.name)) + damaged
 
 
-def _summarize(path: Path) -> RunSummary:
+def _summarize(path: Path, name: str) -> RunSummary:
     record, rows = read_run(path), read_metrics(path)
+    config = load_toml(path / "config.toml") if (path / "config.toml").is_file() else {}
     scores = [row["eval_em"] for row in rows if isinstance(row.get("eval_em"), int | float)]
+    result = record.get("result")
+    em = result.get("em") if isinstance(result, dict) else None
+    command = record["command"]
     status: Status = "finished" if record["status"] == "finished" else "unfinished"
+    role = {"distill-data": "teacher", "eval": "model"}.get(command, "student")
     return RunSummary(
         path=path,
+        name=name,
         status="running" if is_locked(path) else status,
-        command=record["command"],
+        command=command,
+        method=config.get("method"),
+        model=None if config.get(role) is None else spoken_model(str(config[role])),
         created=record["created"],
         steps=max((int(row["step"]) for row in rows if "step" in row), default=None),
-        best_em=max(scores, default=None),
+        em=em if isinstance(em, int | float) else max(scores, default=None),
         num_bytes=folder_bytes(path),
     )
+
+
+def spoken_model(name: str) -> str:
+    """A model as a list or a card names it: of a folder the last name that says something, of a hub id all of it."""
+    path = Path(name)
+    if not path.is_absolute() and not name.startswith((".", "~")) and not path.exists():
+        return name
+    return path.parent.name if path.name == "best" else path.name
 
 
 def folder_bytes(path: Path) -> int:
@@ -72,7 +97,9 @@ def plan_prune(root: Path, *, keep: int | None = None, protected: Collection[Pat
     that a process works in always stays.
     """
     finished = [p for p in list_runs(root) if read_run(p)["status"] == "finished" and not is_locked(p)]
-    return list(_removals(finished, keep, {p.resolve() for p in protected}))
+    begun = [*root.glob(".*.removed"), *root.glob("[!.]*/.state.removed")]
+    left = [Removal(path, folder_bytes(path), "left of a removal that was killed") for path in begun]
+    return left + list(_removals(finished, keep, {p.resolve() for p in protected}))
 
 
 def _removals(finished: list[Path], keep: int | None, protected: set[Path]) -> Iterator[Removal]:
@@ -89,5 +116,10 @@ def _removals(finished: list[Path], keep: int | None, protected: set[Path]) -> I
 def remove(removals: Collection[Removal]) -> int:
     """Remove what `plan_prune` listed; the number of bytes that are free now."""
     for removal in removals:
-        shutil.rmtree(removal.path)
+        if removal.path.name.startswith("."):
+            shutil.rmtree(removal.path)
+            continue
+        run = removal.path.parent if removal.path.name == "state" else removal.path
+        with Lock(run / "lock", run):
+            folders.remove(removal.path)
     return sum(removal.num_bytes for removal in removals)

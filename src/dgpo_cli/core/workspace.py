@@ -8,11 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core import folders
+from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import InputError
 
 # What is remembered; `model` is what eval, chat and export take, `student` where rl starts.
 KEYS = ("index", "questions", "trajectories", "teacher", "student", "model", "last_run")
+_WAIT_S = 10.0  # others hold it for a moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +43,18 @@ class Workspace:
 
     def remember(self, *, by: str, **values: str | Path | None) -> None:
         """Keep values under KEYS; None forgets one. `by` is the command, for the next one's message."""
-        content = self._read()
-        for key, value in values.items():
-            if key not in KEYS:
-                raise ValueError(f"the workspace keeps {KEYS}, not {key!r}")
-            if value is None:
-                content.pop(key, None)
-            else:
-                at = datetime.now().strftime("%Y-%m-%d %H:%M")
-                content[key] = {"value": str(value), "by": by, "at": at}
-        write_atomic(self.path, json.dumps(content, indent=1) + "\n")
+        with Lock(self.path.with_name("lock"), self.path, wait_s=_WAIT_S):  # what another one remembers stays
+            folders.sweep(self.path.parent)
+            content = self._read()
+            for key, value in values.items():
+                if key not in KEYS:
+                    raise ValueError(f"the workspace keeps {KEYS}, not {key!r}")
+                if value is None:
+                    content.pop(key, None)
+                else:
+                    at = datetime.now().strftime("%Y-%m-%d %H:%M")
+                    content[key] = {"value": str(value), "by": by, "at": at}
+            write_atomic(self.path, json.dumps(content, indent=1) + "\n")
 
     def resolve(self, key: str, given: str | Path | None, default: str | None = None) -> Resolved:
         """The value given, else the one remembered, else the default."""

@@ -11,7 +11,10 @@ from dgpo_cli.engine.stops import StopMatcher, Stops
 from dgpo_cli.models.codec import Codec
 
 Script = Callable[[str, Sequence[str]], str]
-"""`script(prompt, read)` is the text of the next turn; `read` holds what was appended after each turn so far."""
+"""`script(opened, read)` is the text of the next turn; `read` holds what was appended after each turn so far.
+
+`opened` is the prompt, or the key of the slot's sampling in an engine `by_key`.
+"""
 
 
 def turns_by_question(turns: Mapping[str, Sequence[str]]) -> Script:
@@ -35,7 +38,7 @@ def turns_by_question(turns: Mapping[str, Sequence[str]]) -> Script:
 @dataclass(slots=True)
 class _Slot:
     sampling: Sampling
-    prompt: str
+    opened: str
     length: int  # tokens, written ones included
     stops: StopMatcher
     read: list[str] = field(default_factory=list)
@@ -44,14 +47,23 @@ class _Slot:
 
 
 class ScriptedEngine:
-    """Writes the tokens of the codec's tokenizer, one a step, with log-probability 0.
+    """Writes the tokens of the codec's tokenizer, one a step, with log-probability `logprob`: 0, or None for unknown.
 
     It refuses what the real engine refuses. A turn whose script ends without a stop string ends like a turn that wrote
     an end-of-text token.
     """
 
-    def __init__(self, codec: Codec, script: Script, *, capacity: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        script: Script,
+        *,
+        capacity: int = 1 << 20,
+        by_key: bool = False,
+        logprob: float | None = 0.0,
+    ) -> None:
         self._codec, self._script, self._capacity = codec, script, capacity
+        self._by_key, self._logprob = by_key, logprob
         self._slots: dict[SlotId, _Slot] = {}
         self._next_id = 0
 
@@ -67,7 +79,8 @@ class ScriptedEngine:
         """Raises ValueError if the prompt leaves no room to write, or the script has nothing to say to it."""
         if not 0 < len(token_ids) < self._capacity:
             raise ValueError(f"a prompt of {len(token_ids)} tokens in a slot of {self._capacity}")
-        state = _Slot(sampling, self._codec.decode(token_ids), len(token_ids), self._matcher(sampling))
+        opened = sampling.key if self._by_key else self._codec.decode(token_ids)
+        state = _Slot(sampling, opened, len(token_ids), self._matcher(sampling))
         self._start_turn(state)
         slot, self._next_id = self._next_id, self._next_id + 1
         self._slots[slot] = state
@@ -94,10 +107,10 @@ class ScriptedEngine:
         return StopMatcher(Stops(sampling.stop, self._codec.token_bytes))
 
     def _start_turn(self, state: _Slot) -> None:
-        text = self._script(state.prompt, state.read)
+        text = self._script(state.opened, state.read)
         state.queue = deque(self._codec.tokenizer(text, add_special_tokens=False).input_ids)
         if not state.queue:
-            raise ValueError(f"the script wrote nothing after {state.read[-1:] or state.prompt!r}")
+            raise ValueError(f"the script wrote nothing after {state.read[-1:] or state.opened!r}")
         state.stops = self._matcher(state.sampling)
         state.written = 0
 
@@ -112,4 +125,4 @@ class ScriptedEngine:
             end = TurnEnd.LENGTH
         if end is not None:
             state.queue.clear()
-        return Event(slot, (token,), (0.0,), end)
+        return Event(slot, (token,), (self._logprob,), end)

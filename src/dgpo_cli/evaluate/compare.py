@@ -13,6 +13,7 @@ from typing import Any
 
 from dgpo_cli.core.records import read_jsonl, read_records
 from dgpo_cli.core.run_dir import read_run
+from dgpo_cli.core.run_names import find_run
 from dgpo_cli.errors import InputError
 from dgpo_cli.evaluate.stats import Interval, mean_interval, mean_paired_difference, paired_difference, share_interval
 
@@ -47,8 +48,8 @@ class Side:
 def read_side(given: str, root: Path = Path("runs")) -> Side:
     """An evaluation by its run's name, its folder, or one record file. Raises InputError where there is none."""
     path = Path(given)
-    if not path.exists() and (root / given).is_dir():
-        path = root / given
+    if not path.exists():
+        path = root / given if (root / given).is_dir() else find_run(given) or path
     files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
     read = [_read(file) for file in files if path.is_file() or _is_evaluation(file)]
     if not any(answers.right for _, answers in read):

@@ -17,16 +17,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core import folders
 from dgpo_cli.core.hub import quiet_loading
+from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import DgpoError, ModelError
-from dgpo_cli.models import storage
 from dgpo_cli.models.gguf_header import MAGIC, Header, read_header
 
 RECORD_FILE = "gguf.json"
 SUFFIX = ".gguf"
 INSTALL = "pip install 'dgpo-cli[gguf]'"
 _BYTES_PER_WEIGHT = 4  # float32
+_WAIT_S = 600.0  # for another process that reads the same file
 _FORM = 1  # of the folders; one more where another program would write them otherwise
 
 
@@ -84,12 +86,15 @@ def _folder_of(path: Path, _size: int, _changed: int) -> Path:
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     folder = _cache(digest)
-    storage.recover(folder)
-    if not (folder / RECORD_FILE).is_file():
-        _require_library()
-        _require_space(folder.parent, header)
-        with storage.replacing(folder) as fresh:
-            _write(path, header, fresh, digest)
+    if (folder / RECORD_FILE).is_file():
+        return folder
+    with Lock.beside(folder, hint="give the command again when it is done", wait_s=_WAIT_S):
+        folders.settle(folder)
+        if not (folder / RECORD_FILE).is_file():
+            _require_library()
+            _require_space(folder.parent, header)
+            with folders.replacing(folder) as fresh:
+                _write(path, header, fresh, digest)
     return folder
 
 

@@ -24,14 +24,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from dgpo_cli.core import folders
 from dgpo_cli.core.hub import quiet_loading
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import ModelError
-from dgpo_cli.models import hub, storage
+from dgpo_cli.models import hub
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load_errors import explain
 from dgpo_cli.models.sources import PROTOCOL_FILE, ModelSource, load_protocol, resolve
+
+KEPT_TOKENIZER = "tokenizer"  # folder of a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,18 @@ def load_tokenizer(name: str | ModelSource) -> PreTrainedTokenizerBase:
     with _explained(source):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(source.location, **options)
     return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def keep_tokenizer(run: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A copy in the run's folder: its records hold token ids, and the model may be gone when they are read."""
+    if not (run / KEPT_TOKENIZER).is_dir():
+        with folders.replacing(run / KEPT_TOKENIZER) as folder:
+            tokenizer.save_pretrained(folder)
+
+
+def kept_tokenizer(run: Path) -> PreTrainedTokenizerBase | None:
+    folder = run / KEPT_TOKENIZER
+    return load_tokenizer(ModelSource(str(folder), str(folder), local=True)) if folder.is_dir() else None
 
 
 def load_config(name: str | ModelSource) -> Any:
@@ -110,7 +125,7 @@ def _require_complete(source: ModelSource, report: dict[str, Any]) -> None:
 
 def save_model(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
     """A folder with safetensors, tokenizer, generation config and protocol; replaced as a whole."""
-    with storage.replacing(directory) as folder:
+    with folders.replacing(directory) as folder:
         write_model(folder, model, tokenizer, protocol)
 
 

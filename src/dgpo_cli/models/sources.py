@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core import folders
+from dgpo_cli.core.locks import lock_beside
 from dgpo_cli.core.protocol import DEFAULT, Protocol
+from dgpo_cli.core.run_names import find_run, find_runs
 from dgpo_cli.errors import InputError, ModelError
-from dgpo_cli.models import gguf, hub, published_prompt, storage
+from dgpo_cli.models import gguf, hub, published_prompt
 from dgpo_cli.models.aliases import ALIASES, expects_search_r1_prompt
 
 PROTOCOL_FILE = "protocol.json"
@@ -31,15 +34,18 @@ class ModelSource:
 def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
     """Alias, folder, GGUF file, run (its best weights) or hub id. Raises ModelError that names the nearest names.
 
-    A GGUF file is read here, the first time, and leads to the folder that was made of it.
+    A GGUF file is read here, the first time, and leads to the folder that was made of it. A run is named
+    as `core.run_names` says. Raises ConfigError where several have the name.
     """
     if name in ALIASES:
         return _of_alias(name)
     given = Path(name).expanduser()
     if gguf.is_gguf(given):
         return ModelSource(name, str(gguf.folder_of(given)), local=True)
-    for folder in (given, runs_root / name):
-        storage.recover(folder / "best")
+    found = None if given.exists() else find_run(name, runs_root)
+    for folder in (given, found or runs_root / name):
+        folders.recover_to_read(folder / "best", folder / "lock")
+        folders.recover_to_read(folder, lock_beside(folder))
         if (folder / "best" / "config.json").is_file():
             return ModelSource(name, str(folder / "best"), local=True)
         if (folder / "config.json").is_file():
@@ -53,7 +59,7 @@ def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
         raise ModelError(f"{name} {state}", hint="give a folder that holds a model, or a run: `dgpo runs` lists them")
     if name.count("/") == 1 and all(name.split("/")):
         return ModelSource(name, name, local=False)
-    near = difflib.get_close_matches(name, [*ALIASES, *(p.name for p in runs_root.glob("*"))], n=3)
+    near = difflib.get_close_matches(name, [*ALIASES, *(path.name for path in find_runs())], n=3)
     suggestion = f"did you mean {' or '.join(near)}? " if near else ""
     raise ModelError(
         f"unknown model {name!r}", hint=f"{suggestion}`dgpo models` lists names; folders and hub ids work too"

@@ -219,6 +219,9 @@ def run_benchmarks(
     progress: Progress | None = None,
 ) -> dict[str, Report]:
     """Answer everything that `folder` has no record of, into `folder`/NAME.jsonl."""
+    from dgpo_cli.models.load import keep_tokenizer
+
+    keep_tokenizer(folder, agent.codec.tokenizer)
     total, before = sum(len(benchmark.questions) for benchmark in benchmarks) * samples, 0
     reports = {}
     for benchmark in benchmarks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
@@ -15,14 +15,16 @@ from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken_search
 from dgpo_cli.engine.model_server import ModelServer
 from dgpo_cli.errors import InputError
-from dgpo_cli.models.sources import load_protocol, resolve
-from dgpo_cli.pipelines.settings import DistillDataSettings
+from dgpo_cli.models.sources import context_of, load_protocol, resolve
+from dgpo_cli.pipelines.keeping import Keep, kept, require_found, supported
+from dgpo_cli.pipelines.settings import GOLD, DistillDataSettings
+from dgpo_cli.qa_sets import training_set
+from dgpo_cli.qa_sets.demonstrations import read_demonstrations
 from dgpo_cli.retrieval.open import open_index
 
 if TYPE_CHECKING:
+    from dgpo_cli.engine.base import Engine
     from dgpo_cli.pipelines.agents import Agent
-
-Keep = Literal["correct", "all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,14 @@ class TrajectorySet:
     protocol: dict[str, Any]
     tokenizer: str | None  # `Codec.digest` of what the token ids are of; None if not recorded
     trajectories: list[Trajectory]
+
+
+def questions_of(settings: DistillDataSettings, bench_dir: Path | None = None) -> list[Question]:
+    """The questions that are answered. Raises InputError where the teacher cannot answer any."""
+    if settings.demonstrations is not None:
+        return [entry.question for entry in read_demonstrations(Path(settings.demonstrations))]
+    questions = training_set(settings.questions, bench_dir)
+    return supported(questions) if settings.written else questions
 
 
 def run_distill_data(
@@ -48,38 +58,51 @@ def run_distill_data(
     With a server the trajectories are in the tokens of `settings.tokenizer`; the header of their file and the summary
     tell whether those were sampled or made from the server's text.
     """
-    agent, origin = _teacher(settings, key)
+    agent, origin = _teacher(settings, questions, key)
     summary = origin | distill_data(
         agent,
         questions,
         samples=settings.samples,
         keep=settings.keep,
+        always_search=settings.always_search,
         folder=run.path,
         progress=progress,
         origin=origin,
     )
+    if settings.teacher == GOLD:
+        require_found(summary, run.path)
     run.finish(summary)
     return summary
 
 
-def _teacher(settings: DistillDataSettings, key: str | None) -> tuple[Agent, dict[str, Any]]:
+def _teacher(
+    settings: DistillDataSettings, questions: Sequence[Question], key: str | None
+) -> tuple[Agent, dict[str, Any]]:
     """The teacher, and what a record says about where its token ids are from."""
     from dgpo_cli.models.codec import Codec
     from dgpo_cli.models.load import load_model, load_tokenizer
     from dgpo_cli.pipelines.agents import Agent, rollout_settings
     from dgpo_cli.pipelines.engines import served_engine, vllm_engine
+    from dgpo_cli.pipelines.written_teacher import file_script, gold_script, written_engine
     from dgpo_cli.train.devices import inference_dtype, training_device
 
     retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
     rollout = rollout_settings(settings.rollout, settings.seed)
-    if settings.teacher_url is None and settings.engine == "transformers":
+    if not settings.written and settings.teacher_url is None and settings.engine == "transformers":
         device = training_device(settings.device)
         loaded = load_model(
             settings.teacher, device=device, dtype=inference_dtype(device), eight_bit=settings.teacher_8bit
         )
-        return Agent.of(loaded.model, Codec(loaded.tokenizer, loaded.protocol), retriever, rollout), {}
+        protocol = _asked(settings, loaded.protocol, trained=loaded.trained_with_protocol)
+        return Agent.of(loaded.model, Codec(loaded.tokenizer, protocol), retriever, rollout), {}
     source = resolve(settings.tokenizer or settings.teacher)
-    codec = Codec(load_tokenizer(source), load_protocol(source)[0])
+    own, trained = load_protocol(source)
+    codec = Codec(load_tokenizer(source), _asked(settings, own, trained=trained))
+    if settings.written:
+        script = gold_script(questions) if settings.demonstrations is None else file_script(settings.demonstrations)
+        capacity = min(rollout.max_tokens, context_of(source.name) or rollout.max_tokens)
+        engine: Engine = written_engine(codec, script, capacity)
+        return Agent(engine, codec, retriever, rollout), {"written_by": settings.demonstrations or settings.teacher}
     if settings.teacher_url is None:
         engine = vllm_engine(source, codec, max_tokens=rollout.max_tokens, device=settings.device, seed=settings.seed)
         return Agent(engine, codec, retriever, rollout), {}
@@ -90,6 +113,11 @@ def _teacher(settings: DistillDataSettings, key: str | None) -> tuple[Agent, dic
     return Agent(engine, codec, retriever, rollout), {"token_ids": "sampled" if sampled else "from text"}
 
 
+def _asked(settings: DistillDataSettings, protocol: Protocol, *, trained: bool) -> Protocol:
+    """The text of a model that has none of its own may ask for a search before every answer."""
+    return protocol.always_searching() if settings.always_search and not trained else protocol
+
+
 def distill_data(
     agent: Agent,
     questions: Sequence[Question],
@@ -98,14 +126,18 @@ def distill_data(
     keep: Keep,
     folder: Path,
     progress: Progress | None,
+    always_search: bool = False,
     origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write `folder`/episodes.jsonl (all) and `folder`/trajectories.jsonl (kept); returns a summary.
+    """Write `folder`/episodes.jsonl (all) and `folder`/trajectories.jsonl (kept, see `kept`); returns a summary.
 
     Resumable at any moment: an episode is in the file as soon as it is finished, and only those that are missing are
     generated. Their draws are those of an undisturbed call where the engine runs here; a server may write others.
     Raises RetrievalError when too many episodes fail to search; such episodes are asked again by the next call.
     """
+    from dgpo_cli.models.load import keep_tokenizer
+
+    keep_tokenizer(folder, agent.codec.tokenizer)
     limits = agent.settings
     protocol = agent.codec.protocol.with_limits(top_k=limits.top_k, max_turns=limits.max_turns)
     meta = {
@@ -138,10 +170,10 @@ def distill_data(
         place = {key: number for number, key in enumerate(keys)}
         made = [Trajectory.from_json(row) for row in records.rows() if row["key"] in place]
     made.sort(key=lambda t: place[t.key])
-    kept = [t for t in made if keep == "all" or (t.score is not None and t.score.correct)]
+    taken = [t for t in made if kept(t, keep, agent.codec, always_search=always_search)]
     header = {"schema": "trajectories", "version": 1} | meta
-    write_jsonl_atomic(folder / "trajectories.jsonl", [header, *({"key": t.key} | t.to_json() for t in kept)])
-    return summary(made, kept, len(failures)) | {"path": str(folder / "trajectories.jsonl")}
+    write_jsonl_atomic(folder / "trajectories.jsonl", [header, *({"key": t.key} | t.to_json() for t in taken)])
+    return summary(made, taken, len(failures)) | {"path": str(folder / "trajectories.jsonl")}
 
 
 def summary(made: Sequence[Trajectory], kept: Sequence[Trajectory], failed: int) -> dict[str, Any]:

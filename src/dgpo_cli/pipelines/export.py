@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dgpo_cli.core import folders
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.hub import unreachable
+from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import check_space, list_runs, read_metrics, read_run
 from dgpo_cli.errors import ConfigError, InputError, ModelError
-from dgpo_cli.models import gguf, storage
+from dgpo_cli.models import gguf
 from dgpo_cli.models.aliases import ALIASES
 from dgpo_cli.models.load import LoadedModel, load_model, write_model
 from dgpo_cli.models.model_card import CardFacts, Measurement, Stage, render
@@ -26,8 +29,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SPACE_FACTOR = 1.1  # ours: tokenizer and card beside the weights
 
 
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Raises ConfigError if something is there that must not be replaced: with `overwrite` a model folder may be."""
+@contextmanager
+def claimed(target: Path, *, overwrite: bool) -> Iterator[None]:
+    """`target` for this process alone, what a killed export left of it settled.
+
+    Raises ConfigError if something is there that must not be replaced: with `overwrite` a model folder may be.
+    """
+    with Lock.beside(target, hint="wait for it, or give another folder"):
+        folders.settle(target)
+        _check_target(target, overwrite=overwrite)
+        yield
+
+
+def _check_target(target: Path, *, overwrite: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir() or not (target / "config.json").is_file():
@@ -48,7 +62,7 @@ def export(name: str, target: Path, *, dtype: str | None = None, runs_root: Path
     target.parent.mkdir(parents=True, exist_ok=True)
     size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     check_space(target.parent, int(size * SPACE_FACTOR))
-    with storage.replacing(target) as folder:
+    with folders.replacing(target) as folder:
         write_model(folder, loaded.model, loaded.tokenizer, loaded.protocol)
         write_atomic(folder / "README.md", render(facts(target.name, loaded, runs_root)))
     return {

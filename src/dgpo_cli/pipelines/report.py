@@ -16,22 +16,26 @@ from typing import Any
 
 from dgpo_cli import __version__
 from dgpo_cli.core.config import load_toml
+from dgpo_cli.core.figures import duration, p_value, percent, percent_range, points, points_range
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import read_records, write_atomic
 from dgpo_cli.core.run_dir import read_metrics, read_run
+from dgpo_cli.core.run_list import spoken_model, summarize_runs
+from dgpo_cli.core.run_names import find_run, short_names
 from dgpo_cli.core.types import Trajectory
 from dgpo_cli.errors import ConfigError, DgpoError, InputError
 from dgpo_cli.evaluate.outcome import Outcome, grade
 from dgpo_cli.evaluate.stats import paired_difference
 from dgpo_cli.evaluate.summary import Report
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import load_tokenizer
+from dgpo_cli.models.load import kept_tokenizer, load_tokenizer
 from dgpo_cli.models.sources import resolve
 from dgpo_cli.pipelines.agents import VALIDATION_FILE
 from dgpo_cli.pipelines.episode_text import attempt
 from dgpo_cli.reporting.charts import charts
 from dgpo_cli.reporting.report_page import render
 
+LAST = 8  # runs of a page that names none: as many as there are colours
 # Settings of an evaluation that do not decide its answers: they name the model, or places, or how many run at once.
 _NOT_COMPARED = {"model", "weights", "indexes", "wave", "device"}
 
@@ -52,8 +56,9 @@ class RunRecords:
     @property
     def model(self) -> str:
         """Whose tokens the episodes are made of."""
-        named = {"eval": "model", "distill-data": "teacher"}.get(self.record["command"])
-        return str(self.path) if named is None else str(self.config.get(named))
+        if self.record["command"] == "distill-data":
+            return str(self.config.get("tokenizer") or self.config.get("teacher"))
+        return str(self.config.get("model")) if self.record["command"] == "eval" else str(self.path)
 
     def trajectories(self) -> Iterator[tuple[Trajectory, dict[str, Any]]]:
         """Every episode, with the header of its file. Raises InputError naming file and line."""
@@ -69,12 +74,16 @@ class RunRecords:
 
 
 def write_report(runs: Sequence[Path], target: Path, *, questions: int) -> dict[str, Any]:
-    """Write the page of `runs` to `target`; `questions` of each set can be read in it.
+    """Write the page of `runs`, by name or folder, to `target`; `questions` of each set can be read in it.
 
-    Returns {"path", "bytes", "runs", "questions", "warnings"}. Raises DgpoError for what is no run folder.
+    Without runs it is about the last LAST that began.
+
+    Returns {"path", "bytes", "runs", "names", "questions", "warnings"}.
+    Raises DgpoError for what is no run folder.
     """
-    opened = [open_run(path) for path in dict.fromkeys(path.resolve() for path in runs)]
-    for run, name in zip(opened, _short_names([run.path for run in opened]), strict=True):
+    found = [find_run(path) or path for path in runs] or _last_runs()
+    opened = [open_run(path) for path in dict.fromkeys(path.resolve() for path in found)]
+    for run, name in zip(opened, short_names([run.path for run in opened]), strict=True):
         run.name = name
     content = gather(opened, questions)
     page = render(content, charts([(run.name, run.rows) for run in opened]))
@@ -83,9 +92,18 @@ def write_report(runs: Sequence[Path], target: Path, *, questions: int) -> dict[
         "path": str(target),
         "bytes": len(page.encode()),
         "runs": [str(run.path) for run in opened],
+        "names": [run.name for run in opened],
         "questions": len(content["questions"]),
         "warnings": content["warnings"],
     }
+
+
+def _last_runs() -> list[Path]:
+    """Raises ConfigError if there is none."""
+    made = [summary.path for summary in summarize_runs(Path()) if summary.status != "damaged"]
+    if not made:
+        raise ConfigError("there are no runs below this folder", hint="make some with `dgpo quickstart`, or name a RUN")
+    return made[-LAST:]
 
 
 def open_run(path: Path) -> RunRecords:
@@ -115,15 +133,6 @@ def _no_text(_ids: Sequence[int]) -> str:
     return ""
 
 
-def _short_names(paths: Sequence[Path]) -> list[str]:
-    """Folder names; with as many parents as it takes to tell them apart."""
-    for length in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-length:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    raise AssertionError(f"the same folder twice: {paths}")
-
-
 def gather(runs: Sequence[RunRecords], limit: int) -> dict[str, Any]:
     """The page's content as JSON, charts not included."""
     asked, warnings = _questions(runs, limit)
@@ -151,12 +160,12 @@ def _summary(runs: Sequence[RunRecords]) -> dict[str, Any]:
             [
                 run.record["command"],
                 run.config.get("method"),
-                None if model is None else "/".join(Path(str(model)).parts[-2:]),
+                None if model is None else spoken_model(str(model)),
                 run.record["status"],
                 run.record["created"][:16].replace("T", " "),
                 None if steps is None else f"{steps:,}",
-                None if best is None else f"{best:.3f}",
-                None if seconds is None else f"{seconds:,.0f} s",
+                None if best is None else percent(best),
+                None if seconds is None else duration(seconds),
             ]
         )
     columns = ["run", "command", "method", "model", "status", "started (UTC)", "steps", "best EM", "training time"]
@@ -171,10 +180,10 @@ def _evaluations(runs: Sequence[RunRecords]) -> dict[str, Any]:
             if len(report.by_hops) > 1:
                 groups += [(str(hops), summary) for hops, summary in report.by_hops.items()]
             for hops, s in groups:
-                interval = f"{s.em_interval.low:.3f}–{s.em_interval.high:.3f}"
-                shares = [f"{value:.3f}" for value in (s.f1, s.answer_retrieved)]
+                interval = percent_range(s.em_interval.low, s.em_interval.high)
+                shares = [percent(value) for value in (s.f1, s.answer_retrieved)]
                 numbers = [f"{s.searches:.2f}", f"{s.written_tokens:.0f}", str(s.invalid_actions)]
-                rows.append([place, name, hops, f"{s.n:,}", f"{s.em:.3f}", interval, *shares, *numbers])
+                rows.append([place, name, hops, f"{s.n:,}", percent(s.em), interval, *shares, *numbers])
     columns = ["run", "question set", "hops", "n", "EM", "95 %", "F1", "answer retrieved", "searches"]
     return {"columns": [*columns, "tokens written", "without action"], "rows": rows}
 
@@ -187,10 +196,10 @@ def _pairs(runs: Sequence[RunRecords]) -> dict[str, Any]:
         if not common:
             continue
         paired = paired_difference({k: first.right[k] for k in common}, {k: second.right[k] for k in common})
-        interval = f"{paired.interval.low:+.3f} to {paired.interval.high:+.3f}"
+        interval = points_range(paired.interval.low, paired.interval.high)
         counts = [str(paired.n), str(paired.worse), str(paired.better)]
-        rows.append([first.name, second.name, *counts, f"{paired.difference:+.3f}", interval, f"{paired.p_value:.3g}"])
-    columns = ["A", "B", "questions", "only A right", "only B right", "B minus A", "95 %", "p (sign test)"]
+        rows.append([first.name, second.name, *counts, points(paired.difference), interval, p_value(paired.p_value)])
+    columns = ["A", "B", "questions", "only A right", "only B right", "B minus A (points)", "95 %", "p (sign test)"]
     return {"columns": columns, "rows": rows}
 
 
@@ -263,9 +272,15 @@ def _questions(runs: Sequence[RunRecords], limit: int) -> tuple[list[dict[str, A
 
 
 def _codec(run: RunRecords, header: dict[str, Any], warnings: list[str]) -> Codec | None:
-    """The tokenizer of the run's model; without it the page says so and shows what needs no tokens."""
+    """Of the tokenizer that the run kept, else its model's; without it the page shows what needs no text."""
     try:
-        return Codec(load_tokenizer(resolve(run.model)), Protocol.from_json(header["protocol"]))
+        tokenizer = kept_tokenizer(run.path) or load_tokenizer(resolve(run.model))
+        codec = Codec(tokenizer, Protocol.from_json(header["protocol"]))
     except DgpoError as error:
-        warnings.append(f"{run.name}: the text of its episodes cannot be shown ({error.message}).")
-        return None
+        reason = error.message
+    else:
+        if header.get("tokenizer") in (None, codec.digest):
+            return codec
+        reason = f"its tokens are not those of {run.model} as it is now"
+    warnings.append(f"{run.name}: the text of its episodes cannot be shown ({reason}).")
+    return None

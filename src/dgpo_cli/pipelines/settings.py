@@ -16,6 +16,7 @@ from dgpo_cli.retrieval.rerank import RerankConfig
 from dgpo_cli.train.collapse import CollapseSettings, OnCollapse
 from dgpo_cli.train.optimizer_settings import OptimizerKind, Schedule
 
+GOLD = "gold"  # the teacher that knows the supporting passages
 EngineName = Literal["transformers", "vllm"]
 BehaviorKind = Literal["trainer", "engine"]
 CriticKind = Literal["own", "shared"]
@@ -42,7 +43,9 @@ class DistillDataSettings:
     teacher: str
     index: str
     questions: str  # where they come from, for the record
-    keep: Literal["correct", "all"] = "correct"  # paper
+    keep: Literal["correct", "searched", "all"] = "correct"  # paper
+    always_search: bool = False  # ours; see arXiv 2604.04651
+    demonstrations: str | None = None  # file that says how to answer, instead of a teacher
     samples: int = 1  # ours
     limit: int | None = None
     seed: int = 0
@@ -56,14 +59,26 @@ class DistillDataSettings:
     server: ServerAccess = field(default_factory=ServerAccess)  # how teacher_url is asked
 
     def __post_init__(self) -> None:
-        if (self.teacher_url is None) != (self.tokenizer is None):
+        if self.written:
+            if self.tokenizer is None:
+                raise ConfigError("demonstrations need the tokens of a model", hint="give --tokenizer STUDENT")
+            if self.samples != 1:
+                raise ConfigError(
+                    f"samples = {self.samples}: there is one demonstration of a question", hint="leave --samples out"
+                )
+        elif (self.teacher_url is None) != (self.tokenizer is None):
             raise ConfigError("teacher_url and tokenizer belong together", hint="give --teacher-url and --tokenizer")
-        if self.teacher_url is not None and (self.teacher_8bit or self.engine != "transformers"):
+        if (self.teacher_url is not None or self.written) and (self.teacher_8bit or self.engine != "transformers"):
             raise ConfigError(
-                "--teacher-8bit and --engine are for a teacher that is loaded here", hint="leave out --teacher-url"
+                "--teacher-8bit and --engine are for a teacher that is loaded here", hint="leave them out"
             )
         if self.engine == "vllm" and self.teacher_8bit:
             raise ConfigError("vLLM does not load a teacher in 8 bit here", hint="leave out --teacher-8bit")
+
+    @property
+    def written(self) -> bool:
+        """Whether a script answers and no model."""
+        return self.demonstrations is not None or self.teacher == GOLD
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from transformers import Qwen2ForCausalLM
 
+from dgpo_cli.core import folders
 from dgpo_cli.core.config import apply_options
+from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_atomic
@@ -43,6 +45,7 @@ from dgpo_cli.tinyworld.sizes import STUDENT, TEACHER, ModelSize, qwen2_config
 from dgpo_cli.tinyworld.world import World, build_world
 from dgpo_cli.train.devices import training_device
 
+_FOLDERS, _FILES = ("world", "index", "models", "runs"), ("demonstrations.jsonl", "reading.jsonl")
 Say = Callable[[str], None]
 Bar = Callable[[str, str], AbstractContextManager[Progress]]
 
@@ -91,6 +94,23 @@ class Stages:
         self.rollout = apply_options(RolloutOptions, self.recipe["rollout"])
         self.world_folder, self.index_folder = folder / "world", folder / "index"
         self.reused: list[str] = []
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The folder for this process and those that it starts; what killed ones left unfinished in it is deleted."""
+        with Lock.inside(self.folder, hint="wait for it, or give another --out"):
+            for part in _FOLDERS:
+                folders.settle(self.folder / part)
+            for folder in (self.folder, self.world_folder):
+                folders.sweep(folder)
+            yield
+
+    def forget(self) -> None:
+        """Delete everything that was made; anything else in the folder stays."""
+        for part in _FOLDERS:
+            folders.remove(self.folder / part)
+        for part in _FILES:
+            (self.folder / part).unlink(missing_ok=True)
 
     def start(self) -> tuple[Path, Path, Path]:
         """Student before anything is distilled, teacher, and the teacher's right trajectories."""
@@ -188,13 +208,12 @@ class Stages:
         settings = apply_options(
             KDSettings,
             dict(options)
+            | self._validation_of_kd()
             | {
                 "student": str(student),
                 "teacher": str(teacher),
                 "trajectories": str(data),
                 "index": str(self.index_folder),
-                "eval_questions": str(self.world_folder / "validation.jsonl"),
-                "eval_limit": self.recipe["world"]["validation_questions"],
                 "seed": self.seed,
                 "device": self.device,
                 "rollout": asdict(self.rollout),
@@ -207,6 +226,13 @@ class Stages:
 
         self._stage(stage, "kd", asdict(settings), [student, teacher, data], work)
         return self.path(stage)
+
+    def _validation_of_kd(self) -> dict[str, Any]:
+        """What decides which weights of a kd stage are the best: EM on validation questions."""
+        return {
+            "eval_questions": str(self.world_folder / "validation.jsonl"),
+            "eval_limit": self.recipe["world"]["validation_questions"],
+        }
 
     def rl(self, stage: str, student: Path, teacher: Path, options: Mapping[str, Any]) -> Path:
         settings = apply_options(

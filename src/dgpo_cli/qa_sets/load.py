@@ -33,7 +33,7 @@ def read_questions(path: Path, qa_set: str | None = None, *, answers: bool = Tru
     places: dict[str, str] = {}
     for place, row in rows(path):
         try:
-            question = _question(row, qa_set or str(row.get("qa_set") or name), answers)
+            question = question_of(row, qa_set or str(row.get("qa_set") or name), answers)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{at(path, place)}: not a question: {what(error)}", hint=f"write lines like {FORM}"
@@ -67,7 +67,7 @@ def _warn_of_empty(path: Path, questions: Sequence[Question]) -> None:
         )  # fmt: skip
 
 
-def _question(row: Mapping[str, Any], qa_set: str, answers_needed: bool) -> Question:
+def question_of(row: Mapping[str, Any], qa_set: str, answers_needed: bool = True) -> Question:
     """Raises KeyError, TypeError or ValueError, saying what is wrong, if the row is not a question."""
     text, answers = row["question"], row["golden_answers"]
     if not isinstance(text, str) or not text.strip():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from dgpo_cli.core.records import write_atomic
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 _MARKERS = "ox+*#@%&"
@@ -40,4 +43,6 @@ def save_chart(curves: Curves, path: Path, *, title: str, x_label: str, y_label:
     axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150, format="png")
+    write_atomic(path, image.getvalue())

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli import __version__
+from dgpo_cli.core import folders
 from dgpo_cli.core.config import apply_options
+from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
 from dgpo_cli.retrieval import manifest as manifests
@@ -50,22 +52,25 @@ def build_index(
     kind, config = configured(retriever, settings or {})
     if from_faiss is not None and retriever not in ("dense", "hybrid"):
         raise ConfigError(f"--from-faiss has no effect on {retriever}", hint="give --retriever dense or hybrid")
-    found = existing(out, retriever, asdict(config), lambda: corpus_digest(corpus), strict=strict, overwrite=overwrite)
-    if found is not None:
-        return found, True
     started = time.perf_counter()
-    with writing_folder(out) as writing:
-        report = _write_passages(corpus, writing, strict, progress)
-        store = PassageStore(writing)
-        if from_faiss is None:
-            state = kind.build(writing, store, config, progress)
-        else:
-            from dgpo_cli.retrieval.adopt import adopt_faiss
+    with alone(out):
+        found = existing(
+            out, retriever, asdict(config), lambda: corpus_digest(corpus), strict=strict, overwrite=overwrite
+        )
+        if found is not None:
+            return found, True
+        with writing_folder(out) as writing:
+            report = _write_passages(corpus, writing, strict, progress)
+            store = PassageStore(writing)
+            if from_faiss is None:
+                state = kind.build(writing, store, config, progress)
+            else:
+                from dgpo_cli.retrieval.adopt import adopt_faiss
 
-            state = adopt_faiss(writing, store, retriever, config, from_faiss, report, progress)
-        source = "" if from_faiss is None or known_as else str(from_faiss.absolute())
-        location = known_as or recorded_location(corpus)
-        built = write_manifest(writing, retriever, config, state, location, report, started, source)
+                state = adopt_faiss(writing, store, retriever, config, from_faiss, report, progress)
+            source = "" if from_faiss is None or known_as else str(from_faiss.absolute())
+            location = known_as or recorded_location(corpus)
+            built = write_manifest(writing, retriever, config, state, location, report, started, source)
     return built, False
 
 
@@ -81,14 +86,23 @@ def configured(retriever: str, settings: Mapping[str, Any]) -> tuple[type[Indexe
 
 
 @contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """`out` for this process alone, an index that a killed replacement hid put back. Raises BusyError."""
+    with Lock.beside(out):
+        folders.recover(out)
+        remove(folders.beside(out, "old"))
+        yield
+
+
+@contextmanager
 def writing_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place when the block ends; an error leaves only what took long to make."""
-    writing = out.with_name(f".{out.name}.writing")
-    _clear(writing)
+    writing = folders.beside(out, "writing")
+    discard_unfinished(out)
     writing.mkdir(parents=True, exist_ok=True)
     try:
         yield writing
-        _put_in_place(writing, out)
+        folders.put_in_place(writing, out)
     finally:
         _clear(writing)
 
@@ -174,13 +188,9 @@ def existing(
     return found
 
 
-def _put_in_place(written: Path, out: Path) -> None:
-    old = out.with_name(f".{out.name}.old")
-    remove(old)
-    if out.exists():
-        out.rename(old)
-    written.rename(out)
-    remove(old)
+def discard_unfinished(out: Path) -> None:
+    """Delete what a killed build of `out` left, but for what took long to compute."""
+    _clear(folders.beside(out, "writing"))
 
 
 def _clear(writing: Path) -> None:

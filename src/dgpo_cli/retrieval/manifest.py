@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core.folders import recover_to_read
+from dgpo_cli.core.locks import lock_beside
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.registry import RETRIEVERS, retriever_class
@@ -73,6 +75,7 @@ def file_digest(path: Path) -> str:
 
 def read_manifest(directory: Path) -> Manifest:
     """Raises RetrievalError if there is no index, it is of another format, or a file is missing or cut short."""
+    recover_to_read(directory, lock_beside(directory))
     file = directory / FILE
     if not file.is_file():
         state = "does not exist" if not directory.exists() else f"is not an index (it has no {FILE})"

@@ -17,11 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core.folders import recover_to_read
+from dgpo_cli.core.locks import lock_beside
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval import vectors
-from dgpo_cli.retrieval.build import configured, existing, remove, write_manifest, writing_folder
+from dgpo_cli.retrieval.build import alone, configured, existing, remove, write_manifest, writing_folder
 from dgpo_cli.retrieval.corpus import CorpusReport, corpus_digest, read_corpus, recorded_location
 from dgpo_cli.retrieval.dense import DenseConfig, check_factory
 from dgpo_cli.retrieval.encoder import Encoder
@@ -88,42 +90,43 @@ def build_part(
     """
     _, config = configured(retriever, settings)
     encoder_config = _encoder_config(retriever, config)
-    found = _existing(out, overwrite)
-    if found is not None:
-        same = (found.number, found.of, found.retriever, found.settings) == (number, of, retriever, asdict(config))
-        if same and found.corpus_digest == corpus_digest(corpus):
-            return found, True
-        if not overwrite:
-            raise ConfigError(f"{out} holds another part", hint="give --overwrite to replace it, or another --out")
-    with writing_folder(out) as writing:
-        report = CorpusReport()
-        with StoreWriter(writing) as store:
-            for row, passage in enumerate(read_corpus(corpus, report, strict=strict, progress=progress)):
-                if row // SHARD % of == number - 1:
-                    store.add(passage)
-        if report.passages <= (number - 1) * SHARD:
-            blocks = -(-report.passages // SHARD)
-            raise ConfigError(
-                f"{corpus} has {blocks} blocks of {SHARD:,} passages, so part {number} would be empty",
-                hint=f"divide it into {blocks} parts or fewer" if blocks > 1 else "build it without --shard",
+    with alone(out):
+        found = _existing(out, overwrite)
+        if found is not None:
+            same = (found.number, found.of, found.retriever, found.settings) == (number, of, retriever, asdict(config))
+            if same and found.corpus_digest == corpus_digest(corpus):
+                return found, True
+            if not overwrite:
+                raise ConfigError(f"{out} holds another part", hint="give --overwrite to replace it, or another --out")
+        with writing_folder(out) as writing:
+            report = CorpusReport()
+            with StoreWriter(writing) as store:
+                for row, passage in enumerate(read_corpus(corpus, report, strict=strict, progress=progress)):
+                    if row // SHARD % of == number - 1:
+                        store.add(passage)
+            if report.passages <= (number - 1) * SHARD:
+                blocks = -(-report.passages // SHARD)
+                raise ConfigError(
+                    f"{corpus} has {blocks} blocks of {SHARD:,} passages, so part {number} would be empty",
+                    hint=f"divide it into {blocks} parts or fewer" if blocks > 1 else "build it without --shard",
+                )
+            kept, encoder = PassageStore(writing), Encoder(encoder_config)
+            check_factory(encoder_config, report.passages, encoder)
+            vectors.encode_shards(writing, kept, encoder, encoder_config, progress)
+            part = Part(
+                number=number,
+                of=of,
+                rows=len(kept),
+                retriever=retriever,
+                settings=asdict(config),
+                encoding=vectors.encoding(encoder, encoder_config),
+                corpus=recorded_location(corpus),
+                corpus_digest=report.digest,
+                passages=report.passages,
+                skipped_by_kind=dict(report.kinds.most_common()),
+                problems=report.problems,
             )
-        kept, encoder = PassageStore(writing), Encoder(encoder_config)
-        check_factory(encoder_config, report.passages, encoder)
-        vectors.encode_shards(writing, kept, encoder, encoder_config, progress)
-        part = Part(
-            number=number,
-            of=of,
-            rows=len(kept),
-            retriever=retriever,
-            settings=asdict(config),
-            encoding=vectors.encoding(encoder, encoder_config),
-            corpus=recorded_location(corpus),
-            corpus_digest=report.digest,
-            passages=report.passages,
-            skipped_by_kind=dict(report.kinds.most_common()),
-            problems=report.problems,
-        )
-        write_atomic(writing / FILE, json.dumps(asdict(part), indent=1) + "\n")
+            write_atomic(writing / FILE, json.dumps(asdict(part), indent=1) + "\n")
     return part, False
 
 
@@ -137,25 +140,26 @@ def merge_parts(
     placed = _fitting({directory: read_part(directory) for directory in directories})
     first = placed[0][1]
     kind, config = configured(first.retriever, first.settings)
-    found = existing(out, first.retriever, asdict(config), lambda: first.corpus_digest, overwrite=overwrite)
-    if found is not None:
-        return found, True
-    started = time.perf_counter()
-    encoder_config = _encoder_config(first.retriever, config)
-    encoder = Encoder(encoder_config)
-    if vectors.encoding(encoder, encoder_config) != first.encoding:
-        raise RetrievalError(
-            f"the parts were encoded with other {encoder_config.encoder} weights or settings than there are here",
-            hint="merge where the same encoder lies, and with the same version of dgpo",
-        )
-    with writing_folder(out) as writing:
-        _join_passages([directory for directory, _ in placed], writing, first, progress)
-        vectors.prepare_shards(writing, vectors.identity(writing, encoder, encoder_config))
-        for start in range(0, first.passages, SHARD):
-            directory, local = _holder(placed, start)
-            _link(vectors.shard_file(directory, local), vectors.shard_file(writing, start))
-        state = kind.build(writing, PassageStore(writing), config, progress)
-        built = write_manifest(writing, first.retriever, config, state, first.corpus, first.report, started)
+    with alone(out):
+        found = existing(out, first.retriever, asdict(config), lambda: first.corpus_digest, overwrite=overwrite)
+        if found is not None:
+            return found, True
+        started = time.perf_counter()
+        encoder_config = _encoder_config(first.retriever, config)
+        encoder = Encoder(encoder_config)
+        if vectors.encoding(encoder, encoder_config) != first.encoding:
+            raise RetrievalError(
+                f"the parts were encoded with other {encoder_config.encoder} weights or settings than there are here",
+                hint="merge where the same encoder lies, and with the same version of dgpo",
+            )
+        with writing_folder(out) as writing:
+            _join_passages([directory for directory, _ in placed], writing, first, progress)
+            vectors.prepare_shards(writing, vectors.identity(writing, encoder, encoder_config))
+            for start in range(0, first.passages, SHARD):
+                directory, local = _holder(placed, start)
+                _link(vectors.shard_file(directory, local), vectors.shard_file(writing, start))
+            state = kind.build(writing, PassageStore(writing), config, progress)
+            built = write_manifest(writing, first.retriever, config, state, first.corpus, first.report, started)
     return built, False
 
 
@@ -176,6 +180,7 @@ def build_together(
     They meet in a folder beside `out`, so on several machines that must be a file system which all of them see.
     """
     _, config = configured(retriever, settings)
+    recover_to_read(out, lock_beside(out))
     found = existing(out, retriever, asdict(config), lambda: corpus_digest(corpus), strict=strict, overwrite=overwrite)
     if found is not None:
         return (found, True) if rank == 0 else None
@@ -204,6 +209,7 @@ def build_together(
 
 def read_part(directory: Path) -> Part:
     """Raises RetrievalError if there is no part, it is of another format, or its files are not whole."""
+    recover_to_read(directory, lock_beside(directory))
     file = directory / FILE
     again = "build the part again: dgpo index CORPUS --retriever dense --shard i/n"
     if not file.is_file():

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from dgpo_cli.core.hub import unreachable
@@ -70,6 +71,12 @@ def needs(files: Sequence[HubFile], out: Path) -> Needs:
 def flat_file(out: Path, parts: Sequence[HubFile]) -> Path:
     """Where the parts are put together, beside the index; another version of them goes into another file."""
     return out.with_name(f".{out.name}.{parts[0].commit[:12]}.flat")
+
+
+def discard_flat(out: Path) -> None:
+    """Delete the parts put together, also those of another version, once the index is made of them."""
+    for flat in out.parent.glob(f".{escape(out.name)}.*.flat"):
+        flat.unlink()
 
 
 def fetch_corpus(file: HubFile) -> Path:

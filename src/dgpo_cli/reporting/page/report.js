@@ -180,7 +180,7 @@ function attemptCard(attempt, run) {
   const parts = Object.entries(attempt.parts).map(([name, value]) => `${name} ${Number(value.toFixed(3))}`);
   const facts = element("p", { class: "facts", text: [
     attempt.cause === null ? null : attempt.cause.replaceAll("_", " "),
-    `reward ${Number(attempt.reward.toFixed(3))}${parts.length ? ` (${parts.join(", ")})` : ""}`, `F1 ${attempt.f1.toFixed(2)}`,
+    `reward ${Number(attempt.reward.toFixed(3))}${parts.length ? ` (${parts.join(", ")})` : ""}`, `F1 ${(100 * attempt.f1).toFixed(1)} %`,
     `${attempt.searches.length} search${attempt.searches.length === 1 ? "" : "es"}`, `${attempt.written} tokens written, ${attempt.read} read`,
     attempt.invalid ? `${attempt.invalid} without an action` : null,
     attempt.truncated ? `${attempt.truncated} results cut` : null,

@@ -1,0 +1,121 @@
+"""Folders that are there as a whole or not at all: written beside their place and renamed, renamed and then removed.
+
+What a kill leaves is told by its name: `.NAME.writing` was not complete, `.NAME.old` was about to be replaced,
+`.NAME.removed` was being removed, and `.NAME.PID.writing` is a file of that kind. Whoever holds the lock of a place may
+take such leftovers away (`settle`, `sweep`): their writers are gone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+
+from dgpo_cli.core.locks import Lock
+from dgpo_cli.errors import BusyError
+
+_UNFINISHED = re.compile(r"\..+\.\d+\.writing")
+_MOMENT_S = 2.0  # far more than a replacement takes between its two renames
+_POLL_S = 0.02
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """A fresh folder to write into; it takes the place of `directory` if nothing was raised."""
+    directory = _real(directory)
+    settle(directory)
+    temporary = beside(directory, "writing")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    put_in_place(temporary, directory)
+
+
+def put_in_place(written: Path, directory: Path) -> None:
+    """Killed between the two renames, what was there is left under its other name; `recover` puts it back."""
+    directory = _real(directory)
+    old = beside(directory, "old")
+    if directory.exists():
+        directory.rename(old)
+    written.rename(directory)
+    _delete(old)
+
+
+def remove(directory: Path) -> None:
+    """Delete a folder, if it is there, so that a kill never leaves a part of it in its place."""
+    directory = _real(directory)
+    removed = beside(directory, "removed")
+    _delete(removed)
+    if directory.exists():
+        directory.rename(removed)
+        _delete(removed)
+
+
+def settle(directory: Path) -> None:
+    """Undo a replacement that was killed halfway, and delete what else kills left of `directory`."""
+    recover(directory)
+    for what in ("writing", "old", "removed"):
+        _delete(beside(directory, what))
+
+
+def recover(directory: Path) -> None:
+    """Put back what a replacement that was killed between its renames left under another name."""
+    old = beside(directory, "old")
+    if old.is_dir() and not directory.exists():
+        old.rename(directory)
+
+
+def recover_to_read(directory: Path, lock: Path) -> None:
+    """`recover` for one who does not hold `lock`, and may come between the renames of the process that does."""
+    deadline = time.monotonic() + _MOMENT_S
+    while beside(directory, "old").is_dir() and not directory.exists() and time.monotonic() < deadline:
+        try:
+            with Lock(lock, directory):
+                recover(directory)
+        except BusyError:
+            time.sleep(_POLL_S)
+
+
+def sweep(folder: Path) -> None:
+    """Delete the files in `folder`, not those further down, that killed writers left unfinished."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if is_unfinished(path):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def sole_writer(file: Path) -> Iterator[None]:
+    """A file for this process alone, what killed writers of it left beside it deleted. Raises BusyError."""
+    with Lock.beside(file):
+        for path in file.parent.glob(f".{escape(file.name)}.*.writing"):
+            if is_unfinished(path):
+                path.unlink(missing_ok=True)
+        yield
+
+
+def is_unfinished(path: Path) -> bool:
+    """By its name this is a file that a writer did not complete, or has not yet."""
+    return _UNFINISHED.fullmatch(path.name) is not None and path.is_file()
+
+
+def beside(directory: Path, what: str) -> Path:
+    place = _real(directory)
+    return place.with_name(f".{place.name}.{what}")
+
+
+def _real(directory: Path) -> Path:
+    """Where a link leads, so that the link stays and renames stay on one disk."""
+    return Path(os.path.realpath(directory))
+
+
+def _delete(directory: Path) -> None:
+    if directory.is_dir():
+        shutil.rmtree(directory)

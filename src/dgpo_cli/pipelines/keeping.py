@@ -1,0 +1,90 @@
+"""Which episodes are learned from, and which questions a teacher that knows the supporting passages can answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dgpo_cli.core.records import read_records
+from dgpo_cli.core.text import contains_answer, normalize_answer, text_key
+from dgpo_cli.core.types import Passage, Question, Trajectory, question_from_json
+from dgpo_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from dgpo_cli.models.codec import Codec
+
+Keep = Literal["correct", "searched", "all"]
+_CHOICES = ("yes", "no")  # answers that no passage needs to hold
+_log = logging.getLogger(__name__)
+
+
+def kept(trajectory: Trajectory, keep: Keep, codec: Codec, *, always_search: bool = False) -> bool:
+    """Whether an episode is learned from: all, the right ones, or those that are right and read their answer.
+
+    Read is what was shown, so an answer behind the cut of an observation is not. Yes and no stand in no passage: there
+    all supporting passages must have been found, or some passage where they are not known. With `always_search` an
+    episode without results is dropped whatever `keep` says.
+    """
+    searched = any(call.hits for call in trajectory.searches)
+    if always_search and not searched:
+        return False
+    if keep == "all":
+        return True
+    right = trajectory.score is not None and trajectory.score.correct
+    if keep == "correct" or not right:
+        return right
+    question = trajectory.question
+    if all(normalize_answer(answer) in _CHOICES for answer in question.answers):
+        found = {question.key_of(hit.passage) for call in trajectory.searches for hit in call.hits}
+        return searched and question.gold_keys <= found
+    start = trajectory.written.index(True)
+    shown = [
+        t for t, written in zip(trajectory.token_ids[start:], trajectory.written[start:], strict=True) if not written
+    ]
+    return searched and contains_answer(codec.decode(shown), question.answers)
+
+
+def supported(questions: Sequence[Question]) -> list[Question]:
+    """The questions that name supporting passages by title; the others are counted. InputError if none does."""
+    named = [question for question in questions if question.supporting_titles]
+    if not named:
+        raise InputError(
+            f"none of {len(questions)} questions names its supporting passages (supporting_titles), "
+            f"first {questions[0].key}",
+            hint="--teacher gold needs them: take questions that have them, or another teacher",
+        )
+    if len(named) < len(questions):
+        _log.warning(
+            "%d of %d questions name no supporting passages and are left out",
+            len(questions) - len(named),
+            len(questions),
+        )
+    return named
+
+
+def require_found(summary: Mapping[str, Any], folder: Path) -> None:
+    """Warns of supporting passages that a search for their titles does not find; InputError where nothing was kept."""
+    _, rows = read_records(folder / "episodes.jsonl", "trajectories")
+    missed: list[tuple[str, str]] = []
+    for _, row in rows:
+        question = question_from_json(row["question"])
+        passages = [Passage(h["id"], h["contents"]) for call in row["searches"] for h in call["hits"]]
+        titles = {text_key(passage.title) for passage in passages}
+        missed += [(question.key, title) for title in question.supporting_titles if text_key(title) not in titles][:1]
+    if not missed:
+        return
+    first = f"first {missed[0][1]!r} of {missed[0][0]}"
+    if summary["kept"] == 0:
+        raise InputError(
+            f"nothing is kept: {len(missed)} of {summary['episodes']} questions name passages that are not found by "
+            f"their titles, {first}",
+            hint="give --index of the corpus that the questions are about",
+        )
+    _log.warning(
+        "%d of %d questions name passages that were not found by their titles, %s",
+        len(missed),
+        summary["episodes"],
+        first,
+    )

@@ -1,0 +1,108 @@
+"""Questions about real passages, split into test, validation and training, and the one corpus that they share.
+
+Every set whose questions name their supporting passages and whose passages lie beside them takes part. Questions that
+share a text or the whole of their supporting passages fall on one side of the split.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli.core.records import read_jsonl
+from dgpo_cli.core.text import normalize_answer
+from dgpo_cli.core.types import Question
+from dgpo_cli.errors import InputError
+from dgpo_cli.qa_sets.forms import SUFFIXES
+from dgpo_cli.qa_sets.load import read_questions
+
+SETS = ("hotpotqa", "2wikimultihopqa", "musique", "popqa_hipporag2")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    test: list[Question]  # in turn from every set, so that the first ones are of all of them
+    validation: list[Question]
+    training: list[Question]
+
+
+def files(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Questions and corpus by set. Raises InputError if the folder holds no set with both."""
+    found = {}
+    for name in SETS:
+        questions, corpus = _file(folder, name), _file(folder, f"corpus_{name}")
+        if questions is not None and corpus is not None:
+            found[name] = (questions, corpus)
+    if not found:
+        raise InputError(
+            f"{folder} holds no questions with their passages",
+            hint=f"put NAME.jsonl and corpus_NAME.jsonl there for one or more of {', '.join(SETS)}",
+        )
+    return found
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    return next((path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()), None)
+
+
+def corpus_rows(sets: Mapping[str, tuple[Path, Path]]) -> Iterator[dict[str, Any]]:
+    """Passages of all sets, their ids told apart by the set's name."""
+    for name, (_, corpus) in sets.items():
+        for line, row in read_jsonl(corpus):
+            if not {"id", "contents"} <= row.keys():
+                raise InputError(f"{corpus}:{line}: not a passage", hint='write {"id": ..., "contents": ...}')
+            yield {"id": f"{name}-{row['id']}", "contents": row["contents"]}
+
+
+def split(sets: Mapping[str, tuple[Path, Path]], *, test: int, validation: int, seed: int) -> Split:
+    """`test` and `validation` are numbers of questions of each set, of which a half goes to training at least.
+
+    Questions that name no supporting passage are left out. Raises InputError for a set with fewer than four questions.
+    """
+    sides: dict[str, list[list[Question]]] = {"test": [], "validation": [], "training": []}
+    groups = _groups([q for name, (path, _) in sets.items() for q in _supported(name, path)])
+    for name in sets:
+        own = [group for group in groups if group[0].qa_set == name]
+        random.Random(f"real {seed} {name}").shuffle(own)
+        total = sum(map(len, own))
+        if total < 4:
+            raise InputError(f"{name} has {total} questions that name their passages", hint="give more of them")
+        wanted = {"test": min(test, total // 3), "validation": min(validation, total // 8)}
+        parts: dict[str, list[Question]] = {side: [] for side in sides}
+        for group in own:
+            side = next((s for s, n in wanted.items() if len(parts[s]) + len(group) <= n), "training")
+            parts[side] += group
+        for side, questions in parts.items():
+            sides[side].append(questions)
+    return Split(**{side: _in_turn(parts) for side, parts in sides.items()})
+
+
+def _supported(name: str, path: Path) -> list[Question]:
+    return [
+        replace(question, supporting_ids=tuple(f"{name}-{i}" for i in question.supporting_ids))
+        for question in read_questions(path, name)
+        if question.supporting_titles and question.supporting_ids
+    ]
+
+
+def _groups(questions: Sequence[Question]) -> list[list[Question]]:
+    """Questions that share a text or all of their supporting passages, directly or through others."""
+    group_of: dict[object, int] = {}
+    members: dict[int, list[Question]] = {}
+    for number, question in enumerate(questions):
+        keys = (normalize_answer(question.text), question.gold_keys)
+        joined = {group_of[key] for key in keys if key in group_of}
+        members[number] = [q for old in sorted(joined) for q in members.pop(old)] + [question]
+        for key, old in group_of.items():
+            if old in joined:
+                group_of[key] = number
+        group_of |= dict.fromkeys(keys, number)
+    return list(members.values())
+
+
+def _in_turn(parts: Sequence[Sequence[Question]]) -> list[Question]:
+    return [question for question in chain.from_iterable(zip_longest(*parts)) if question is not None]

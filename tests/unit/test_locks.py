@@ -1,0 +1,138 @@
+"""Locks and folders that are replaced: one writer at a time, and whatever a kill leaves is put right."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from dgpo_cli.core import folders
+from dgpo_cli.core.locks import Lock, is_held, lock_beside
+from dgpo_cli.core.workspace import KEYS, Workspace
+from dgpo_cli.errors import BusyError, ConfigError
+
+
+def test_the_second_is_told_who_has_it_and_what_to_do(tmp_path: Path) -> None:
+    with Lock.inside(tmp_path / "run"):
+        assert is_held(tmp_path / "run" / "lock")
+        with pytest.raises(BusyError) as told:
+            Lock.inside(tmp_path / "run")
+        assert told.value.message == f"another process (pid {os.getpid()}) works in {tmp_path / 'run'}"
+        assert told.value.hint == "wait for it, or give another folder"
+    assert not is_held(tmp_path / "run" / "lock")
+    assert list((tmp_path / "run").iterdir()) == [], "nothing is left over"
+
+
+def test_a_lock_file_without_a_holder_holds_nobody_up(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("1")
+    with Lock.inside(tmp_path):
+        assert (tmp_path / "lock").read_text() == str(os.getpid())
+
+
+def test_a_lock_beside_a_link_is_that_of_its_target(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert lock_beside(tmp_path / "link") == tmp_path / ".real.lock"
+
+
+def _count(folder: Path, times: int) -> None:
+    for _ in range(times):
+        with Lock(folder / "lock", folder, wait_s=60):
+            number = int((folder / "count").read_text())
+            (folder / "count").write_text(str(number + 1))
+
+
+def test_many_that_take_and_release_it_are_never_two_at_once(tmp_path: Path) -> None:
+    """The file is removed at each release, so an opener may hold the lock of a file that is gone."""
+    (tmp_path / "count").write_text("0")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_count, args=(tmp_path, 100)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert (tmp_path / "count").read_text() == "400"
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(ConfigError, match="cannot lock files"):
+        Lock.inside(tmp_path)
+
+
+def test_two_commands_that_remember_at_once_keep_both_values(tmp_path: Path) -> None:
+    threads = [
+        threading.Thread(target=Workspace(tmp_path).remember, kwargs={"by": "x", key: f"of {key}"}) for key in KEYS
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [Workspace(tmp_path).resolve(key, None).value for key in KEYS] == [f"of {key}" for key in KEYS]
+    assert [p.name for p in tmp_path.iterdir()] == ["workspace.json"]
+
+
+def made(folder: Path, content: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "x").write_text(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("there", "left", "kept"),
+    [
+        ([], ["old"], "old"),
+        (["new"], ["old"], "new"),
+        (["old"], ["writing"], "old"),
+        ([], ["old", "writing"], "old"),
+        (["new"], ["removed"], "new"),
+        ([], ["removed"], None),
+    ],
+)
+def test_what_a_kill_leaves_is_settled(tmp_path: Path, there: list[str], left: list[str], kept: str | None) -> None:
+    place = tmp_path / "best"
+    for content in there:
+        made(place, content)
+    for what in left:
+        made(tmp_path / f".best.{what}", what)
+    made(tmp_path / ".other.old", "untouched")
+    folders.settle(place)
+    assert ((place / "x").read_text() if place.exists() else None) == kept
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([".other.old", *(["best"] if kept else [])])
+
+
+def test_a_reader_puts_back_what_a_killed_replacement_hid(tmp_path: Path) -> None:
+    made(tmp_path / ".index.old", "whole")
+    folders.recover_to_read(tmp_path / "index", lock_beside(tmp_path / "index"))
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+
+
+def test_a_reader_leaves_a_replacement_alone_that_is_under_way(tmp_path: Path) -> None:
+    place = made(tmp_path / "index", "old")
+    written = made(tmp_path / ".index.writing", "new")
+    with Lock.beside(place):
+        place.rename(tmp_path / ".index.old")
+        reader = threading.Thread(target=folders.recover_to_read, args=(place, lock_beside(place)))
+        reader.start()
+        reader.join(0.3)
+        assert not place.exists()
+        written.rename(place)
+    reader.join()
+    assert (place / "x").read_text() == "new"
+
+
+def test_only_unfinished_files_are_swept(tmp_path: Path) -> None:
+    names = {".run.json.123.writing": True, ".a.writing": False, "run.json.123.writing": False, ".b.12.writin": False}
+    for name in names:
+        (tmp_path / name).write_text("")
+    (tmp_path / ".folder.1.writing").mkdir()
+    folders.sweep(tmp_path)
+    gone = {name for name in names if not (tmp_path / name).exists()}
+    assert gone == {name for name, swept in names.items() if swept}
+    assert (tmp_path / ".folder.1.writing").is_dir()
