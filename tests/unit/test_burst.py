@@ -235,7 +235,7 @@ def test_masters_are_rounded_anew_by_every_step(codec, tied, monkeypatch):
 def test_graphs_write_what_the_function_writes(codec, temperature, monkeypatch):
     model = qwen(len(codec.tokenizer)).to("cuda", torch.bfloat16)
     captured = episodes(model, codec, burst=8, temperature=temperature, count=24, longest=60)
-    monkeypatch.setattr("dgpo_cli.engine.burst._Graphs", lambda function: None)
+    monkeypatch.setattr("dgpo_cli.engine.burst._Graphs", lambda function, device: None)
     assert captured == episodes(model, codec, burst=8, temperature=temperature, count=24, longest=60)
 
 

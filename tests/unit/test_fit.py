@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.test_train_step import learner, trajectories
+from tests.tiny import qwen
+from tests.unit.test_train_step import CODEC, learner, trajectories
 
 from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.engine.decode import Decoder
 from dgpo_cli.engine.inprocess import InProcessEngine
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.pipelines.fitting import fit
+from dgpo_cli.pipelines.fitting import fill, fit
 from dgpo_cli.train import fit as fitting
 from dgpo_cli.train.credit import student_samples
 from dgpo_cli.train.fit import Memory, Search, largest_micro_batch
@@ -142,3 +144,13 @@ def test_a_step_is_the_same_whatever_fitted():
 def test_an_unknown_device_is_refused():
     with pytest.raises(ConfigError, match="memory in use on mps"):
         Memory(torch.device("mps"))
+
+
+def test_filling_an_engine_reads_whole_passes(monkeypatch):
+    """Prompts that begin alike would be read once and copied, so no pass would be as large as in a rollout."""
+    model = qwen(len(CODEC.tokenizer))
+    read = []
+    whole = Decoder.last_hidden
+    monkeypatch.setattr(Decoder, "last_hidden", lambda self, new: read.append(len(new.ids)) or whole(self, new))
+    fill(InProcessEngine(model, CODEC, slots=6, capacity=100))
+    assert max(read) == 6 * 96

@@ -89,3 +89,18 @@ def test_without_bitsandbytes_there_is_one_clear_line(monkeypatch):
     with pytest.raises(ConfigError, match="adamw-8bit needs bitsandbytes") as caught:
         made("adamw-8bit")
     assert "-o optimizer=adamw" in caught.value.hint
+
+
+def test_one_kernel_for_all_tensors_updates_as_the_others_do_and_goes_on_from_a_saved_state(monkeypatch):
+    (plain, one) = made("adamw")
+    monkeypatch.setattr("dgpo_cli.train.learner._adam", lambda parameters: torch.optim.AdamW(parameters, fused=True))
+    (fused, two), (again, three) = made("adamw"), made("adamw")
+    train(plain, one, 6)
+    train(fused, two, 3)
+    again.load_state_dict(fused.state_dict())
+    three.load({name: tensor.clone() for name, tensor in two.tensors().items()}, two.updates)
+    train(fused, two, 3, first=3)
+    train(again, three, 3, first=3)
+    for name, weight in fused.state_dict().items():
+        torch.testing.assert_close(weight, plain.state_dict()[name], rtol=1e-5, atol=1e-6)
+        assert torch.equal(weight, again.state_dict()[name])

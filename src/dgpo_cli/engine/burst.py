@@ -15,9 +15,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from dgpo_cli.engine.decode import Pass
-from dgpo_cli.engine.draw import NextTokens
+from dgpo_cli.engine.draw import NextTokens, tokens_and_logprobs
+from dgpo_cli.engine.passes import Pass
 from dgpo_cli.engine.sizes import bucket
+from dgpo_cli.models.ways import WAYS
 
 _TOKENS = 8  # of a burst; a row idles for half of them at the end of its turn
 
@@ -43,7 +44,13 @@ class Burst:
         self._logprobs = torch.zeros(slots, tokens, dtype=torch.float32, device=device)
         # What bitsandbytes does for a layer depends on its inputs, so it cannot be captured.
         captured = device.type == "cuda" and not any(d.weights.eight_bit for d in source.decoders)
-        self._graphs = _Graphs(self._next) if captured else None
+        self._graphs = _Graphs(self._next, device) if captured else None
+        self._weights_at: object = None
+
+    def refreshed(self) -> None:
+        """To be told when weights were taken over: they may lie elsewhere."""
+        if self._graphs is not None:
+            self._weights_at = tuple(decoder.weights.places() for decoder in self._source.decoders)
 
     def run(
         self, ids: np.ndarray, lengths: np.ndarray, temperature: np.ndarray, uniform: np.ndarray, *, longest: int
@@ -55,22 +62,20 @@ class Burst:
         is greedy.
         """
         window, count = uniform.shape
-        keys = bucket(longest + count, self._source.decoders[0].cache.capacity)
-        for held, given in (
-            (self._ids, ids),
-            (self._lengths, lengths),
-            (self._temperature, temperature),
-            (self._uniform[:, :count], uniform),
-        ):
-            held[:window].copy_(torch.from_numpy(given))
+        keys = bucket(longest + count, self._source.decoders[0].cache.capacity, WAYS.steps_per_doubling)
+        # One copy: token ids and lengths are exact in float64.
+        told = torch.from_numpy(np.column_stack((ids, lengths, temperature, uniform))).to(self._ids.device)
+        for place, held in enumerate((self._ids, self._lengths, self._temperature)):
+            held[:window].copy_(told[:, place])
+        self._uniform[:window, :count].copy_(told[:, 3:])
         self._number.zero_()
         if self._graphs is not None:
-            self._graphs.keep_if(tuple((d.weights.places(), d.cache.addresses()) for d in self._source.decoders))
+            self._graphs.keep_if((self._weights_at, *(d.cache.addresses() for d in self._source.decoders)))
         token = self._next if self._graphs is None else self._graphs
         greedy = not temperature.any()
         for _ in range(count):
             token(window, keys, greedy)
-        return self._written[:window, :count].tolist(), self._logprobs[:window, :count].tolist()
+        return tokens_and_logprobs(self._written[:window, :count], self._logprobs[:window, :count])
 
     def _next(self, window: int, keys: int, greedy: bool) -> None:
         ids, lengths = self._ids[:window], self._lengths[:window]
@@ -91,32 +96,38 @@ class _Graphs:
     The first call with new arguments runs as it is, which sets libraries up; the second is captured.
     """
 
-    def __init__(self, function: Callable[[int, int, bool], None]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[[int, int, bool], None], device: torch.device) -> None:
+        self._function, self._device = function, device
         self._captured: dict[tuple[int, int, bool], torch.cuda.CUDAGraph | None] = {}
         self._valid_for: object = None
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.device(device):
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
 
     def keep_if(self, places: object) -> None:
-        """Forget what was captured of parameters that lay elsewhere."""
+        """Forget what was captured of tensors that lay elsewhere."""
         if places != self._valid_for:
             self._captured.clear()
             self._valid_for = places
 
     def __call__(self, window: int, keys: int, greedy: bool) -> None:
-        shape = window, keys, greedy
+        # The current device need not be the model's, and a capture is of the current one.
+        with torch.cuda.device(self._device):
+            self._play((window, keys, greedy))
+
+    def _play(self, shape: tuple[int, int, bool]) -> None:
         if shape not in self._captured:
-            self._captured[shape] = None
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 self._function(*shape)
             torch.cuda.current_stream().wait_stream(self._stream)
+            self._captured[shape] = None
             return
         graph = self._captured[shape]
         if graph is None:
-            graph = self._captured[shape] = torch.cuda.CUDAGraph()
+            graph = torch.cuda.CUDAGraph()
             # A thread that searches may use the GPU meanwhile: only this one's calls have to be fit for a capture.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 self._function(*shape)
+            self._captured[shape] = graph  # a capture that failed is no graph
         graph.replay()

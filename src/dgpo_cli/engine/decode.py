@@ -8,132 +8,20 @@ Shapes: N new tokens, R rows, W rows of the cache that attention looks at, H hid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from dgpo_cli.engine.cache import SlotCache
+from dgpo_cli.engine.passes import Pass, Several, Single
 from dgpo_cli.engine.sizes import aligned, pass_tokens
 from dgpo_cli.engine.weights import Weights
 from dgpo_cli.errors import ModelError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # the same layer; they differ in biases and norms
-
-
-@dataclass(frozen=True, slots=True)
-class Single:
-    """One query per row. `rows` [R] is None where they are the cache's first W rows in order."""
-
-    window: int  # W
-    rows: Tensor | None
-    hidden_keys: Tensor  # [W, 1, 1, K], 0 for a key that is seen and -inf for one that is not
-
-
-@dataclass(frozen=True, slots=True)
-class Several:
-    """Several queries per row, padded to Q of the longest."""
-
-    rows: Tensor  # [R]
-    real: Tensor  # [R, Q], False for padding
-    hidden_keys: Tensor  # [R, 1, Q, K]
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """New tokens, row by row: first rows with one token, then rows with several, group by group."""
-
-    ids: Tensor  # [N]
-    rows: Tensor  # [N]
-    positions: Tensor  # [N]
-    singles: int  # rows with one new token
-    single: Single | None  # of those rows
-    several: Sequence[Several]
-    last: Tensor | None  # [R] where each row's last token lies among the N; None where every row has one
-    final: Single  # of every row's last token
-
-    @classmethod
-    def of(cls, new: Sequence[Sequence[int]], rows: Sequence[int], starts: Sequence[int], device: torch.device) -> Pass:
-        """`new` tokens of cache rows that hold `starts` tokens; those with one new token come first, then by length."""
-        counts = np.array([len(ids) for ids in new])
-        row, start = np.array(rows), np.array(starts)
-        ends = np.cumsum(counts)
-        singles = int((counts == 1).sum())
-        within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
-        groups = _groups(counts[singles:], singles)
-
-        def tensor(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values).to(device)
-
-        return cls(
-            ids=tensor(np.fromiter(chain.from_iterable(new), np.int64, ends[-1])),
-            rows=tensor(np.repeat(row, counts)),
-            positions=tensor(np.repeat(start, counts) + within),
-            singles=singles,
-            single=_single(row[:singles], start[:singles], device) if singles and groups else None,
-            several=[_several(row[g], start[g], counts[g], device) for g in groups],
-            last=tensor(ends - 1) if groups else None,
-            final=_single(row, start + counts - 1, device),
-        )
-
-    @classmethod
-    def of_window(cls, ids: Tensor, positions: Tensor, keys: int, dtype: torch.dtype) -> Pass:
-        """One new token [W] at `positions` [W] of each of the first W rows, made of device tensors alone."""
-        hidden = torch.where(torch.arange(keys, device=ids.device) <= positions[:, None], 0.0, -torch.inf)
-        return cls(
-            ids=ids,
-            rows=torch.arange(len(ids), device=ids.device),
-            positions=positions,
-            singles=len(ids),
-            single=None,
-            several=(),
-            last=None,
-            final=Single(len(ids), None, hidden.to(dtype)[:, None, None, :]),
-        )
-
-
-def _groups(counts: np.ndarray, offset: int) -> list[slice]:
-    """Runs of an ascending list in which padding to the longest at most doubles a row."""
-    groups, first = [], 0
-    for i in range(1, len(counts) + 1):
-        if i == len(counts) or counts[i] > 2 * counts[first]:
-            groups.append(slice(offset + first, offset + i))
-            first = i
-    return groups
-
-
-def _keys(longest: int) -> np.ndarray:
-    return np.arange(aligned(longest))
-
-
-def _single(rows: np.ndarray, places: np.ndarray, device: torch.device) -> Single:
-    window = int(rows.max()) + 1
-    place = np.zeros(window, dtype=np.int64)  # rows in between see one key, and nobody reads what comes of it
-    place[rows] = places
-    hidden = np.where(_keys(int(places.max()) + 1) <= place[:, None], 0.0, -np.inf).astype(np.float32)
-    in_order = len(rows) == window and bool((rows == np.arange(window)).all())
-    return Single(
-        window,
-        None if in_order else torch.from_numpy(rows).to(device),
-        torch.from_numpy(hidden)[:, None, None, :].to(device),
-    )
-
-
-def _several(rows: np.ndarray, starts: np.ndarray, counts: np.ndarray, device: torch.device) -> Several:
-    width = np.arange(int(counts.max()))
-    places = starts[:, None] + np.minimum(width, counts[:, None] - 1)  # [R, Q]
-    hidden = np.where(_keys(int(places.max()) + 1) <= places[:, :, None], 0.0, -np.inf).astype(np.float32)
-    return Several(
-        torch.from_numpy(rows).to(device),
-        torch.from_numpy(width < counts[:, None]).to(device),
-        torch.from_numpy(hidden)[:, None].to(device),
-    )
 
 
 class Decoder:
@@ -228,9 +116,8 @@ class Decoder:
         if new.single is not None:
             parts.append(self._one(layer, queries[:first], new.single))
         for group in new.several:
-            count = int(group.real.sum())
-            parts.append(self._many(layer, queries[first : first + count], group))
-            first += count
+            parts.append(self._many(layer, queries[first : first + group.tokens], group))
+            first += group.tokens
         return torch.cat(parts)
 
     def _one(self, layer: int, queries: Tensor, rows: Single) -> Tensor:
@@ -250,17 +137,16 @@ class Decoder:
 
     def _many(self, layer: int, queries: Tensor, group: Several) -> Tensor:
         """[n, heads, D] of the n new tokens of a group."""
-        padded = queries.new_zeros(*group.real.shape, *queries.shape[1:])  # [R, Q, heads, D]
-        padded[group.real] = queries
+        padded = queries.new_zeros(group.size * group.width, *queries.shape[1:]).index_copy_(0, group.places, queries)
         length = group.hidden_keys.shape[-1]
         read = functional.scaled_dot_product_attention(
-            padded.transpose(1, 2),
+            padded.view(group.size, group.width, *queries.shape[1:]).transpose(1, 2),
             self.cache.keys[layer][group.rows, :, :length].to(queries.dtype),
             self.cache.values[layer][group.rows, :, :length].to(queries.dtype),
             attn_mask=group.hidden_keys.to(queries.dtype),
             enable_gqa=self._heads != self._shared,
         )
-        return read.transpose(1, 2)[group.real]
+        return read.transpose(1, 2).flatten(0, 1)[group.places]
 
 
 def _attention(queries: Tensor, keys: Tensor, values: Tensor, hidden_keys: Tensor) -> Tensor:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from dgpo_cli.engine.decode import Decoder, Pass
+from dgpo_cli.engine.decode import Decoder
+from dgpo_cli.engine.passes import Pass
 from dgpo_cli.engine.sampling import sample
 from dgpo_cli.objectives.divergence import log_probs, mixture
 
@@ -30,3 +33,9 @@ class NextTokens:
         """Logits [R, V] whose distribution at each row's temperature is the mixture of both at that temperature."""
         scale = temperature.where(temperature > 0, 1.0)[:, None]
         return mixture(log_probs(other / scale), log_probs(own / scale), self.share) * scale
+
+
+def tokens_and_logprobs(tokens: Tensor, logprobs: Tensor) -> tuple[list[Any], list[Any]]:
+    """Both as lists, of token ids and of log-probabilities; to ask a GPU for them twice would be to wait twice."""
+    told = torch.stack((tokens.double(), logprobs.double())).cpu()
+    return told[0].long().tolist(), told[1].tolist()

@@ -15,13 +15,15 @@ from transformers import PreTrainedModel
 
 from dgpo_cli.engine.base import Event, Sampling, SlotId, TurnEnd
 from dgpo_cli.engine.burst import Burst, burst_of
-from dgpo_cli.engine.decode import Decoder, Pass
-from dgpo_cli.engine.draw import NextTokens
+from dgpo_cli.engine.decode import Decoder
+from dgpo_cli.engine.draw import NextTokens, tokens_and_logprobs
+from dgpo_cli.engine.passes import Pass
 from dgpo_cli.engine.rows import Rows
 from dgpo_cli.engine.sampling import stream_key, uniforms
 from dgpo_cli.engine.schedule import SHARED_TOKENS, Slot, common_prefix, moves, passes
 from dgpo_cli.engine.stops import StopMatcher, Stops
 from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.ways import WAYS, masked_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Blend:
 
 class InProcessEngine:
     """`slots` episodes at once, each of at most `capacity` tokens.
+
+    Weights are taken as they are when the first of its slots opens, and are the same until all of them are closed.
 
     A step reads what slots have been given and writes one token of each, or writes `burst` tokens of each where there
     is nothing to be read (1 on a CPU and several on a GPU, unless it is told; see `Burst`).
@@ -60,8 +64,10 @@ class InProcessEngine:
         if burst is None:
             burst = burst_of(self._device)
         self._burst = Burst(self._source, slots, self._capacity, burst) if burst > 1 else None
+        self._dtype = self._decoders[0].weights.dtype  # of masks
         self._pass_tokens = min(decoder.pass_tokens for decoder in self._decoders)
-        self._rows = Rows(slots)
+        self._rows = Rows(slots, WAYS.steps_per_doubling)
+        self._stale = True
         self._stops: dict[tuple[str, ...], Stops] = {}
         self._next_id = 0
 
@@ -82,6 +88,7 @@ class InProcessEngine:
         row = self._rows.first_free()
         slot = Slot(self._next_id, row, sampling, tuple(token_ids), list(token_ids), self._matcher(sampling))
         self._next_id += 1
+        self._stale |= self._rows.free == len(self._rows)
         self._rows.add(slot)
         self._start_turn(slot)
         return slot.id
@@ -107,12 +114,23 @@ class InProcessEngine:
         running = [slot for slot in self._rows if slot.running]
         if not running:
             return []
-        for decoder in self._decoders:
-            decoder.weights.refresh()
+        if self._stale:
+            self._take_weights()
         rows, longest = self._rows.most()
         for decoder in self._decoders:
             decoder.cache.make_room(rows, min(self._capacity, longest + (self._burst.tokens if self._burst else 0)))
         self._move(moves(running))
+        with masked_attention(self._device):
+            return self._advance(running)
+
+    def _take_weights(self) -> None:
+        for decoder in self._decoders:
+            decoder.weights.refresh()
+        if self._burst is not None:
+            self._burst.refreshed()
+        self._stale = False
+
+    def _advance(self, running: Sequence[Slot]) -> list[Event]:
         self._share_prompts([slot for slot in running if not slot.length])
         if self._burst is not None:
             reading = [slot for slot in running if len(slot.pending) > 1]
@@ -178,24 +196,22 @@ class InProcessEngine:
     def _read(self, slot: Slot, ids: Sequence[int]) -> None:
         """Take the first pending tokens of a slot into the cache, without asking what comes next."""
         for decoder in self._decoders:
-            decoder.last_hidden(Pass.of([ids], [slot.row], [slot.length], self._device))
+            decoder.last_hidden(Pass.of([ids], [slot.row], [slot.length], self._device, self._dtype))
         slot.length += len(ids)
         slot.pending = slot.pending[len(ids) :]
 
     def _draw(self, slots: Sequence[Slot]) -> tuple[list[int], list[float]]:
         """Run the pending tokens, and draw the token after each slot's last."""
-        new = Pass.of([s.pending for s in slots], [s.row for s in slots], [s.length for s in slots], self._device)
+        pending, rows, starts = zip(*((s.pending, s.row, s.length) for s in slots), strict=True)
+        new = Pass.of(pending, rows, starts, self._device, self._dtype)
         places = np.array([s.written for s in slots], dtype=np.uint64)
-        uniform = torch.from_numpy(uniforms(_streams(slots), places)).to(self._device)
         temperature = [s.sampling.temperature for s in slots]
-        drawn = self._source.draw(
-            new, uniform, torch.tensor(temperature, device=self._device), greedy=not any(temperature)
-        )
+        told = torch.from_numpy(np.stack((uniforms(_streams(slots), places), temperature))).to(self._device)
+        tokens, logprobs = self._source.draw(new, told[0], told[1].float(), greedy=not any(temperature))
         for slot in slots:
             slot.length += len(slot.pending)
             slot.pending = []
-        tokens, logprobs = drawn
-        return tokens.tolist(), logprobs.tolist()
+        return tokens_and_logprobs(tokens, logprobs)
 
     def _write_burst(self, burst: Burst, slots: Sequence[Slot]) -> list[Event]:
         """Write on in slots with one pending token each; rows in between write what nobody reads."""

@@ -8,13 +8,14 @@ import numpy as np
 
 from dgpo_cli.engine.base import SlotId
 from dgpo_cli.engine.schedule import Slot
-from dgpo_cli.engine.sizes import bucket
+from dgpo_cli.engine.sizes import STEPS, bucket
 
 
 class Rows:
     """`count` rows, each free or an open slot's."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, steps: int = STEPS) -> None:
+        self._steps = steps  # of sizes of windows
         self._rows: list[Slot | None] = [None] * count
         self._slots: dict[SlotId, Slot] = {}
 
@@ -54,7 +55,7 @@ class Rows:
 
     def window(self, slots: Sequence[Slot]) -> int:
         """W, how many rows from the first on a pass goes over that writes in those of `slots`."""
-        return bucket(max(slot.row for slot in slots) + 1, len(self._rows))
+        return bucket(max(slot.row for slot in slots) + 1, len(self._rows), self._steps)
 
     def most(self) -> tuple[int, int]:
         """How many rows from the first on hold open slots, rounded as a window is, and the tokens of the longest."""

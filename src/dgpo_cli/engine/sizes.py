@@ -11,13 +11,13 @@ ALIGNED = 8  # tokens; what attention kernels on GPUs want of a mask's last dime
 PASS_TOKENS = 16_384  # new tokens of one forward pass at most
 _PASS_BYTES_CPU = 1 << 26  # of a layer's activations in one pass, where tokens beyond a few hundred gain nothing
 _LEAST_PASS = 1_024  # tokens
-_STEPS = 4  # sizes of windows per doubling; on a GPU each is captured once
+STEPS = 4  # sizes of windows per doubling; on a GPU each is captured once
 _LEAST_LENGTH = 512  # tokens
 
 
-def bucket(size: int, limit: int) -> int:
-    """The smallest size from `size` on that is worth a graph: a multiple of 8, and at most a quarter too large."""
-    unit = max(8, (1 << (size - 1).bit_length()) // (2 * _STEPS))
+def bucket(size: int, limit: int, steps: int = STEPS) -> int:
+    """The smallest size from `size` on that is worth a graph: a multiple of 8, and at most one `steps`th too large."""
+    unit = max(8, (1 << (size - 1).bit_length()) // (2 * steps))
     return min(-(-size // unit) * unit, limit)
 
 

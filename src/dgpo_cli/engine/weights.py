@@ -15,7 +15,7 @@ class Weights:
     """`dtype` is that of linear maps and of the cache: by default the model's, and bf16 for float32 on CUDA.
 
     A model of that dtype is read in place, so nothing is copied and nothing can be stale. Of another one the values are
-    rounded into a model of the same shape by every `refresh`: reading masters in place would move twice the bytes for
+    rounded into a model of the same shape by `refresh`: reading masters in place would move twice the bytes for
     each token, and round them each time.
     """
 

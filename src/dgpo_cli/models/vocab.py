@@ -19,12 +19,23 @@ from dgpo_cli.errors import ModelError
 from dgpo_cli.models.packed import Packed, packed_attention
 
 
-def precision(model: torch.nn.Module) -> AbstractContextManager[object]:
-    """bf16 autocast for float32 parameters on CUDA (float32 masters stay in the optimizer), nothing elsewhere."""
+def compute_dtype(model: torch.nn.Module) -> torch.dtype:
+    """That of linear maps: bf16 for float32 parameters on CUDA (masters stay in the optimizer), else theirs."""
     parameter = next(model.parameters())
     if parameter.device.type == "cuda" and parameter.dtype == torch.float32:
-        return torch.autocast("cuda", torch.bfloat16)
-    return nullcontext()
+        return torch.bfloat16
+    return parameter.dtype
+
+
+def precision(model: torch.nn.Module) -> AbstractContextManager[object]:
+    """Autocast to `compute_dtype` where that is not the parameters' own."""
+    parameter, dtype = next(model.parameters()), compute_dtype(model)
+    return nullcontext() if dtype == parameter.dtype else torch.autocast(parameter.device.type, dtype)
+
+
+def compute_head(model: PreTrainedModel) -> Tensor:
+    """Output layer [V', H] as it is computed with: to be made once for all chunks of a micro-batch."""
+    return head_weight(model).detach().to(compute_dtype(model))
 
 
 def hidden_states(model: PreTrainedModel, packed: Packed) -> Tensor:
@@ -49,18 +60,20 @@ def project(
     temperature: float = 1.0,
     *,
     out: Tensor | None = None,
+    head: Tensor | None = None,
 ) -> Tensor:
     """Logits [n, V] in float32 from hidden states [n, H], divided by the temperature, without gradient.
+
+    `head` is `compute_head(model)`, where the caller has it.
 
     `out` [m, V], m not below n, is written to where the model computes in float32 on a CPU: there memory of this size
     comes anew from the system each time, page by page.
     """
-    weight = head_weight(model)
+    weight = compute_head(model) if head is None else head
     if out is not None and weight.device.type == "cpu" and weight.dtype == torch.float32:
         logits = torch.mm(hidden, weight[:vocabulary_size].T, out=out[: len(hidden)])
         return logits if temperature == 1 else logits.div_(temperature)
-    with precision(model):
-        logits = functional.linear(hidden.to(weight.dtype), weight[:vocabulary_size]).float()
+    logits = functional.linear(hidden.to(weight.dtype), weight[:vocabulary_size]).float()
     return logits if temperature == 1 else logits.div_(temperature)
 
 
@@ -100,18 +113,17 @@ def logits_gradient(
 
 
 @torch.no_grad()
-def backward_to_hidden(model: PreTrainedModel, hidden: Tensor, grad: Tensor) -> Tensor:
+def backward_to_hidden(model: PreTrainedModel, hidden: Tensor, grad: Tensor, *, head: Tensor | None = None) -> Tensor:
     """Gradient with respect to hidden states [n, H] from that of their logits [n, V].
 
     That of the output layer is added to its `grad` in place: autograd would need two temporaries of the size of the
     output layer for every chunk.
     """
-    weight = head_weight(model)
-    size = grad.shape[1]
-    with precision(model):
-        compute = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else weight.dtype
-        grad, inputs = grad.to(compute), hidden.to(compute)
-        grad_hidden = (grad @ weight[:size].to(compute)).to(hidden.dtype)
+    weight, size = head_weight(model), grad.shape[1]
+    head = compute_head(model) if head is None else head
+    compute = head.dtype
+    grad, inputs = grad.to(compute), hidden.to(compute)
+    grad_hidden = (grad @ head[:size]).to(hidden.dtype)
     if weight.requires_grad:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
@@ -143,8 +155,9 @@ def token_logprobs(
     temperature: float = 1.0,
 ) -> Tensor:
     """log p(token) [N] without gradient from hidden states [N, H]."""
+    head = compute_head(model)
     parts = [
-        gather_logprobs(project(model, hidden[rows], vocabulary_size, temperature), token_ids[rows])
+        gather_logprobs(project(model, hidden[rows], vocabulary_size, temperature, head=head), token_ids[rows])
         for rows in chunks(len(token_ids), chunk_size)
     ]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)

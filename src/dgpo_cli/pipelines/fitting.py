@@ -9,7 +9,7 @@ from typing import Any
 
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.engine.base import Engine, Sampling
+from dgpo_cli.engine.base import Engine, Sampling, SlotId
 from dgpo_cli.errors import InputError
 from dgpo_cli.train.fit import Attempt, Memory, Search, largest_micro_batch
 from dgpo_cli.train.learner import Learner
@@ -94,11 +94,11 @@ def _agreed(learner: Learner, mine: Fit) -> Fit:
 
 def fill(engine: Engine) -> None:
     """Every slot of a fresh engine read to its end, but for a few tokens that are written in each."""
-    prompt = [1] * (engine.capacity - 4)
-    slots = []
+    rest = [1] * (engine.capacity - 5)
+    slots: list[SlotId] = []
     while True:
-        try:
-            slots.append(engine.open(prompt, Sampling(temperature=1.0, max_new_tokens=3)))
+        try:  # prompts that begin alike would be read once and copied; these fill whole passes
+            slots.append(engine.open([len(slots) % 100, *rest], Sampling(temperature=1.0, max_new_tokens=3)))
         except ValueError:  # all slots are open
             break
     while engine.step():

@@ -16,6 +16,7 @@ from dgpo_cli.errors import ConfigError, TrainingError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic, SharedCritic
 from dgpo_cli.models.packed import packed_attention
+from dgpo_cli.models.ways import WAYS
 from dgpo_cli.objectives.base import Objective
 from dgpo_cli.train import eight_bit_adam
 from dgpo_cli.train.optimizer_settings import OptimizerSettings
@@ -33,7 +34,7 @@ class Optimizer:
         self.settings, self.total_updates, self.updates = settings, total_updates, 0
         self.names, self.parameters = _trainable(module)
         self.adam: torch.optim.Optimizer = (
-            eight_bit_adam.make(module, self.parameters) if settings.kind == "adamw-8bit" else AdamW(self.parameters)
+            eight_bit_adam.make(module, self.parameters) if settings.kind == "adamw-8bit" else _adam(self.parameters)
         )
         for group in self.adam.param_groups:
             group |= {"betas": (settings.beta1, settings.beta2), "weight_decay": settings.weight_decay}
@@ -41,7 +42,7 @@ class Optimizer:
     def take(self, module: torch.nn.Module) -> None:
         """Move on with the module's parameters as they are now; there are no moments yet."""
         self.names, self.parameters = _trainable(module)
-        self.adam.param_groups[0]["params"] = self.parameters
+        self.adam.param_groups[0] |= {"params": self.parameters, "fused": None}  # parts of tensors are not fused
 
     def step(self, what: str) -> dict[str, float]:
         """One update; returns learning rate and gradient norm. Raises TrainingError if the norm is not finite."""
@@ -58,6 +59,10 @@ class Optimizer:
         self.adam.zero_grad(set_to_none=True)
         self.updates += 1
         return {f"{what}_lr": lr, f"{what}_grad_norm": norm}
+
+    @property
+    def _fused(self) -> bool:
+        return bool(self.adam.param_groups[0].get("fused"))
 
     def state_bytes(self) -> int:
         """What the moments take once there has been an update."""
@@ -85,9 +90,15 @@ class Optimizer:
         for name, parameter in zip(self.names, self.parameters, strict=True):
             state = self.adam.state[parameter]
             if not state:
-                state |= {"step": torch.tensor(float(updates)), "exp_avg": None, "exp_avg_sq": None}
+                step = torch.tensor(float(updates), device=parameter.device if self._fused else "cpu")
+                state |= {"step": step, "exp_avg": None, "exp_avg_sq": None}
             for moment in _MOMENTS & state.keys():
                 state[moment] = like(parameter, tensors[f"{moment}.{name}"])
+
+
+def _adam(parameters: list[torch.nn.Parameter]) -> AdamW:
+    """On CUDA one kernel goes over all tensors, without a temporary of their size; see `Ways`."""
+    return AdamW(parameters, fused=True if WAYS.fused_adam and parameters[0].is_cuda else None)
 
 
 def _trainable(module: torch.nn.Module) -> tuple[list[str], list[torch.nn.Parameter]]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from dgpo_cli.core.types import Trajectory
 from dgpo_cli.models.critic import Critic
+from dgpo_cli.models.finite import require_finite
 from dgpo_cli.models.vocab import hidden_states, token_logprobs
 from dgpo_cli.objectives.base import Episode, Need
 from dgpo_cli.train.batch import Batch, Sample, micro_batches, pack
@@ -32,6 +33,7 @@ def fill(learner: Learner, trajectories: Sequence[Trajectory], samples: Sequence
         wanted = [i for i, t in enumerate(trajectories) if t.score is not None and objective.wants_teacher(t.score)]
         scored = logprobs(learner, learner.teacher, [samples[i] for i in wanted])
         for i, row in zip(wanted, scored, strict=True):
+            require_finite(learner.teacher, row, "log-probabilities")
             teacher[i] = row
     reference: Sequence[Tensor | None] = [None] * len(samples)
     if Need.REFERENCE_LOGPROBS in objective.needs:

@@ -14,15 +14,18 @@ from torch import Tensor
 
 from dgpo_cli.errors import TrainingError
 from dgpo_cli.models.critic import Critic, SharedCritic
+from dgpo_cli.models.finite import require_finite
 from dgpo_cli.models.packed import Packed
 from dgpo_cli.models.vocab import (
     backward_to_hidden,
     chunks,
+    compute_head,
     hidden_states,
     logits_gradient,
     project,
     token_logprobs,
 )
+from dgpo_cli.models.ways import WAYS
 from dgpo_cli.objectives.base import Need, TokenBatch
 from dgpo_cli.train.batch import Batch, Sample, micro_batches, pack
 from dgpo_cli.train.learner import Learner, training_mode
@@ -123,7 +126,7 @@ def accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str, 
     torch.autograd.backward(hidden, grad_hidden)
     if values is not None and value_leaf is not None and value_leaf.grad is not None:
         torch.autograd.backward(values, value_leaf.grad)
-    return {name: float(value) for name, value in sums.items()}
+    return dict(zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)) if sums else {}  # one wait for a GPU
 
 
 def critic_values(learner: Learner, batch: Batch, hidden: Tensor) -> Tensor | None:
@@ -149,11 +152,12 @@ def vocabulary_pass(
     """
     grad_hidden = torch.zeros_like(hidden)
     size, temperature = learner.codec.vocabulary_size, learner.temperature
-    block = max(1, BLOCK_LOGITS[hidden.device.type == "cuda"] // size)
+    block = max(1, (WAYS.block_logits if hidden.device.type == "cuda" else BLOCK_LOGITS[0]) // size)
+    head = compute_head(learner.student)
     sums: dict[str, Tensor] = {}
     logits = teacher_logits = None
     for rows in chunks(len(hidden), learner.chunk_tokens):
-        logits = project(learner.student, hidden[rows], size, temperature, out=logits)  # [n, V]
+        logits = project(learner.student, hidden[rows], size, temperature, out=logits, head=head)  # [n, V]
         if teacher_hidden is not None:
             assert learner.teacher is not None
             teacher_logits = project(learner.teacher, teacher_hidden[rows], size, temperature, out=teacher_logits)
@@ -170,7 +174,7 @@ def vocabulary_pass(
             )
         if hidden.device.type != "cpu":  # its allocator keeps what is freed, so nothing is gained by holding it
             teacher_logits = None
-        grad_hidden[rows] = backward_to_hidden(learner.student, hidden[rows], logits)
+        grad_hidden[rows] = backward_to_hidden(learner.student, hidden[rows], logits, head=head)
         if hidden.device.type != "cpu":
             logits = None
     return sums, grad_hidden
@@ -219,7 +223,9 @@ def _teacher_hidden(learner: Learner, batch: Batch) -> Tensor | None:
         return None
     assert learner.teacher is not None, f"{type(learner.objective).__name__} needs a teacher"
     with torch.no_grad():
-        return batch.flatten(hidden_states(learner.teacher, batch.packed))
+        hidden = batch.flatten(hidden_states(learner.teacher, batch.packed))
+    require_finite(learner.teacher, hidden, "hidden states")
+    return hidden
 
 
 def _sequence_log_ratio(learner: Learner, batch: Batch, hidden: Tensor) -> Tensor | None:

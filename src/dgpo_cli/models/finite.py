@@ -1,0 +1,22 @@
+"""What a frozen model says has to be numbers: 8-bit maps and 16-bit ranges overflow on some models' activations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dgpo_cli.errors import ModelError
+
+
+def require_finite(teacher: PreTrainedModel, values: Tensor, what: str) -> None:
+    """Raises ModelError, which names the teacher, if one of `values` is not finite."""
+    if bool(torch.isfinite(values).all()):
+        return
+    eight_bit = getattr(teacher, "is_quantized", False)
+    kind = "in 8 bit" if eight_bit else f"in {str(teacher.dtype).removeprefix('torch.')}"
+    share = float((~torch.isfinite(values)).float().mean())
+    raise ModelError(
+        f"teacher {teacher.name_or_path or type(teacher).__name__} ({kind}): {share:.1%} of its {what} are not finite",
+        hint="leave out --teacher-8bit" if eight_bit else "check the teacher's weights, or give another --teacher",
+    )
