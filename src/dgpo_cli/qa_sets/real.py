@@ -7,6 +7,7 @@ share a text or the whole of their supporting passages fall on one side of the s
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
@@ -64,7 +65,7 @@ def split(sets: Mapping[str, tuple[Path, Path]], *, test: int, validation: int, 
     Questions that name no supporting passage are left out. Raises InputError for a set with fewer than four questions.
     """
     sides: dict[str, list[list[Question]]] = {"test": [], "validation": [], "training": []}
-    groups = _groups([q for name, (path, _) in sets.items() for q in _supported(name, path)])
+    groups = _groups(_own_ids([q for name, (path, _) in sets.items() for q in _supported(name, path)]))
     for name in sets:
         own = [group for group in groups if group[0].qa_set == name]
         random.Random(f"real {seed} {name}").shuffle(own)
@@ -87,6 +88,12 @@ def _supported(name: str, path: Path) -> list[Question]:
         for question in read_questions(path, name)
         if question.supporting_titles and question.supporting_ids
     ]
+
+
+def _own_ids(questions: Sequence[Question]) -> list[Question]:
+    """One file holds questions of all sets; ids that several sets use get the set's name."""
+    used = Counter(question.id for question in questions)
+    return [q if used[q.id] == 1 else replace(q, id=f"{q.qa_set}-{q.id}") for q in questions]
 
 
 def _groups(questions: Sequence[Question]) -> list[list[Question]]:
