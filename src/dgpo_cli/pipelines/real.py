@@ -244,7 +244,7 @@ class RealPath(Stages):
         return options | {"lr": max(scores, key=lambda lr: scores[lr])}
 
     def measure(self, name: str, model: Path, count: int | None = None) -> RealRow:
-        """Greedy answers to the first `count` test questions; every answer is on disk as soon as its window is done."""
+        """Greedy answers to the first `count` test questions; every answer is on disk as soon as it is there."""
         settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0)
         questions = read_questions(self.world_folder / "test.jsonl")[:count]
         config = {"model": str(model), "rollout": settings.to_json(), "questions": len(questions)}
