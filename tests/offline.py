@@ -9,6 +9,8 @@ import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from dgpo_cli.core.protocol import TINYWORLD
+from dgpo_cli.core.records import write_jsonl_atomic
+from dgpo_cli.core.types import StopReason, Trajectory
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.pipelines.settings import RolloutOptions
@@ -75,3 +77,12 @@ def make_searcher(offline: Offline, folder: Path) -> Path:
         optimizer.zero_grad()
     save_model(folder, model.eval(), loaded.tokenizer, loaded.protocol)
     return folder
+
+
+def write_one_trajectory(offline: Offline, file: Path) -> Path:
+    """A trajectory file of one answer without a search."""
+    header = {"schema": "trajectories", "version": 1, "protocol": TINYWORLD.to_json()}
+    question = read_questions(offline.questions("train"))[0]
+    trajectory = Trajectory(question, (5, 6, 7), (False, False, True), None, (), StopReason.ANSWERED, "A")
+    write_jsonl_atomic(file, [header, {"key": trajectory.key} | trajectory.to_json()])
+    return file

@@ -46,22 +46,16 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def places(offline, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from dgpo_cli.core.records import write_jsonl_atomic
+    from tests.offline import write_one_trajectory
 
     folder = tmp_path_factory.mktemp("start")
     recipe = folder / "own.toml"
     recipe.write_text(f'[recipe]\ntitle = "x"\ncard = "24GB"\n[kd]\nstudent = "{offline.student}"\n'
                       f'teacher = "{offline.teacher}"\n')  # fmt: skip
-    trajectories = folder / "trajectories.jsonl"
-    protocol = json.loads((offline.teacher / "protocol.json").read_text())
-    row = {
-        "key": "tinyworld/q/0", "question": {"id": "q", "text": "Who?", "answers": ["A"], "qa_set": "tinyworld"},
-        "token_ids": [5, 6, 7], "written": "001", "logprobs": None, "searches": [], "stop": "answered", "answer": "A",
-    }  # fmt: skip
-    write_jsonl_atomic(trajectories, [{"schema": "trajectories", "version": 1, "protocol": protocol}, row])
     return {
         "index": offline.index, "teacher": offline.teacher, "student": offline.student, "recipe": recipe,
-        "train": offline.questions("train"), "world": offline.folder / "world", "trajectories": trajectories,
+        "train": offline.questions("train"), "world": offline.folder / "world",
+        "trajectories": write_one_trajectory(offline, folder / "t.jsonl"),
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dgpo_cli.core import recipes
-from dgpo_cli.engine import sampling, sizes
+from dgpo_cli.engine import sampling
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.critic import Critic
 from dgpo_cli.models.random_init import configuration
@@ -179,6 +179,5 @@ def test_the_estimate_is_within_15_percent_of_a_real_step(name):
 
 def test_the_plan_knows_the_sizes_that_the_code_works_with():
     """They stand in the plan again, which imports neither engine nor training, so that it needs no torch."""
-    assert memory.PREFILL_TOKENS == sizes.PASS_TOKENS
     assert memory.SAMPLED_LOGITS == sampling._AT_ONCE
     assert memory.BLOCK_LOGITS == step.BLOCK_LOGITS

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.offline import write_one_trajectory
 
 from dgpo_cli.core import recipes
 from dgpo_cli.core.records import write_jsonl_atomic
@@ -20,12 +21,13 @@ RUNS = [(name, stage) for name in NAMES for stage in recipes.load(name).stages]
 def test_a_dry_run_takes_the_recipes_settings(name, stage, offline, dgpo, folder):
     """Models that are here stand in for those of the hub, whose names are checked apart."""
     arguments = [stage, "--config", name, "--teacher", str(offline.teacher), "--dry-run", "--json"]
-    data = folder / "trajectories.jsonl"
-    write_jsonl_atomic(data, [])
+    data = write_one_trajectory(offline, folder / "trajectories.jsonl")
+    asked = [{"id": str(i), "question": "Who?", "golden_answers": ["A"]} for i in range(600)]
+    write_jsonl_atomic(folder / "questions.jsonl", asked)
     if stage == "kd":
         arguments += ["--data", str(data)]
     else:
-        arguments += ["--index", str(offline.index), "--data", str(offline.questions("train"))]
+        arguments += ["--index", str(offline.index), "--data", str(folder / "questions.jsonl")]
     if stage != "distill-data":
         arguments += ["--student", str(offline.student)]
     ended = dgpo(*arguments)
@@ -82,13 +84,19 @@ def test_wrong_names_are_told(name, command, says):
 
 
 def test_models_of_the_file_go_before_what_the_folder_remembers(offline, dgpo, folder):
-    text = f'student = "{offline.student}"\nteacher = "{offline.teacher}"\nindex = "{offline.index}"\nquestions = "q"\n'
+    asked = offline.questions("train")
+    text = f'student = "{offline.student}"\nteacher = "{offline.teacher}"\nindex = "{offline.index}"\n'
+    text += f'questions = "{asked}"\nbatch_size = 4\n'
     Path("config.toml").write_text(text)
     Path(".dgpo").mkdir()
     ended = dgpo("rl", "--config", "config.toml", "--dry-run", "--json")
     assert ended.status == 0, ended.err
     shown = json.loads(ended.out)
-    assert (shown["student"], shown["index"], shown["questions"]) == (str(offline.student), str(offline.index), "q")
+    assert (shown["student"], shown["index"], shown["questions"]) == (
+        str(offline.student),
+        str(offline.index),
+        str(asked),
+    )
 
 
 def test_the_list_and_one_recipe(dgpo):

@@ -89,9 +89,9 @@ def distill_data(
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.core.workspace import Workspace
     from dgpo_cli.models.sources import search_limits
+    from dgpo_cli.pipelines.checks import check_distill
     from dgpo_cli.pipelines.distill_data import questions_of, run_distill_data
     from dgpo_cli.pipelines.settings import DistillDataSettings
-    from dgpo_cli.retrieval.open import check_index
 
     console = Console(json_output=json, quiet=quiet)
     before = recorded(config, set_, "distill-data")
@@ -119,7 +119,7 @@ def distill_data(
         settings = replace(settings, limit=min(settings.limit or waves, waves))
     questions = questions_of(settings, bench_dir)[: settings.limit]
     require_engine(settings.engine)
-    check_index(settings.index)
+    check_distill(settings, questions, say=console.info)
     if dry_run:
         console.result(show_settings(console, settings) | {"num_questions": len(questions)})
         return

@@ -79,6 +79,7 @@ def evaluate(
     """
     from dgpo_cli.models.sources import search_limits
     from dgpo_cli.pipelines.benchmarks import EvalSettings, open_benchmarks, parse_benchmarks, parse_indexes
+    from dgpo_cli.pipelines.checks import check_eval
 
     console = Console(json_output=json, quiet=quiet)
     if compare is not None:
@@ -108,6 +109,14 @@ def evaluate(
     settings.rollout()  # refuses impossible values before anything is loaded
     require_engine(settings.engine)
     benchmarks = open_benchmarks(settings, bench_dir)
+    check_eval(
+        settings.model,
+        settings.rollout(),
+        [question for benchmark in benchmarks for question in benchmark.questions],
+        device=settings.device,
+        loaded=settings.engine == "transformers",
+        say=console.info,
+    )
     if dry_run:
         evaluate_run.show_plan(console, settings, benchmarks)
         return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgpo_cli.commands.given import given_names
 from dgpo_cli.commands.shared import (
     ConfigOption,
     DeviceOption,
@@ -40,7 +41,7 @@ from dgpo_cli.commands.training_options import (
     follow,
     training_run,
 )
-from dgpo_cli.console import Console
+from dgpo_cli.console import Console, processes
 
 if TYPE_CHECKING:
     from dgpo_cli.pipelines.settings import KDSettings
@@ -118,9 +119,10 @@ def kd(
     }
     settings: KDSettings = settings_from(KDSettings, "kd", config=config, options=set_, values=values)
     settings = _with_index(console, settings, before)
-    check_kd(settings)
+    given = given_names(config, set_, "kd", KDSettings)
+    sizes = check_kd(settings, given=given, say=console.info, processes=processes())
     if dry_run:
-        console.result(show_settings(console, settings))
+        console.result(show_settings(console, settings) | {"fitted": sizes})
         return
     from dgpo_cli.pipelines.kd import run_kd
 
@@ -129,7 +131,9 @@ def kd(
         console.progress(f"kd ({settings.method})", "step") as progress,
     ):
         show = console.info if episodes else None
-        result = run_kd(settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show)
+        result = run_kd(
+            settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show, sizes=sizes
+        )
     follow(console, "kd", run, result, after="dgpo rl", student=True)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgpo_cli.commands.given import given_names
 from dgpo_cli.commands.shared import (
     BenchDirOption,
     ConfigOption,
@@ -44,7 +45,7 @@ from dgpo_cli.commands.training_options import (
     follow,
     training_run,
 )
-from dgpo_cli.console import Console
+from dgpo_cli.console import Console, processes
 
 if TYPE_CHECKING:
     from dgpo_cli.pipelines.settings import RLSettings
@@ -125,9 +126,10 @@ def rl(
     }
     settings: RLSettings = settings_from(RLSettings, "rl", config=config, options=set_, values=values)
     settings = as_trained(console, settings, before, search_limits(*agents(settings)), settings.student)
-    check_rl(settings)
+    given = given_names(config, set_, "rl", RLSettings)
+    sizes = check_rl(settings, given=given, say=console.info, processes=processes())
     if dry_run:
-        console.result(show_settings(console, settings))
+        console.result(show_settings(console, settings) | {"fitted": sizes})
         return
     from dgpo_cli.pipelines.rl import run_rl
 
@@ -136,5 +138,7 @@ def rl(
         console.progress(f"rl ({settings.method})", "step") as progress,
     ):
         show = console.info if episodes else None
-        result = run_rl(settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show)
+        result = run_rl(
+            settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show, sizes=sizes
+        )
     follow(console, "rl", run, result, after="dgpo eval --bench all, dgpo chat")

@@ -26,8 +26,9 @@ from dgpo_cli.pipelines.checks import kd_objective, searches
 from dgpo_cli.pipelines.distill_data import TrajectorySet, read_trajectories
 from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.guarding import Guarding
+from dgpo_cli.pipelines.jobs import Sizes, with_sizes
 from dgpo_cli.pipelines.settings import KDSettings, deviations
-from dgpo_cli.pipelines.training import run_training
+from dgpo_cli.pipelines.training import begin_with, run_training
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.reporting.training_line import glimpses
 from dgpo_cli.retrieval.base import Retriever
@@ -51,9 +52,14 @@ def run_kd(
     warn: Callable[[str], None] | None = None,
     say: Say | None = None,
     show: Say | None = None,
+    sizes: Sizes | None = None,
 ) -> dict[str, Any]:
-    """Load what the settings name, and train; `show` is told one of the student's episodes now and then."""
+    """Load what the settings name, and train; `show` is told one of the student's episodes now and then.
+
+    `sizes` are those that the check before fitted to the memory.
+    """
     device = training_device(settings.device)
+    settings = with_sizes(settings, begin_with(run, sizes or {}))
     data = read_trajectories(Path(settings.trajectories))
     student = load_model(settings.student, device=device)
     teacher = None

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dgpo_cli.engine import sizes
 from dgpo_cli.models.shapes import Shape
 
 FLOAT, HALF = 4, 2  # bytes
 CUDA_CONTEXT = 1.0e9  # assumed: context, kernels and workspaces of the libraries
 FRAGMENTATION = 0.05  # assumed: share of the rest that PyTorch's caching allocator holds without using it
-PREFILL_TOKENS = 16_384  # new tokens of one forward pass (engine/schedule.py)
+LIBRARIES = 0.45e9  # measured: PyTorch and transformers in a process without a GPU
 SAMPLED_LOGITS = 1 << 23  # turned into tokens at once (engine/sampling.py), four float32 buffers of them
 # Logits whose losses are computed at once, on a CPU and on CUDA (train/step.py), and the float32 buffers of that size
 # that are alive at its highest, counted in the code of the losses (docs/plan.md).
@@ -109,7 +110,16 @@ def reader_bytes(job: Job) -> float:
 
 
 def kv_cache(job: Job) -> float:
-    return 2 * job.student.layers * job.slots * job.capacity * job.student.kv_width * job.compute
+    """Of as many episodes as run together, each at its longest."""
+    return sizes.cache_bytes(
+        [job.capacity] * job.slots,
+        layers=job.student.layers,
+        kv_width=job.student.kv_width,
+        itemsize=job.compute,
+        slots=job.slots,
+        capacity=job.capacity,
+        accelerated=job.accelerated,
+    )
 
 
 def writing_copy(job: Job) -> float:
@@ -210,7 +220,32 @@ def reader_pass(job: Job) -> float:
 
 
 def prefill(job: Job) -> float:
+    """Activations of one layer in a reading pass."""
     if not job.slots:
         return 0.0
-    tokens = min(PREFILL_TOKENS, job.slots * job.capacity)
-    return job.compute * tokens * (3 * job.student.hidden + 3 * job.student.intermediate)
+    shape = job.student
+    most = sizes.pass_tokens(shape.hidden, shape.intermediate, job.compute, accelerated=job.accelerated)
+    tokens = min(max(most, job.capacity), job.slots * job.capacity)
+    return job.compute * tokens * (3 * shape.hidden + 3 * shape.intermediate)
+
+
+def in_process(job: Job) -> dict[str, float]:
+    """`by_part` with what a process takes before it holds a model; on CUDA that is in the allocator's part already."""
+    return by_part(job) | ({} if job.accelerated else {"libraries": LIBRARIES})
+
+
+def of_writing(shape: Shape, *, eight_bit: bool, slots: int, capacity: int, accelerated: bool) -> dict[str, float]:
+    """Bytes by part of a model that is only asked: evaluation, chat, a teacher that writes trajectories."""
+    job = Job(
+        student=shape, reader=shape, reader_8bit=eight_bit, distribution=False, rl=False, reference=False, tokens=0,
+        trained=0, chunk=0, slots=slots, capacity=capacity, checkpointing=False, accelerated=accelerated,
+    )  # fmt: skip
+    parts = {
+        "weights": reader_bytes(job),
+        "KV cache": kv_cache(job),
+        "prefill": prefill(job),
+        "logits": 3.0 * FLOAT * slots * shape.vocabulary,
+    }
+    if accelerated:
+        return parts | {"allocator overhead": CUDA_CONTEXT + FRAGMENTATION * sum(parts.values())}
+    return parts | {"libraries": LIBRARIES}

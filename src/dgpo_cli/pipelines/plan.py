@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dgpo_cli.core.config import apply_options
+from dgpo_cli.core.free_memory import free_main
 from dgpo_cli.core.recipes import Recipe, merged
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.models.shapes import Shape, shape_of
-from dgpo_cli.objectives.registry import create
+from dgpo_cli.models.shapes import shape_of
 from dgpo_cli.pipelines import memory
-from dgpo_cli.pipelines.memory import Job
+from dgpo_cli.pipelines.jobs import training_job
 from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings, RolloutOptions
 from dgpo_cli.pipelines.timing import Card, Speed, seconds_by_phase
 
@@ -25,6 +26,7 @@ CARDS: dict[str, Card] = {  # makers' data sheets: memory in GiB, dense bf16 ari
     "h200": Card(141, 989e12, 4.8e12),
 }
 GIB = 2**30
+CORE_FLOPS, CPU_BANDWIDTH = 60e9, 20e9  # assumed: float32 arithmetic of one core, and a machine's memory bandwidth
 # Settings of each stage, and what they cannot be read without; it does not change the plan.
 _KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "distill-data": (DistillDataSettings, {"teacher": "", "index": "", "questions": ""}),
@@ -55,13 +57,23 @@ class StagePlan:
 
 
 def card_of(name: str) -> Card:
-    """A card by name, or any memory such as 24GB at the speed of the largest card that has no more."""
+    """A card by name, or any memory such as 24GB at the speed of the largest card that has no more.
+
+    `cpu` is this machine without a GPU and the memory that is free in it; `cpu:16GB` any machine of as many cores.
+    """
     key = name.lower().replace(" ", "")
+    given = re.fullmatch(r"cpu(?::(\d+)gb?)?", key)
+    if given is not None:
+        gib = float(given[1]) if given[1] else free_main() / GIB
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return Card(gib, cores * CORE_FLOPS, CPU_BANDWIDTH, accelerated=False)
     if key in CARDS:
         return CARDS[key]
     size = re.fullmatch(r"(\d+)gb?", key)
     if size is None or not int(size[1]):
-        raise ConfigError(f"unknown card {name!r}", hint=f"give a memory such as 24GB, or one of: {', '.join(CARDS)}")
+        raise ConfigError(
+            f"unknown card {name!r}", hint=f"give a memory such as 24GB or cpu:16GB, or one of: cpu, {', '.join(CARDS)}"
+        )
     gib = int(size[1])
     like = max((c for c in CARDS.values() if c.gib <= gib), key=lambda c: c.gib, default=None)
     like = like or CARDS["rtx4090"]
@@ -87,7 +99,13 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
     rollout: RolloutOptions = settings.rollout
     if stage == "distill-data":
         shape = shape_of(settings.teacher)
-        parts = _inference(shape, settings.teacher_8bit, rollout)
+        parts = memory.of_writing(
+            shape,
+            eight_bit=settings.teacher_8bit,
+            slots=rollout.wave,
+            capacity=rollout.max_tokens,
+            accelerated=card.accelerated,
+        )
         speed = Speed(shape, None, rollout, rollout.wave, card, eight_bit=settings.teacher_8bit)
         seconds = {"rollout": seconds_by_phase(speed)["rollout"]}
         at_once = {"rollout.wave": rollout.wave}
@@ -96,29 +114,8 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
         )
     rl = stage == "rl"
     name = settings.student or student
-    objective = create(settings.method, settings.objective)
-    needs = {need.name for need in objective.needs}
-    reads_teacher = bool({"TEACHER_DISTRIBUTION", "TEACHER_LOGPROBS"} & needs)
-    teacher = settings.teacher if reads_teacher else None
-    longest = rollout.max_tokens
-    tokens = max(settings.micro_batch_tokens, longest)
-    job = Job(
-        student=shape_of(name),
-        reader=None if teacher is None else shape_of(teacher),
-        reader_8bit=settings.teacher_8bit,
-        distribution="TEACHER_DISTRIBUTION" in needs,
-        rl=rl,
-        reference="REFERENCE_LOGPROBS" in needs,
-        tokens=tokens,
-        trained=tokens,
-        chunk=settings.chunk_tokens,
-        slots=rollout.wave if rl or settings.index else 0,
-        capacity=rollout.max_tokens,
-        checkpointing=settings.gradient_checkpointing,
-        accelerated=True,
-        shared_critic=rl and settings.critic == "shared",
-        adam_8bit=settings.optimizer == "adamw-8bit",
-    )
+    job = training_job(settings, student=name, accelerated=card.accelerated)
+    teacher = None if job.reader is None else settings.teacher
     speed = Speed(
         job.student,
         job.reader,
@@ -135,7 +132,7 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
     if not rl:
         seconds = {"update": seconds["update"] + seconds["signals"]}
     models = {"student": name} | ({"teacher": teacher} if teacher else {})
-    at_once = {"micro_batch_tokens": tokens, "chunk_tokens": settings.chunk_tokens}
+    at_once = {"micro_batch_tokens": job.tokens, "chunk_tokens": settings.chunk_tokens}
     if job.slots:
         at_once["rollout.wave"] = job.slots
     return StagePlan(
@@ -143,7 +140,7 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
         models,
         settings.batch_size,
         at_once,
-        memory.by_part(job),
+        memory.in_process(job),
         seconds,
         settings.steps,
         _remedies(settings),
@@ -171,21 +168,6 @@ def _remedies(settings: Any) -> dict[str, str]:
     if settings.chunk_tokens > 128:
         found["vocabulary chunk"] = f"-o chunk_tokens={settings.chunk_tokens // 2}"
     return found
-
-
-def _inference(shape: Shape, eight_bit: bool, rollout: RolloutOptions) -> dict[str, float]:
-    job = Job(
-        student=shape, reader=shape, reader_8bit=eight_bit, distribution=False, rl=False, reference=False, tokens=0,
-        trained=0, chunk=0, slots=rollout.wave, capacity=rollout.max_tokens, checkpointing=False, accelerated=True,
-    )  # fmt: skip
-    logits = 3 * memory.FLOAT * rollout.wave * shape.vocabulary
-    parts = {
-        "teacher": memory.reader_bytes(job),
-        "KV cache": memory.kv_cache(job),
-        "prefill": memory.prefill(job),
-        "logits": float(logits),
-    }
-    return parts | {"allocator overhead": memory.CUDA_CONTEXT + memory.FRAGMENTATION * sum(parts.values())}
 
 
 def fits(stage: StagePlan, card: Card) -> bool:

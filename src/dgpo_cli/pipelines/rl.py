@@ -11,18 +11,18 @@ from dgpo_cli.core.progress import Progress, Steps
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question
 from dgpo_cli.engine.inprocess import InProcessEngine
-from dgpo_cli.errors import ModelError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic, SharedCritic
 from dgpo_cli.models.load import LoadedModel, load_model
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer
 from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings, team
-from dgpo_cli.pipelines.checks import needs_teacher, rl_objective, training_questions
+from dgpo_cli.pipelines.checks import common_text, needs_teacher, rl_objective, training_questions
 from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.guarding import Guarding
+from dgpo_cli.pipelines.jobs import Sizes, with_sizes
 from dgpo_cli.pipelines.settings import RLSettings, deviations
-from dgpo_cli.pipelines.training import run_training
+from dgpo_cli.pipelines.training import begin_with, run_training
 from dgpo_cli.reporting.training_line import glimpses
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import open_index
@@ -44,9 +44,14 @@ def run_rl(
     warn: Callable[[str], None] | None = None,
     say: Say | None = None,
     show: Say | None = None,
+    sizes: Sizes | None = None,
 ) -> dict[str, Any]:
-    """Load what the settings name, and train; `show` is told one of the episodes now and then."""
+    """Load what the settings name, and train; `show` is told one of the episodes now and then.
+
+    `sizes` are those that the check before fitted to the memory.
+    """
     device = training_device(settings.device)
+    settings = with_sizes(settings, begin_with(run, sizes or {}))
     retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
     questions, validation = training_questions(settings)
     student = load_model(settings.student, device=device)
@@ -75,18 +80,10 @@ def run_rl(
 
 
 def with_agent_text(student: LoadedModel, teacher: LoadedModel) -> LoadedModel:
-    """The student under the agent text of both. Raises ModelError if each was trained with another one.
-
-    A raw student takes the teacher's: the teacher scores the student's tokens, so it must know the text around them.
-    """
-    if student.protocol.same_text(teacher.protocol):
-        return student
-    if student.trained_with_protocol and teacher.trained_with_protocol:
-        raise ModelError(
-            f"student and teacher learned other agent texts ({student.protocol.name} and {teacher.protocol.name})",
-            hint="cold-start the student on this teacher's trajectories: dgpo distill-data, dgpo kd",
-        )
-    return student if student.trained_with_protocol else replace(student, protocol=teacher.protocol)
+    """The student under the agent text of both."""
+    own = student.protocol, student.trained_with_protocol
+    protocol, _ = common_text(own, (teacher.protocol, teacher.trained_with_protocol))
+    return replace(student, protocol=protocol)
 
 
 def reinforce(
@@ -150,19 +147,27 @@ def reinforce(
         source,
         plan,
         evaluate=evaluate
-        or evaluator(
-            agent,
-            validation[: settings.eval_questions],
-            folder=run.path,
-            world=learner.world,
-            model=student.model,
-            progress=told.inside("validation questions"),
-        ),
+        or _evaluation(settings, agent, validation, run, learner, told.inside("validation questions")),
         protocol=student.protocol.with_limits(top_k=settings.rollout.top_k, max_turns=settings.rollout.max_turns),
         keep=keep,
         progress=told,
         guarding=Guarding(Guard(settings.collapse), settings.on_collapse, warn),
     )
+
+
+def _evaluation(
+    settings: RLSettings,
+    agent: Agent,
+    validation: Sequence[Question],
+    run: RunDir,
+    learner: Learner,
+    progress: Progress | None,
+) -> Callable[[], Mapping[str, float]]:
+    """By EM on validation questions; without any there is no score, and the last weights count as the best."""
+    chosen = validation[: settings.eval_questions]
+    if not chosen:
+        return dict
+    return evaluator(agent, chosen, folder=run.path, world=learner.world, model=learner.student, progress=progress)
 
 
 def _learner(

@@ -6,13 +6,15 @@ used for the cold start, "ours" where neither says anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from dgpo_cli.engine.model_server import ServerAccess
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.retrieval.rerank import RerankConfig
+from dgpo_cli.rollout.settings import RolloutSettings
 from dgpo_cli.train.collapse import CollapseSettings, OnCollapse
 from dgpo_cli.train.optimizer_settings import OptimizerKind, Schedule
 
@@ -37,6 +39,9 @@ class RolloutOptions:
     overlap_steps: int = 0  # ours, tokens that others write while a search is answered; pays off beside a GPU
     stop_repeats: bool = False  # ours, ends an episode that repeats itself; distill-data sets it
 
+    def __post_init__(self) -> None:
+        RolloutSettings(**asdict(self))  # refuses values that no episode can have
+
 
 @dataclass(frozen=True, slots=True)
 class DistillDataSettings:
@@ -59,6 +64,7 @@ class DistillDataSettings:
     server: ServerAccess = field(default_factory=ServerAccess)  # how teacher_url is asked
 
     def __post_init__(self) -> None:
+        _positive(self, "samples", "limit")
         if self.written:
             if self.tokenizer is None:
                 raise ConfigError("demonstrations need the tokens of a model", hint="give --tokenizer STUDENT")
@@ -116,7 +122,10 @@ class KDSettings:
     collapse: CollapseSettings = field(default_factory=CollapseSettings)
 
     def __post_init__(self) -> None:
-        _positive(self, "lr", "batch_size", "epochs", "micro_batch_tokens", "chunk_tokens")
+        _positive(self, "lr", "batch_size", "epochs", "steps", "seconds", "eval_limit", "eval_every", "fit_gib")
+        _positive(self, "micro_batch_tokens", "chunk_tokens")
+        _not_negative(self, "warmup_steps")
+        _share(self, "beta2")
         if self.eval_questions is not None and self.index is None:
             raise ConfigError("validation by EM needs an index", hint="give --index beside --eval-data")
         if not 0 <= self.validation_share < 1:
@@ -164,7 +173,11 @@ class RLSettings:
     collapse: CollapseSettings = field(default_factory=CollapseSettings)
 
     def __post_init__(self) -> None:
-        _positive(self, "lr", "critic_lr", "batch_size", "mini_batches", "steps", "micro_batch_tokens", "chunk_tokens")
+        _positive(self, "lr", "critic_lr", "batch_size", "mini_batches", "steps", "samples", "fit_gib")
+        _positive(self, "micro_batch_tokens", "chunk_tokens")
+        _not_negative(self, "warmup_steps", "critic_warmup_lr_steps", "critic_warmup_steps")
+        _not_negative(self, "eval_every", "eval_questions", "save_every")
+        _share(self, "beta2")
 
 
 def deviations(config: Mapping[str, object]) -> list[str]:
@@ -178,7 +191,21 @@ def deviations(config: Mapping[str, object]) -> list[str]:
 
 
 def _positive(settings: object, *names: str) -> None:
+    """Of those that are set. A value that is no number is refused with them: every comparison with it is False."""
     for name in names:
         value = getattr(settings, name)
-        if value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name} = {value} is not positive", hint=f"give {name} a value above 0")
+
+
+def _not_negative(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value < 0:
+            raise ConfigError(f"{name} = {value} is negative", hint=f"give {name} 0 or more")
+
+
+def _share(settings: object, name: str) -> None:
+    value = getattr(settings, name)
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name} = {value}", hint=f"give {name} a value from 0 up to below 1")

@@ -30,6 +30,7 @@ class Card:
     gib: float
     flops: float  # dense bf16, per second
     bandwidth: float  # bytes per second
+    accelerated: bool = True  # False: float32 on a CPU
 
 
 @dataclass(frozen=True, slots=True)

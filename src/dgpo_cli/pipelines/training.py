@@ -13,6 +13,7 @@ from dgpo_cli.core.run_dir import FollowedRun, RunDir, check_space
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.load import save_model
 from dgpo_cli.pipelines.guarding import Guarding
+from dgpo_cli.pipelines.jobs import Sizes, kept_sizes
 from dgpo_cli.reporting.training_line import TrainingLine
 from dgpo_cli.train import checkpoint
 from dgpo_cli.train.devices import world
@@ -28,6 +29,13 @@ def open_together(open_run: Callable[[], RunDir]) -> RunDir:
     run = open_run() if world().first else None
     path = world().gather(None if run is None else str(run.path.resolve()))[0]
     return FollowedRun(Path(path)) if run is None else run
+
+
+def begin_with(run: RunDir, sizes: Sizes) -> Sizes:
+    """The sizes of a run: those that it began with if it goes on, of several processes the first one's."""
+    kept = kept_sizes(run.path, sizes) if world().first else sizes
+    found: Sizes = world().gather(kept)[0]
+    return found
 
 
 def run_training(

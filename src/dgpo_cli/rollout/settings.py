@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,12 +29,15 @@ class RolloutSettings:
         for name in ("max_turns", "top_k", "max_new_tokens", "max_observation_tokens", "max_prompt_tokens", "wave"):
             if getattr(self, name) < (0 if name == "max_turns" else 1):
                 raise ConfigError(f"{name} = {getattr(self, name)} is too small", hint=f"give {name} a larger value")
+        if self.max_tokens < 2:
+            raise ConfigError(f"max_tokens = {self.max_tokens} is too small", hint="give max_tokens a larger value")
         if self.overlap_steps < 0:
             raise ConfigError(
                 f"overlap_steps = {self.overlap_steps} is negative", hint="0 searches while nobody writes"
             )
-        if self.temperature < 0:
-            raise ConfigError(f"temperature = {self.temperature} is negative", hint="0 is greedy, 1 samples")
+        if not 0 <= self.temperature < math.inf:
+            what = "is negative" if self.temperature < 0 else "is no temperature"
+            raise ConfigError(f"temperature = {self.temperature} {what}", hint="0 is greedy, 1 samples")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

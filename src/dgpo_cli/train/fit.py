@@ -11,13 +11,13 @@ import ctypes
 import gc
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from dgpo_cli.core.free_memory import free_main
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.train.batch import Sample, pack
 from dgpo_cli.train.learner import Learner, training_mode
@@ -76,12 +76,7 @@ class Memory:
     def _free(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.mem_get_info(self.device)[0]
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-        group = Path("/sys/fs/cgroup")
-        with suppress(OSError, ValueError):  # a container may have less than the machine
-            free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-        return max(0, free)
+        return free_main()
 
 
 def _resident(name: str) -> int:

@@ -115,6 +115,15 @@ class Mixture:
         return Sequences(by_teacher, written)
 
 
+def require_batch(questions: Sequence[Question], batch_size: int) -> None:
+    """Raises ConfigError if there are fewer."""
+    if len(questions) < batch_size:
+        raise ConfigError(
+            f"{len(questions)} questions are fewer than a batch of {batch_size}",
+            hint="give more questions with --data, or a smaller --batch-size",
+        )
+
+
 class Rollouts:
     """Fresh rollouts of the student, `samples` attempts at each of `batch_size` questions.
 
@@ -132,11 +141,7 @@ class Rollouts:
         samples: int = 1,
         differing: bool = False,
     ) -> None:
-        if len(questions) < batch_size:
-            raise ConfigError(
-                f"{len(questions)} questions are fewer than a batch of {batch_size}",
-                hint="give more questions with --data, or a smaller --batch-size",
-            )
+        require_batch(questions, batch_size)
         self.questions, self.batch_size, self.seed = questions, batch_size, seed
         self.roll, self.samples, self.differing = roll, samples, differing
 

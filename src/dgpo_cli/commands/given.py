@@ -1,0 +1,38 @@
+"""Which settings of a run are the user's own choice, and so are never fitted to the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli.core.config import parse_options
+from dgpo_cli.core.recipes import config_of
+
+
+def given_names(
+    config: Path | None, options: Sequence[str] | None, command: str, kind: Callable[..., Any]
+) -> frozenset[str]:
+    """Settings that the user named, as -o names them: all of -o, and those of --config that are not the default.
+
+    An earlier run's config.toml holds every setting, of which most were nobody's choice.
+    """
+    named = _flat(parse_options(options or ()))
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    for name, value in _flat(config_of(config, command)).items():
+        first, _, rest = name.partition(".")
+        if first not in known:
+            continue
+        field = known[first]
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if value != (getattr(default, rest, None) if rest else default):
+            named[name] = value
+    return frozenset(named)
+
+
+def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return flat

@@ -1,0 +1,68 @@
+"""Memory that this process can still take: what is free, not what the machine has.
+
+Of main memory: what the system calls available, or what is left of a container's limit where that is less.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+# Written by every NVIDIA driver: where they are missing nothing has to import torch to know that there is no GPU.
+_GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
+
+
+def free_main(root: Path = Path("/")) -> int:
+    """Bytes of main memory; `root` is where /proc and /sys are. Half of all memory where the system does not say."""
+    free: int | None = None
+    with suppress(OSError, StopIteration, ValueError):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        free = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    if free is None:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    for limit, used, cache in _groups(root):
+        with suppress(OSError, ValueError):  # a limit of "max" is none
+            left = int(limit.read_text()) - int(used.read_text()) + _reclaimable(cache)
+            free = min(free, left)
+    return max(0, free)
+
+
+def _groups(root: Path) -> list[tuple[Path, Path, Path]]:
+    """Files of limit, use and its parts, in version 2 and 1 of control groups."""
+    new = root / "sys/fs/cgroup"
+    old = new / "memory"
+    return [
+        (new / "memory.max", new / "memory.current", new / "memory.stat"),
+        (old / "memory.limit_in_bytes", old / "memory.usage_in_bytes", old / "memory.stat"),
+    ]
+
+
+def _reclaimable(stat: Path) -> int:
+    """Bytes of files that the group counts as used and gives up when it needs them."""
+    with suppress(OSError, ValueError, KeyError):
+        rows = dict(line.split() for line in stat.read_text().splitlines())
+        return int(rows.get("total_inactive_file") or rows["inactive_file"])
+    return 0
+
+
+def may_have_gpu() -> bool:
+    return sys.platform == "darwin" or any(path.exists() for path in _GPU_FILES)
+
+
+def free_on(device: str) -> tuple[str, int]:
+    """Kind of a device, "auto" being what training takes, and its free bytes. Raises ConfigError as a run would."""
+    if device == "cpu" or (device == "auto" and not may_have_gpu()):
+        return "cpu", free_main()
+    import torch
+
+    from dgpo_cli.core.device import named_device
+
+    if device == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        device = "cpu" if found is None else str(found)
+    chosen = named_device(device)
+    if chosen.type == "cuda":
+        return "cuda", int(torch.cuda.mem_get_info(chosen)[0])
+    return chosen.type, free_main()
