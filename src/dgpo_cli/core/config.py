@@ -13,7 +13,8 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.core.untrusted import LARGEST_RECORD, decoded, read_bytes
+from dgpo_cli.errors import ConfigError, InputError
 
 T = TypeVar("T")
 
@@ -31,10 +32,13 @@ class FieldNote:
 
 def load_toml(path: Path) -> dict[str, Any]:
     """Raises ConfigError naming the file and what is wrong with it."""
+    hint = "give a TOML file, such as the config.toml of a run"
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}", hint="give a TOML file, such as the config.toml of a run") from error
+        return tomllib.loads(decoded(read_bytes(path, LARGEST_RECORD), str(path)))
+    except InputError as error:
+        raise ConfigError(error.message, hint=hint) from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}", hint=hint) from error
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:

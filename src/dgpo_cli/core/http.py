@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import http.client
+import io
 import ipaddress
 import json
+import socket
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
+from dgpo_cli.core.untrusted import parse_json
+from dgpo_cli.errors import InputError
+
 _TRY_AGAIN = (408, 425, 429)  # besides 5xx; any other status says that the request itself is wrong
 _QUOTED = 200  # characters of a server's own message
-_LARGEST_REPLY = 1 << 28  # bytes
+_LARGEST_REPLY = 1 << 26  # bytes
 
 
 class Failed(Exception):
@@ -33,7 +39,7 @@ class Refused(Exception):
 
 
 class JsonClient:
-    """Asks one server; safe to use from several threads.
+    """Asks one server; safe to use from several threads. `timeout_s` is for the connection, and for a whole reply.
 
     No redirect is followed: a token must not follow one to another host, nor a POST become a GET.
     """
@@ -42,7 +48,7 @@ class JsonClient:
         self._token, self._timeout_s = token, timeout_s
         # A proxy of the environment cannot reach this machine's own addresses.
         proxies = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
-        self._opener = urllib.request.build_opener(_NoRedirect(), *proxies)
+        self._opener = urllib.request.build_opener(_NoRedirect(), _Http(), _Https(), *proxies)
 
     def ask(self, url: str, body: Mapping[str, Any] | None = None) -> tuple[Mapping[str, str], dict[str, Any]]:
         """Headers and JSON object of the reply to a POST of `body`, or to a GET. Raises Failed or Refused."""
@@ -57,13 +63,16 @@ class JsonClient:
                 text = response.read(_LARGEST_REPLY + 1)
             if len(text) > _LARGEST_REPLY:
                 raise Refused(f"gave a reply of more than {_LARGEST_REPLY} bytes")
-            reply = json.loads(text)
+            reply = parse_json(text, "its reply")
         except urllib.error.HTTPError as error:
-            said = error.read(_QUOTED).decode(errors="replace")
-            problem = f"HTTP {error.code} {error.reason} {said}".strip()
+            problem = f"HTTP {error.code} {error.reason} {_said(error)}".strip()
             if error.code < 500 and error.code not in _TRY_AGAIN:
                 raise Refused(f"refused the request: {problem}", error.code) from error
             raise Failed(problem, _seconds(error.headers.get("Retry-After"))) from error
+        except InputError as error:
+            if isinstance(error.__cause__, json.JSONDecodeError):  # an answer of a server that is not itself
+                raise Failed(error.message) from error
+            raise Refused(f"gave a reply that cannot be used: {error.message}") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Failed(str(error) or type(error).__name__) from error
         if not isinstance(reply, dict):
@@ -71,9 +80,65 @@ class JsonClient:
         return received, reply
 
 
+class _Timed(io.RawIOBase):
+    """What a socket receives until a deadline: its own timeout begins anew with every byte."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket, self._seconds = connection, connection.gettimeout()
+        self._deadline = time.monotonic() + (self._seconds or 0.0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._seconds is not None:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"no whole reply within {self._seconds:g} s")
+            self._socket.settimeout(left)
+        return self._socket.recv_into(buffer)
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self._whole = self.fp  # keeps the connection open
+        self.fp = io.BufferedReader(_Timed(sock))
+
+    def close(self) -> None:
+        super().close()
+        self._whole.close()
+
+
+class _Connection(http.client.HTTPConnection):
+    response_class = _Response
+
+
+class _SecureConnection(http.client.HTTPSConnection):
+    response_class = _Response
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_Connection, request)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_SecureConnection, request)
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         return None
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """The beginning of what the server wrote, if it came in time."""
+    try:
+        return error.read(_QUOTED).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def _seconds(text: str | None) -> float:

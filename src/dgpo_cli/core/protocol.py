@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import InputError
 
@@ -121,14 +122,11 @@ class Protocol:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Protocol:
-        try:
-            return cls(**record)
-        except TypeError as error:
-            raise InputError(
-                f"protocol record has other fields than this version knows: {sorted(record)}",
-                hint="write the protocol again with `dgpo export`, or use the dgpo version that made it",
-            ) from error
+    def from_json(cls, record: Any) -> Protocol:
+        """Raises InputError for a record of another form."""
+        kind = schema.of(cls, name=schema.text(empty=False), top_k=schema.whole(1), max_turns=schema.whole(1))
+        hint = "write the protocol again with `dgpo export`, or use the dgpo version that made it"
+        return cls(**schema.check(record, kind, "the protocol", hint=hint))
 
     def with_limits(self, *, top_k: int, max_turns: int) -> Protocol:
         """The same text, to be recorded with what is trained or written under these limits."""

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from dgpo_cli.core.compression import ERRORS, decompressing
+from dgpo_cli.core.untrusted import lines, overlong, parse_json
 from dgpo_cli.errors import InputError
 
 
@@ -19,7 +20,9 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of a UTF-8 JSONL file, plain, .gz or .zst. Raises InputError naming file and line."""
     try:
         with open(path, "rb") as raw:
-            for number, line in enumerate(decompressing(raw, path), start=1):
+            for number, line in enumerate(lines(decompressing(raw, path)), start=1):
+                if line is None:
+                    raise InputError(f"{path}:{number}: {overlong()}", hint="write one JSON object per line")
                 if line.strip():
                     yield number, parse_line(line, f"{path}:{number}")
     except ERRORS as error:
@@ -29,15 +32,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def parse_line(line: bytes, place: str) -> dict[str, Any]:
     """One JSON object, a byte order mark before it allowed. Raises InputError naming the place."""
-    try:
-        text = line.decode("utf-8-sig")
-        row = json.loads(text)
-        if "\\ud" in text or "\\uD" in text:  # an escaped half of a surrogate pair is legal JSON and no text
-            json.dumps(row, ensure_ascii=False).encode()
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        raise InputError(f"{place}: not UTF-8 ({error.reason})", hint="convert the file to UTF-8") from error
-    except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
-        raise InputError(f"{place}: not JSON ({error})", hint="write one JSON object per line") from error
+    row = parse_json(line, place, "write one JSON object per line")
     if not isinstance(row, dict):
         raise InputError(f"{place}: a {type(row).__name__}, not an object", hint="write one JSON object per line")
     return row
@@ -118,7 +113,7 @@ class RecordFile:
             write_atomic(path, dump_line(self.header))
         self.keys: set[str] = set()
         for number, row in self._numbered():
-            if key not in row or row[key] in self.keys:
+            if not isinstance(row.get(key), str) or row[key] in self.keys:
                 raise InputError(
                     f"{path}:{number}: a row without a {key} of its own", hint=f"remove line {number}, or use --fresh"
                 )

@@ -23,15 +23,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dgpo_cli.core import folders
+from dgpo_cli.core import folders, schema
 from dgpo_cli.core.config import to_toml
 from dgpo_cli.core.locks import Lock, is_held
 from dgpo_cli.core.records import dump_line, parse_line, write_atomic, write_jsonl_atomic
 from dgpo_cli.core.run_names import find_run
-from dgpo_cli.errors import BusyError, ConfigError, InputError
+from dgpo_cli.core.schema import check, read_record
+from dgpo_cli.errors import BusyError, ConfigError
 
 _DISCARDED = "discarded"  # status of a run that is being replaced by another in its folder
 _WHEN_BUSY = "wait for it, or start a second run with --fresh and, where you gave --out, in another folder"
+_RUN = schema.record(
+    {
+        "command": schema.text(empty=False),
+        "status": schema.one_of("running", "finished", _DISCARDED),
+        "digest": schema.text(),
+        "created": schema.text(),
+    },
+    {"seed": schema.maybe(schema.whole()), "result": schema.map_of(schema.ANYTHING)},
+)
+_METRICS = schema.record({"step": schema.whole(0)})
 _PACKAGES = ("dgpo-cli", "torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "bm25s", "numpy")
 
 
@@ -243,7 +254,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     content = file.read_bytes()
     lines = content[: content.rfind(b"\n") + 1].splitlines()
-    return [parse_line(line, f"{file}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    rows = ((f"{file}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
+    return [check(parse_line(line, place), _METRICS, place, hint=f"remove {place}") for place, line in rows]
 
 
 def check_space(path: Path, needed_bytes: int) -> None:
@@ -258,12 +270,7 @@ def check_space(path: Path, needed_bytes: int) -> None:
 
 def read_run(path: Path) -> dict[str, Any]:
     """The content of run.json. Raises InputError if it is damaged."""
-    try:
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}/run.json is damaged: {error}", hint=f"move the folder {path} away") from error
-    if not isinstance(record, dict) or not {"command", "status", "digest", "created"} <= record.keys():
-        raise InputError(f"{path}/run.json is damaged: fields are missing", hint=f"move the folder {path} away")
+    record: dict[str, Any] = read_record(path / "run.json", _RUN, hint=f"move the folder {path} away")
     return record
 
 

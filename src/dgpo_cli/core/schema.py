@@ -10,10 +10,14 @@ C, as they hold the tokens of whole episodes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core.untrusted import LARGEST_RECORD, parse_json, read_bytes
 from dgpo_cli.errors import DgpoError, InputError
 
 _LARGEST = (1 << 63) - 1
@@ -38,6 +42,15 @@ def check(value: Any, kind: Kind, place: str, *, hint: str | None = None, error:
         return require(value, kind)
     except Mismatch as problem:
         raise error(f"{place}: {problem}", hint=hint) from None
+
+
+def read_record(path: Path, kind: Kind, *, hint: str, error: type[DgpoError] = InputError) -> Any:
+    """The one JSON value of a file that a program of ours wrote. Raises `error`: "PATH is damaged: ..."."""
+    try:
+        value = parse_json(read_bytes(path, LARGEST_RECORD), f"{path} is damaged")
+    except InputError as problem:
+        raise error(problem.message, hint=hint) from problem
+    return check(value, kind, f"{path} is damaged", hint=hint, error=error)
 
 
 def require(value: Any, kind: Kind) -> Any:
@@ -78,6 +91,11 @@ def text(*, empty: bool = True, longest: int = _LARGEST) -> Kind:
         f"{'a' if empty else 'a non-empty'} text{size}",
         lambda value: isinstance(value, str) and (empty or value.strip() != "") and len(value) <= longest,
     )
+
+
+def letters(allowed: str) -> Kind:
+    known = set(allowed)
+    return _simple(f"a text of {' and '.join(allowed)}", lambda value: isinstance(value, str) and set(value) <= known)
 
 
 def whole(least: int = -_LARGEST, most: int = _LARGEST) -> Kind:
@@ -206,6 +224,35 @@ def record(
         return also(value) if also is not None else ""
 
     return Kind("an object", fault)
+
+
+def of(cls: type, *, other: Kind | None = None, **kinds: Kind) -> Kind:
+    """What `asdict` makes of a dataclass: kinds by its type hints, or narrower ones that are given by name."""
+    hints = typing.get_type_hints(cls)
+    every = {f.name: kinds.get(f.name) or _by_hint(hints[f.name]) for f in fields(cls)}
+    optional = {f.name for f in fields(cls) if f.default is not MISSING or f.default_factory is not MISSING}
+    return record(
+        {name: kind for name, kind in every.items() if name not in optional},
+        {name: kind for name, kind in every.items() if name in optional},
+        other=other,
+    )
+
+
+def _by_hint(hint: Any) -> Kind:
+    plain = {str: text(), int: whole(), float: number(), bool: FLAG, Any: ANYTHING, object: ANYTHING}
+    if hint in plain:
+        return plain[hint]
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        (kind,) = [one for one in inner if one is not type(None)]
+        return maybe(_by_hint(kind))
+    if origin in (dict, Mapping):
+        return map_of(_by_hint(inner[1]))
+    if origin in (list, tuple, Sequence):
+        return list_of(_by_hint(inner[0]))
+    if is_dataclass(hint):
+        return of(typing.cast(type, hint))
+    raise TypeError(f"no kind for {hint!r}")
 
 
 def _inside(where: str, name: object) -> str:

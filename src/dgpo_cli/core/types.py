@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.text import text_key
 from dgpo_cli.errors import RetrievalError
 
@@ -139,7 +140,9 @@ class Trajectory:
     score: Score | None = None
 
     def __post_init__(self) -> None:
-        lengths = {len(self.token_ids), len(self.written)} | ({len(self.logprobs)} if self.logprobs else set())
+        lengths = {len(self.token_ids), len(self.written)} | (
+            {len(self.logprobs)} if self.logprobs is not None else set()
+        )
         if len(lengths) != 1:
             raise ValueError(f"per-token fields of {self.question.id!r} differ in length: {sorted(lengths)}")
         if self.written and self.written[0]:
@@ -196,8 +199,9 @@ class Trajectory:
         }
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Trajectory:
-        """Raises KeyError or ValueError on a record of another form; callers name the file and line."""
+    def from_json(cls, record: Any) -> Trajectory:
+        """Raises ValueError, saying what is wrong, on a record of another form; callers name the file and line."""
+        schema.require(record, TRAJECTORY)
         score = record["score"]
         logprobs = record["logprobs"]
         return cls(
@@ -223,6 +227,49 @@ class Trajectory:
             escaped_tags=record["escaped_tags"],
             score=None if score is None else Score(score["total"], score["correct"], score["parts"]),
         )
+
+
+QUESTION = schema.record(
+    {
+        "id": schema.either(schema.text(empty=False), schema.whole()),
+        "question": schema.text(empty=False),
+        "golden_answers": schema.list_of(schema.text()),
+        "qa_set": schema.text(),
+    },
+    {
+        "hops": schema.maybe(schema.whole(0)),
+        "supporting_titles": schema.maybe(schema.list_of(schema.text())),
+        "supporting_ids": schema.maybe(schema.list_of(schema.either(schema.text(), schema.whole()))),
+    },
+)
+_SEARCH = schema.record(
+    {
+        "query": schema.text(),
+        "seconds": schema.number(0),
+        "error": schema.maybe(schema.text()),
+        "hits": schema.list_of(
+            schema.record(
+                {"id": schema.text(), "contents": schema.text(), "score": schema.number(), "rank": schema.whole(1)}
+            )
+        ),
+    }
+)
+_SCORE = schema.record({"total": schema.number(), "correct": schema.FLAG, "parts": schema.map_of(schema.number())})
+_COUNTS = ("sample", "turns", "invalid_actions", "truncated_observations", "escaped_tags")
+# Ids are below a model's vocabulary, too: who trains on them knows the model, and asks.
+TRAJECTORY = schema.record(
+    {
+        "question": QUESTION,
+        "token_ids": schema.whole_numbers(0),
+        "written": schema.letters("01"),
+        "logprobs": schema.maybe(schema.numbers()),
+        "searches": schema.list_of(_SEARCH),
+        "stop": schema.one_of(*StopReason),
+        "answer": schema.maybe(schema.text()),
+        "score": schema.maybe(_SCORE),
+    }
+    | dict.fromkeys(_COUNTS, schema.whole(0))
+)
 
 
 def question_to_json(question: Question) -> dict[str, Any]:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dgpo_cli.core.text import composed
-from dgpo_cli.errors import InputError
+from dgpo_cli.errors import DgpoError, InputError
 
 LONGEST_LINE = 1 << 24  # bytes of a line of JSON; the longest episodes take a tenth of it
 LONGEST_PASSAGE = 100_000  # characters; far more than an agent reads, and mostly a sign of a broken line
 LONGEST_QUESTION = 100_000  # characters
+LARGEST_RECORD = 1 << 26  # bytes of a file that is one JSON value
+LARGEST_TABLE = 1 << 29  # bytes of a question file that is read whole, after decompression
 DEEPEST = 64  # lists and objects inside each other; no record of ours has more than a dozen
 
 # The controls but tab and line feed, the marks that turn the direction of writing, line separators, the byte order
@@ -55,6 +57,14 @@ def decoded(content: bytes, place: str) -> str:
     if "\0" in text:
         raise InputError(f"{place}: holds a NUL character, so it is no text", hint="give text in UTF-8")
     return text
+
+
+def read_text(path: Path, error: type[DgpoError] = InputError) -> str:
+    """A whole text file. Raises `error` that names it."""
+    try:
+        return decoded(read_bytes(path, LARGEST_RECORD), str(path))
+    except InputError as problem:
+        raise error(problem.message, hint=problem.hint) from problem
 
 
 def lines(
@@ -97,7 +107,7 @@ def questions_in(stream: BinaryIO) -> Iterator[tuple[int, str | InputError]]:
             yield number, text
 
 
-def parse_json(content: bytes | str, place: str) -> Any:
+def parse_json(content: bytes | str, place: str, hint: str = "give the file that was written") -> Any:
     """Any JSON value. Raises InputError that names the place: no UTF-8, no JSON, too deep, or text that no file holds.
 
     NaN and the infinities are read, as Python writes them: where they may not stand, a schema says so.
@@ -110,11 +120,11 @@ def parse_json(content: bytes | str, place: str) -> Any:
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise InputError(f"{place}: not UTF-8 ({error.reason})", hint="convert the file to UTF-8") from error
     except RecursionError as error:
-        raise InputError(f"{place}: not JSON of ours ({_TOO_DEEP})", hint="give the file that was written") from error
+        raise InputError(f"{place}: not JSON of ours ({_TOO_DEEP})", hint=hint) from error
     except ValueError as error:  # also a number of thousands of digits
-        raise InputError(f"{place}: not JSON ({error})", hint="give the file that was written") from error
+        raise InputError(f"{place}: not JSON ({error})", hint=hint) from error
     if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
-        raise InputError(f"{place}: not JSON of ours ({_TOO_DEEP})", hint="give the file that was written")
+        raise InputError(f"{place}: not JSON of ours ({_TOO_DEEP})", hint=hint)
     return value
 
 
@@ -135,16 +145,13 @@ def _is_deep(value: Any) -> bool:
     return True
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file. Raises InputError that names it."""
+def read_bytes(path: Path, most: int) -> bytes:
+    """A whole file. Raises InputError where it cannot be read or has more than `most` bytes."""
     try:
         with open(path, "rb") as stream:
-            content = stream.read(LARGEST_FILE + 1)
+            content = stream.read(most + 1)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}", hint="give a file that you may read") from error
-    if len(content) > LARGEST_FILE:
-        raise InputError(f"{path}: more than {LARGEST_FILE:,} bytes", hint="give the file that was written")
-    return parse_json(content, str(path))
-
-
-LARGEST_FILE = 1 << 26  # bytes of a record that is one JSON value
+    if len(content) > most:
+        raise InputError(f"{path}: more than {most:,} bytes", hint="give the file that was written")
+    return content

@@ -11,11 +11,13 @@ from typing import Any
 from dgpo_cli.core import folders
 from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.errors import InputError
+from dgpo_cli.core.schema import map_of, read_record, record, text
 
 # What is remembered; `model` is what eval, chat and export take, `student` where rl starts.
 KEYS = ("index", "questions", "trajectories", "teacher", "student", "model", "last_run")
 _WAIT_S = 10.0  # others hold it for a moment
+
+_WORKSPACE = map_of(record({"value": text(empty=False), "by": text(), "at": text()}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,7 @@ class Workspace:
     def _read(self) -> dict[str, Any]:
         if not self.path.is_file():
             return {}
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-        except ValueError as error:  # UnicodeDecodeError is one
-            raise InputError(f"{self.path} is damaged: {error}", hint=f"delete {self.path}") from error
-        if not isinstance(content, dict):
-            raise InputError(f"{self.path} is damaged: not an object", hint=f"delete {self.path}")
+        content: dict[str, Any] = read_record(self.path, _WORKSPACE, hint=f"delete {self.path}")
         return content
 
     def remember(self, *, by: str, **values: str | Path | None) -> None:
@@ -63,6 +60,4 @@ class Workspace:
         entry = self._read().get(key)
         if entry is None:
             return Resolved(default, "default")
-        if not isinstance(entry, dict) or not {"value", "by", "at"} <= entry.keys():
-            raise InputError(f"{self.path} is damaged: its entry {key!r}", hint=f"delete {self.path}")
-        return Resolved(str(entry["value"]), f"remembered from `{entry['by']}`, {entry['at']}")
+        return Resolved(entry["value"], f"remembered from `{entry['by']}`, {entry['at']}")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from dgpo_cli.core.protocol import Protocol, escape_tags, render_results
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ModelError
+from dgpo_cli.models.chat_template import HINT, rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,12 +113,12 @@ class Codec:
         if not (self.protocol.chat_template and self.tokenizer.chat_template):
             return tuple(int(i) for i in self.tokenizer("", add_special_tokens=True).input_ids), (), False
         message = [{"role": "user", "content": f"{_SENTINEL}\n"}]
-        text = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-        assert isinstance(text, str)
-        stripped = f"{_SENTINEL}\n" not in text or text.count(_SENTINEL) != 1
-        head, found, tail = text.partition(_SENTINEL if stripped else f"{_SENTINEL}\n")
-        if not found:
-            raise ModelError("the tokenizer's chat template drops the user's message", hint="use another tokenizer")
+        text = rendered(lambda: self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+        if text.count(_SENTINEL) != 1:
+            written = f"writes the user's message {text.count(_SENTINEL)} times"
+            raise ModelError(f"the tokenizer's chat template {written}, not once", hint=HINT)
+        stripped = f"{_SENTINEL}\n" not in text
+        head, _, tail = text.partition(_SENTINEL if stripped else f"{_SENTINEL}\n")
         return self._encode(head, True), self._encode(tail, True), stripped
 
     def prompt_ids(self, question: str) -> Encoded:

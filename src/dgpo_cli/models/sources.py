@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.core import folders
+from dgpo_cli.core import folders, schema
 from dgpo_cli.core.locks import lock_beside
 from dgpo_cli.core.protocol import DEFAULT, Protocol
 from dgpo_cli.core.run_names import find_run, find_runs
@@ -142,7 +142,9 @@ def context_of(name: str) -> int | None:
 
 
 def read_protocol(file: Path) -> Protocol:
+    hint = "export the model again with `dgpo export`"
+    record = schema.read_record(file, schema.record({}), hint=hint, error=ModelError)
     try:
-        return Protocol.from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, OSError, TypeError, AttributeError, InputError) as error:
-        raise ModelError(f"{file} is damaged: {error}", hint="export the model again with `dgpo export`") from error
+        return Protocol.from_json(record)
+    except InputError as error:
+        raise ModelError(f"{file} is damaged: {error}", hint=hint) from error

@@ -13,8 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from dgpo_cli.core import schema
+from dgpo_cli.core.untrusted import read_text
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models import hub
+from dgpo_cli.models.chat_template import HINT
 from dgpo_cli.models.sources import ModelSource, resolve
 
 if TYPE_CHECKING:
@@ -117,10 +120,20 @@ def tokenizer_file(name: str | ModelSource) -> PreTrainedTokenizerBase:
     template = config.get("chat_template")
     own = _file(source, "chat_template.jinja")
     if own is not None:
-        template = own.read_text(encoding="utf-8")
-    elif isinstance(template, list):  # several, by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return cast("PreTrainedTokenizerBase", TokenizerFile(source.location, backend, config, template))
+        template = read_text(own, ModelError)
+    return cast("PreTrainedTokenizerBase", TokenizerFile(source.location, backend, config, _default(template)))
+
+
+def _default(template: object) -> str | None:
+    """One template, or the one named `default` of several. Raises ModelError where there is none."""
+    if template is None or isinstance(template, str):
+        return template
+    named = schema.list_of(schema.record({"name": schema.text(), "template": schema.text()}))
+    schema.check(template, named, "the tokenizer's chat template", error=ModelError)
+    found = {entry["name"]: str(entry["template"]) for entry in cast("list[dict[str, str]]", template)}
+    if "default" not in found:
+        raise ModelError(f"the tokenizer's chat templates are {', '.join(found)}; none is named default", hint=HINT)
+    return found["default"]
 
 
 def require_same_tokenizer(student: Vocabulary, teacher: Vocabulary) -> None:
@@ -164,8 +177,6 @@ def _json(source: ModelSource, name: str) -> dict[str, Any]:
     path = _file(source, name)
     if path is None:
         return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged: {error}", hint="export the model again, or take another") from error
-    return values if isinstance(values, dict) else {}
+    hint = "export the model again, or take another"
+    values: dict[str, Any] = schema.read_record(path, schema.record({}), hint=hint, error=ModelError)
+    return values

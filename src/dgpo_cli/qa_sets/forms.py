@@ -17,6 +17,7 @@ from typing import Any
 from dgpo_cli.core.compression import ERRORS, decompressing, plain_name
 from dgpo_cli.core.compression import SUFFIXES as PACKED
 from dgpo_cli.core.records import read_jsonl
+from dgpo_cli.core.untrusted import LARGEST_TABLE
 from dgpo_cli.errors import InputError
 
 FORM = '{"id": ..., "question": ..., "golden_answers": [...]}'
@@ -62,7 +63,10 @@ def _first_file(candidates: Iterator[Path]) -> Path | None:
 def _text(path: Path) -> str:
     try:
         with open(path, "rb") as raw:
-            return decompressing(raw, path).read().decode("utf-8-sig")
+            content = decompressing(raw, path).read(LARGEST_TABLE + 1)
+        if len(content) > LARGEST_TABLE:
+            raise InputError(f"{path}: more than {LARGEST_TABLE:,} bytes", hint="divide it, or write it as .jsonl")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}:{line}: not UTF-8 ({error.reason})", hint="convert the file to UTF-8") from error

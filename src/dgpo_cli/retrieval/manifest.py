@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.folders import recover_to_read
 from dgpo_cli.core.locks import lock_beside
 from dgpo_cli.core.records import write_atomic
@@ -19,6 +20,8 @@ from dgpo_cli.retrieval.registry import RETRIEVERS, retriever_class
 FILE = "manifest.json"
 FORMAT = 3
 _UNCHANGED_SINCE = {"dense": 2, "rank-bm25": 2, "milvus": 2}  # formats, of retrievers whose files are as they were
+
+_ANY_FORMAT = schema.record({"format": schema.whole(0), "retriever": schema.text(empty=False)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +83,18 @@ def read_manifest(directory: Path) -> Manifest:
     if not file.is_file():
         state = "does not exist" if not directory.exists() else f"is not an index (it has no {FILE})"
         raise RetrievalError(f"{directory} {state}", hint="build one with `dgpo index CORPUS`, or give --index DIR")
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        found = record["format"]
-        if not _UNCHANGED_SINCE.get(record["retriever"], FORMAT) <= found <= FORMAT:
-            by = "an earlier" if found < FORMAT else "a later"
-            raise RetrievalError(
-                f"{directory} was built by {by} version of dgpo (index format {found}, this one reads {FORMAT})",
-                hint=f"build it again: {_rebuild_command(directory, record)}",
-            )
-        files = {name: IndexFile(**entry) for name, entry in record["files"].items()}
-        manifest = Manifest(**record | {"problems": tuple(record["problems"]), "files": files})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    hint = "build it again: dgpo index CORPUS --overwrite"
+    record = schema.read_record(file, _ANY_FORMAT, hint=hint, error=RetrievalError)
+    found = record["format"]
+    if not _UNCHANGED_SINCE.get(record["retriever"], FORMAT) <= found <= FORMAT:
+        by = "an earlier" if found < FORMAT else "a later"
         raise RetrievalError(
-            f"{file} is damaged: {error!r}", hint="build it again: dgpo index CORPUS --overwrite"
-        ) from error
+            f"{directory} was built by {by} version of dgpo (index format {found}, this one reads {FORMAT})",
+            hint=f"build it again: {_rebuild_command(directory, record)}",
+        )
+    schema.check(record, schema.of(Manifest), f"{file} is damaged", hint=hint, error=RetrievalError)
+    files = {name: IndexFile(**entry) for name, entry in record["files"].items()}
+    manifest = Manifest(**record | {"problems": tuple(record["problems"]), "files": files})
     for name, entry in manifest.files.items():
         path = directory / name
         found = path.stat().st_size if path.is_file() else None

@@ -93,4 +93,11 @@ def _open(location: str | Path) -> OpenIndex:
             f"{directory} was built by a version with other settings: {error.message}",
             hint=f"build it again: dgpo index {manifest.corpus} --out {directory} --overwrite",
         ) from error
-    return OpenIndex(str(directory), kind(directory, store, config, manifest.state), manifest, store)
+    try:
+        retriever = kind(directory, store, config, manifest.state)
+    except (KeyError, TypeError) as error:  # every engine keeps a state of its own form in the manifest
+        raise RetrievalError(
+            f"{directory}: its manifest is damaged: `state` of another form ({error!r})",
+            hint=f"build it again: {manifest.rebuild_command(directory)}",
+        ) from error
+    return OpenIndex(str(directory), retriever, manifest, store)

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.folders import recover_to_read
 from dgpo_cli.core.locks import lock_beside
 from dgpo_cli.core.progress import Progress
@@ -214,13 +215,11 @@ def read_part(directory: Path) -> Part:
     again = "build the part again: dgpo index CORPUS --retriever dense --shard i/n"
     if not file.is_file():
         raise RetrievalError(f"{directory} is no part of an index (it has no {FILE})", hint=again)
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise RetrievalError(f"{directory} has part format {record['format']}, not {FORMAT}", hint=again)
-        part = Part(**record)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RetrievalError(f"{file} is damaged: {error!r}", hint=again) from error
+    record = schema.read_record(file, schema.record({"format": schema.whole(0)}), hint=again, error=RetrievalError)
+    if record["format"] != FORMAT:
+        raise RetrievalError(f"{directory} has part format {record['format']}, not {FORMAT}", hint=again)
+    kind = schema.of(Part, number=schema.whole(1), of=schema.whole(1), rows=schema.whole(0))
+    part = Part(**schema.check(record, kind, f"{file} is damaged", hint=again, error=RetrievalError))
     if len(PassageStore(directory)) != part.rows:
         raise RetrievalError(f"{directory} does not hold the {part.rows} passages of its {FILE}", hint=again)
     for start in range(0, part.rows, SHARD):

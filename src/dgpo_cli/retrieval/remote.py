@@ -14,11 +14,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dgpo_cli.core.http import Failed, JsonClient, Refused
+from dgpo_cli.core.schema import Mismatch, either, maybe, number, record, require, text, whole
 from dgpo_cli.core.types import Hit, Passage
+from dgpo_cli.core.untrusted import LONGEST_PASSAGE
 from dgpo_cli.errors import ConfigError, RetrievalError
 
 INDEX_HEADER = "Dgpo-Index"  # what `dgpo serve` serves; other servers do not send it
 _QUOTED = 200  # characters of a server's own message
+_DOCUMENT = record(
+    {},
+    {
+        "id": maybe(either(text(), whole())),
+        "contents": maybe(text()),
+        "title": maybe(text()),
+        "text": maybe(text()),
+    },
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +37,7 @@ class ServerAccess:
     """How servers are asked; the defaults are ours."""
 
     token: str | None = field(default=None, repr=False)  # sent as `Authorization: Bearer TOKEN`
-    timeout_s: float = 30.0  # for a connection, and for each part of a reply
+    timeout_s: float = 30.0  # for a connection, and for a whole reply
     attempts: int = 4  # of every server
     pause_s: float = 0.5  # before the second attempt; doubled before each further one, and shortened by up to half
     rest_s: float = 30.0  # how long a server that failed is asked last
@@ -145,19 +156,21 @@ def _hit(url: str, item: Any, rank: int) -> Hit:
     scored = isinstance(item, dict) and isinstance(item.get("document"), dict)
     document = item["document"] if scored else item
     score = item.get("score") if scored else 0.0
-    if not isinstance(document, dict) or isinstance(score, bool) or not isinstance(score, int | float):
-        raise _refuse(url, f"gave a hit of another form: {str(item)[:_QUOTED]}")
-    if not math.isfinite(score):
-        raise _refuse(url, f"gave a score of {score}")
+    for value, kind, what in ((document, _DOCUMENT, "document"), (score, number(), "score")):
+        try:
+            require(value, kind)
+        except Mismatch as problem:
+            raise _refuse(url, f"gave a hit of another form: its {what}: {problem}") from None
     identity = str(document.get("id", ""))
-    if isinstance(document.get("contents"), str):
+    if document.get("contents") is not None:
         passage = Passage(identity, document["contents"])
-    elif isinstance(document.get("title"), str) and isinstance(document.get("text"), str):
+    elif document.get("title") is not None and document.get("text") is not None:
         passage = Passage.from_title(identity, " ".join(document["title"].split()), document["text"])
     else:
         raise _refuse(url, f"gave a document without contents: {str(document)[:_QUOTED]}")
-    if any("\ud800" <= character <= "\udfff" for character in passage.id + passage.contents):
-        raise _refuse(url, "gave half of a surrogate pair, which JSON allows and no text holds")
+    if len(passage.contents) > LONGEST_PASSAGE:
+        size = f"{len(passage.contents):,} characters, {LONGEST_PASSAGE:,} at most"
+        raise _refuse(url, f"gave an oversized passage ({size})")
     return Hit(passage, float(score), rank)
 
 

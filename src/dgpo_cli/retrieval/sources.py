@@ -17,12 +17,13 @@ from dgpo_cli.core.compression import ERRORS, decompressing
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.records import parse_line
 from dgpo_cli.core.types import Passage
+from dgpo_cli.core.untrusted import LONGEST_PASSAGE, lines, overlong
 from dgpo_cli.errors import InputError
 
 HUB_PREFIX = "hf:"
 FIELDS = ("id", "_id", "contents", "title", "text")
 HINT = "give a corpus: .jsonl or .parquet, .jsonl.gz, .jsonl.zst, hf:REPO:SPLIT, or a folder of texts"
-LONGEST = 100_000  # characters of a passage; far more than an agent reads, and mostly a sign of a broken line
+LONGEST = LONGEST_PASSAGE
 _BATCH = 1_000  # Parquet rows read at once
 _STEP = 2_000  # lines between two looks at how far the file is read
 _SHOWN = 60  # characters of an id in a message
@@ -59,21 +60,22 @@ class JsonLines:
     path: Path
 
     def read(self, digest: Digest) -> Iterator[Found]:
-        for number, line, share in self._lines():
-            digest.update(line)
-            if line.strip():
+        for number, line, share in self._lines(digest):
+            if line is None:
+                yield Found(f"line {number}", share, problem=overlong())
+            elif line.strip():
                 yield _line(line, f"line {number}", share)
 
     def hash(self, digest: Digest) -> None:
-        for _, line, _ in self._lines():
-            digest.update(line)
+        for _ in self._lines(digest):
+            pass
 
-    def _lines(self) -> Iterator[tuple[int, bytes, float]]:
+    def _lines(self, digest: Digest) -> Iterator[tuple[int, bytes | None, float]]:
         try:
             size = max(1, self.path.stat().st_size)
             with open(self.path, "rb") as raw:
                 share = 0.0
-                for number, line in enumerate(decompressing(raw, self.path), start=1):
+                for number, line in enumerate(lines(decompressing(raw, self.path), seen=digest.update), start=1):
                     if number % _STEP == 1:
                         share = min(1.0, max(1, raw.tell()) / size)
                     yield number, line, share

@@ -12,6 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
+from dgpo_cli.core.schema import require, text
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import RetrievalError
 
@@ -19,6 +20,8 @@ PASSAGES, OFFSETS = "passages.jsonl", "offsets.npy"
 SHARDS = "shards"  # folder of an unfinished index whose content took long to compute, see vectors.py
 _RAW_OFFSETS = "offsets.raw"
 _BUFFERED = 1 << 16
+
+_TEXT = text()
 
 
 class StoreWriter:
@@ -94,9 +97,9 @@ class PassageStore:
             raise IndexError(f"row {row} of {len(self)} passages")
         try:
             identity, contents = json.loads(self._bytes[int(self._offsets[row]) : int(self._offsets[row + 1])])
-        except (ValueError, TypeError) as error:
+            return Passage(require(identity, _TEXT), require(contents, _TEXT))
+        except (ValueError, TypeError, RecursionError) as error:
             raise self._damaged(f"is damaged at row {row}: {error}") from error
-        return Passage(identity, contents)
 
     def __iter__(self) -> Iterator[Passage]:
         return (self[row] for row in range(len(self)))

@@ -16,11 +16,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dgpo_cli.core.schema import ANYTHING, map_of, record, require, whole
+from dgpo_cli.core.untrusted import parse_json
 from dgpo_cli.errors import InputError
 from dgpo_cli.train.learner import Learner
 from dgpo_cli.train.shard import like, split
 
 FORMAT = 1
+_ANY = map_of(ANYTHING)
+_STATE = record(
+    {
+        "format": whole(0),
+        "step": whole(0),
+        "updates": map_of(whole(0)),
+        "objective": ANYTHING,
+        "extra": map_of(ANYTHING),
+    }
+)
 
 
 def save(directory: Path, learner: Learner, step: int, extra: Mapping[str, Any], keep: int = 1) -> Path:
@@ -88,7 +100,7 @@ def load_latest(directory: Path, learner: Learner) -> tuple[int, dict[str, Any]]
         return 0, {}
     path = states[-1]
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = require(parse_json((path / "state.json").read_bytes(), "state.json"), _STATE)
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
         with split(learner.trained()):
@@ -99,7 +111,7 @@ def load_latest(directory: Path, learner: Learner) -> tuple[int, dict[str, Any]]
         learner.objective.load_state_dict(state["objective"])
         if learner.replay is not None:
             learner.replay.load(path / "replay.jsonl")
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError, InputError) as error:
         raise InputError(
             f"the saved state {path} cannot be used: {error}",
             hint=f"start again with --fresh, or delete that folder to go on from the one before ({len(states)} kept)",

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from dgpo_cli.core.records import read_jsonl
 from dgpo_cli.core.types import Trajectory
 
 
@@ -36,8 +37,7 @@ class ReplayBuffer:
             file.writelines(json.dumps(t.to_json()) + "\n" for t in self._kept)
 
     def load(self, path: Path) -> None:
-        """Raises OSError, ValueError or KeyError for a missing or damaged file."""
-        with open(path, encoding="utf-8") as file:
-            kept = [Trajectory.from_json(json.loads(line)) for line in file]
+        """Raises InputError or ValueError for a missing or damaged file."""
+        kept = [Trajectory.from_json(row) for _, row in read_jsonl(path)]
         self._kept.clear()
         self._kept.extend(kept)

@@ -1,0 +1,83 @@
+"""Chat templates are programs that come with a model: run here within limits of work, memory and output.
+
+Jinja's sandbox keeps them from everything but computing; that they stop, and how much they write, nobody else sees to.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from dgpo_cli.errors import ModelError
+
+HINT = "use another tokenizer, or mend the chat_template of this one"
+MOST_STEPS = 5_000_000  # lines of Python, compiling included; templates of released models take under 500,000
+LONGEST = 1_000_000  # characters; the text around one message
+MOST_MEMORY = 1 << 31  # bytes more than the process has
+_STATUS = re.compile(r"VmSize:\s+(\d+) kB")
+
+
+class _Endless(Exception):
+    pass
+
+
+def rendered(render: Callable[[], object]) -> str:
+    """What `render` returns. Raises ModelError where it fails, does not end, or gives no text."""
+    try:
+        with _few_steps(), _little_memory():
+            text = render()
+    except Exception as error:  # the template's own errors, jinja's, and those of what it computes
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ModelError(f"the tokenizer's chat template cannot be used: {reason[:200]}", hint=HINT) from error
+    if not isinstance(text, str) or len(text) > LONGEST:
+        what = f"{len(text):,} characters, {LONGEST:,} at most" if isinstance(text, str) else type(text).__name__
+        raise ModelError(f"the tokenizer's chat template writes too much ({what})", hint=HINT)
+    return text
+
+
+@contextmanager
+def _few_steps() -> Iterator[None]:
+    steps = 0
+
+    def count(_frame: FrameType, _event: str, _argument: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps > MOST_STEPS:
+            raise _Endless(f"it does not end within {MOST_STEPS:,} steps")
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+@contextmanager
+def _little_memory() -> Iterator[None]:
+    """A ceiling on the address space while the template runs, where the system tells how much of it is used."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = _address_space()
+    if used is None or (soft != resource.RLIM_INFINITY and soft <= used + MOST_MEMORY):
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_MEMORY, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _address_space() -> int | None:
+    try:
+        with open("/proc/self/status", encoding="ascii") as stream:
+            found = _STATUS.search(stream.read())
+    except OSError:
+        return None
+    return None if found is None else 1024 * int(found[1])
