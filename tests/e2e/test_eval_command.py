@@ -203,7 +203,7 @@ def test_a_run_of_dgpo_rl_is_shown_beside_the_papers_row(made, here):
     assert (published["row"], published["em"], published["comparable"]) == ("DGPO 0.5B", 0.378, False)
     assert "2 of 3,610 questions" in published["reasons"]
     assert report["avg"]["published"]["em"] == pytest.approx((0.378 + 0.342) / 2)
-    assert "0.378 *" in run(*args).stdout
+    assert "37.8 % *" in run(*args).stdout
 
 
 def tokens(file):

@@ -71,7 +71,7 @@ def test_the_same_questions_under_the_same_settings(tmp_path):
     assert (one["interval"]["low"], one["interval"]["high"]) == (by_hand.interval.low, by_hand.interval.high)
     assert one["p_value"] == by_hand.p_value < 0.01
     assert one["em_a_interval"]["low"] == wilson(50, 100).low
-    assert table(result).rows[0][4] == "+0.200" and len(notes(result)) == 1 and len(heading(result)) == 2
+    assert table(result).rows[0][4] == "+20.0" and len(notes(result)) == 1 and len(heading(result)) == 2
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_one_setting_that_differs_is_named_before_any_number(tmp_path, change, s
     assert (named, value) == (setting, in_b)
     lines = heading(result)
     assert lines[2].startswith("NOT COMPARABLE") and f"  {setting}: " in lines[3] and f"{in_b} in B" in lines[3]
-    assert table(result).rows[0][4] == "+0.100 *" and notes(result)[-1].startswith("* not comparable")
+    assert table(result).rows[0][4] == "+10.0 *" and notes(result)[-1].startswith("* not comparable")
 
 
 def test_another_corpus_and_one_that_nobody_tells(tmp_path):

@@ -358,10 +358,10 @@ def test_the_report_shows_scores_and_says_what_is_not_comparable():
         "benchmarks": {"nq": outcomes.to_json() | {"published": published}},
     }
     scores = tables(report)[0]
-    assert scores.rows[0][:3] == ("nq", 20, 0.5) and scores.rows[0][-1] == "0.378 *"
+    assert scores.rows[0][:3] == ("nq", 20, "50.0 %") and scores.rows[0][-1] == "37.8 % *"
     assert notes(report)[0].startswith("Decoding: greedy decoding, seed 3.")
     assert "* not comparable with the paper (nq): 20 of 3,610 questions." in notes(report)
-    assert "| nq | 20 | 0.500 |" in markdown(report)
+    assert "| nq | 20 | 50.0 % |" in markdown(report)
 
 
 def evaluate_outcomes():

@@ -44,6 +44,7 @@ from dgpo_cli.commands.training_options import (
     choose_questions,
 )
 from dgpo_cli.console import Console
+from dgpo_cli.core.figures import percent
 
 
 def distill_data(
@@ -136,7 +137,7 @@ def distill_data(
     console.table(
         "",
         ["episodes", "EM", "kept", "searches", "tokens"],
-        [[summary["episodes"], summary["em"], summary["kept"], summary["searches"], summary["tokens"]]],
+        [[summary["episodes"], percent(summary["em"]), summary["kept"], summary["searches"], summary["tokens"]]],
     )
     if summary.get("token_ids") == "from text":
         console.info("the server told text, not token ids, so the trajectories hold no log-probabilities")

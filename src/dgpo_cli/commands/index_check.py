@@ -74,7 +74,7 @@ def check(
     }
     with console.progress("searching", "passage") as progress:
         sample, shares = self_recall(opened, depths, progress)
-    found = ", ".join(f"{share:.1%} in the first {depth}" for depth, share in shares.items())
+    found = ", ".join(f"{percent(share)} in the first {depth}" for depth, share in shares.items())
     console.print(f"found by their own words: {found} (of {sample:,} passages)")
     result["own_words"] = {str(depth): share for depth, share in shares.items()}
     result["uncut_share"] = uncut = uncut_share(opened)
@@ -108,7 +108,7 @@ def _show(
         f"{alone.questions:,} questions, {alone.with_gold:,} with gold passages",
         ["k", "recall", "answer in passages", *(["recall, reranked", "answer, reranked"] if qualities[1:] else [])],
         [
-            [depth, *(value for each in qualities for value in (each.recall.get(depth), each.answer_hit.get(depth)))]
+            [depth, *(percent(s.get(depth)) for each in qualities for s in (each.recall, each.answer_hit))]
             for depth in depths
         ],
     )

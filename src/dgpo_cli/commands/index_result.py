@@ -29,14 +29,18 @@ def show_build(console: Console, target: Path, manifest: Manifest, reused: bool)
         console.warn(f"{cut:,} passages are longer than max_length tokens and are found by their beginning only")
     if adopted := dense.get("adopted"):
         alike = "" if adopted["cosine"] is None else f", median cosine {adopted['cosine']}"
-        console.info(f"{adopted['own_row']:.1%} of {adopted['sample']} passages encoded anew lie at their row{alike}")
+        console.info(
+            f"{percent(adopted['own_row'])} of {adopted['sample']} passages encoded anew lie at their row{alike}"
+        )
     if "recall" in (measured := dense.get("measured", {})):
         console.info(
-            f"{dense['factory']} finds {measured['recall']:.1%} of the exact best 10 ({measured['sample']} queries)"
+            f"{dense['factory']} finds {percent(measured['recall'])} of the exact best 10 "
+            f"({measured['sample']} queries)"
         )
     elif "of_all_lists" in measured:
         console.info(
-            f"{measured['nprobe']} lists a query find {measured['of_all_lists']:.1%} of the best 10 that all lists hold"
+            f"{measured['nprobe']} lists a query find {percent(measured['of_all_lists'])} "
+            "of the best 10 that all lists hold"
         )
     what = "is up to date and used as it is" if reused else f"built in {manifest.seconds:.1f} s"
     size = f"{manifest.passages:,} passages, {manifest.bytes / 1e6:.1f} MB"

@@ -10,6 +10,7 @@ import typer
 from dgpo_cli.commands.quickstart_real import run_real
 from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, absolute
 from dgpo_cli.console import Console
+from dgpo_cli.core.figures import percent, percent_range
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,11 +102,10 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     for name, label in LABELS.items():
         row = result["rows"][name]
         low, high = row["em_interval"]
-        by_hops = [f"{100 * row['em_by_hops'].get(hops, 0.0):.1f}" for hops in ("1", "2")]
-        interval = f"{100 * low:.1f}-{100 * high:.1f}"
-        rows.append([label, f"{100 * row['em']:.1f}", interval, *by_hops, f"{row['searches']:.2f}"])
+        by_hops = [percent(row["em_by_hops"].get(hops, 0.0)) for hops in ("1", "2")]
+        rows.append([label, percent(row["em"]), percent_range(low, high), *by_hops, f"{row['searches']:.2f}"])
     questions = result["rows"]["dgpo"]["questions"]
-    columns = ["model", "EM %", "95 %", "one hop", "two hops", "searches"]
+    columns = ["model", "EM", "95 %", "one hop", "two hops", "searches"]
     console.table(f"{questions} held-out test questions, greedy decoding", columns, rows)
 
 

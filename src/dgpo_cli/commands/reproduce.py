@@ -10,6 +10,7 @@ import typer
 
 from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFlag
 from dgpo_cli.console import Console
+from dgpo_cli.core.figures import percent
 
 if TYPE_CHECKING:
     from dgpo_cli.pipelines.reproduce import Ladder, Record
@@ -80,8 +81,8 @@ def reproduce(
 
 def _search(console: Console, ladder: Ladder, names: list[str]) -> None:
     found = ladder.search(names)
-    rows = [[trial["row"], f"{trial['lr']:g}", _tuned(trial), f"{100 * trial['validation_em']:.1f}"] for trial in found]
-    console.table("best EM % on validation questions", ["row", "learning rate", "setting", "EM"], rows)
+    rows = [[trial["row"], f"{trial['lr']:g}", _tuned(trial), percent(trial["validation_em"])] for trial in found]
+    console.table("best EM on validation questions", ["row", "learning rate", "setting", "EM"], rows)
     console.result({"grid": found})
 
 

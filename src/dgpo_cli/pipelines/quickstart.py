@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.recipes import shipped
 from dgpo_cli.errors import DgpoError
@@ -107,7 +108,7 @@ class Quickstart(Stages):
     def _reuse(self, what: str) -> None:
         if what in self._made:
             self._say(
-                f"{what}: {self.result(what)['seconds']:.0f} s, best validation EM {self.result(what)['best']:.1%}"
+                f"{what}: {self.result(what)['seconds']:.0f} s, best validation EM {percent(self.result(what)['best'])}"
             )
             return
         super()._reuse(what)

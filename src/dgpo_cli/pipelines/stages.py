@@ -20,6 +20,7 @@ from transformers import Qwen2ForCausalLM
 
 from dgpo_cli.core import folders
 from dgpo_cli.core.config import apply_options
+from dgpo_cli.core.figures import percent
 from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import TINYWORLD
@@ -279,7 +280,7 @@ class Stages:
         started = time.perf_counter()
         with RunDir.open(command, config, out=path, fresh=not same, inputs=seen) as run:
             result = work(run)
-        best = f", best validation EM {result['best']:.1%}" if result.get("best") is not None else ""
+        best = f", best validation EM {percent(result['best'])}" if result.get("best") is not None else ""
         self._say(f"{stage}: {time.perf_counter() - started:.0f} s{best}")
         return result
 

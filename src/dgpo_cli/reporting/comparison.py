@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dgpo_cli.core.figures import p_value, percent, percent_range, points, points_range
 from dgpo_cli.reporting.evaluation import Cell, Table
 
 
@@ -42,18 +43,18 @@ def table(comparison: Mapping[str, Any]) -> Table:
             one["n"],
             _em(one, "em_a"),
             _em(one, "em_b"),
-            f"{one['difference']:+.3f}{star}",
-            _interval(one["interval"], "+"),
+            f"{points(one['difference'])}{star}",
+            points_range(one["interval"]["low"], one["interval"]["high"]),
             one["only_a"],
             one["only_b"],
-            one["p_value"],
+            p_value(one["p_value"]),
         )
         for name, one in comparison["benchmarks"].items()
     ]
     if len(rows) > 1:
         avg = comparison["avg"]
         count = sum(one["n"] for one in comparison["benchmarks"].values())
-        difference = f"{avg['difference']:+.3f}{star}"
+        difference = f"{points(avg['difference'])}{star}"
         rows.append(
             (
                 "average",
@@ -61,13 +62,23 @@ def table(comparison: Mapping[str, Any]) -> Table:
                 _em(avg, "em_a"),
                 _em(avg, "em_b"),
                 difference,
-                _interval(avg["interval"], "+"),
+                points_range(avg["interval"]["low"], avg["interval"]["high"]),
                 None,
                 None,
                 None,
             )
         )
-    columns = ("benchmark", "n", "EM of A (95 %)", "EM of B (95 %)", "B - A", "95 %", "only A", "only B", "sign test p")
+    columns = (
+        "benchmark",
+        "n",
+        "EM of A (95 %)",
+        "EM of B (95 %)",
+        "B - A, points",
+        "95 %",
+        "only A",
+        "only B",
+        "sign test p",
+    )
     return Table("Paired comparison", columns, tuple(rows))
 
 
@@ -88,8 +99,5 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def _em(group: Mapping[str, Any], name: str) -> str:
-    return f"{group[name]:.3f} ({_interval(group[f'{name}_interval'])})"
-
-
-def _interval(interval: Mapping[str, float], sign: str = "") -> str:
-    return f"{interval['low']:{sign}.3f} to {interval['high']:{sign}.3f}"
+    interval = group[f"{name}_interval"]
+    return f"{percent(group[name])} ({percent_range(interval['low'], interval['high'])})"

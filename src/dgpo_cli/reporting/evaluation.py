@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dgpo_cli.core.figures import percent, percent_range
+
 Cell = str | int | float | None
 
 
@@ -26,7 +28,7 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     """Scores, EM by hop count where it is known, retrieval, causes of errors, ends of episodes, ARCap if measured."""
     result = [_scores(report)]
     hops = [
-        (name, int(count), group["n"], group["em"], _interval(group), group["f1"], group["searches"])
+        (name, int(count), group["n"], percent(group["em"]), _interval(group), percent(group["f1"]), group["searches"])
         for name, benchmark in report["benchmarks"].items()
         for count, group in benchmark["hops"].items()
     ]
@@ -74,17 +76,14 @@ def _scores(report: Mapping[str, Any]) -> Table:
     columns = ["benchmark", "n", "EM", "95 %", *(f"pass@{k}" for k in ks), "F1", "substr.", "searches"]
     if published is not None:
         columns.append(published["row"])
-    names = ("f1", "substring", "searches")
     rows: list[tuple[Cell, ...]] = []
     for name, benchmark in report["benchmarks"].items():
-        row = [name, benchmark["n"], benchmark["em"], _interval(benchmark), *_pass_at(benchmark, ks)]
-        row += [benchmark[n] for n in names]
+        row = [name, benchmark["n"], *_scores_of(benchmark, ks)]
         rows.append((*row, *_published(published is not None, benchmark["published"])))
     if len(rows) > 1:
         avg = report["avg"]
         count = sum(benchmark["n"] for benchmark in report["benchmarks"].values())
-        row = ["average", count, avg["em"], _interval(avg), *_pass_at(avg, ks)]
-        row += [avg[n] for n in names]
+        row = ["average", count, *_scores_of(avg, ks)]
         rows.append((*row, *_published(published is not None, avg["published"])))
     return Table("Results", tuple(columns), tuple(rows))
 
@@ -94,17 +93,27 @@ def _published(shown: bool, published: Mapping[str, Any] | None) -> Sequence[Cel
         return ()
     if published is None:
         return (None,)
-    return (f"{published['em']:.3f}" + ("" if published["comparable"] else " *"),)
+    return (percent(published["em"]) + ("" if published["comparable"] else " *"),)
 
 
-def _pass_at(group: Mapping[str, Any], ks: Sequence[str]) -> list[Cell]:
-    return [group["pass_at"].get(k) for k in ks]
+def _scores_of(group: Mapping[str, Any], ks: Sequence[str]) -> list[Cell]:
+    at_k = [percent(group["pass_at"].get(k)) for k in ks]
+    return [
+        percent(group["em"]),
+        _interval(group),
+        *at_k,
+        *map(percent, (group["f1"], group["substring"])),
+        group["searches"],
+    ]
 
 
 def _retrieval(report: Mapping[str, Any]) -> Table:
     columns = ("benchmark", "searches", "first hit", "answer retrieved", "evidence recall", "with gold passages")
-    names = ("searches", "first_hit", "answer_retrieved", "evidence_recall", "with_gold")
-    rows = tuple((name, *(b[n] for n in names)) for name, b in report["benchmarks"].items())
+    shares = ("first_hit", "answer_retrieved", "evidence_recall")
+    rows = tuple(
+        (name, b["searches"], *(percent(b[n]) for n in shares), b["with_gold"])
+        for name, b in report["benchmarks"].items()
+    )
     return Table("What was retrieved", columns, rows)
 
 
@@ -123,14 +132,14 @@ def _arcap(report: Mapping[str, Any]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for name, benchmark in report["benchmarks"].items():
         arcap, gold = benchmark["arcap"], benchmark["arcap"]["gold"]
-        first_hit = f"{arcap['first_hit']:.3f} ({_range(arcap['first_hit_interval'])})"
-        modes = [None if m is None else f"{m['em']:.3f} ({_interval(m)})" for m in (gold["direct"], gold["think"])]
+        first_hit = f"{percent(arcap['first_hit'])} ({_range(arcap['first_hit_interval'])})"
+        modes = [None if m is None else f"{percent(m['em'])} ({_interval(m)})" for m in (gold["direct"], gold["think"])]
         rows.append((name, "measured", gold["questions"], *modes, first_hit, arcap["steps"]))
         paper = arcap["published"]
         if paper is not None:
-            modes = [f"{paper[key]:.3f} *" for key in ("direct", "think")]
+            modes = [f"{percent(paper[key])} *" for key in ("direct", "think")]
             steps = None if paper["steps"] is None else f"{paper['steps']:.2f} *"
-            rows.append((name, paper["row"], None, *modes, f"{paper['first_hit']:.3f} *", steps))
+            rows.append((name, paper["row"], None, *modes, f"{percent(paper['first_hit'])} *", steps))
     return Table("ARCap", columns, tuple(rows))
 
 
@@ -166,7 +175,7 @@ def _behaviour(report: Mapping[str, Any]) -> Table:
     rows = tuple(
         (
             name,
-            b["format_valid"],
+            percent(b["format_valid"]),
             *(b["stops"].get(stop, 0) for stop in stops),
             b["failed_searches"],
             b["invalid_actions"],
@@ -183,7 +192,7 @@ def _interval(group: Mapping[str, Any]) -> str:
 
 
 def _range(interval: Mapping[str, float]) -> str:
-    return f"{interval['low']:.3f}-{interval['high']:.3f}"
+    return percent_range(interval["low"], interval["high"])
 
 
 def _cell(cell: Cell) -> str:
