@@ -4,14 +4,11 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-ROWS = (
-    *("rollout_0.5b_64", "rollout_0.5b_512", "rollout_0.5b_512_peers", "rollout_0.5b_vllm", "rollout_3b_64"),
-    *("rollout_3b_512", "kd_step", "rl_step", "teacher_8bit", "reference_step", "eval_throughput"),
-)
 BENCH = Path(__file__).parents[1] / "bench"
 SOURCES = BENCH.parents[1] / "src"
 FAKE_VLLM = """
@@ -47,37 +44,93 @@ def bench(monkeypatch):
 
 def small(folder, *rows, path=(), more=()):
     command = [sys.executable, str(BENCH / "gpu.py"), "--small", "--folder", str(folder), "--only", *rows, *more]
-    environment = {"PYTHONPATH": ":".join(map(str, (*path, SOURCES))), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(*path))
 
 
-def test_a_row_that_takes_too_long_loses_no_other_and_one_that_is_there_is_not_repeated(tmp_path):
-    (tmp_path / "kd_step.json").write_text('{"runs": {"naive": [{"error": "x"}]}, "medians": {}}')
-    ended = small(tmp_path, "rl_step", "kd_step", more=["--timeout", "0.2"])
+def environment(*path):
+    return {"PYTHONPATH": ":".join(map(str, (*path, SOURCES))), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_a_row_that_is_done_is_not_repeated_and_a_row_without_time_is_not_begun(tmp_path):
+    (tmp_path / "results.json").write_text('{"kd_step": {"state": "done", "figures": ["as before"]}}')
+    ended = small(tmp_path, "rl_step", "kd_step", more=["--budget", "5"])
     assert ended.returncode == 1
-    assert "| rl_step | stopped after 0 s, see " in ended.stdout
-    assert "| kd_step | done before | naive: not run: x |" in ended.stdout
+    assert "kd_step: done; as before" in ended.stdout
+    assert "rl_step: not measured: no time was left" in ended.stdout
+    assert {file.name for file in tmp_path.iterdir()} == {"results.json", "log.txt", "table.md"}
+
+
+def test_a_row_at_its_limit_is_ended_with_all_that_it_started(bench, tmp_path):
+    gpu = bench("gpu")
+    marker = f"sleep {time.time_ns() % 1_000_000 + 1_000_000}"
+    status = gpu._ended(["/bin/sh", "-c", f"{marker} & {marker}"], tmp_path / "log", 0.3)
+    assert status is None
+    assert subprocess.run(["pgrep", "-f", marker], capture_output=True).returncode == 1
 
 
 def test_rows_that_fail_say_so_and_the_next_one_runs(tmp_path):
-    """By an interpreter that does nothing but fail."""
-    ended = small(tmp_path, "kd_step", "rl_step", more=["--peers", "/bin/false"])
-    assert ended.returncode == 1
-    for row in ("kd_step", "rl_step"):
-        assert f"| {row} | not measured: status 1 (see {tmp_path / row}.log) |" in ended.stdout
+    """By an interpreter that does nothing but fail; a second call tries them again."""
+    for _ in range(2):
+        ended = small(tmp_path, "kd_step_peers", "rl_step", more=["--peers", "/bin/false"])
+        assert ended.returncode == 1
+        for row in ("kd_step_peers", "rl_step"):
+            assert results(tmp_path)[row]["state"] == "failed: status 1"
 
 
 @pytest.mark.slow
-def test_every_row_runs(tmp_path):
-    ended = small(tmp_path, *ROWS)
-    rows = [line.split(" | ") for line in ended.stdout.splitlines()[2:]]
-    states = {row[0].strip("| "): row[1] for row in rows}
+def test_a_killed_run_goes_on_with_what_is_missing(tmp_path):
+    """Killed while its second row runs: the first one's result is there, and is not measured again."""
+    command = [sys.executable, str(BENCH / "gpu.py"), "--small", "--folder", str(tmp_path)]
+    first = subprocess.Popen(
+        [*command, "--only", "rl_step", "kd_step"], env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    for line in first.stderr:
+        if "kd_step" in line:
+            break
+    first.kill()
+    first.wait()
+    before = results(tmp_path)
+    assert before.keys() == {"rl_step"} and before["rl_step"]["state"] == "done"
+    ended = small(tmp_path, "rl_step", "kd_step")
+    assert ended.returncode == 0, ended.stderr
+    assert "rl_step," not in ended.stderr and "kd_step," in ended.stderr
+    assert results(tmp_path)["rl_step"] == before["rl_step"] and results(tmp_path)["kd_step"]["state"] == "done"
+
+
+def test_the_table_of_the_docs_is_the_one_of_the_results(bench):
+    gpu = bench("gpu")
+    kept = json.loads(gpu.KEPT.read_text()) if gpu.KEPT.exists() else {}
+    document = gpu.DOCS.read_text()
+    assert gpu.render(document, kept) == document, "python tests/bench/gpu.py --render"
+    shown = gpu.table({"kd_step": {"state": "done", "figures": ["1 s", "2 GB"], "seconds": 7.0}})
+    assert "| 1 s; 2 GB | 7.0 |" in shown and shown.count("| not measured | - |") == len(gpu.ROWS) - 1
+
+
+def test_checks_are_counted_and_failures_named(bench, tmp_path):
+    gpu = bench("gpu")
+    file = tmp_path / "told.json"
+    file.write_text(
+        '<testsuites><testsuite tests="3" skipped="1"><testcase classname="a" name="b"/>'
+        '<testcase classname="a" name="c"><failure message="1 is not 2"/></testcase></testsuite></testsuites>'
+    )
+    assert list(gpu.figures("pytest", gpu._told(file))) == ["1 passed, 1 skipped, 1 failed", "failed: a::c: 1 is not 2"]
+
+
+@pytest.mark.slow
+def test_every_row_runs(bench, tmp_path):
+    rows = tuple(bench("gpu").ROWS)
+    ended = small(tmp_path, *rows)
+    states = {name: row["state"] for name, row in results(tmp_path).items()}
     assert ended.returncode == 0, ended.stdout + ended.stderr
     allowed = ("done", "skipped: ours") if importlib.util.find_spec("bitsandbytes") else ("done", "skipped")
-    assert tuple(states) == ROWS
+    assert tuple(states) == rows
     for name, state in states.items():
         assert state.startswith("skipped: vllm" if name == "rollout_0.5b_vllm" else allowed), (name, state)
-    step = json.loads((tmp_path / "reference_step.json").read_text())["rows"]["16 bit"]
+    step = results(tmp_path)["reference_step"]["told"]["rows"]["16 bit"]
     for measured in step["steps"]:
         assert measured["student and critic"] + measured["teacher"] <= measured["signals"]
         assert measured["search"] > 0 and measured["teacher"] > 0 and measured["update"] > 0
@@ -89,7 +142,7 @@ def test_the_row_of_vllm_by_a_double_of_it(tmp_path):
     (tmp_path / "vllm.py").write_text(FAKE_VLLM)
     ended = small(tmp_path / "rows", "rollout_0.5b_vllm", path=[tmp_path])
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    rows = json.loads((tmp_path / "rows" / "rollout_0.5b_vllm.json").read_text())["rows"]
+    rows = results(tmp_path / "rows")["rollout_0.5b_vllm"]["told"]["rows"]
     assert [row["engine"] for row in rows] == ["bound", "vllm"] and rows[1]["tokens_per_s"] > 0
 
 

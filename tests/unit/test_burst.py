@@ -230,6 +230,7 @@ def test_masters_are_rounded_anew_by_every_step(codec, tied, monkeypatch):
     assert 0 < float((chosen - torch.tensor(logprobs)).abs().max()) < 0.12
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_graphs_write_what_the_function_writes(codec, temperature, monkeypatch):
@@ -239,6 +240,7 @@ def test_graphs_write_what_the_function_writes(codec, temperature, monkeypatch):
     assert captured == episodes(model, codec, burst=8, temperature=temperature, count=24, longest=60)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_graphs_follow_the_masters(codec):
     """float32 on a GPU: the engine that has captured writes what a new one writes after an update, and after a move."""

@@ -1,0 +1,177 @@
+"""What runs differently on a GPU, beside the same on the CPU: kernels, steps, searches, memory.
+
+Bursts and their graphs are in tests/unit/test_burst.py.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from tests.gpu.models import CPU, Words, learner, model, samples, sequences, step
+
+from dgpo_cli.engine.base import Sampling
+from dgpo_cli.engine.inprocess import InProcessEngine
+from dgpo_cli.models.packed import Packed
+from dgpo_cli.models.vocab import hidden_states
+from dgpo_cli.retrieval.device_search import DeviceSearch
+from dgpo_cli.retrieval.vectors import ExactSearch
+from dgpo_cli.train.fit import Memory, largest_micro_batch
+from dgpo_cli.train.signals import logprobs
+
+pytestmark = pytest.mark.gpu
+HAS_8_BIT = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+
+
+def gap(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The norm of the difference as a share of the expected norm."""
+    found, expected = found.double().cpu(), expected.double().cpu()
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-3), (torch.bfloat16, 0.03)], ids=["float32", "bf16"])
+def test_packed_attention(device: torch.device, dtype: torch.dtype, bound: float) -> None:
+    """2e-3: on a GPU float32 products may be rounded to TF32, which keeps ten bits."""
+    with torch.no_grad():
+        here = hidden_states(model().to(device, dtype), Packed.of(sequences(), device))
+        there = hidden_states(model(), Packed.of(sequences(), CPU))
+    assert gap(here, there) < bound
+
+
+def test_a_packed_sequence_sees_nothing_of_its_neighbours(device: torch.device) -> None:
+    one = model().to(device)
+    with torch.no_grad():
+        together = hidden_states(one, Packed.of(sequences(), device)).split([len(ids) for ids in sequences()])
+        for ids, rows in zip(sequences(), together, strict=True):
+            assert gap(rows, hidden_states(one, Packed.of([ids], device))) < 2e-3
+
+
+def episodes(device: torch.device, burst: int, monkeypatch: pytest.MonkeyPatch, *, graphs: bool = True):
+    """Tokens [episodes] and log-probabilities of 24 episodes of two turns, of which some wait for others to read."""
+    with monkeypatch.context() as patch:
+        if not graphs:
+            patch.setattr("dgpo_cli.engine.burst._Graphs", lambda *_: None)
+        engine = InProcessEngine(model().to(device), Words(), slots=24, capacity=1024, burst=burst)  # type: ignore[arg-type]
+    tokens: dict[int, list[int]] = {}
+    logprobs: dict[int, list[float]] = {}
+    turns: dict[int, int] = {}
+    begin, read = sequences()[0].tolist(), sequences()[2][:200].tolist()
+    for number in range(24):
+        sampling = Sampling(1.0, 20 + 3 * number, (), key=str(number))
+        slot = engine.open(begin[: 40 + 7 * number], sampling)
+        tokens[slot], logprobs[slot], turns[slot] = [], [], 2
+    waiting: list[int] = []
+    while True:
+        stepped = engine.step()
+        for event in stepped:
+            tokens[event.slot] += event.token_ids
+            logprobs[event.slot] += event.logprobs
+            if event.end is not None:
+                turns[event.slot] -= 1
+                waiting += [event.slot] * (turns[event.slot] > 0)
+        if waiting and (not stepped or len(waiting) >= 6):
+            for slot in waiting:
+                engine.extend(slot, read)
+            waiting = []
+        elif not stepped:
+            return [tokens[slot] for slot in sorted(tokens)], [logprobs[slot] for slot in sorted(logprobs)]
+
+
+def test_captured_bursts_write_what_bursts_write(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert episodes(device, 8, monkeypatch) == episodes(device, 8, monkeypatch, graphs=False)
+
+
+def test_bursts_write_what_single_tokens_do(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums in another order may turn a near tie, after which an episode goes its own way; nearly all stay the same."""
+    (several, by_burst), (one, by_one) = (episodes(device, burst, monkeypatch) for burst in (8, 1))
+    same = [number for number in range(24) if several[number] == one[number]]
+    assert len(same) >= (23 if device.type == "cuda" else 24)
+    for number in same:
+        torch.testing.assert_close(torch.tensor(by_burst[number]), torch.tensor(by_one[number]), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "variant"),
+    [
+        *((method, variant) for method in ("kd", "dgpo", "grpo") for variant in ("plain", "checkpointed")),
+        ("dgpo", "shared critic"),
+        pytest.param("dgpo", "8-bit adam", marks=HAS_8_BIT),
+    ],
+)
+def test_a_step_is_that_of_the_cpu(device: torch.device, method: str, variant: str) -> None:
+    """Losses, KL and gradient norms; a GPU works in bf16, which keeps eight bits."""
+    here, there = step(device, method, variant), step(CPU, method, variant)
+    assert here.keys() == there.keys() and "policy_grad_norm" in here
+    for name, value in there.items():
+        assert here[name] == pytest.approx(value, rel=0.05, abs=2e-3), name
+
+
+def test_log_probabilities_are_those_of_the_cpu(device: torch.device) -> None:
+    here, there = (logprobs(made, made.student, samples()) for made in (learner(device, "kd"), learner(CPU, "kd")))
+    for found, expected in zip(here, there, strict=True):
+        torch.testing.assert_close(found.cpu(), expected.cpu(), atol=0.05, rtol=0)
+
+
+def test_exact_search(device: torch.device) -> None:
+    chance = np.random.default_rng(0)
+
+    def unit(count: int) -> np.ndarray:
+        drawn = chance.standard_normal((count, 64)).astype(np.float32)
+        return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+    vectors, queries = unit(3_000).astype(np.float16), unit(20)
+    here, there = DeviceSearch(vectors, device).search(queries, 5), ExactSearch(vectors).search(queries, 5)
+    for (rows, _), (same, _) in zip(here, there, strict=True):
+        assert rows.tolist() == same.tolist()
+
+
+@HAS_8_BIT
+def test_a_teacher_in_eight_bit_is_close_to_itself(device: torch.device) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from dgpo_cli.models.eight_bit import count_eight_bit, quantization
+
+    with tempfile.TemporaryDirectory() as folder:
+        model(dtype=torch.bfloat16).save_pretrained(folder)
+        small = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.bfloat16, quantization_config=quantization(), device_map={"": device}
+        ).eval()
+    assert count_eight_bit(small) == 28  # 7 linear maps in each of 4 layers
+    with torch.no_grad():
+        here = hidden_states(small, Packed.of(sequences(), device))
+        there = hidden_states(model(), Packed.of(sequences(), CPU))
+    assert torch.isfinite(here).all() and gap(here, there) < 0.1
+
+
+def test_fit_finds_a_size_that_runs(device: torch.device) -> None:
+    """Within 1 GiB; what is taken to fit stayed below it, and what did not was refused."""
+    made = learner(device, "dgpo")
+    memory = Memory(device, limit=Memory(device).used() + 2**30)
+    tokens, attempts = largest_micro_batch(made, memory, 512, 64)
+    assert tokens % 512 == 0 and 0 < tokens <= 64 * 512
+    assert all(attempt.peak <= memory.limit for attempt in attempts if attempt.fits and attempt.peak is not None)
+
+
+@pytest.fixture
+def little_memory(gpu: torch.device):
+    """A card of which this process may use 1 GiB more than it has."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(gpu).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(gpu) + 2**30) / total, gpu)
+    yield gpu
+    torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+    torch.cuda.empty_cache()
+
+
+def test_a_rollout_without_memory_ends_as_such(little_memory: torch.device) -> None:
+    engine = InProcessEngine(model().to(little_memory), Words(), slots=4_096, capacity=4_096)  # type: ignore[arg-type]
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        for number in range(4_096):
+            engine.open(sequences()[2].tolist(), Sampling(1.0, 20, (), key=str(number)))
+        while engine.step():
+            pass
