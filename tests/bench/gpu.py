@@ -96,6 +96,20 @@ ROWS = {  # the most telling first
         "rl step, 0.5B, update only", "1.5 times TRL", 60, "rl_step.py", "--device cuda",
         "--cases tinyworld --repetitions 1", peers=True,
     ),
+    **{
+        f"way_{name}": rollout(
+            f"rollouts, 0.5B, 512 at once, the other way: {name}", "-", 90, "qwen-0.5b", 512,
+            f"--engines ours --rounds 1 --way {name}={value}",
+        )
+        for name, value in (("cudnn_attention", "true"), ("steps_per_doubling", "2"))
+    },
+    **{
+        f"way_{name}": Row(
+            f"rl step, 0.5B, the other way: {name}", "-", 60, "rl_step.py", f"--device cuda --way {name}={value}",
+            f"--cases tinyworld --repetitions 1 --way {name}={value}",
+        )
+        for name, value in (("fused_adam", "false"), ("block_logits", "67108864"))
+    },
     "teacher_8bit": Row(
         "an 8-bit teacher of 3B, by batch",
         "-",
@@ -233,6 +247,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         lines.append(
             f"| `{name}`: `{row.command}` | {row.work} | {row.target} | {figure} | {found.get('seconds', '-')} |"
         )
+    cards = {f"{row['told']['device']}, torch {row['told']['versions']['torch']}" for row in rows.values()
+             if row["state"] == "done" and not row.get("small") and "device" in row.get("told", {})}  # fmt: skip
+    lines += ["", f"Measured on {'; '.join(sorted(cards))}."] if cards else []
     return "\n".join(lines) + "\n"
 
 

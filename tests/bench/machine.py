@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -42,6 +43,14 @@ def measured(device: torch.device, dtype: torch.dtype) -> Machine:
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     multiplying = _seconds(lambda: a @ b, device)
     return Machine(bandwidth=moved / copying, flops=2 * n**3 / multiplying)
+
+
+def use_way(text: str) -> None:
+    """Set a switch of models/ways.py, NAME=VALUE with an integer or true, false."""
+    from dgpo_cli.models.ways import WAYS
+
+    name, _, value = text.partition("=")
+    setattr(WAYS, name, type(getattr(WAYS, name))(json.loads(value)))
 
 
 def synchronize(device: torch.device) -> None:

@@ -182,9 +182,14 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--device", choices=BY_DEVICE, default="cpu")
     parser.add_argument("--cases", nargs="*", choices=CASES)
+    parser.add_argument("--way", action="append", default=[], metavar="NAME=VALUE", help="a switch of models/ways.py")
     parser.add_argument("--one", nargs=2)
     options = parser.parse_args()
     if options.one:
+        from machine import use_way
+
+        for way in options.way:
+            use_way(way)
         print(json.dumps(measure(*options.one, options.device)))
         return
     cases = options.cases or BY_DEVICE[options.device]
@@ -196,6 +201,7 @@ def main() -> None:
                 if rows and "error" in rows[0]:
                     continue
                 command = [sys.executable, __file__, "--one", name, case, "--device", options.device]
+                command += [f"--way={way}" for way in options.way]
                 ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
                 lost = {"error": (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1]}
                 rows.append(lost if ended.returncode else json.loads(ended.stdout.splitlines()[-1]))

@@ -28,12 +28,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from machine import about, measured, synchronize
+from machine import about, measured, synchronize, use_way
 from roofline import bound, shape_of, steps
 from transformers import GenerationConfig, Qwen2ForCausalLM
 
@@ -179,7 +180,9 @@ def continuous(model: Qwen2ForCausalLM, episodes: list[Episode], work: Work) -> 
         from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
         pages = len(episodes) * (work.capacity() // 16 + 2)
-        sizes = ContinuousBatchingConfig(page_size=16, num_blocks=pages, max_batch_tokens=CPU_BATCH_TOKENS)
+        # The size of a block has another name from one release of transformers to the next.
+        page = "page_size" if "page_size" in signature(ContinuousBatchingConfig).parameters else "block_size"
+        sizes = ContinuousBatchingConfig(num_blocks=pages, max_batch_tokens=CPU_BATCH_TOKENS, **{page: 16})
     with model.continuous_batching_context_manager(
         generation_config=config, continuous_batching_config=sizes
     ) as manager:
@@ -247,8 +250,11 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=BY_DEFAULT)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--way", action="append", default=[], metavar="NAME=VALUE", help="a switch of models/ways.py")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
+    for way in asked.way:
+        use_way(way)
     work, device = WORKS[asked.work], torch.device(asked.device)
     if device.type == "cpu":
         torch.set_num_threads(1)

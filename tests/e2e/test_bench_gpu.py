@@ -106,7 +106,9 @@ def test_the_table_of_the_docs_is_the_one_of_the_results(bench):
     kept = json.loads(gpu.KEPT.read_text()) if gpu.KEPT.exists() else {}
     document = gpu.DOCS.read_text()
     assert gpu.render(document, kept) == document, "python tests/bench/gpu.py --render"
-    shown = gpu.table({"kd_step": {"state": "done", "figures": ["1 s", "2 GB"], "seconds": 7.0}})
+    told = {"device": "NVIDIA H100", "versions": {"torch": "2.11.0"}}
+    shown = gpu.table({"kd_step": {"state": "done", "figures": ["1 s", "2 GB"], "seconds": 7.0, "told": told}})
+    assert shown.endswith("\n\nMeasured on NVIDIA H100, torch 2.11.0.\n")
     assert "| 1 s; 2 GB | 7.0 |" in shown and shown.count("| not measured | - |") == len(gpu.ROWS) - 1
 
 

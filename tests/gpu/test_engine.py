@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from tests.gpu.models import CPU, VOCABULARY, Words, model, sequences
 
 from dgpo_cli.engine.base import Sampling
 from dgpo_cli.engine.burst import Burst
@@ -15,42 +15,16 @@ from dgpo_cli.models.vocab import hidden_states
 from dgpo_cli.models.ways import WAYS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
-V = 2000
-CPU = torch.device("cpu")
-LENGTHS = (300, 17, 900, 64, 64)
-
-
-class Plain:
-    """What the engine asks of a tokenizer, where no text ends a turn."""
-
-    vocabulary_size, eos_ids, pad_id = V, frozenset(), 0
-
-    def token_bytes(self, token_id):
-        return b"a "
-
-
-def model(dtype=torch.float32, layers=4, seed=0):
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=V + 48, hidden_size=448, intermediate_size=1024, num_hidden_layers=layers, num_attention_heads=7,
-        num_key_value_heads=1, max_position_embeddings=4096, tie_word_embeddings=True,
-    )  # fmt: skip
-    return Qwen2ForCausalLM(config).eval().to(dtype)
-
-
-def sequences():
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randint(V, (length,), generator=generator) for length in LENGTHS]
 
 
 def ids(count, seed):
     chance = random.Random(seed)
-    return [chance.randrange(V) for _ in range(count)]
+    return [chance.randrange(VOCABULARY) for _ in range(count)]
 
 
 def episodes(written_by, burst, *, slots=24, device="cuda", temperature=1.0):
     """(tokens, log-probabilities) of two turns of every slot; those that ended wait for others before they go on."""
-    engine = InProcessEngine(written_by, Plain(), slots=slots, capacity=1500, burst=burst)
+    engine = InProcessEngine(written_by, Words(), slots=slots, capacity=1500, burst=burst)
     made, left = {}, {}
     begin = ids(40, "begin")
     for i in range(slots):
@@ -119,7 +93,7 @@ def test_packed_attention_says_what_a_cpu_says(dtype):
     """In both precisions, value and gradient; float32 is computed in bf16 beside float32 masters."""
     expected, found = [], []
     for device, kept, out in ((CPU, torch.float32, expected), (torch.device("cuda"), dtype, found)):
-        made = model().to(device, kept)
+        made = model(dtype=kept).to(device)
         hidden = hidden_states(made, Packed.of(sequences(), device)).float()
         weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1)).to(device)
         (hidden * weights).sum().backward()

@@ -1,6 +1,6 @@
 """What runs differently on a GPU, beside the same on the CPU: kernels, steps, searches, memory.
 
-Bursts and their graphs are in tests/unit/test_burst.py.
+Rollouts, their graphs and packed attention are in test_engine.py.
 """
 
 from __future__ import annotations
@@ -33,65 +33,12 @@ def gap(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-3), (torch.bfloat16, 0.03)], ids=["float32", "bf16"])
-def test_packed_attention(device: torch.device, dtype: torch.dtype, bound: float) -> None:
-    """2e-3: on a GPU float32 products may be rounded to TF32, which keeps ten bits."""
-    with torch.no_grad():
-        here = hidden_states(model().to(device, dtype), Packed.of(sequences(), device))
-        there = hidden_states(model(), Packed.of(sequences(), CPU))
-    assert gap(here, there) < bound
-
-
 def test_a_packed_sequence_sees_nothing_of_its_neighbours(device: torch.device) -> None:
     one = model().to(device)
     with torch.no_grad():
         together = hidden_states(one, Packed.of(sequences(), device)).split([len(ids) for ids in sequences()])
         for ids, rows in zip(sequences(), together, strict=True):
             assert gap(rows, hidden_states(one, Packed.of([ids], device))) < 2e-3
-
-
-def episodes(device: torch.device, burst: int, monkeypatch: pytest.MonkeyPatch, *, graphs: bool = True):
-    """Tokens [episodes] and log-probabilities of 24 episodes of two turns, of which some wait for others to read."""
-    with monkeypatch.context() as patch:
-        if not graphs:
-            patch.setattr("dgpo_cli.engine.burst._Graphs", lambda *_: None)
-        engine = InProcessEngine(model().to(device), Words(), slots=24, capacity=1024, burst=burst)  # type: ignore[arg-type]
-    tokens: dict[int, list[int]] = {}
-    logprobs: dict[int, list[float]] = {}
-    turns: dict[int, int] = {}
-    begin, read = sequences()[0].tolist(), sequences()[2][:200].tolist()
-    for number in range(24):
-        sampling = Sampling(1.0, 20 + 3 * number, (), key=str(number))
-        slot = engine.open(begin[: 40 + 7 * number], sampling)
-        tokens[slot], logprobs[slot], turns[slot] = [], [], 2
-    waiting: list[int] = []
-    while True:
-        stepped = engine.step()
-        for event in stepped:
-            tokens[event.slot] += event.token_ids
-            logprobs[event.slot] += event.logprobs
-            if event.end is not None:
-                turns[event.slot] -= 1
-                waiting += [event.slot] * (turns[event.slot] > 0)
-        if waiting and (not stepped or len(waiting) >= 6):
-            for slot in waiting:
-                engine.extend(slot, read)
-            waiting = []
-        elif not stepped:
-            return [tokens[slot] for slot in sorted(tokens)], [logprobs[slot] for slot in sorted(logprobs)]
-
-
-def test_captured_bursts_write_what_bursts_write(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert episodes(device, 8, monkeypatch) == episodes(device, 8, monkeypatch, graphs=False)
-
-
-def test_bursts_write_what_single_tokens_do(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums in another order may turn a near tie, after which an episode goes its own way; nearly all stay the same."""
-    (several, by_burst), (one, by_one) = (episodes(device, burst, monkeypatch) for burst in (8, 1))
-    same = [number for number in range(24) if several[number] == one[number]]
-    assert len(same) >= (23 if device.type == "cuda" else 24)
-    for number in same:
-        torch.testing.assert_close(torch.tensor(by_burst[number]), torch.tensor(by_one[number]), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
