@@ -5,7 +5,6 @@ The one door to the terminal: whatever a file, a server or a model wrote, no con
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -27,6 +26,7 @@ from rich.text import Text
 
 from dgpo_cli.core.figures import duration, shortened
 from dgpo_cli.core.progress import Progress as ProgressCallback
+from dgpo_cli.core.records import to_json
 from dgpo_cli.core.untrusted import visible, visible_json
 
 _FIRST_LINE_S, _LINE_S = 5.0, 60.0  # when progress first speaks without a terminal, and how often then
@@ -144,7 +144,7 @@ class Console:
     def result(self, values: Mapping[str, Any]) -> None:
         """The command's one JSON object, with --json only."""
         if self.json_output and not self._muted:
-            sys.stdout.write(visible_json(json.dumps(values, ensure_ascii=False)) + "\n")
+            sys.stdout.write(visible_json(to_json(values)) + "\n")
             sys.stdout.flush()
 
     @contextmanager

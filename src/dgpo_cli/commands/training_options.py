@@ -114,5 +114,7 @@ def follow(
     path = absolute(str(run.path))
     Workspace().remember(by=f"dgpo {command}", model=path, last_run=path, **({"student": path} if student else {}))
     best = "" if result.get("best") is None else f", best validation score {result['best']:.4f}"
+    if idle := result["untrained_steps"]:
+        console.warn(f"{idle} of {result['steps']} steps trained nothing: no text was written in them")
     console.print(f"{run.path}: {result['steps']} steps in {result['seconds']:.0f} s{best}\nnext: {after}")
     console.result(result | {"run": str(run.path)})

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from typing import Any
 from dgpo_cli.core import folders, schema
 from dgpo_cli.core.config import to_toml
 from dgpo_cli.core.locks import Lock, is_held
-from dgpo_cli.core.records import dump_line, parse_line, write_atomic, write_jsonl_atomic
+from dgpo_cli.core.records import dump_line, parse_line, to_json, write_atomic, write_jsonl_atomic
 from dgpo_cli.core.run_names import find_run
 from dgpo_cli.core.schema import check, read_record
 from dgpo_cli.errors import BusyError, ConfigError
@@ -163,7 +164,7 @@ class RunDir:
             "versions": _versions(),
             "git_commit": _git_commit(),
         }
-        write_atomic(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+        write_atomic(self.path / "run.json", to_json(record, indent=1, ensure_ascii=True) + "\n")
         return self
 
     @property
@@ -171,10 +172,11 @@ class RunDir:
         return read_run(self.path)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        known = {name: value for name, value in metrics.items() if not isinstance(value, float) or math.isfinite(value)}
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as stream:
-            stream.write(dump_line({"step": step} | dict(metrics)))
+            stream.write(dump_line({"step": step} | known))
         if self.listener is not None:
-            self.listener(step, metrics)
+            self.listener(step, known)
 
     def metrics(self) -> list[dict[str, Any]]:
         return read_metrics(self.path)
@@ -191,7 +193,7 @@ class RunDir:
 
     def note(self, **facts: Any) -> None:
         """Add to run.json what the config does not say by itself."""
-        write_atomic(self.path / "run.json", json.dumps(self.record | facts, indent=1) + "\n")
+        write_atomic(self.path / "run.json", to_json(self.record | facts, indent=1, ensure_ascii=True) + "\n")
 
     def finish(self, result: Mapping[str, Any]) -> None:
         record = self.record | {
@@ -199,7 +201,7 @@ class RunDir:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "result": dict(result),
         }
-        write_atomic(self.path / "run.json", json.dumps(record, indent=1) + "\n")
+        write_atomic(self.path / "run.json", to_json(record, indent=1, ensure_ascii=True) + "\n")
         self.close()
 
     def close(self) -> None:

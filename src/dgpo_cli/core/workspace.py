@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from dgpo_cli.core import folders
 from dgpo_cli.core.locks import Lock
-from dgpo_cli.core.records import write_atomic
+from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.core.schema import map_of, read_record, record, text
 
 # What is remembered; `model` is what eval, chat and export take, `student` where rl starts.
@@ -51,7 +50,7 @@ class Workspace:
                 else:
                     at = datetime.now().strftime("%Y-%m-%d %H:%M")
                     content[key] = {"value": str(value), "by": by, "at": at}
-            write_atomic(self.path, json.dumps(content, indent=1) + "\n")
+            write_atomic(self.path, to_json(content, indent=1, ensure_ascii=True) + "\n")
 
     def resolve(self, key: str, given: str | Path | None, default: str | None = None) -> Resolved:
         """The value given, else the one remembered, else the default."""

@@ -38,14 +38,14 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     return Interval(min(share, max(0.0, centre - reach)), max(share, min(1.0, centre + reach)))
 
 
-def mean_interval(parts: Sequence[tuple[float, Interval]]) -> Interval:
-    """Interval of the plain mean of several independent shares, each with its own interval."""
+def mean_interval(parts: Sequence[tuple[float, Interval]], *, least: float = 0.0) -> Interval:
+    """Interval, from `least` to 1, of the plain mean of several independent shares, each with its own interval."""
     if not parts:
         raise ValueError("a mean of no share")
     mean = sum(share for share, _ in parts) / len(parts)
     below = math.sqrt(sum((share - own.low) ** 2 for share, own in parts)) / len(parts)
     above = math.sqrt(sum((own.high - share) ** 2 for share, own in parts)) / len(parts)
-    return Interval(max(0.0, mean - below), min(1.0, mean + above))
+    return Interval(max(least, mean - below), min(1.0, mean + above))
 
 
 def resampled_means(values: Sequence[float], rng: np.random.Generator) -> np.ndarray:
@@ -57,11 +57,27 @@ def resampled_means(values: Sequence[float], rng: np.random.Generator) -> np.nda
     return result
 
 
-def bootstrap_interval(values: Sequence[float], *, seed: int = 0, confidence: float = CONFIDENCE) -> Interval:
-    """Percentile interval of the mean of `values`, one per question. Raises ValueError without any."""
+def bootstrap_interval(
+    values: Sequence[float], *, least: float = 0.0, seed: int = 0, confidence: float = CONFIDENCE
+) -> Interval:
+    """Percentile interval of the mean of `values` from `least` to 1, one per question. Raises ValueError without any.
+
+    Equal values, also a single one, have no spread to resample: see `_without_spread`.
+    """
     if not values:
         raise ValueError("a mean of nothing")
+    if len(set(values)) == 1:
+        return _without_spread(values[0], len(values), least, confidence)
     return _percentile(resampled_means(values, np.random.default_rng(seed)), confidence)
+
+
+def _without_spread(value: float, n: int, least: float, confidence: float) -> Interval:
+    """Interval of a mean where all `n` questions gave `value`: as many others as Wilson allows could be anything.
+
+    Resampling would give an interval of no width, as if one question could tell all.
+    """
+    unseen = wilson(0, n, confidence).high
+    return Interval(value - unseen * (value - least), value + unseen * (1.0 - value))
 
 
 def _percentile(means: np.ndarray, confidence: float) -> Interval:
@@ -112,7 +128,7 @@ def paired_difference(
     return PairedDifference(
         n=len(differences),
         difference=sum(differences) / len(differences),
-        interval=bootstrap_interval(differences, seed=seed, confidence=confidence),
+        interval=bootstrap_interval(differences, least=-1.0, seed=seed, confidence=confidence),
         better=better,
         worse=worse,
         p_value=sign_test(better, worse),
@@ -122,13 +138,22 @@ def paired_difference(
 def mean_paired_difference(
     sets: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], *, seed: int = 0, confidence: float = CONFIDENCE
 ) -> tuple[float, Interval]:
-    """The mean over QA sets of each set's difference, second minus first; questions are drawn anew within each set."""
+    """The mean over QA sets of each set's difference, second minus first; questions are drawn anew within each set.
+
+    Where a set shows no spread to draw from, the sets' own intervals are put together (MOVER) instead.
+    """
     if not sets:
         raise ValueError("a mean of no set")
     rng = np.random.default_rng(seed)
     differences = [_differences(first, second) for first, second in sets]
+    mean = sum(sum(one) / len(one) for one in differences) / len(sets)
+    if any(len(set(one)) == 1 for one in differences):
+        own = [bootstrap_interval(one, least=-1.0, seed=seed, confidence=confidence) for one in differences]
+        return mean, mean_interval(
+            [(sum(one) / len(one), i) for one, i in zip(differences, own, strict=True)], least=-1.0
+        )
     means = sum(resampled_means(one, rng) for one in differences) / len(sets)
-    return sum(sum(one) / len(one) for one in differences) / len(sets), _percentile(np.asarray(means), confidence)
+    return mean, _percentile(np.asarray(means), confidence)
 
 
 def _differences(first: Mapping[str, float], second: Mapping[str, float]) -> list[float]:
@@ -154,8 +179,13 @@ def nested_interval(
 
     Questions are resampled inside their group; with `over_groups` the groups (training seeds) are resampled first, so
     that the interval is about further seeds too. With three seeds that part is coarse: it is at least as wide as their
-    spread, and no more is known.
+    spread, and no more is known. Raises ValueError without a group or for an empty one.
     """
+    if not groups or not all(len(group) for group in groups):
+        raise ValueError("a mean of nothing")
+    values = {float(value) for group in groups for value in group}
+    if len(values) == 1:
+        return _without_spread(values.pop(), sum(map(len, groups)), -1.0, confidence)
     shares = np.array([[(group == v).mean() for v in (-1, 0, 1)] for group in groups])  # [G, 3]
     sizes = np.array([len(group) for group in groups])
     generator = np.random.default_rng(seed)

@@ -31,13 +31,19 @@ def k3(logprobs: Tensor, other_logprobs: Tensor, clamp: float = 10.0) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.sum()
+    """0 where the mask is empty."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def masked_whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and (Bessel-corrected) variance 1 over the mask; other positions are moved along, as in the reference."""
-    mean = masked_mean(values, mask)
+    """Mean 0 and (Bessel-corrected) variance 1 over the mask; other positions are moved along, as in the reference.
+
+    Fewer than two counted values have no variance and stay as they are.
+    """
     count = mask.sum()
+    if count < 2:
+        return values
+    mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask) * count / (count - 1)
     return (values - mean) * torch.rsqrt(variance + 1e-8)
 

@@ -69,7 +69,8 @@ class TAID(Objective):
     def after_step(self, metrics: Mapping[str, float], progress: float) -> None:
         if self._steps is None:
             self._steps = max(1, round(1 / progress))
-        self.advance(metrics["kl_to_target"], progress, self._alpha(self._steps))
+        if "kl_to_target" in metrics:  # a step without a written token has none, and moves nothing
+            self.advance(metrics["kl_to_target"], progress, self._alpha(self._steps))
 
     def advance(self, loss: float, progress: float, alpha: float) -> None:
         """Move t after a step with this loss; `progress` is the position on the line, from 0 to 1."""

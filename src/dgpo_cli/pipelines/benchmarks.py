@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.core.records import RecordFile, write_atomic
+from dgpo_cli.core.records import RecordFile, to_json, write_atomic
 from dgpo_cli.core.types import Question, question_to_json
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.evaluate.published import Conditions
@@ -272,7 +272,7 @@ def report_json(
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    write_atomic(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(folder / "report.json", to_json(report, indent=1) + "\n")
     write_atomic(folder / "report.md", markdown(report))
 
 

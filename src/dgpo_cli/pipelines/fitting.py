@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from dgpo_cli.core.records import write_atomic
+from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.engine.base import Engine, Sampling, SlotId
 from dgpo_cli.errors import InputError
@@ -56,7 +56,7 @@ def fit(
     else:
         found = _agreed(learner, _search(learner, length, sequences, limit_gib, engine))
         if learner.world.first:
-            write_atomic(file, json.dumps(asdict(found), indent=1) + "\n")
+            write_atomic(file, to_json(asdict(found), indent=1, ensure_ascii=True) + "\n")
     learner.micro_batch_tokens = found.micro_batch_tokens
     if say is not None:
         say(str(found))

@@ -174,7 +174,8 @@ def distil(
         )
 
     def validate() -> Mapping[str, float]:
-        metrics = {"nll": nll(learner, validation, steps_told.inside("validation loss"))} if validation else {}
+        loss = nll(learner, validation, steps_told.inside("validation loss"))
+        metrics = {} if loss is None else {"nll": loss}
         if em is not None:
             return metrics | dict(em())
         return metrics | ({"score": -metrics["nll"]} if metrics else {})
@@ -232,8 +233,8 @@ def split(trajectories: Sequence[Trajectory], share: float, seed: int) -> tuple[
 
 
 @torch.no_grad()
-def nll(learner: Learner, trajectories: Sequence[Trajectory], progress: Progress | None = None) -> float:
-    """Mean negative log-likelihood of the written tokens, in nats."""
+def nll(learner: Learner, trajectories: Sequence[Trajectory], progress: Progress | None = None) -> float | None:
+    """Mean negative log-likelihood of the written tokens, in nats; None where there is none."""
     mine = learner.world.share([len(t.token_ids) for t in trajectories])
     samples = [Sample.of(trajectories[i]) for i in mine]
     total, count, done = 0.0, 0, 0
@@ -253,4 +254,4 @@ def nll(learner: Learner, trajectories: Sequence[Trajectory], progress: Progress
         if progress is not None:
             progress(done, len(samples))
     sums = learner.world.sum({"nll": total, "tokens": count})
-    return sums["nll"] / max(1, sums["tokens"])
+    return sums["nll"] / sums["tokens"] if sums["tokens"] else None

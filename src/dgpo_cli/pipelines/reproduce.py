@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dgpo_cli.core.records import write_atomic
+from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.core.run_dir import config_digest
 from dgpo_cli.evaluate.stats import nested_interval
 from dgpo_cli.pipelines.reproduce_rows import BASE_ROWS, RowSpec, row_specs
@@ -71,7 +71,7 @@ class Ladder(Stages):
         trained = {} if name in BASE_ROWS else self.result(name)
         record = Record(name, self.seed, digest, result, round(trained.get("seconds", 0.0), 1), self._validation(name))
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(asdict(record), indent=1) + "\n")
+        write_atomic(path, to_json(asdict(record), indent=1, ensure_ascii=True) + "\n")
         return record
 
     def model(self, name: str) -> Path:
@@ -152,7 +152,9 @@ class Ladder(Stages):
         self.model(trial)
         best = float(self.result(trial)["best"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"trial": trial, "digest": digest, "validation_em": best}, indent=1) + "\n")
+        write_atomic(
+            path, to_json({"trial": trial, "digest": digest, "validation_em": best}, indent=1, ensure_ascii=True) + "\n"
+        )
         return best
 
     def _validation(self, name: str) -> tuple[tuple[float, float], ...]:

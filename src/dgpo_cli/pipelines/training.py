@@ -10,7 +10,7 @@ from typing import Any
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.run_dir import FollowedRun, RunDir, check_space
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.errors import ConfigError, TrainingError
 from dgpo_cli.models.load import save_model
 from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.jobs import Sizes, kept_sizes
@@ -52,7 +52,8 @@ def run_training(
 ) -> dict[str, Any]:
     """Train from the run's newest state to the end of the plan; the best weights end up in `run.path`/best.
 
-    Returns {"steps", "best", "seconds", "path"}. Interrupted at any moment, the same call goes on from the
+    Returns {"steps", "untrained_steps", "best", "seconds", "path"}; raises TrainingError where no step had a written
+    token. Interrupted at any moment, the same call goes on from the
     last saved state and ends with the same weights.
     """
     state = run.path / "state"
@@ -110,6 +111,11 @@ def run_training(
     if rolls_back:  # the start is what a run goes back to that collapses before its first evaluation
         plan = replace(plan, evaluates_first=True)
     outcome = train(learner, source, plan, Hooks(log, evaluate, save, best, watch), step=step, extra=extra)
+    if outcome.steps and outcome.untrained_steps == outcome.steps:
+        raise TrainingError(
+            f"nothing was trained: no text was written in any of {outcome.steps} steps",
+            hint="prompts that leave no room for an answer are the usual cause: raise -o rollout.max_prompt_tokens",
+        )
     result = asdict(outcome) | {"path": str(run.path)}
     if guarding is not None:
         guarding.finish(run)

@@ -13,7 +13,7 @@ from typing import Any
 from dgpo_cli.core import schema
 from dgpo_cli.core.folders import recover_to_read
 from dgpo_cli.core.locks import lock_beside
-from dgpo_cli.core.records import write_atomic
+from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.registry import RETRIEVERS, retriever_class
 
@@ -62,7 +62,7 @@ class Manifest:
         return _rebuild_command(directory, asdict(self))
 
     def write(self, directory: Path) -> None:
-        write_atomic(directory / FILE, json.dumps(asdict(self), indent=1) + "\n")
+        write_atomic(directory / FILE, to_json(asdict(self), indent=1, ensure_ascii=True) + "\n")
 
 
 def describe_files(directory: Path) -> dict[str, IndexFile]:

@@ -7,7 +7,6 @@ on machines that compute alike. A part holds its own passages; merging needs nei
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -21,7 +20,7 @@ from dgpo_cli.core import schema
 from dgpo_cli.core.folders import recover_to_read
 from dgpo_cli.core.locks import lock_beside
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.core.records import write_atomic
+from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval import vectors
 from dgpo_cli.retrieval.build import alone, configured, existing, remove, write_manifest, writing_folder
@@ -127,7 +126,7 @@ def build_part(
                 skipped_by_kind=dict(report.kinds.most_common()),
                 problems=report.problems,
             )
-            write_atomic(writing / FILE, json.dumps(asdict(part), indent=1) + "\n")
+            write_atomic(writing / FILE, to_json(asdict(part), indent=1, ensure_ascii=True) + "\n")
     return part, False
 
 

@@ -5,7 +5,6 @@ There is no generator state to keep: every draw is a function of the seed and th
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dgpo_cli.core.records import to_json
 from dgpo_cli.core.schema import ANYTHING, map_of, record, require, whole
 from dgpo_cli.core.untrusted import parse_json
 from dgpo_cli.errors import InputError
@@ -77,7 +77,7 @@ def _write(
         "objective": learner.objective.state_dict(),
         "extra": dict(extra),
     }
-    (temporary / "state.json").write_text(json.dumps(state, indent=1))
+    (temporary / "state.json").write_text(to_json(state, indent=1, ensure_ascii=True))
     if target.exists():
         shutil.rmtree(target)
     temporary.rename(target)

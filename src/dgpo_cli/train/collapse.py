@@ -8,12 +8,14 @@ thresholds are ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dgpo_cli.errors import ConfigError
 
+_FAR = 1e30
 OnCollapse = Literal["warn", "stop", "rollback"]
 
 
@@ -129,6 +131,9 @@ class Guard:
         if rule.metric not in metrics:  # no right answer, no teacher
             return None
         value = metrics[rule.metric]
+        if math.isnan(value):
+            return None
+        value = max(-_FAR, min(_FAR, value))  # an infinite one is beyond every threshold, and JSON has none
         size = rule.window or self.settings.window
         window = [*self.windows.get(rule.name, ()), value][-size:]
         self.windows[rule.name] = window

@@ -92,7 +92,7 @@ def _agree(samples: Sequence[Sample]) -> None:
 
 
 def _whiten(episodes: Sequence[Episode], credits: Sequence[Credit], trained: Sequence[bool]) -> list[Tensor]:
-    """Mean 0 and variance 1 over the written tokens of all trained episodes of the step."""
+    """Mean 0 and variance 1 over the written tokens of all trained episodes of the step; one token stays as it is."""
     parts = [c.advantages[e.written] for e, c, counts in zip(episodes, credits, trained, strict=True) if counts]
     values = torch.cat(parts) if parts else torch.zeros(0)
     if len(values) < 2:
@@ -107,8 +107,8 @@ def episode_metrics(
     """Means over the episodes of a step; log-probabilities over the written tokens that they are about."""
     metrics = rollout_metrics(trajectories)
     right = [e.behavior_logprobs[e.written] for e in episodes if e.score.correct]
-    if right:
-        metrics["right_logprob"] = float(torch.cat(right).mean())
+    if (logprobs := _joined(right)) is not None:
+        metrics["right_logprob"] = float(logprobs.mean())
     for name in {name for c in credits for name in c.metrics}:
         values = [c.metrics[name] for c in credits if name in c.metrics]
         metrics[name] = sum(values) / len(values)
@@ -119,19 +119,21 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Means over the student's episodes of a step."""
     count = len(trajectories)
     scores = [t.score for t in trajectories if t.score is not None]
-    made = max(1, sum(len(t.searches) for t in trajectories))
+    made, turns = sum(len(t.searches) for t in trajectories), sum(t.turns for t in trajectories)
     metrics = {
         "em": sum(s.correct for s in scores) / count,
         "reward": sum(s.total for s in scores) / count,
         "searches": sum(len(t.searches) for t in trajectories) / count,
-        "blank_queries": sum(not call.query.strip() for t in trajectories for call in t.searches) / made,
-        "repeated_queries": sum(_repeats(t) for t in trajectories) / made,
         "failed_searches": sum(t.stop is StopReason.SEARCH_FAILED for t in trajectories) / count,
-        "valid_actions": 1 - sum(t.invalid_actions for t in trajectories) / max(1, sum(t.turns for t in trajectories)),
         "answered": sum(t.stop is StopReason.ANSWERED for t in trajectories) / count,
         "tokens": sum(len(t.token_ids) for t in trajectories) / count,
         "written_tokens": sum(t.num_written for t in trajectories) / count,
     }
+    if made:  # shares of what did not happen are left out, here and below
+        metrics["blank_queries"] = sum(not call.query.strip() for t in trajectories for call in t.searches) / made
+        metrics["repeated_queries"] = sum(_repeats(t) for t in trajectories) / made
+    if turns:
+        metrics["valid_actions"] = 1 - sum(t.invalid_actions for t in trajectories) / turns
     for name in {name for s in scores for name in s.parts}:
         metrics[f"reward_{name}"] = sum(s.parts.get(name, 0.0) for s in scores) / count
     return metrics
@@ -151,14 +153,21 @@ def _needs_metrics(learner: Learner, samples: Sequence[Sample], episodes: Sequen
         for sample, e in zip(samples, episodes, strict=True)
         if "sampling_logprobs" in sample.fields
     ]
-    if pairs and not learner.objective.sampled_from_teacher:
-        metrics["engine_mismatch"] = float(torch.cat([(a - b).abs() for a, b in pairs]).max())
+    gaps = _joined([(a - b).abs() for a, b in pairs])
+    if gaps is not None and not learner.objective.sampled_from_teacher:
+        metrics["engine_mismatch"] = float(gaps.max())
     if Need.TEACHER_LOGPROBS in learner.objective.needs:
-        gaps = [
+        wrong = [
             (e.behavior_logprobs - e.teacher_logprobs)[e.written]
             for e in episodes
             if e.teacher_logprobs is not None and not e.score.correct
         ]
-        if gaps:
-            metrics["teacher_k1_wrong"] = float(torch.cat(gaps).mean())
+        if (gaps := _joined(wrong)) is not None:
+            metrics["teacher_k1_wrong"] = float(gaps.mean())
     return metrics
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor | None:
+    """All values in one row; None where no token is among them: a mean of nothing is left out, not NaN."""
+    values = torch.cat(list(parts)) if parts else torch.zeros(0)
+    return values if len(values) else None

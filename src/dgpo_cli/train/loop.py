@@ -47,6 +47,7 @@ class Outcome:
     steps: int
     best: float | None  # the best evaluation's score
     seconds: float  # of training, evaluation and saving not counted
+    untrained_steps: int = 0  # of the steps, those without a written token, which moved nothing
 
 
 def train(
@@ -54,18 +55,20 @@ def train(
 ) -> Outcome:
     """Train from `step` to the end of the plan.
 
-    `extra` is what the last checkpoint carried: {} at the start, else {"best": x, "seconds": s}.
+    `extra` is what the last checkpoint carried: {} at the start, else {"best": x, "seconds": s, "untrained_steps": n}.
     An evaluation's "score" (larger is better) decides which weights are the best; without one the last are.
     """
     best, seconds = extra.get("best"), float(extra.get("seconds", 0.0))
+    untrained = int(extra.get("untrained_steps", 0))
     if step and plan.ends(step, seconds):  # interrupted after its last save
-        return Outcome(step, best, seconds)
+        return Outcome(step, best, seconds, untrained)
     if not step and (plan.evaluates_first or learner.objective.evaluates_first):
         best = _evaluate(learner, hooks, step, best)
     while not plan.ends(step, seconds):
         started = time.perf_counter()
         metrics = run_step(learner, source, plan, step)
         step += 1
+        untrained += not metrics["trained_tokens"]
         learner.objective.after_step(metrics, step / plan.steps)
         # Where a plan ends by the clock, all processes have to go by the same one.
         seconds += learner.world.gather(time.perf_counter() - started)[0]
@@ -77,8 +80,8 @@ def train(
             best = _evaluate(learner, hooks, step, best)
         # Saved after the evaluation, so that a resumed run never repeats one.
         if last or (plan.save_every and step % plan.save_every == 0):
-            hooks.save(step, {"best": best, "seconds": seconds})
-    return Outcome(step, best, seconds)
+            hooks.save(step, {"best": best, "seconds": seconds, "untrained_steps": untrained})
+    return Outcome(step, best, seconds, untrained)
 
 
 def run_step(learner: Learner, source: Source, plan: Plan, step: int) -> dict[str, float]:
@@ -97,7 +100,8 @@ def run_step(learner: Learner, source: Source, plan: Plan, step: int) -> dict[st
     clock.append(time.perf_counter())
     names = ("seconds_rollout", "seconds_signals", "seconds_update")
     metrics |= {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
-    metrics["tokens_per_second"] = sum(sample.num_trained for sample in samples) / (clock[-1] - clock[0])
+    metrics["trained_tokens"] = trained = sum(sample.num_trained for sample in samples)
+    metrics["tokens_per_second"] = trained / (clock[-1] - clock[0])
     return metrics
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from dgpo_cli.core.records import read_jsonl
+from dgpo_cli.core.records import dump_line, read_jsonl
 from dgpo_cli.core.types import Trajectory
 
 
@@ -34,7 +33,7 @@ class ReplayBuffer:
 
     def save(self, path: Path) -> None:
         with open(path, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(t.to_json()) + "\n" for t in self._kept)
+            file.writelines(dump_line(t.to_json()) for t in self._kept)
 
     def load(self, path: Path) -> None:
         """Raises InputError or ValueError for a missing or damaged file."""
