@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dgpo_cli.commands.next_steps import after_distill_data
 from dgpo_cli.commands.shared import (
     BenchDirOption,
     ConfigOption,
@@ -133,7 +134,7 @@ def distill_data(
     loadable = {} if unloadable else {"teacher": settings.teacher}
     if file is None:
         loadable["questions"] = settings.questions
-    Workspace().remember(by="dgpo distill-data", trajectories=absolute(str(run.path)), **loadable)
+    Workspace().remember(by="dgpo distill-data", trajectories=absolute(str(run.path)), index=settings.index, **loadable)
     console.table(
         "",
         ["episodes", "EM", "kept", "searches", "tokens"],
@@ -141,6 +142,6 @@ def distill_data(
     )
     if summary.get("token_ids") == "from text":
         console.info("the server told text, not token ids, so the trajectories hold no log-probabilities")
-    next_step = "dgpo kd --method seqkd" if unloadable else "dgpo kd"
-    console.print(f"kept trajectories: {summary['path']}\nnext: {next_step}")
+    console.print(f"kept trajectories: {summary['path']}")
+    console.next(*after_distill_data(settings.tokenizer, loadable=not unloadable))
     console.result(summary | {"run": str(run.path)})

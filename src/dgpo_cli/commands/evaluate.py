@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dgpo_cli.commands import evaluate_run
+from dgpo_cli.commands.next_steps import choose_bench
 from dgpo_cli.commands.search_options import RerankOption, rerank_config
 from dgpo_cli.commands.shared import (
     BenchDirOption,
@@ -24,6 +25,7 @@ from dgpo_cli.commands.shared import (
 )
 from dgpo_cli.commands.teacher import EngineOption, require_engine
 from dgpo_cli.console import Console
+from dgpo_cli.core.workspace import Workspace
 
 
 def evaluate(
@@ -31,7 +33,10 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="Alias, hub id, folder or run; the last run's best by default.")
     ] = None,
-    bench: Annotated[str, typer.Option(help="`all` (the seven sets), or names: nq,hotpotqa,tinyworld.")] = "all",
+    bench: Annotated[
+        str | None,
+        typer.Option(help="`all` (the seven), or names: nq,hotpotqa,tinyworld; what was asked last, else all."),
+    ] = None,
     bench_dir: BenchDirOption = None,
     index: Annotated[
         str | None,
@@ -85,7 +90,8 @@ def evaluate(
     if compare is not None:
         evaluate_run.compare(console, context, compare)
         return
-    names = parse_benchmarks(bench)
+    asked, bench_dir = choose_bench(console, bench, bench_dir)
+    names = parse_benchmarks(asked)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose_index(console, index)
     given = {name: value for name, value in (("top_k", top_k), ("max_turns", max_searches)) if value is not None}
@@ -122,4 +128,6 @@ def evaluate(
         return
     report = evaluate_run.measure(console, settings, benchmarks, out=out, resume=resume, fresh=fresh)
     evaluate_run.show_report(console, report)
+    Workspace().remember(by="dgpo eval", bench=asked, bench_dir=None if bench_dir is None else absolute(str(bench_dir)))
+    console.next(f"dgpo report {report['run']}")
     console.result(report)

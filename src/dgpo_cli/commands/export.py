@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dgpo_cli.commands.next_steps import after_export
 from dgpo_cli.commands.shared import JsonFlag, QuietFlag
 from dgpo_cli.console import Console
 
@@ -50,5 +51,5 @@ def export(
         console.info(f"pushing to {push}")
         result |= {"url": pipeline.push(directory, push, public=public)}
         console.print(f"pushed: {result['url']}{'' if public else ' (a repository made for it is private)'}")
-    console.print(f"next: dgpo chat --model {directory}")
+    console.next(*after_export(directory))
     console.result(result)

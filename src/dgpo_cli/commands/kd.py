@@ -85,7 +85,7 @@ def kd(
 
     Example: `dgpo kd --student qwen-0.5b --teacher qwen-3b --epochs 5`
     """
-    from dgpo_cli.pipelines.checks import check_kd
+    from dgpo_cli.pipelines.checks import check_kd, kd_objective
     from dgpo_cli.pipelines.settings import KDSettings
     from dgpo_cli.pipelines.tracking import parse_trackers
 
@@ -134,7 +134,8 @@ def kd(
         result = run_kd(
             settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show, sizes=sizes
         )
-    follow(console, "kd", run, result, after="dgpo rl", student=True)
+    teacher = settings.teacher if kd_objective(settings).needs else None
+    follow(console, "kd", run, result, {"index": settings.index, "teacher": teacher})
 
 
 def _with_index(console: Console, settings: KDSettings, before: dict[str, Any]) -> KDSettings:

@@ -10,7 +10,7 @@ import typer
 from dgpo_cli.commands.quickstart_real import run_real
 from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, absolute
 from dgpo_cli.console import Console
-from dgpo_cli.core.figures import percent, percent_range
+from dgpo_cli.core.figures import duration, percent, percent_range
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,13 +80,9 @@ def quickstart(
     curves = work.curves()
     _draw(console, curves, out / "learning-curves.png")
     _remember(result, out)
-    console.print(
-        f"{result['seconds']:.0f} s in all; everything is in {out}/, the curves are in {out}/learning-curves.png\n"
-        "Talk to the model that was just trained:  dgpo chat\n"
-        f"A question that it can look up:          {_example(out)}\n"
-        f"Measure it by hop count:                 dgpo eval --bench tinyworld --bench-dir {out}/world\n"
-        "The same path with real models:           dgpo index wiki.jsonl, dgpo rl --teacher qwen-3b"
-    )
+    console.print(f"{duration(result['seconds'])} in all; everything is in {out}/, curves in learning-curves.png there")
+    console.print(f"ask the model that was just trained: {_example(out)}")
+    console.next("dgpo chat", "dgpo eval", "dgpo report", "dgpo runs", "dgpo recipes")
     console.result(result | {"curves": curves})
 
 
@@ -131,6 +127,8 @@ def _remember(result: dict[str, Any], out: Path) -> None:
         student=models["kd"],
         model=models["dgpo"],
         last_run=models["dgpo"],
+        bench="tinyworld",
+        bench_dir=absolute(str(out / "world")),
     )
 
 

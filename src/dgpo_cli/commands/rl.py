@@ -141,4 +141,4 @@ def rl(
         result = run_rl(
             settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show, sizes=sizes
         )
-    follow(console, "rl", run, result, after="dgpo eval --bench all, dgpo chat")
+    follow(console, "rl", run, result, {"index": settings.index, "questions": settings.questions})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgpo_cli.commands.next_steps import after_kd, after_rl
 from dgpo_cli.commands.shared import absolute, choose
 from dgpo_cli.console import Console, is_first_process, processes
+from dgpo_cli.core.figures import duration, percent
 
 if TYPE_CHECKING:
     from dgpo_cli.core.run_dir import RunDir
@@ -104,17 +106,31 @@ def training_run(
 
 
 def follow(
-    console: Console, command: str, run: RunDir, result: dict[str, Any], *, after: str, student: bool = False
+    console: Console, command: str, run: RunDir, result: dict[str, Any], made_with: Mapping[str, str | None]
 ) -> None:
-    """Remember what was made and say what comes next."""
+    """Remember what was made, and what of `made_with` there was, and say what comes next."""
     from dgpo_cli.core.workspace import Workspace
 
     if not is_first_process():
         return
     path = absolute(str(run.path))
-    Workspace().remember(by=f"dgpo {command}", model=path, last_run=path, **({"student": path} if student else {}))
-    best = "" if result.get("best") is None else f", best validation score {result['best']:.4f}"
+    used = {key: value for key, value in made_with.items() if value is not None}
+    Workspace().remember(
+        by=f"dgpo {command}", model=path, last_run=path, **used, **({"student": path} if command == "kd" else {})
+    )
     if idle := result["untrained_steps"]:
         console.warn(f"{idle} of {result['steps']} steps trained nothing: no text was written in them")
-    console.print(f"{run.path}: {result['steps']} steps in {result['seconds']:.0f} s{best}\nnext: {after}")
+    console.print(f"{run.path}: {result['steps']:,} steps in {duration(result['seconds'])}{_best(run, result)}")
+    teacher = Workspace().resolve("teacher", None).value is not None
+    console.next(*(after_rl() if command == "rl" else after_kd(teacher=teacher)))
     console.result(result | {"run": str(run.path)})
+
+
+def _best(run: RunDir, result: dict[str, Any]) -> str:
+    """The best validation, by the measure that chose the weights: EM, else the loss, whose score is its negative."""
+    if result.get("best") is None:
+        return ""
+    by_em = any("eval_em" in row for row in run.metrics())
+    return (
+        f", best validation EM {percent(result['best'])}" if by_em else f", best validation loss {-result['best']:.4f}"
+    )

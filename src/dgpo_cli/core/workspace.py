@@ -12,8 +12,9 @@ from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.core.schema import map_of, read_record, record, text
 
-# What is remembered; `model` is what eval, chat and export take, `student` where rl starts.
-KEYS = ("index", "questions", "trajectories", "teacher", "student", "model", "last_run")
+# What is remembered; `model` is what eval, chat and export take, `student` where rl starts,
+# `bench` what eval asks, from the files in `bench_dir`.
+KEYS = ("index", "questions", "trajectories", "teacher", "student", "model", "last_run", "bench", "bench_dir")
 _WAIT_S = 10.0  # others hold it for a moment
 
 _WORKSPACE = map_of(record({"value": text(empty=False), "by": text(), "at": text()}))
