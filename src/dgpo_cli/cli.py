@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 import sys
 import time
 import traceback
@@ -39,6 +38,7 @@ from dgpo_cli.commands.milvus import use_milvus_environment
 from dgpo_cli.commands.search_environment import use_search_environment
 from dgpo_cli.console import is_first_process, processes, say_error, tell_logged
 from dgpo_cli.core import interrupts
+from dgpo_cli.core.disk import system_error
 from dgpo_cli.errors import ConfigError, DgpoError
 
 
@@ -87,8 +87,6 @@ _NO_MEMORY = (errno.ENOMEM,)
 _NO_FILES = (errno.EMFILE, errno.ENFILE)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 _WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
-# Libraries written in Rust pass the system's errors on as text in exceptions of their own.
-_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def _version(show: bool) -> None:
@@ -141,12 +139,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except MemoryError:
         _fail_memory()
     except OSError as error:
-        _fail_by_system(error)
+        _fail_by_system(system_error(error) or error)
     except _CommandLineError as error:
         _fail_usage(error)
     except Exception as error:
-        if found := _SYSTEM_ERROR.search(str(error)):
-            _fail_by_system(OSError(int(found[1]), os.strerror(int(found[1]))))
+        if found := system_error(error):
+            _fail_by_system(found)
         raise
     if status == interrupts.STATUS and is_first_process():
         say_error("stopped; the same command goes on from what was saved (`dgpo runs` lists it)")

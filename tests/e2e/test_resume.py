@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -325,6 +326,44 @@ def test_a_damaged_state_is_refused_and_kept(offline, trajectories, tmp_path):
     with pytest.raises(InputError, match="cannot be used"):
         train("kd", settings, tmp_path / "run")
     assert (state / "student.safetensors").read_bytes() == damaged
+
+
+def test_one_flipped_bit_in_a_state_is_refused_by_name(offline, trajectories, tmp_path):
+    settings = kd_settings(offline, trajectories)
+    with pytest.raises(Killed):
+        train("kd", settings, tmp_path / "run", KilledAt(7))
+    state = checkpoint.list_states(tmp_path / "run" / "state")[-1]
+    files = sorted(state.iterdir())
+    assert {f.name for f in files} >= {"state.json", "student.safetensors", "policy_optimizer.safetensors"}
+    for file in files:
+        whole = file.read_bytes()
+        at = whole.index(b'"step": ') + 8 if file.name == "state.json" else len(whole) // 2
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(InputError, match=rf"cannot be used: {file.name} was changed") as refused:
+            train("kd", settings, tmp_path / "run")
+        assert refused.value.hint == "start again with --fresh", "there is no older one"
+        file.write_bytes(whole)
+    train("kd", settings, tmp_path / "run")
+
+
+def test_leftovers_of_kills_are_gone_with_the_next_start(offline, trajectories, tmp_path):
+    """Also a whole state beside --keep 1, and a state of which a removal left a part."""
+    settings = kd_settings(offline, trajectories)
+    with pytest.raises(Killed):
+        train("kd", settings, tmp_path / "run", KilledAt(7))
+    states = tmp_path / "run" / "state"
+    newest = checkpoint.list_states(states)[-1]
+    shutil.copytree(newest, states / "step-00000001")
+    (states / "step-00000001" / "student.safetensors").unlink()
+    shutil.copytree(newest, states / ".step-00000001.removed")
+    shutil.copytree(newest, states / ".step-00000099.writing")
+    (states / "step-00000002").mkdir()
+    (tmp_path / "run" / ".best.writing").mkdir()
+    (tmp_path / "run" / ".metrics.jsonl.123.writing").write_text("{")
+    with pytest.raises(Killed):
+        train("kd", settings, tmp_path / "run", KilledAt(1))
+    assert [p.name for p in states.iterdir()] == [newest.name]
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 @pytest.fixture

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from tests.retrieval_corpora import TOWNS, write_corpus
 
+from dgpo_cli.core import checksums
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import BusyError, ConfigError, InputError, RetrievalError
+from dgpo_cli.retrieval import manifest as manifests
 from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.check import check_integrity
 from dgpo_cli.retrieval.open import open_index
@@ -146,15 +148,44 @@ def test_the_rebuilding_command_names_settings_other_than_the_defaults(tmp_path:
     )
 
 
-def test_a_changed_byte_is_found(index: Path) -> None:
+@pytest.mark.parametrize("retriever", ["bm25", "rank-bm25"])
+def test_one_flipped_bit_in_any_file_is_refused_by_name(tmp_path: Path, corpus: Path, retriever: str) -> None:
+    build_index(corpus, tmp_path / "index", retriever=retriever)
+    files = opened_files(tmp_path / "index")
+    assert len(files) == {"bm25": 9, "rank-bm25": 2}[retriever]
+    for file in files:
+        whole = file.read_bytes()
+        for at in (0, len(whole) // 2, len(whole) - 1):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+            with pytest.raises(RetrievalError, match=rf"{file} was changed after it was written") as refused:
+                open_index(tmp_path / "index")
+            assert "dgpo index" in str(refused.value.hint) and "--overwrite" in str(refused.value.hint)
+        file.write_bytes(whole)
+    open_index(tmp_path / "index")
+
+
+def test_of_a_large_file_a_sample_is_read_at_opening_and_all_by_the_check(
+    index: Path, monkeypatch: pytest.MonkeyPatch, corpus: Path
+) -> None:
+    """An index of an earlier version has no samples: it is opened, and the check finds the fault."""
     blob = index / PASSAGES
-    content = bytearray(blob.read_bytes())
-    place = content.index(b"Vesapo")
-    content[place] = ord("W")
-    blob.write_bytes(content)
-    opened = open_index(index)  # sizes agree; only reading everything can tell
-    with pytest.raises(RetrievalError, match="changed after it was written"):
-        check_integrity(opened)
+    whole = blob.read_bytes()
+    middle = whole.index(b"Tarn")
+    monkeypatch.setattr(checksums, "_BLOCK", 8)
+    monkeypatch.setattr(checksums, "_BLOCKS", 2)
+    monkeypatch.setattr(checksums, "READ_WHOLE", 64)
+    monkeypatch.setattr(manifests, "READ_WHOLE", 64)
+    for sampled in (False, True):
+        if sampled:
+            build_index(corpus, index, overwrite=True)
+            blob.write_bytes(b"X" + whole[1:])
+            with pytest.raises(RetrievalError, match="changed after it was written"):
+                open_index(index)
+        blob.write_bytes(whole[:middle] + b"W" + whole[middle + 1 :])
+        opened = open_index(index)
+        with pytest.raises(RetrievalError, match=f"{PASSAGES} was changed after it was written"):
+            check_integrity(opened)
+        blob.write_bytes(whole)
 
 
 def test_folders_that_are_no_index_are_refused(tmp_path: Path, index: Path) -> None:

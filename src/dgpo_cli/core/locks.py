@@ -9,9 +9,10 @@ import errno
 import fcntl
 import os
 import time
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 from dgpo_cli.errors import BusyError, ConfigError
 
@@ -35,9 +36,9 @@ class Lock:
                 raise BusyError(f"another process (pid {_owner(file)}) works in {place}", hint=hint)
             time.sleep(_POLL_S)
         self._stream = stream
-        stream.truncate(0)
-        stream.write(str(os.getpid()).encode())
-        stream.flush()
+        with suppress(OSError):  # on a full disk, where what frees it needs the lock too
+            stream.truncate(0)
+            stream.write(str(os.getpid()).encode())
 
     @classmethod
     def inside(cls, folder: Path, hint: str = "wait for it, or give another folder") -> Lock:
@@ -82,12 +83,12 @@ def is_held(file: Path) -> bool:
     return False
 
 
-def _try(file: Path) -> BinaryIO | None:
+def _try(file: Path) -> FileIO | None:
     """The file, locked; None if another process has it."""
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            stream = open(file, "a+b")  # noqa: SIM115 - open as long as the lock
+            stream = open(file, "a+b", buffering=0)  # noqa: SIM115 - open as long as the lock
         except FileNotFoundError:  # the folder went away meanwhile
             continue
         try:
@@ -108,7 +109,7 @@ def _try(file: Path) -> BinaryIO | None:
         stream.close()  # its owner removed it between our opening and locking
 
 
-def _is_at(stream: BinaryIO, file: Path) -> bool:
+def _is_at(stream: FileIO, file: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(stream.fileno()), file.stat())
     except FileNotFoundError:

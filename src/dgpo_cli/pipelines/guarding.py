@@ -13,6 +13,7 @@ from dgpo_cli.train import checkpoint
 from dgpo_cli.train.collapse import Guard, OnCollapse
 from dgpo_cli.train.learner import Learner
 
+ROLLBACK = "rollback"  # folder of a run
 KEY = "collapse"  # of the guard's state in a checkpoint's extra
 
 
@@ -80,7 +81,7 @@ class Guarding:
 
 
 def _folder(run: RunDir) -> Path:
-    return run.path / "rollback"
+    return run.path / ROLLBACK
 
 
 def _step(path: Path) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dgpo_cli.core.child import end_with_parent
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.recipes import shipped
@@ -127,6 +128,7 @@ def _train(
     folder: Path, seed: int, device: str, settings: Mapping[str, Any], rows: Sequence[str], start: Path, teacher: Path
 ) -> None:
     """Rows without a word: what goes wrong here goes wrong again, and is told, in the process that asked for them."""
+    end_with_parent()
     torch.set_num_threads(1)
     work = Quickstart(folder, seed=seed, device=device, say=lambda _: None, bar=_no_bar, settings=settings)
     with suppress(KeyboardInterrupt, DgpoError):

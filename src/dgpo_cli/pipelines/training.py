@@ -7,12 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core import folders
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.run_dir import FollowedRun, RunDir, check_space
 from dgpo_cli.errors import ConfigError, TrainingError
 from dgpo_cli.models.load import save_model
-from dgpo_cli.pipelines.guarding import Guarding
+from dgpo_cli.pipelines.guarding import ROLLBACK, Guarding
 from dgpo_cli.pipelines.jobs import Sizes, kept_sizes
 from dgpo_cli.reporting.training_line import TrainingLine
 from dgpo_cli.train import checkpoint
@@ -57,11 +58,14 @@ def run_training(
     last saved state and ends with the same weights.
     """
     state = run.path / "state"
+    _settle(run, learner)
     rolls_back = guarding is not None and guarding.action == "rollback"
     check_space(run.path, (keep + 1 + 2 * rolls_back) * checkpoint.state_bytes(learner))
     learner.world.follow_first(p for module in learner.trained() for p in module.parameters())
     learner.shard()
     step, extra = checkpoint.load_latest(state, learner)
+    if learner.world.first:  # only once the newest is known to be whole
+        checkpoint.tidy(state, keep)
     if len(set(learner.world.gather(step))) > 1:
         raise ConfigError(
             f"the processes do not all see the saved states of {run.path}",
@@ -122,3 +126,12 @@ def run_training(
         result |= {"alarms": guarding.guard.alarms, "rollbacks": guarding.guard.rollbacks}
     run.finish(result)
     return result
+
+
+def _settle(run: RunDir, learner: Learner) -> None:
+    """Delete what killed processes left of folders, which would count against the disk."""
+    if learner.world.first:
+        checkpoint.tidy(run.path / "state")
+        checkpoint.tidy(run.path / ROLLBACK)
+        folders.settle(run.path / "best")
+    learner.world.gather(None)

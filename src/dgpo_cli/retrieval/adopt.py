@@ -23,6 +23,7 @@ from dgpo_cli.retrieval.compressed import measure, nlist, set_probes
 from dgpo_cli.retrieval.corpus import CorpusReport
 from dgpo_cli.retrieval.dense import FILE, DenseConfig, index_vectors, sample_queries
 from dgpo_cli.retrieval.encoder import Encoder, encoder_state
+from dgpo_cli.retrieval.mapped import new_array
 from dgpo_cli.retrieval.store import PassageStore
 
 _SAMPLE = 200  # passages encoded for the comparison
@@ -189,7 +190,7 @@ def _bytes_per_number(index: Any) -> float:
 def _convert(index: Any, directory: Path, places: Sequence[int] | np.ndarray, progress: Progress | None) -> None:
     """The vectors of a flat index as this project keeps them: [N, H] in half precision."""
     total = len(places)
-    kept = np.lib.format.open_memmap(directory / vectors.FILE, mode="w+", dtype=np.float16, shape=(total, index.d))
+    kept = new_array(directory / vectors.FILE, np.float16, (total, index.d))
     for start in range(0, total, _CHUNK):
         rows = np.asarray(places[start : start + _CHUNK], dtype=np.int64)
         part = index.reconstruct_n(int(rows[0]), int(rows[-1] - rows[0]) + 1)[rows - rows[0]].astype(np.float16)
@@ -198,7 +199,6 @@ def _convert(index: Any, directory: Path, places: Sequence[int] | np.ndarray, pr
         kept[start : start + len(rows)] = part
         if progress is not None:
             progress(start + len(rows), total)
-    kept.flush()
 
 
 class _AllLists:

@@ -43,7 +43,7 @@ def check_integrity(index: OpenIndex, progress: Progress | None = None) -> int:
         raise RetrievalError(
             f"{index.location} is a server; only an index folder can be checked", hint="give --index DIR"
         )
-    check_hashes(Path(index.location), index.manifest)
+    check_hashes(Path(index.location), index.manifest, whole=True)
     total = len(index.passages)
     for row in range(total):
         _ = index.passages[row]

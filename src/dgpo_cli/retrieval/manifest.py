@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core import schema
+from dgpo_cli.core.checksums import READ_WHOLE, file_digest, sample_digest
 from dgpo_cli.core.folders import recover_to_read
 from dgpo_cli.core.locks import lock_beside
 from dgpo_cli.core.records import to_json, write_atomic
@@ -28,6 +29,7 @@ _ANY_FORMAT = schema.record({"format": schema.whole(0), "retriever": schema.text
 class IndexFile:
     bytes: int
     sha256: str
+    sample: str = ""  # of a file too large to be read whole at each opening, the digest of blocks of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +68,14 @@ class Manifest:
 
 
 def describe_files(directory: Path) -> dict[str, IndexFile]:
-    """Size and hash of every file of an index folder but the manifest."""
+    """Size and hashes of every file of an index folder but the manifest."""
     files = (p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != FILE)
-    return {p.relative_to(directory).as_posix(): IndexFile(p.stat().st_size, file_digest(p)) for p in files}
+    return {p.relative_to(directory).as_posix(): _describe(p) for p in files}
 
 
-def file_digest(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _describe(path: Path) -> IndexFile:
+    size = path.stat().st_size
+    return IndexFile(size, file_digest(path), sample_digest(path) if size > READ_WHOLE else "")
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -104,10 +106,18 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def check_hashes(directory: Path, manifest: Manifest) -> None:
-    """Read every file in full. Raises RetrievalError at the first that is not what was written."""
+def check_hashes(directory: Path, manifest: Manifest, *, whole: bool) -> None:
+    """Compare files with their hashes: all of each if `whole`, else of large ones a sample, which takes no time.
+
+    Raises RetrievalError at the first that is not what was written. A large file of an index of an earlier version has
+    no sample, and is compared in full only.
+    """
     for name, entry in manifest.files.items():
-        if file_digest(directory / name) != entry.sha256:
+        if whole or entry.bytes <= READ_WHOLE:
+            same = file_digest(directory / name) == entry.sha256
+        else:
+            same = not entry.sample or sample_digest(directory / name) == entry.sample
+        if not same:
             raise RetrievalError(
                 f"{directory / name} was changed after it was written (its SHA-256 differs from the manifest's)",
                 hint=f"build it again: {manifest.rebuild_command(directory)}",

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from dgpo_cli.core.checksums import file_digest
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import InputError, RetrievalError
 from dgpo_cli.retrieval.bm25 import BM25Config
-from dgpo_cli.retrieval.manifest import file_digest
 from dgpo_cli.retrieval.milvus_collection import (
     HASH,
     LONGEST_TEXT,

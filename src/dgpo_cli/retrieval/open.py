@@ -10,7 +10,7 @@ from dgpo_cli.core.config import apply_options
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.device import use_device
-from dgpo_cli.retrieval.manifest import Manifest, read_manifest
+from dgpo_cli.retrieval.manifest import Manifest, check_hashes, read_manifest
 from dgpo_cli.retrieval.registry import retriever_class
 from dgpo_cli.retrieval.rerank import RerankConfig, Reranked
 from dgpo_cli.retrieval.store import PassageStore
@@ -79,6 +79,7 @@ def _open(location: str | Path) -> OpenIndex:
         return OpenIndex(str(location), RemoteRetriever(str(location)), None, None)
     directory = Path(location)
     manifest = read_manifest(directory)
+    check_hashes(directory, manifest, whole=False)
     store = PassageStore(directory)
     if len(store) != manifest.passages:
         raise RetrievalError(

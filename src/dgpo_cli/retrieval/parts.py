@@ -12,11 +12,12 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core import schema
+from dgpo_cli.core.checksums import file_digest
 from dgpo_cli.core.folders import recover_to_read
 from dgpo_cli.core.locks import lock_beside
 from dgpo_cli.core.progress import Progress
@@ -28,7 +29,7 @@ from dgpo_cli.retrieval.corpus import CorpusReport, corpus_digest, read_corpus, 
 from dgpo_cli.retrieval.dense import DenseConfig, check_factory
 from dgpo_cli.retrieval.encoder import Encoder
 from dgpo_cli.retrieval.manifest import Manifest
-from dgpo_cli.retrieval.store import PassageStore, StoreWriter
+from dgpo_cli.retrieval.store import OFFSETS, PASSAGES, PassageStore, StoreWriter
 from dgpo_cli.retrieval.vectors import SHARD
 
 FILE = "part.json"
@@ -38,7 +39,7 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Part `number`, from 1, `of` so many. All but `number` and `rows` is the same in all parts of an index."""
+    """Part `number`, from 1, `of` so many. All but `number`, `rows` and `files` is the same in all parts."""
 
     number: int
     of: int
@@ -51,11 +52,12 @@ class Part:
     passages: int  # in all parts
     skipped_by_kind: dict[str, int]
     problems: list[str]
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of those that hold its passages
     format: int = FORMAT
 
     @property
     def common(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name not in ("number", "rows")}
+        return {name: value for name, value in asdict(self).items() if name not in ("number", "rows", "files")}
 
     @property
     def report(self) -> CorpusReport:
@@ -125,6 +127,7 @@ def build_part(
                 passages=report.passages,
                 skipped_by_kind=dict(report.kinds.most_common()),
                 problems=report.problems,
+                files={name: file_digest(writing / name) for name in (PASSAGES, OFFSETS)},
             )
             write_atomic(writing / FILE, to_json(asdict(part), indent=1, ensure_ascii=True) + "\n")
     return part, False
@@ -137,7 +140,7 @@ def merge_parts(
 
     Raises RetrievalError for a folder that holds no part, ConfigError for parts that do not fit together.
     """
-    placed = _fitting({directory: read_part(directory) for directory in directories})
+    placed = _fitting({directory: read_part(directory, whole=True) for directory in directories})
     first = placed[0][1]
     kind, config = configured(first.retriever, first.settings)
     with alone(out):
@@ -207,8 +210,11 @@ def build_together(
     return merged
 
 
-def read_part(directory: Path) -> Part:
-    """Raises RetrievalError if there is no part, it is of another format, or its files are not whole."""
+def read_part(directory: Path, *, whole: bool = False) -> Part:
+    """Raises RetrievalError if there is no part, it is of another format, or a file is missing.
+
+    With `whole` every file is compared with its hash.
+    """
     recover_to_read(directory, lock_beside(directory))
     file = directory / FILE
     again = "build the part again: dgpo index CORPUS --retriever dense --shard i/n"
@@ -221,10 +227,13 @@ def read_part(directory: Path) -> Part:
     part = Part(**schema.check(record, kind, f"{file} is damaged", hint=again, error=RetrievalError))
     if len(PassageStore(directory)) != part.rows:
         raise RetrievalError(f"{directory} does not hold the {part.rows} passages of its {FILE}", hint=again)
+    for name, digest in part.files.items() if whole else ():
+        if file_digest(directory / name) != digest:
+            raise RetrievalError(f"{directory / name} was changed after it was written", hint=again)
     for start in range(0, part.rows, SHARD):
         shard = vectors.shard_file(directory, start)
-        if not shard.is_file() or not shard.with_suffix(".json").is_file():
-            raise RetrievalError(f"{shard} is missing", hint=again)
+        if fault := vectors.shard_fault(shard, whole=whole):
+            raise RetrievalError(f"{shard} {fault}", hint=again)
     return part
 
 

@@ -18,11 +18,12 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
+from dgpo_cli.retrieval.mapped import new_array
 from dgpo_cli.retrieval.words import WordTokenizer
 
 Variant = Literal["lucene", "robertson", "atire"]
 CHUNK = 1 << 15  # passages counted at once
-_WORDS, _COUNTS, _DATA, _INDICES = "words.raw", "counts.raw", "data.raw", "indices.raw"
+_WORDS, _COUNTS, _DATA, _INDICES = "words.raw", "counts.raw", "data.npy", "indices.npy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ def build_postings(
     rows, total = len(counts.lengths), int(counts.frequencies.sum())
     indptr = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts.frequencies)])
     shape = (max(1, total),)  # a file of no bytes cannot be mapped
-    data = np.memmap(directory / _DATA, mode="w+", dtype=np.float32, shape=shape)[:total]
-    indices = np.memmap(directory / _INDICES, mode="w+", dtype=np.int32, shape=shape)[:total]
+    data = new_array(directory / _DATA, np.float32, shape)[:total]
+    indices = new_array(directory / _INDICES, np.int32, shape)[:total]
     ends = indptr[:-1].copy()  # where each column goes on
     for held, word, scores in word_scores(counts, variant=variant, k1=k1, b=b):
         order = np.argsort(word, kind="stable")

@@ -15,6 +15,7 @@ import numpy as np
 from dgpo_cli.core.schema import require, text
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import RetrievalError
+from dgpo_cli.retrieval.mapped import new_array
 
 PASSAGES, OFFSETS = "passages.jsonl", "offsets.npy"
 SHARDS = "shards"  # folder of an unfinished index whose content took long to compute, see vectors.py
@@ -67,9 +68,8 @@ class StoreWriter:
     def _write_offsets(self) -> None:
         raw = self._directory / _RAW_OFFSETS
         shape = (self._rows + 1,)
-        offsets = np.lib.format.open_memmap(self._directory / OFFSETS, mode="w+", dtype=np.int64, shape=shape)
+        offsets = new_array(self._directory / OFFSETS, np.int64, shape)
         offsets[:] = np.memmap(raw, dtype=np.int64, mode="r", shape=shape)
-        offsets.flush()
         raw.unlink()
 
 

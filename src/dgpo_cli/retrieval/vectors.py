@@ -6,6 +6,8 @@ vectors as one that was never stopped.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from dgpo_cli.core import folders
+from dgpo_cli.core.checksums import file_digest
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
-from dgpo_cli.retrieval.manifest import file_digest
+from dgpo_cli.retrieval.mapped import new_array
 from dgpo_cli.retrieval.ranking import best_rows, kth_best
 from dgpo_cli.retrieval.store import PASSAGES, SHARDS, PassageStore
 
@@ -40,10 +44,9 @@ def encode_passages(
     truncated = encode_shards(directory, store, encoder, config, progress)
     shards = [shard_file(directory, start) for start in range(0, len(store), SHARD)]
     dimensions = np.load(shards[0], mmap_mode="r", allow_pickle=False).shape[1]
-    joined = np.lib.format.open_memmap(directory / FILE, mode="w+", dtype=np.float16, shape=(len(store), dimensions))
+    joined = new_array(directory / FILE, np.float16, (len(store), dimensions))
     for number, shard in enumerate(shards):
         joined[number * SHARD : (number + 1) * SHARD] = np.load(shard, allow_pickle=False)
-    joined.flush()
     return truncated
 
 
@@ -55,7 +58,7 @@ def encode_shards(
     truncated = 0
     for start in range(0, len(store), SHARD):
         rows = range(start, min(start + SHARD, len(store)))
-        if not (kept := shard_file(directory, start)).is_file():
+        if shard_fault(kept := shard_file(directory, start)):
             before = encoder.truncated
             vectors = encoder.encode([store[row].contents for row in rows], encoder.conventions.passage_prefix)
             _write_shard(kept, vectors, encoder.truncated - before)
@@ -134,6 +137,7 @@ def prepare_shards(directory: Path, wanted: Mapping[str, Any]) -> None:
     text = json.dumps(wanted)
     file = directory / SHARDS / _IDENTITY
     if file.is_file() and file.read_text() == text:
+        folders.sweep(file.parent)
         return
     if file.parent.exists():
         shutil.rmtree(file.parent)
@@ -145,9 +149,23 @@ def shard_file(directory: Path, start: int) -> Path:
     return directory / SHARDS / f"{start:012}.npy"
 
 
+def shard_fault(file: Path, *, whole: bool = True) -> str:
+    """What is wrong with a shard, "" if it is as it was written, or is there at all if not `whole`.
+
+    One of an earlier version has no hash to compare.
+    """
+    if not file.is_file() or not file.with_suffix(".json").is_file():
+        return "is missing"
+    if not whole:
+        return ""
+    written = json.loads(file.with_suffix(".json").read_text()).get("sha256")
+    return "" if written in (None, file_digest(file)) else "was changed after it was written (its SHA-256 differs)"
+
+
 def _write_shard(file: Path, vectors: np.ndarray, truncated: int) -> None:
-    write_atomic(file.with_suffix(".json"), json.dumps({"truncated": truncated}))
-    writing = file.with_suffix(".writing")
-    with open(writing, "wb") as stream:
-        np.save(stream, vectors.astype(np.float16), allow_pickle=False)
-    writing.replace(file)
+    """The vectors first: a record without them would be one of others that a kill kept from being written."""
+    content = io.BytesIO()
+    np.save(content, vectors.astype(np.float16), allow_pickle=False)
+    digest = hashlib.sha256(content.getvalue()).hexdigest()
+    write_atomic(file, content.getvalue())
+    write_atomic(file.with_suffix(".json"), json.dumps({"truncated": truncated, "sha256": digest}))

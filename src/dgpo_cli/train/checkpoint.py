@@ -1,11 +1,11 @@
 """Resumable state of a training run: safetensors and JSON, written to a temporary folder and renamed.
 
-There is no generator state to keep: every draw is a function of the seed and the step (see `train/source.py`).
+There is no generator state to keep: every draw is a function of the seed and the step (see `train/source.py`). The
+record of a state holds the SHA-256 of its files: a state that is not what was written is refused.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dgpo_cli.core import checksums, folders
 from dgpo_cli.core.records import to_json
-from dgpo_cli.core.schema import ANYTHING, map_of, record, require, whole
+from dgpo_cli.core.schema import ANYTHING, map_of, record, require, text, whole
 from dgpo_cli.core.untrusted import parse_json
 from dgpo_cli.errors import InputError
 from dgpo_cli.train.learner import Learner
@@ -31,7 +32,8 @@ _STATE = record(
         "updates": map_of(whole(0)),
         "objective": ANYTHING,
         "extra": map_of(ANYTHING),
-    }
+    },
+    optional={"files": map_of(record({"bytes": whole(0), "sha256": text()})), "sha256": text()},
 )
 
 
@@ -57,32 +59,36 @@ def _write(
     extra: Mapping[str, Any],
     keep: int,
 ) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    for leftover in directory.glob(".writing-*"):
-        shutil.rmtree(leftover)
-    temporary = directory / f".writing-{step:08d}"
-    temporary.mkdir()
-    updates = {}
-    for name, module in _modules(learner):
-        save_file(_parameters(module), temporary / f"{name}.safetensors")
-    for name, optimizer in learner.optimizers():
-        save_file(moments[name], temporary / f"{name}_optimizer.safetensors")
-        updates[name] = optimizer.updates
-    if learner.replay is not None:
-        learner.replay.save(temporary / "replay.jsonl")
-    state = {
-        "format": FORMAT,
-        "step": step,
-        "updates": updates,
-        "objective": learner.objective.state_dict(),
-        "extra": dict(extra),
-    }
-    (temporary / "state.json").write_text(to_json(state, indent=1, ensure_ascii=True))
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.rename(target)
-    for old in list_states(directory)[:-keep]:
-        shutil.rmtree(old)
+    tidy(directory)
+    with folders.replacing(target) as temporary:
+        updates = {}
+        for name, module in _modules(learner):
+            save_file(_parameters(module), temporary / f"{name}.safetensors")
+        for name, optimizer in learner.optimizers():
+            save_file(moments[name], temporary / f"{name}_optimizer.safetensors")
+            updates[name] = optimizer.updates
+        if learner.replay is not None:
+            learner.replay.save(temporary / "replay.jsonl")
+        state = {
+            "format": FORMAT,
+            "step": step,
+            "updates": updates,
+            "objective": learner.objective.state_dict(),
+            "extra": dict(extra),
+            "files": checksums.describe(temporary),
+        }
+        (temporary / "state.json").write_text(to_json(checksums.sealed(state), indent=1, ensure_ascii=True))
+    tidy(directory, keep)
+
+
+def tidy(directory: Path, keep: int | None = None) -> None:
+    """Delete what killed writers left of states, and with `keep` all but so many of the last."""
+    for leftover in list(directory.glob(".step-*")):
+        folders.settle(directory / leftover.name.removeprefix(".").rpartition(".")[0])
+    whole = list_states(directory)
+    for path in directory.glob("step-*"):
+        if path not in whole or (keep is not None and path not in whole[-keep:]):
+            folders.remove(path)
 
 
 def list_states(directory: Path) -> list[Path]:
@@ -103,6 +109,10 @@ def load_latest(directory: Path, learner: Learner) -> tuple[int, dict[str, Any]]
         state = require(parse_json((path / "state.json").read_bytes(), "state.json"), _STATE)
         if state["format"] != FORMAT:
             raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
+        if checksums.is_broken(state):
+            raise ValueError("state.json was changed after it was written (its SHA-256 differs)")
+        if fault := checksums.fault(path, state.get("files", {})):
+            raise ValueError(fault)
         with split(learner.trained()):
             for name, module in _modules(learner):
                 _restore(module, load_file(path / f"{name}.safetensors"))
@@ -112,9 +122,9 @@ def load_latest(directory: Path, learner: Learner) -> tuple[int, dict[str, Any]]
         if learner.replay is not None:
             learner.replay.load(path / "replay.jsonl")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError, InputError) as error:
+        older = f"delete that folder to go on from {states[-2].name}, or " if states[1:] else ""
         raise InputError(
-            f"the saved state {path} cannot be used: {error}",
-            hint=f"start again with --fresh, or delete that folder to go on from the one before ({len(states)} kept)",
+            f"the saved state {path} cannot be used: {error}", hint=f"{older}start again with --fresh"
         ) from error
     return int(state["step"]), dict(state["extra"])
 

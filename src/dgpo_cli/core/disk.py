@@ -1,0 +1,47 @@
+"""Room on a disk: taken before a file is mapped, and told as such where there is none.
+
+Writing to a mapped file on a full disk kills the process, so its room is taken before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from typing import BinaryIO
+
+_BLOCK = 1 << 20
+_NUMBERED = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)  # libraries in Rust; Arrow
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy, which does not ask why
+_NO_SUCH_CALL = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # on this file system
+
+
+def reserve(stream: BinaryIO, size: int) -> None:
+    """Make an open file `size` bytes long, zeros behind what it holds, for which there is room. Raises OSError."""
+    stream.flush()
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_CALL:
+                raise
+        else:
+            return
+    end = stream.seek(0, os.SEEK_END)
+    while end < size:
+        end += stream.write(bytes(min(_BLOCK, size - end)))
+    stream.flush()
+
+
+def system_error(error: Exception) -> OSError | None:
+    """The system's error behind an exception, also of libraries that tell it by its message only; None for others."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    text = str(error)
+    if found := _NUMBERED.search(text):
+        number = int(found[1] or found[2])
+    elif _SHORT_WRITE.search(text) or os.strerror(errno.ENOSPC) in text:
+        number = errno.ENOSPC
+    else:
+        return None
+    return OSError(number, os.strerror(number))

@@ -1,0 +1,147 @@
+"""Every long command killed before every file operation in turn, then given again: as if nothing had been.
+
+`make test-kill` does all positions (of the quickstart every KILL_STRIDE-th); `make test` a sample of one command.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.killing import Figures, kill_everywhere
+from tests.offline import ROLLOUT
+from tests.retrieval_corpora import write_corpus
+from tests.tiny_encoder import make_encoder
+
+from dgpo_cli.pipelines.distill_data import distill_data
+
+FLAGS = [
+    f"-orollout.{name}={getattr(ROLLOUT, name)}"
+    for name in ("top_k", "max_turns", "max_new_tokens", "max_observation_tokens", "max_prompt_tokens", "max_tokens")
+] + ["-orollout.wave=4"]
+STRIDE = int(os.environ.get("KILL_STRIDE", "1"))
+
+
+def report(name: str, figures: Figures) -> None:
+    """The figures, as a line that `make test-kill` shows; then whether all was well."""
+    told = f"{figures.operations} operations, {figures.kills} kills, {figures.seconds:.0f} s"
+    print(f"\nkills: {name}: {told}, {len(figures.faults)} faults")
+    assert figures.faults == [], "\n".join(figures.faults[:20])
+    assert figures.kills > 0
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("empty")
+
+
+@pytest.fixture(scope="module")
+def trajectories(offline, tmp_path_factory):
+    from tests.e2e.test_resume import teacher_agent
+
+    from dgpo_cli.qa_sets import read_questions
+
+    folder = tmp_path_factory.mktemp("trajectories")
+    questions = read_questions(offline.questions("train"))[:12]
+    distill_data(teacher_agent(offline), questions, samples=1, keep="all", folder=folder, progress=None)
+    return folder / "trajectories.jsonl"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus and an encoder, and nothing else."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder / "c.jsonl")
+    make_encoder(folder / "encoder")
+    return folder
+
+
+def index(retriever: str) -> list[object]:
+    dense = ["--encoder", "encoder", "-o", "max_length=40", "-o", "factory=IVF2,SQ8"] if retriever == "dense" else []
+    return ["index", "c.jsonl", "--retriever", retriever, *dense, "-q"]
+
+
+def kd(offline, trajectories) -> list[object]:
+    return [
+        *("kd", "--student", offline.student, "--teacher", offline.teacher, "--data", trajectories, "--lr", 0.01),
+        *("--batch-size", 4, "--steps", 4, "-oeval_every=2", "-ovalidation_share=0.2", "-q"),
+    ]
+
+
+def rl(offline, method: str) -> list[object]:
+    samples = ["-osamples=2"] if method == "grpo" else []
+    return [
+        *("rl", "--student", offline.student, "--teacher", offline.teacher, "--index", offline.index, "-q"),
+        *("--data", offline.questions("train"), "--eval-data", offline.questions("validation"), "--method", method),
+        *("--steps", 3, "--batch-size", 4, "--lr", 0.01, "-osave_every=2", "-oeval_every=1", "-oeval_questions=2"),
+        *("-owarmup_steps=0", "--on-collapse", "rollback", *samples, *FLAGS),
+    ]
+
+
+def test_a_sample_of_positions(corpus: Path) -> None:
+    figures = kill_everywhere(corpus, index("bm25"), first=2, stride=7)
+    assert figures.operations > 20, "the hook sees what is done"
+    report("index bm25, a sample", figures)
+
+
+def test_the_harness_sees_what_is_lost(corpus: Path) -> None:
+    """A command that does not take away what the one before it left is caught: here of the workspace, at the end."""
+    figures = kill_everywhere(corpus, index("bm25"), first=37, prepare="leave_leftovers")
+    assert "left over: ['.dgpo/.workspace.json." in figures.faults[0]
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("retriever", ["bm25", "dense"])
+def test_index(corpus: Path, retriever: str) -> None:
+    report(f"index {retriever}", kill_everywhere(corpus, index(retriever), prepare="small_shards"))
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("retriever", ["bm25", "dense"])
+def test_index_overwrite(corpus: Path, tmp_path: Path, retriever: str) -> None:
+    """The old index is another one, so that each may be told from the other; one of them is there at any moment."""
+    import shutil
+
+    from dgpo_cli.retrieval.build import build_index
+
+    shutil.copytree(corpus, tmp_path / "made")
+    build_index(corpus / "c.jsonl", tmp_path / "made" / "indexes" / "c", settings={"k1": 2.0})
+    order = [*index(retriever), "--overwrite"]
+    report(f"index {retriever} --overwrite", kill_everywhere(tmp_path / "made", order, prepare="small_shards"))
+
+
+@pytest.mark.kill
+def test_kd(offline, trajectories, empty: Path) -> None:
+    report("kd", kill_everywhere(empty, kd(offline, trajectories)))
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("method", ["dgpo", "ppo", "grpo"])
+def test_rl(offline, empty: Path, method: str) -> None:
+    report(f"rl {method}, rollback", kill_everywhere(empty, rl(offline, method)))
+
+
+@pytest.mark.kill
+def test_distill_data(offline, empty: Path) -> None:
+    order = [
+        *("distill-data", "--teacher", offline.teacher, "--index", offline.index, "--keep", "all", "--limit", 10),
+        *("--data", offline.questions("train"), "-q", *FLAGS),
+    ]
+    report("distill-data", kill_everywhere(empty, order))
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("out", [[], ["--out", "k1"]], ids=["runs", "out"])
+def test_eval(offline, empty: Path, out: list[str]) -> None:
+    order = [
+        *("eval", "--model", offline.teacher, "--index", offline.index, "--bench", "tinyworld", "--limit", 6, "-q"),
+        *("--bench-dir", offline.folder / "world", "--batch-size", 2, "-k", 2, "--max-searches", 2, *out),
+    ]
+    report(f"eval {' '.join(out)}", kill_everywhere(empty, order))
+
+
+@pytest.mark.kill
+def test_quickstart(empty: Path) -> None:
+    figures = kill_everywhere(empty, ["quickstart", "-q"], first=1, stride=max(STRIDE, 25), prepare="small_quickstart")
+    report("quickstart", figures)

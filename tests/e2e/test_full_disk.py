@@ -1,0 +1,98 @@
+"""A disk that becomes full at any moment of a command: one line, whole files, and nothing killed by a signal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.retrieval_corpora import write_corpus
+from tests.tiny_encoder import WORDS, make_encoder
+
+from dgpo_cli.core.types import Passage
+
+LINE = "error: no room to write: No space left on device"
+HINT = "hint: free some space, or write to another disk; what was saved is kept"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A small disk of so many kilobytes, in memory."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = 0
+
+    def mount(kilobytes: int) -> Path:
+        nonlocal mounted
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            pytest.skip("only root may mount a disk")
+        mounted += 1
+        return place
+
+    yield mount
+    for _ in range(mounted):
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def forked(folder: Path, *arguments: object) -> tuple[int, list[str]]:
+    """Status, negative for a signal, and error lines of the command in a copy of this process."""
+    output = folder / "output"
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        from dgpo_cli.cli import main
+
+        status = 99
+        try:
+            os.chdir(folder)
+            told = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for stream in (1, 2):
+                os.dup2(told, stream)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status, output.read_text().splitlines()
+
+
+@pytest.mark.parametrize("retriever", ["bm25", "dense"])
+def test_a_build_on_a_disk_that_becomes_full(tmp_path: Path, disk: Callable[[int], Path], retriever: str) -> None:
+    """From one too small for the passages to one that suffices; in between it fills up at every kind of file."""
+    count = len(WORDS)
+    texts = (f"{WORDS[n % count]} {WORDS[n // count % count]} {WORDS[n * n % count]} " * 3 for n in range(4_000))
+    corpus = write_corpus(tmp_path / "c.jsonl", (Passage(str(n), text) for n, text in enumerate(texts)))
+    dense = ["--encoder", make_encoder(tmp_path / "encoder"), "-o", "max_length=40"] if retriever == "dense" else []
+    refused = 0
+    for kilobytes in (8, 120, 300, 320, 340, 360, 380, 400, 420, 450, 500, 4_000):
+        out = disk(kilobytes) / "two"
+        status, told = forked(tmp_path, "index", corpus, "--out", out, "--retriever", retriever, *dense, "-q")
+        if status == 0:
+            break
+        assert (status, told[0][: len(LINE)], told[1:]) == (1, LINE, [HINT]), kilobytes
+        assert not out.exists()
+        refused += 1
+    assert refused >= 6 and status == 0
+
+
+def test_states_metrics_and_records_on_a_full_disk(offline, tmp_path: Path, disk: Callable[[int], Path]) -> None:
+    order = [
+        *("rl", "--student", offline.student, "--teacher", offline.teacher, "--index", offline.index, "-q"),
+        *("--data", offline.questions("train"), "--eval-data", offline.questions("validation"), "--steps", 2),
+        *("--batch-size", 2, "-orollout.max_turns=1", "-orollout.max_new_tokens=4"),
+    ]
+    sizes = [60, 700, 1_100]
+    for kilobytes in sizes:
+        place = disk(kilobytes)
+        (place / "filler").write_bytes(b"x" * (kilobytes * 1024 - 45_000))
+        status, told = forked(tmp_path, *order, "--out", place / "run", "-osave_every=1")
+        assert (status, "no room" in told[-2] or "GB of disk" in told[-2]) == (1, True), told
+        assert not list((place / "run").rglob("*.writing"))

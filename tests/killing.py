@@ -1,0 +1,293 @@
+"""A command killed before each of its file operations in turn, and given again: nothing refused, lost or left over.
+
+As a script it imports everything once and runs the command in forked copies of itself. Python tells an audit hook of
+every opening, renaming, removing and making; a copy counts them, and at the one asked for sends itself SIGKILL. What
+libraries write without Python (safetensors, faiss) and rows appended to open files are made to count as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+# What differs between two undisturbed runs, by name of a field.
+_VOLATILE = re.compile(r"seconds|per_second|created|finished|^at$|versions|git_commit|gib|memory")
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "dgpo.write"}
+SHORTEST = 10  # file operations that any command makes
+
+
+@dataclass(frozen=True)
+class Figures:
+    """`operations` of an undisturbed run, `kills` that were made, and what went wrong after which."""
+
+    operations: int
+    kills: int
+    seconds: float
+    faults: list[str]
+
+
+def kill_everywhere(
+    template: Path, arguments: Sequence[object], *, first: int = 1, stride: int = 1, prepare: str = ""
+) -> Figures:
+    """Run `dgpo ARGUMENTS` in copies of the folder `template`, killed at every `stride`th operation from `first` on.
+
+    `prepare` names a function of this file that is called before.
+    """
+    order = {"template": str(template), "arguments": [str(a) for a in arguments]}
+    order |= {"first": first, "stride": stride, "prepare": prepare}
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, __file__, json.dumps(order)], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return Figures(**json.loads(ended.stdout.splitlines()[-1]))
+
+
+def main(order: dict[str, Any]) -> None:
+    started = time.monotonic()
+    _import_everything()
+    if order["prepare"]:
+        globals()[order["prepare"]]()
+    faults: list[str] = []
+    kills = 0
+    with tempfile.TemporaryDirectory() as place:
+        work, output = Path(place).resolve() / "work", Path(place).resolve() / "output"
+
+        def begin() -> None:
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.copytree(order["template"], work)
+
+        def run(die_at: int) -> int:
+            return _forked(lambda: _command(work, order["arguments"], output, die_at))
+
+        begin()
+        status = run(0)
+        if status != 0:
+            raise SystemExit(f"it does not even work undisturbed: {status}\n{output.read_text()}")
+        whole = contents(work)
+        operations = int(output.with_suffix(".count").read_text())
+        for number in range(order["first"], operations + 1, order["stride"]):
+            begin()
+            kills += 1
+            if (status := run(number)) != -signal.SIGKILL:
+                faults.append(f"{number}: ended with {status} before it could be killed: {output.read_text()[-500:]}")
+                continue
+            at = output.with_suffix(".count").read_text()
+            if (status := run(0)) != 0:
+                faults.append(f"{number} ({at}): then ended with {status}: {output.read_text()[-500:]}")
+            elif differing := difference(whole, contents(work)):
+                faults.append(f"{number} ({at}): {differing}")
+    print(json.dumps(asdict(Figures(operations, kills, round(time.monotonic() - started, 1), faults))))
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every file by its name, without what depends on the clock; records by their keys, not by their order."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir():
+            found[name] = "folder"
+        elif path.suffix == ".jsonl":
+            rows = [json.dumps(_plain(json.loads(line)), sort_keys=True) for line in path.read_bytes().splitlines()]
+            found[name] = sorted(rows)
+        elif path.suffix == ".json":
+            value = _plain(json.loads(path.read_bytes()))
+            if path.name == "state.json":  # sealed with the seconds in it
+                value.pop("sha256")
+            found[name] = value
+        elif path.suffix == ".png":  # over seconds
+            found[name] = "picture"
+        elif path.suffix == ".md":
+            found[name] = re.sub(r"[\d.]+ s\b", "", path.read_text())
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def difference(whole: dict[str, Any], found: dict[str, Any]) -> str:
+    """The first that differs, or ""."""
+    if left := sorted(found.keys() - whole.keys()):
+        return f"left over: {left[:5]}"
+    if missing := sorted(whole.keys() - found.keys()):
+        return f"missing: {missing[:5]}"
+    for name, value in whole.items():
+        if found[name] != value:
+            return f"{name}: {_short(value)} became {_short(found[name])}"
+    return ""
+
+
+def _short(value: Any) -> str:
+    return str(value)[:600]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if not _VOLATILE.search(k)}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _forked(work: Callable[[], NoReturn]) -> int:
+    """Exit status of `work` in a copy of this process, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _command(folder: Path, arguments: Sequence[str], output: Path, die_at: int) -> NoReturn:
+    """The command in `folder`; `die_at` 0 is never. The number and name of its last operation go beside `output`."""
+    told = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(told, stream)
+    os.chdir(folder)
+    count = _watch(str(folder), output.with_suffix(".count"), die_at)
+    from dgpo_cli.cli import main as dgpo
+
+    status: Any = 0
+    try:
+        dgpo(list(arguments))
+    except SystemExit as ended:
+        status = ended.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        status = 98
+    operations = count()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    output.with_suffix(".count").write_text(str(operations))
+    os._exit(status or 0)
+
+
+def _watch(folder: str, record: Path, die_at: int) -> Callable[[], int]:
+    number = 0
+    file = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+    def hook(event: str, given: tuple[Any, ...]) -> None:
+        nonlocal number
+        if event == "open":
+            if not isinstance(given[2], int) or not given[2] & _WRITES:
+                return
+        elif event not in _EVENTS:
+            return
+        if not isinstance(given[0], str | bytes | os.PathLike):
+            return
+        path = str(Path.cwd() / os.fsdecode(given[0]))
+        # A name inside an open folder is relative to that; rmtree works so, and nothing else here.
+        if not path.startswith(folder):
+            return
+        number += 1
+        if number == die_at:
+            os.write(file, f"{event} {path.removeprefix(folder + '/')}".encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return lambda: number
+
+
+def _import_everything() -> None:
+    """What commands import where they need it, so that a copy need not; and no thread yet, which would not be copied.
+
+    Writers outside Python tell of what they write.
+    """
+    import faiss
+    import safetensors.torch
+
+    safetensors.torch.save_file = _told(safetensors.torch.save_file, 1)
+    faiss.write_index = _told(faiss.write_index, 1)
+    import bm25s
+    import matplotlib.figure
+    import plotext
+    import torch
+    import transformers.models.bert.modeling_bert
+    import transformers.models.qwen2.modeling_qwen2
+
+    import dgpo_cli.commands.kd
+    import dgpo_cli.core.records
+    import dgpo_cli.pipelines.benchmarks
+    import dgpo_cli.pipelines.distill_data
+    import dgpo_cli.pipelines.kd
+    import dgpo_cli.pipelines.quickstart
+    import dgpo_cli.pipelines.rl
+    import dgpo_cli.reporting.curves
+    import dgpo_cli.retrieval.bm25
+    import dgpo_cli.retrieval.build
+    import dgpo_cli.retrieval.dense
+
+    imported = (bm25s, matplotlib.figure, plotext, transformers.models, dgpo_cli)
+    assert all(imported)
+    torch.set_num_threads(1)
+    append = dgpo_cli.core.records.RecordFile.append
+
+    def told(self: Any, row: Any) -> None:
+        sys.audit("dgpo.write", str(self.path))
+        append(self, row)
+
+    dgpo_cli.core.records.RecordFile.append = told
+
+
+def _told(write: Callable[..., Any], place: int) -> Callable[..., Any]:
+    """A writer that says so before; its argument number `place` is the file."""
+
+    def told(*given: Any, **named: Any) -> Any:
+        sys.audit("dgpo.write", str(given[place]))
+        return write(*given, **named)
+
+    return told
+
+
+def small_quickstart() -> None:
+    """Few steps of everything in one process; a clock that goes on by being read, as one row has another's time."""
+    from dgpo_cli.pipelines import quickstart
+
+    settings = quickstart.recipe()
+    settings["world"] |= {"test_questions": 6, "validation_questions": 4, "demonstrations": 10}
+    settings["distill-data"] |= {"questions": 8, "keep": "all"}
+    settings["teacher"] |= {"steps": 2, "eval_every": 2}
+    settings["student"] |= {"steps": 2, "eval_every": 2}
+    settings["kd"] |= {"steps": 2, "eval_every": 2}
+    settings["rl"] |= {"steps": 2, "batch_size": 4, "eval_every": 1, "save_every": 1, "eval_questions": 4}
+    quickstart.recipe = lambda: settings
+    os.cpu_count = lambda: 1
+    now = 0.0
+
+    def perf_counter() -> float:
+        nonlocal now
+        now += 0.001
+        return now
+
+    time.perf_counter = perf_counter
+
+
+def leave_leftovers() -> None:
+    """Break what is tested, to see that the test sees it."""
+    from dgpo_cli.core import folders
+
+    folders.sweep = lambda _folder: None
+
+
+def small_shards() -> None:
+    """Several shards of a small corpus."""
+    from dgpo_cli.retrieval import parts, vectors
+
+    vectors.SHARD = parts.SHARD = 2
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
