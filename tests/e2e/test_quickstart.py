@@ -2,12 +2,14 @@
 
 import copy
 import json
+import shutil
 from contextlib import nullcontext
 
 import pytest
 from typer.testing import CliRunner
 
 from dgpo_cli.cli import app
+from dgpo_cli.errors import ConfigError
 from dgpo_cli.pipelines import quickstart
 from dgpo_cli.pipelines.quickstart import ROWS, Quickstart, recipe
 
@@ -67,9 +69,38 @@ def test_a_second_run_reuses_every_stage_and_says_so(made, small):
     assert all("reused" in line for line in said if not line.startswith("distill-data: "))
 
 
+def test_a_moved_folder_goes_on_and_finished_work_is_replaced_only_when_that_is_allowed(made, small, tmp_path):
+    folder, _, first, _ = made
+    moved = tmp_path / "elsewhere" / "copy"
+    shutil.copytree(folder, moved)
+
+    def work(settings, seed=3):
+        return Quickstart(moved, seed=seed, device="cpu", say=said.append, bar=no_bar, settings=settings)
+
+    said: list[str] = []
+    again = work(small).run()
+    assert again["em"] == first["em"] and not any("anew" in line or " s, best" in line for line in said)
+    changed = copy.deepcopy(small)
+    changed["teacher"]["lr"] = 0.004
+    weights = (moved / "runs/teacher/best/model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=r"runs/teacher is finished .* lr: 0\.005 there, 0\.004 here") as refused:
+        work(changed).run()
+    assert "--replace" in refused.value.hint
+    with pytest.raises(ConfigError, match=r"world is finished .* seed: 3 there, 4 here"):
+        work(small, seed=4).run()
+    assert (moved / "runs/teacher/best/model.safetensors").read_bytes() == weights
+    asked: list[str] = []
+    allowed = work(changed)
+    allowed.may_replace = lambda why: not asked.append(why)
+    allowed.run()
+    assert len(asked) == 1 and "lr: 0.005" in asked[0]
+    assert (moved / "runs/teacher/best/model.safetensors").read_bytes() != weights
+
+
 def test_changed_settings_repeat_their_stage_and_what_follows_from_it(small, tmp_path):
     def run(settings):
         work = Quickstart(tmp_path, seed=3, device="cpu", say=lambda line: None, bar=no_bar, settings=settings)
+        work.may_replace = lambda why: True
         return set(work.run()["reused"])
 
     run(small)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from dgpo_cli.core.config import load_toml
-from dgpo_cli.core.run_dir import RunDir, check_space, config_digest, is_locked, list_runs, read_run
+from dgpo_cli.core.run_dir import RunDir, check_space, is_locked, list_runs, read_run
+from dgpo_cli.core.run_identity import config_digest
 from dgpo_cli.errors import ConfigError, InputError
 
 CONFIG: dict[str, Any] = {"student": "a", "lr": 0.1, "seed": 3, "inner": {"k": 2, "none": None}}

@@ -93,6 +93,7 @@ def distill_data(
     from dgpo_cli.models.sources import search_limits
     from dgpo_cli.pipelines.checks import check_distill
     from dgpo_cli.pipelines.distill_data import questions_of, run_distill_data
+    from dgpo_cli.pipelines.identity import contents
     from dgpo_cli.pipelines.settings import DistillDataSettings
 
     console = Console(json_output=json, quiet=quiet)
@@ -125,7 +126,10 @@ def distill_data(
     if dry_run:
         console.result(show_settings(console, settings) | {"num_questions": len(questions)})
         return
-    with RunDir.open("distill-data", asdict(settings), out=out, resume=resume, fresh=fresh) as run:
+    recorded_settings = asdict(settings)
+    with RunDir.open(
+        "distill-data", recorded_settings, out=out, resume=resume, fresh=fresh, inputs=contents(recorded_settings)
+    ) as run:
         console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
         with console.progress("teacher's episodes", "episode") as progress:
             summary = run_distill_data(settings, run, questions=questions, progress=progress, key=teacher_key())

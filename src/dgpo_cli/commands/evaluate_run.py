@@ -81,6 +81,7 @@ def measure(
     from dgpo_cli.pipelines import benchmarks as pipeline
     from dgpo_cli.pipelines.agents import Agent
     from dgpo_cli.pipelines.engines import vllm_engine
+    from dgpo_cli.pipelines.identity import contents
     from dgpo_cli.train.devices import inference_dtype, training_device
 
     # vLLM loads the weights by itself; here they only tell what is measured.
@@ -106,7 +107,8 @@ def measure(
         )
     identity = pipeline.identity(settings, benchmarks, loaded)
     headers = pipeline.record_headers(settings, loaded, fitted, benchmarks)
-    with RunDir.open("eval", identity, out=out, resume=resume, fresh=fresh) as run:
+    places = contents(identity)
+    with RunDir.open("eval", identity, out=out, resume=resume, fresh=fresh, inputs=places) as run:
         total = sum(len(b.questions) for b in benchmarks) * settings.samples
         done = pipeline.answered(run.path, benchmarks)
         check_space(run.path, (total - done) * pipeline.BYTES_PER_QUESTION)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgpo_cli.commands.quickstart_real import run_real
-from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, absolute
+from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, ReplaceFlag, absolute, replacing
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import duration, percent, percent_range
 from dgpo_cli.errors import ConfigError
@@ -34,6 +34,7 @@ def quickstart(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what an earlier quickstart made in that folder.")
     ] = False,
+    replace: ReplaceFlag = False,
     search: Annotated[bool, typer.Option("--search", help="Try the recipe's learning rates for the RL rows.")] = False,
     real: Annotated[
         bool, typer.Option("--real", help="With a real language model and real questions, in twenty minutes.")
@@ -60,7 +61,17 @@ def quickstart(
         if search or not real:
             flag = "--search" if search else "--rl" if rl else "--bench-dir"
             raise ConfigError(f"{flag} has no effect {'with' if real else 'without'} --real", hint="leave it out")
-        run_real(console, out, bench_dir, seed=seed, device=device or "auto", rl=rl, dry_run=dry_run, fresh=fresh)
+        run_real(
+            console,
+            out,
+            bench_dir,
+            seed=seed,
+            device=device or "auto",
+            rl=rl,
+            dry_run=dry_run,
+            fresh=fresh,
+            replace=replace,
+        )
         return
     if dry_run:
         console.print(to_toml(shipped("quickstart")))
@@ -69,6 +80,7 @@ def quickstart(
     from dgpo_cli.pipelines.quickstart import Quickstart
 
     work = Quickstart(out.resolve(), seed=seed, device=device or "auto", say=console.info, bar=console.progress)
+    work.may_replace = replacing(console, replace)
     with work.alone():
         if fresh:
             work.forget()

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.commands.shared import absolute
+from dgpo_cli.commands.shared import absolute, replacing
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
@@ -23,6 +23,7 @@ def run_real(
     rl: bool,
     dry_run: bool,
     fresh: bool,
+    replace: bool,
 ) -> None:
     """The short path, or with `rl` the longer one; says at the end how to talk to the model."""
     from dgpo_cli.core.config import to_toml
@@ -44,6 +45,7 @@ def run_real(
     work = RealPath(
         out.resolve(), bench_dir.resolve(), seed=seed, device=device, say=console.info, bar=console.progress
     )
+    work.may_replace = replacing(console, replace)
     result = work.ladder() if rl else work.run()
     _show(console, result)
     _remember(result, out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFlag
+from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, ReplaceFlag, replacing
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import percent
 
@@ -32,6 +32,7 @@ def reproduce(
     search: Annotated[
         bool, typer.Option("--search", help="Try the recipe's grid of settings on validation questions instead.")
     ] = False,
+    replace: ReplaceFlag = False,
     device: DeviceOption = None,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
@@ -67,6 +68,8 @@ def reproduce(
         )
         for seed in range(first_seed, first_seed + seeds)
     ]
+    for ladder in ladders:
+        ladder.may_replace = replacing(console, replace)
     if search:
         with ladders[0].alone():
             _search(console, ladders[0], names)

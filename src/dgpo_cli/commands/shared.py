@@ -43,6 +43,23 @@ BenchDirOption = Annotated[
 _NO_RUNS = ("index", "questions", "bench")  # keys whose values are never runs
 
 
+ReplaceFlag = Annotated[
+    bool, typer.Option("--replace", help="Make finished stages anew whose settings or inputs are others now.")
+]
+
+
+def replacing(console: Console, replace: bool) -> Callable[[str], bool]:
+    """Whether finished work may be replaced: as --replace says, or the person at the terminal."""
+
+    def may_replace(why: str) -> bool:
+        if replace or not console.interactive or console.json_output:
+            return replace
+        console.print(why)
+        return console.ask("Make it and what follows from it anew? [y/N] ").strip().lower() in ("y", "yes")
+
+    return may_replace
+
+
 def choose(console: Console, key: str, given: str | None, default: str | None = None, *, hint: str) -> str:
     """A value given, remembered or default, in that order, as `absolute`; says its origin. ConfigError without one."""
     resolved = Workspace().resolve(key, given, default)

@@ -82,10 +82,12 @@ def training_run(
 ) -> Iterator[RunDir]:
     """The run folder that the command works in; of several processes the first writes it, and tells the trackers."""
     from dgpo_cli.core.run_dir import RunDir
+    from dgpo_cli.pipelines.identity import contents
     from dgpo_cli.pipelines.tracking import tracked
 
     def open_run() -> RunDir:
-        return RunDir.open(command, asdict(settings), out=out, resume=resume, fresh=fresh)
+        config = asdict(settings)
+        return RunDir.open(command, config, out=out, resume=resume, fresh=fresh, inputs=contents(config))
 
     if processes() == 1:
         opened = open_run()

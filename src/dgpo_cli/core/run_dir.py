@@ -10,7 +10,6 @@ runs/<command>-NNNN/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -25,9 +24,11 @@ from types import TracebackType
 from typing import Any
 
 from dgpo_cli.core import folders, schema
-from dgpo_cli.core.config import to_toml
+from dgpo_cli.core.config import load_toml, to_toml
 from dgpo_cli.core.locks import Lock, is_held
+from dgpo_cli.core.places import portable
 from dgpo_cli.core.records import dump_line, parse_line, to_json, write_atomic, write_jsonl_atomic
+from dgpo_cli.core.run_identity import config_digest, differences, plain
 from dgpo_cli.core.run_names import find_run
 from dgpo_cli.core.schema import check, read_record
 from dgpo_cli.errors import BusyError, ConfigError
@@ -45,21 +46,6 @@ _RUN = schema.record(
 )
 _METRICS = schema.record({"step": schema.whole(0)})
 _PACKAGES = ("dgpo-cli", "torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "bm25s", "numpy")
-
-
-def config_digest(command: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> str:
-    """Two runs with the same digest do the same work."""
-    canonical = json.dumps([command, _plain(config), *([dict(inputs)] if inputs else [])], sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    """JSON values only. Paths become absolute, so that the same command in another folder is another run."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value.resolve()) if isinstance(value, Path) else value
 
 
 class RunDir:
@@ -93,17 +79,25 @@ class RunDir:
         """
         digest = config_digest(command, config, inputs)
         if resume is not None:
-            return cls._resume(find_run(resume, root) or resume, digest)
+            return cls._resume(find_run(resume, root) or resume, config, digest, inputs)
         if out is not None:
-            return cls._at(out, command, config, digest, fresh)
+            return cls._at(out, command, config, digest, fresh, inputs)
         for path in () if fresh else reversed(list_runs(root)):
             record = read_run(path)
             if record["digest"] == digest and record["status"] != "finished":
                 return cls(path, resumed=True)
-        return cls._claim(root, command)._begin(command, config, digest)
+        return cls._claim(root, command)._begin(command, config, digest, inputs)
 
     @classmethod
-    def _at(cls, out: Path, command: str, config: Mapping[str, Any], digest: str, fresh: bool) -> RunDir:
+    def _at(
+        cls,
+        out: Path,
+        command: str,
+        config: Mapping[str, Any],
+        digest: str,
+        fresh: bool,
+        inputs: Mapping[str, str] | None,
+    ) -> RunDir:
         """The run in `out`, which goes on, begins, or begins anew."""
         _refuse_foreign(out)
         run = cls(out)
@@ -111,10 +105,10 @@ class RunDir:
             _refuse_foreign(out)  # again, since another process may have had the folder until now
             status = read_run(out)["status"] if (out / "run.json").is_file() and not fresh else _DISCARDED
             if status == _DISCARDED:
-                return run._begin(command, config, digest)
+                return run._begin(command, config, digest, inputs)
             if status == "finished":
                 raise ConfigError(f"{out} holds a finished run", hint="give another --out, or --fresh to replace it")
-            _require_same(out, digest)
+            _require_same(out, config, digest, inputs)
             run.resumed = True
         except BaseException:
             run.close()
@@ -137,13 +131,13 @@ class RunDir:
             number += 1
 
     @classmethod
-    def _resume(cls, path: Path, digest: str) -> RunDir:
+    def _resume(cls, path: Path, config: Mapping[str, Any], digest: str, inputs: Mapping[str, str] | None) -> RunDir:
         if not (path / "run.json").is_file():
             raise ConfigError(f"{path} is not a run folder", hint="`dgpo runs` lists them")
-        _require_same(path, digest)
+        _require_same(path, config, digest, inputs)
         return cls(path, resumed=True)
 
-    def _begin(self, command: str, config: Mapping[str, Any], digest: str) -> RunDir:
+    def _begin(self, command: str, config: Mapping[str, Any], digest: str, inputs: Mapping[str, str] | None) -> RunDir:
         """Put the run at its beginning, in place of one that may be there; whole or not at all, also after a kill."""
         begun = datetime.now(UTC).isoformat(timespec="seconds")
         if (self.path / "run.json").is_file():
@@ -154,7 +148,7 @@ class RunDir:
                 shutil.rmtree(path)
             elif path.name not in ("run.json", "lock"):
                 path.unlink()
-        write_atomic(self.path / "config.toml", to_toml(_plain(config)))
+        write_atomic(self.path / "config.toml", to_toml(portable(plain(config))))
         record = {
             "command": command,
             "status": "running",
@@ -163,7 +157,7 @@ class RunDir:
             "created": begun,
             "versions": _versions(),
             "git_commit": _git_commit(),
-        }
+        } | ({"inputs": portable(dict(inputs))} if inputs else {})
         write_atomic(self.path / "run.json", to_json(record, indent=1, ensure_ascii=True) + "\n")
         return self
 
@@ -276,10 +270,19 @@ def read_run(path: Path) -> dict[str, Any]:
     return record
 
 
-def _require_same(path: Path, digest: str) -> None:
+def differing(path: Path, config: Mapping[str, Any], inputs: Mapping[str, str] | None) -> str:
+    """What sets the run in `path` apart from a run of this config, in one line."""
+    there = load_toml(path / "config.toml") if (path / "config.toml").is_file() else {}
+    here = {place: digest for name, digest in (inputs or {}).items() for place in (name, portable(name))}
+    found = differences(there, read_run(path).get("inputs"), portable(plain(config)), here)
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return ("; ".join(found[:3]) + more) or "another version of dgpo made it"
+
+
+def _require_same(path: Path, config: Mapping[str, Any], digest: str, inputs: Mapping[str, str] | None) -> None:
     if read_run(path)["digest"] != digest:
         raise ConfigError(
-            f"the run {path} has other settings than this command",
+            f"the run {path} has other settings than this command: {differing(path, config, inputs)}",
             hint=f"repeat its settings: --config {path}/config.toml",
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dgpo_cli.core import folders
 from dgpo_cli.core.locks import Lock
+from dgpo_cli.core.places import portable
 from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.core.schema import map_of, read_record, record, text
 
@@ -50,7 +51,7 @@ class Workspace:
                     content.pop(key, None)
                 else:
                     at = datetime.now().strftime("%Y-%m-%d %H:%M")
-                    content[key] = {"value": str(value), "by": by, "at": at}
+                    content[key] = {"value": portable(str(value), self.path.parent.parent), "by": by, "at": at}
             write_atomic(self.path, to_json(content, indent=1, ensure_ascii=True) + "\n")
 
     def resolve(self, key: str, given: str | Path | None, default: str | None = None) -> Resolved:

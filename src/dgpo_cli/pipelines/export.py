@@ -205,7 +205,7 @@ def _relative(toml: str) -> str:
     lines = []
     for line in toml.splitlines():
         key, separator, value = line.partition(" = ")
-        if separator and value.startswith('"/'):
+        if separator and value.startswith(('"/', '"./')):
             value = json.dumps(_public(json.loads(value)))
         lines.append(f"{key}{separator}{value}")
     return "\n".join(lines)

@@ -93,7 +93,7 @@ class Quickstart(Stages):
             yield
             return
         started = time.time()
-        work = (self.folder, self.seed, self.device, self.recipe, rows, start, teacher)
+        work = (self.folder, self.seed, self.device, self.recipe, rows, start, teacher, self._allowed)
         process = multiprocessing.get_context("spawn").Process(target=_train, args=work, daemon=True)
         process.start()
         self._say(f"{', '.join(rows)}: in a process of their own meanwhile")
@@ -125,12 +125,20 @@ class Quickstart(Stages):
 
 
 def _train(
-    folder: Path, seed: int, device: str, settings: Mapping[str, Any], rows: Sequence[str], start: Path, teacher: Path
+    folder: Path,
+    seed: int,
+    device: str,
+    settings: Mapping[str, Any],
+    rows: Sequence[str],
+    start: Path,
+    teacher: Path,
+    allowed: bool,
 ) -> None:
     """Rows without a word: what goes wrong here goes wrong again, and is told, in the process that asked for them."""
     end_with_parent()
     torch.set_num_threads(1)
     work = Quickstart(folder, seed=seed, device=device, say=lambda _: None, bar=_no_bar, settings=settings)
+    work.may_replace = lambda _: allowed
     with suppress(KeyboardInterrupt, DgpoError):
         for row in rows:
             work._row(row, start, teacher)

@@ -17,7 +17,8 @@ from typing import Any
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.recipes import shipped
 from dgpo_cli.core.records import RecordFile, read_records, write_atomic, write_jsonl_atomic
-from dgpo_cli.core.run_dir import RunDir, config_digest
+from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.core.run_identity import config_digest
 from dgpo_cli.core.types import Question, question_to_json
 from dgpo_cli.evaluate.run import evaluate
 from dgpo_cli.evaluate.stats import paired_difference
@@ -217,7 +218,7 @@ class RealPath(Stages):
             with self._bar(stage, "episode") as progress:
                 return run_distill_data(settings, run, questions=questions, progress=progress)
 
-        summary = self._stage(stage, "distill-data", asdict(settings), [model], work)
+        summary = self._stage(stage, "distill-data", asdict(settings), work)
         self._say(f"{stage}: {summary['kept']} of {summary['episodes']} right, with the answer in what was read")
         return self.path(stage) / "trajectories.jsonl"
 
@@ -247,14 +248,20 @@ class RealPath(Stages):
         """Greedy answers to the first `count` test questions; every answer is on disk as soon as it is there."""
         settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0)
         questions = read_questions(self.world_folder / "test.jsonl")[:count]
-        config = {"model": str(model), "rollout": settings.to_json(), "questions": len(questions)}
+        config = {
+            "model": str(model),
+            "rollout": settings.to_json(),
+            "questions": len(questions),
+            "index": str(self.index_folder),
+            "data": str(self.world_folder / "test.jsonl"),
+        }
 
         def work(run: RunDir) -> Mapping[str, Any]:
             row = RealRow.of(self._answers(run, model, questions))
             run.finish(asdict(row))
             return asdict(row)
 
-        row = RealRow(**self._stage(f"eval-{name}", "eval", config, [model], work))
+        row = RealRow(**self._stage(f"eval-{name}", "eval", config, work))
         row = replace(row, em_interval=(row.em_interval[0], row.em_interval[1]))
         self._say(
             f"{name}: EM {percent(row.em)}, F1 {percent(row.f1)}, {row.searches:.2f} searches, "

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dgpo_cli.core.records import to_json, write_atomic
-from dgpo_cli.core.run_dir import config_digest
+from dgpo_cli.core.run_identity import config_digest
 from dgpo_cli.evaluate.stats import nested_interval
 from dgpo_cli.pipelines.reproduce_rows import BASE_ROWS, RowSpec, row_specs
 from dgpo_cli.pipelines.stages import Bar, Row, Say, Stages

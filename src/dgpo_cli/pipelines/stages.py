@@ -6,10 +6,9 @@ goes on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +24,9 @@ from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.core.run_dir import RunDir, config_digest, read_metrics
+from dgpo_cli.core.run_dir import RunDir, differing, read_metrics, read_run
+from dgpo_cli.core.run_identity import config_digest
+from dgpo_cli.errors import ConfigError
 from dgpo_cli.evaluate.run import evaluate
 from dgpo_cli.evaluate.summary import Report
 from dgpo_cli.models.codec import Codec
@@ -34,6 +35,7 @@ from dgpo_cli.models.sources import ModelSource
 from dgpo_cli.pipelines.agents import Agent, rollout_settings
 from dgpo_cli.pipelines.demonstrations import write_demonstrations, write_reading_exercises
 from dgpo_cli.pipelines.distill_data import run_distill_data
+from dgpo_cli.pipelines.identity import contents
 from dgpo_cli.pipelines.kd import run_kd
 from dgpo_cli.pipelines.rl import run_rl
 from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings, RolloutOptions
@@ -75,26 +77,20 @@ class Row:
         )
 
 
-def fingerprint(path: Path) -> str:
-    """Of a file, or of the weights that a model folder or a training run holds."""
-    folder = path / "best" if (path / "best").is_dir() else path
-    file = folder / "model.safetensors" if folder.is_dir() else folder
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-
-
 class Stages:
     """`folder` keeps everything that is made. `say` gets one line per stage, `bar` makes a progress bar."""
 
     def __init__(
         self, folder: Path, *, seed: int, device: str, say: Say, bar: Bar, settings: Mapping[str, Any]
     ) -> None:
-        self.folder, self.seed, self.device = folder, seed, device
+        self.folder, self.seed, self.device = folder, seed, str(training_device(device))
         self._say, self._bar = say, bar
         self.recipe = dict(settings)
         self.rollout = apply_options(RolloutOptions, self.recipe["rollout"])
         self.world_folder, self.index_folder = folder / "world", folder / "index"
         self.reused: list[str] = []
+        self.may_replace: Callable[[str], bool] = lambda _: False  # asked once, before finished work is replaced
+        self._allowed = False
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -134,6 +130,11 @@ class Stages:
         if stamp.is_file() and json.loads(stamp.read_text())["digest"] == digest:
             self._reuse("world and index")
             return world
+        if stamp.is_file():
+            seed = json.loads(stamp.read_text()).get("seed")
+            why = "another version of dgpo made it" if seed == self.seed else f"seed: {seed} there, {self.seed} here"
+            self._replace(self.world_folder, True, why)
+            self.forget()
         self._say(f"world: {len(world.passages):,} passages, questions about {', '.join(world.questions)}")
         write_world(world, self.world_folder)
         build_index(self.world_folder / "corpus.jsonl", self.index_folder, overwrite=True)
@@ -201,7 +202,7 @@ class Stages:
             with self._bar("teacher's episodes", "episode") as progress:
                 return run_distill_data(settings, run, questions=questions, progress=progress)
 
-        summary = self._stage("distill-data", "distill-data", asdict(settings), [teacher], work)
+        summary = self._stage("distill-data", "distill-data", asdict(settings), work)
         self._say(f"distill-data: {summary['kept']} of {summary['episodes']} episodes right and kept")
         return self.path("distill-data") / "trajectories.jsonl"
 
@@ -225,7 +226,7 @@ class Stages:
             with self._bar(stage, "step" if settings.seconds is None else "s") as progress:
                 return run_kd(settings, run, keep=1, progress=progress)
 
-        self._stage(stage, "kd", asdict(settings), [student, teacher, data], work)
+        self._stage(stage, "kd", asdict(settings), work)
         return self.path(stage)
 
     def _validation_of_kd(self) -> dict[str, Any]:
@@ -255,7 +256,7 @@ class Stages:
             with self._bar(stage, "step") as progress:
                 return run_rl(settings, run, keep=1, progress=progress)
 
-        self._stage(stage, "rl", asdict(settings), [student, teacher], work)
+        self._stage(stage, "rl", asdict(settings), work)
         return self.path(stage)
 
     def _stage(
@@ -263,26 +264,39 @@ class Stages:
         stage: str,
         command: str,
         config: Mapping[str, Any],
-        inputs: Sequence[Path],
         work: Callable[[RunDir], Mapping[str, Any]],
     ) -> Mapping[str, Any]:
         """Do a stage unless its folder holds a finished run of the same settings on the same inputs.
 
-        The settings only say where the inputs lie; that an earlier stage made one anew shows in its contents.
+        The settings only say where the inputs lie: what counts is what is in them. Raises ConfigError where finished
+        work would have to be replaced and nobody allows it.
         """
         path = self.path(stage)
-        seen = {str(source): fingerprint(source) for source in (self.world_folder / "world.json", *inputs)}
-        record = json.loads((path / "run.json").read_text()) if (path / "run.json").is_file() else {}
+        seen = contents(config)
+        record = read_run(path) if (path / "run.json").is_file() else {}
         same = record.get("digest") == config_digest(command, config, seen)
         if same and record["status"] == "finished":
             self._reuse(stage)
             return dict(record["result"])
+        if record and not same:
+            self._replace(path, record["status"] == "finished", differing(path, config, seen))
         started = time.perf_counter()
         with RunDir.open(command, config, out=path, fresh=not same, inputs=seen) as run:
             result = work(run)
         best = f", best validation EM {percent(result['best'])}" if result.get("best") is not None else ""
         self._say(f"{stage}: {time.perf_counter() - started:.0f} s{best}")
         return result
+
+    def _replace(self, path: Path, finished: bool, why: str) -> None:
+        """Say that what is in `path` has to be made anew; of finished work only if that is allowed."""
+        if finished and not self._allowed:
+            self._allowed = self.may_replace(f"{path} is finished, and what is asked for now differs: {why}")
+            if not self._allowed:
+                raise ConfigError(
+                    f"{path} is finished and would be replaced: {why}",
+                    hint="give --replace to make it and what follows from it anew, or another --out",
+                )
+        self._say(f"{path.name}: made anew ({why})")
 
     def result(self, stage: str) -> Mapping[str, Any]:
         return dict(json.loads((self.path(stage) / "run.json").read_text())["result"])
@@ -298,6 +312,8 @@ class Stages:
             "model": str(model),
             "rollout": settings.to_json(),
             "questions": self.recipe["world"]["test_questions"],
+            "index": str(self.index_folder),
+            "data": str(self.world_folder / "test.jsonl"),
         }
 
         def work(run: RunDir) -> Mapping[str, Any]:
@@ -315,7 +331,7 @@ class Stages:
             run.finish(row)
             return row
 
-        return Row(**self._stage(f"eval-{name}", "eval", config, [model], work))
+        return Row(**self._stage(f"eval-{name}", "eval", config, work))
 
     def validation_curve(self, stage: str) -> list[tuple[float, float]]:
         """Validation EM over training seconds."""

@@ -1,0 +1,80 @@
+"""Which runs do the same work: a digest of their settings and of what is in the places that these name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def config_digest(command: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> str:
+    """Two runs with the same digest do the same work.
+
+    `inputs` tells by location what is in it: it counts by its contents, wherever it lies and whatever it is called.
+    """
+    found = dict(inputs or {})
+    parts = [command, _by_contents(plain(config), found), *([sorted(found.values())] if found else [])]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _by_contents(value: Any, inputs: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _by_contents(item, inputs) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_by_contents(item, inputs) for item in value]
+    return {"contents": inputs[value]} if isinstance(value, str) and value in inputs else value
+
+
+def differences(
+    there: Mapping[str, Any],
+    recorded: Mapping[str, str] | None,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str] | None,
+) -> list[str]:
+    """What a run was made with and this config does not have, a phrase each: "lr: 0.001 there, 0.01 here".
+
+    `there` is the run's config and `recorded` its inputs. Empty where a version made the run whose record says less.
+    """
+    there = _flat(there)
+    here = _flat(_without_none(plain(config)))
+    before, now = recorded or {}, dict(inputs or {})
+    told = []
+    for name in [*here, *(name for name in there if name not in here)]:
+        ours, theirs = here.get(name), there.get(name)
+        if isinstance(ours, str) and ours in now and isinstance(theirs, str) and theirs in before:
+            if now[ours] != before[theirs]:
+                told.append(f"{name}: {ours} has other contents than {theirs} had")
+        elif ours != theirs:
+            told.append(f"{name}: {_shown(theirs)} there, {_shown(ours)} here")
+    return told
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(item) if isinstance(item, list) else item
+    return flat
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def _shown(value: object) -> str:
+    return "unset" if value is None else str(value)[:60]
+
+
+def plain(value: Any) -> Any:
+    """JSON values only. A path that nobody says the contents of becomes absolute."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value.resolve()) if isinstance(value, Path) else value

@@ -1,0 +1,36 @@
+"""What a model folder holds, as one short digest: two folders with the same one give the same answers."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+# Every file that transformers or this package reads; a README or a log beside them changes nothing.
+_READ = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
+    "protocol.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "*.model", "chat_template.json", "*.jinja",
+    "additional_chat_templates/*.jinja",
+)  # fmt: skip
+
+
+def folder_digest(folder: Path) -> str:
+    """Of the names and the contents of all files that are read when the model of `folder` is loaded."""
+    files = sorted({path for pattern in _READ for path in folder.glob(pattern) if path.is_file()})
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file; within a process a large one is read once as long as nobody writes to it."""
+    found = path.stat()
+    return _file_digest(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@lru_cache(1024)
+def _file_digest(path: Path, *_: int) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
