@@ -207,7 +207,9 @@ def test_a_run_of_dgpo_rl_is_shown_beside_the_papers_row(made, here):
 
 
 def tokens(file):
-    return [tuple(json.loads(line)["token_ids"]) for line in file.read_text().splitlines()[1:]]
+    """By question and sample: records come in the order in which episodes end."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    return [tuple(row["token_ids"]) for row in sorted(rows, key=lambda row: row["key"])]
 
 
 def test_several_samples_differ_and_go_on_after_a_kill(made, here):

@@ -42,7 +42,11 @@ _RUN = schema.record(
         "digest": schema.text(),
         "created": schema.text(),
     },
-    {"seed": schema.maybe(schema.whole()), "result": schema.map_of(schema.ANYTHING)},
+    {
+        "seed": schema.maybe(schema.whole()),
+        "result": schema.map_of(schema.ANYTHING),
+        "inputs": schema.map_of(schema.text()),
+    },
 )
 _METRICS = schema.record({"step": schema.whole(0)})
 _PACKAGES = ("dgpo-cli", "torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "bm25s", "numpy")
