@@ -85,7 +85,7 @@ def _open(
     check_index(index)
     retriever = open_index(index, device=device, rerank=rerank).retriever
     where = training_device(device)
-    loaded = load_model(model, device=where, dtype=inference_dtype(where))
+    loaded = load_model(model, device=where, dtype=inference_dtype(where, model))
     if not loaded.trained_with_protocol:
         console.warn(f"{model} was not trained to search; expect turns without an action")
     codec = Codec(loaded.tokenizer, loaded.protocol)

@@ -86,7 +86,7 @@ def measure(
 
     # vLLM loads the weights by itself; here they only tell what is measured.
     where = training_device("cpu" if settings.engine == "vllm" else settings.device)
-    loaded = load_model(settings.model, device=where, dtype=inference_dtype(where))
+    loaded = load_model(settings.model, device=where, dtype=inference_dtype(where, settings.model, settings.precision))
     codec, retriever, rollout = (
         Codec(loaded.tokenizer, loaded.protocol),
         benchmarks[0].index.retriever,

@@ -1,13 +1,16 @@
-"""Torch devices by name."""
+"""Torch devices by name, and the precision that is asked for."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+
+Precision = Literal["auto", "float32"]  # auto: bf16 on GPUs, and on CPUs where it is faster
 
 
 def named_device(name: str) -> torch.device:

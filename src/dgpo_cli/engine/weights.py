@@ -1,4 +1,4 @@
-"""What generating reads of a model: its own parameters in place, or float32 masters rounded to 16 bit on a GPU."""
+"""What generating reads of a model: its own parameters in place, or float32 masters rounded to 16 bit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
+from dgpo_cli.models.half import compute_dtype
 from dgpo_cli.models.vocab import head_weight
 
 
 class Weights:
-    """`dtype` is that of linear maps and of the cache: by default the model's, and bf16 for float32 on CUDA.
+    """`dtype` is that of linear maps and of the cache: by default the model's, or bf16 for float32 masters.
 
     A model of that dtype is read in place, so nothing is copied and nothing can be stale. Of another one the values are
     rounded into a model of the same shape by `refresh`: reading masters in place would move twice the bytes for
@@ -22,9 +23,7 @@ class Weights:
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
         parameter = next(model.parameters())
         self.device, self.residual = parameter.device, parameter.dtype
-        if dtype is None:
-            masters = parameter.device.type == "cuda" and parameter.dtype == torch.float32
-            dtype = torch.bfloat16 if masters else parameter.dtype
+        dtype = compute_dtype(model) if dtype is None else dtype
         self.dtype = dtype
         self._model = model
         self._rounded: Any = None

@@ -25,12 +25,14 @@ from transformers import (
 )
 
 from dgpo_cli.core import folders
+from dgpo_cli.core.device import Precision
 from dgpo_cli.core.hub import quiet_loading
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models import hub
 from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.half import compute_in_half, pays_off
 from dgpo_cli.models.load_errors import explain
 from dgpo_cli.models.sources import PROTOCOL_FILE, ModelSource, load_protocol, resolve
 
@@ -82,8 +84,11 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype | None = torch.float32,
     eight_bit: bool = False,
+    precision: Precision = "float32",
 ) -> LoadedModel:
     """Model in evaluation mode with tokenizer and protocol; `dtype` None keeps the one it was saved in.
+
+    `precision` "auto" computes with float32 weights in bf16 where that pays off on a CPU; on CUDA it is always so.
 
     `eight_bit` keeps linear layers in bitsandbytes' 8-bit form (Dettmers et al. 2022); such a model is never trained.
     Raises ModelError when anything cannot be had, is damaged, or does not fit together.
@@ -111,6 +116,8 @@ def load_model(
             f"{source.location}: the tokenizer has {len(tokenizer)} tokens, the model knows {rows}",
             hint="model and tokenizer are not from one training; download or export them together",
         )
+    if model.dtype == torch.float32 and pays_off(device, model.config, precision):
+        compute_in_half(model)
     return LoadedModel(model.eval(), tokenizer, protocol, source, own)
 
 

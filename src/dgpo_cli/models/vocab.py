@@ -16,15 +16,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from dgpo_cli.errors import ModelError
+from dgpo_cli.models.half import compute_dtype
 from dgpo_cli.models.packed import Packed, packed_attention
-
-
-def compute_dtype(model: torch.nn.Module) -> torch.dtype:
-    """That of linear maps: bf16 for float32 parameters on CUDA (masters stay in the optimizer), else theirs."""
-    parameter = next(model.parameters())
-    if parameter.device.type == "cuda" and parameter.dtype == torch.float32:
-        return torch.bfloat16
-    return parameter.dtype
 
 
 def precision(model: torch.nn.Module) -> AbstractContextManager[object]:

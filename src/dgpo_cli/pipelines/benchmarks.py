@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from dgpo_cli.core.device import Precision
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile, to_json, write_atomic
 from dgpo_cli.core.types import Question, question_to_json
@@ -48,6 +49,7 @@ class EvalSettings:
     seed: int = 0
     device: str = "auto"
     engine: EngineName = "transformers"
+    precision: Precision = "auto"
     rerank: RerankConfig = field(default_factory=RerankConfig)
 
     def __post_init__(self) -> None:

@@ -90,9 +90,8 @@ def _teacher(
     rollout = rollout_settings(settings.rollout, settings.seed)
     if not settings.written and settings.teacher_url is None and settings.engine == "transformers":
         device = training_device(settings.device)
-        loaded = load_model(
-            settings.teacher, device=device, dtype=inference_dtype(device), eight_bit=settings.teacher_8bit
-        )
+        dtype = inference_dtype(device, None if settings.teacher_8bit else settings.teacher, settings.precision)
+        loaded = load_model(settings.teacher, device=device, dtype=dtype, eight_bit=settings.teacher_8bit)
         protocol = _asked(settings, loaded.protocol, trained=loaded.trained_with_protocol)
         return Agent.of(loaded.model, Codec(loaded.tokenizer, protocol), retriever, rollout), {}
     source = resolve(settings.tokenizer or settings.teacher)

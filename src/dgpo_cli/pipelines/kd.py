@@ -18,6 +18,7 @@ from dgpo_cli.core.types import Question, Trajectory
 from dgpo_cli.engine.inprocess import Blend
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.half import compute_dtype
 from dgpo_cli.models.load import LoadedModel, load_model
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer
 from dgpo_cli.models.vocab import hidden_states, token_logprobs
@@ -61,12 +62,15 @@ def run_kd(
     device = training_device(settings.device)
     settings = with_sizes(settings, begin_with(run, sizes or {}))
     data = read_trajectories(Path(settings.trajectories))
-    student = load_model(settings.student, device=device)
+    student = load_model(settings.student, device=device, precision=settings.precision)
     teacher = None
     _require_tokens_of(data, student)
     if kd_objective(settings).needs:
         teacher = load_model(
-            settings.teacher, device=device, dtype=inference_dtype(device), eight_bit=settings.teacher_8bit
+            settings.teacher,
+            device=device,
+            dtype=inference_dtype(device, None if settings.teacher_8bit else settings.teacher, settings.precision),
+            eight_bit=settings.teacher_8bit,
         )
         require_same_tokenizer(student.tokenizer, teacher.tokenizer)
     return distil(
@@ -119,7 +123,9 @@ def distil(
     `retriever`.
     """
     steps_told = Steps(progress)
-    run.note(deviations=deviations(asdict(settings)))
+    run.note(
+        deviations=deviations(asdict(settings)), computed_in=str(compute_dtype(student.model)).removeprefix("torch.")
+    )
     protocol = Protocol.from_json(data.protocol)
     codec = Codec(student.tokenizer, protocol)
     objective = kd_objective(settings)

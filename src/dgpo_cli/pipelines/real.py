@@ -271,7 +271,7 @@ class RealPath(Stages):
 
     def _answers(self, run: RunDir, model: Path, questions: Sequence[Question]) -> Report:
         device = training_device(self.device)
-        loaded = load_model(str(model), device=device, dtype=inference_dtype(device))
+        loaded = load_model(str(model), device=device, dtype=inference_dtype(device, str(model)))
         codec = Codec(loaded.tokenizer, loaded.protocol)
         settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0)
         keep_tokenizer(run.path, loaded.tokenizer)

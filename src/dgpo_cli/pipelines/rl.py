@@ -13,6 +13,7 @@ from dgpo_cli.core.types import Question
 from dgpo_cli.engine.inprocess import InProcessEngine
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic, SharedCritic
+from dgpo_cli.models.half import compute_dtype
 from dgpo_cli.models.load import LoadedModel, load_model
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer
 from dgpo_cli.objectives.base import Need, Objective
@@ -54,12 +55,15 @@ def run_rl(
     settings = with_sizes(settings, begin_with(run, sizes or {}))
     retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
     questions, validation = training_questions(settings)
-    student = load_model(settings.student, device=device)
+    student = load_model(settings.student, device=device, precision=settings.precision)
     teacher = None
     if needs_teacher(rl_objective(settings)):
         assert settings.teacher is not None
         teacher = load_model(
-            settings.teacher, device=device, dtype=inference_dtype(device), eight_bit=settings.teacher_8bit
+            settings.teacher,
+            device=device,
+            dtype=inference_dtype(device, None if settings.teacher_8bit else settings.teacher, settings.precision),
+            eight_bit=settings.teacher_8bit,
         )
         require_same_tokenizer(student.tokenizer, teacher.tokenizer)
         student = with_agent_text(student, teacher)
@@ -106,7 +110,9 @@ def reinforce(
     told = Steps(progress)
     codec = Codec(student.tokenizer, student.protocol)
     reward = rewards.weighted(settings.reward) if settings.reward else None
-    run.note(deviations=deviations(asdict(settings)))
+    run.note(
+        deviations=deviations(asdict(settings)), computed_in=str(compute_dtype(student.model)).removeprefix("torch.")
+    )
     learner = _learner(settings, rl_objective(settings), student, teacher, codec)
     objective = learner.objective
     samples = settings.samples or objective.default_samples

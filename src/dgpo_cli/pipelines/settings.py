@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from dgpo_cli.core.device import Precision
 from dgpo_cli.engine.model_server import ServerAccess
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.retrieval.rerank import RerankConfig
@@ -55,6 +56,7 @@ class DistillDataSettings:
     limit: int | None = None
     seed: int = 0
     teacher_8bit: bool = False
+    precision: Precision = "auto"  # ours, bf16 on CPUs where that is faster; float32 is the same on every CPU
     device: str = "auto"
     teacher_url: str | None = None  # of a server that has `teacher`
     tokenizer: str | None = None  # with teacher_url: the model whose tokenizer and agent text are used
@@ -113,6 +115,7 @@ class KDSettings:
     fit: bool = False  # micro_batch_tokens (and rollout.wave in rl) as large as the memory allows
     fit_gib: float | None = None  # the memory that `fit` may use; what is free by default
     teacher_8bit: bool = False
+    precision: Precision = "auto"  # ours, bf16 on CPUs where that is faster; float32 is the same on every CPU
     on_collapse: OnCollapse = "warn"  # ours
     seconds: float | None = None
     seed: int = 0
@@ -165,6 +168,7 @@ class RLSettings:
     fit: bool = False  # micro_batch_tokens (and rollout.wave in rl) as large as the memory allows
     fit_gib: float | None = None  # the memory that `fit` may use; what is free by default
     teacher_8bit: bool = False
+    precision: Precision = "auto"  # ours, bf16 on CPUs where that is faster; float32 is the same on every CPU
     on_collapse: OnCollapse = "warn"  # ours
     seed: int = 0
     device: str = "auto"

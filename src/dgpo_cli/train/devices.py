@@ -10,8 +10,10 @@ from datetime import timedelta
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from dgpo_cli.core.device import named_device
+from dgpo_cli.core.device import Precision, named_device
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.models.half import pays_off
+from dgpo_cli.models.load import load_config
 from dgpo_cli.train.world import World
 
 # One that waits for another's share of a step is not stuck; where a process died, the launcher ends the others.
@@ -70,6 +72,8 @@ def training_device(name: str = "auto") -> torch.device:
     return named_device(name)
 
 
-def inference_dtype(device: torch.device) -> torch.dtype:
-    """Of a model that is only read: bf16 on CUDA, float32 elsewhere."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+def inference_dtype(device: torch.device, model: str | None = None, precision: Precision = "auto") -> torch.dtype:
+    """Of a model that is only read: bf16 on CUDA, and on a CPU where that pays off for `model`, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    return torch.bfloat16 if model is not None and pays_off(device, load_config(model), precision) else torch.float32
