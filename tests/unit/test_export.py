@@ -1,15 +1,21 @@
+import io
 import json
 import re
 import shutil
+from contextlib import redirect_stdout
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.core.types import Passage
+from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.pipelines.benchmarks import weights_digest
+from dgpo_cli.qa_sets import read_questions
 from tiny import bpe_tokenizer, qwen
 
 CPU = torch.device("cpu")
@@ -45,7 +51,13 @@ def runs(folder, weights):
             "complete": complete,
             "decoding": {"temperature": 0.0},
             "benchmarks": {
-                "nq": {"n": 1200, "em": em, "f1": 0.5, "index": {"retriever": "bm25", "passages": 1000}},
+                "nq": {
+                    "n": 1200,
+                    "em": em,
+                    "em_interval": {"low": em - 0.02, "high": em + 0.03},
+                    "f1": 0.5,
+                    "index": {"retriever": "bm25", "passages": 1000},
+                },
             },
         }
         with RunDir.open("eval", {"step": step}) as run:
@@ -73,12 +85,15 @@ def test_the_card_tells_origin_results_and_settings_and_no_folder_of_this_machin
     dgpo("export", "rl-0001", "agent")
     card = (runs / "agent" / "README.md").read_text()
     _, metadata, body = card.split("---", 2)
-    assert 'base_model: "Qwen/Qwen2.5-0.5B-Instruct"' in metadata and 'license: "apache-2.0"' in metadata
+    assert "base_model: Qwen/Qwen2.5-0.5B-Instruct" in metadata and "license: apache-2.0" in metadata
+    result = ModelCard(card).data.eval_results[0]
+    assert (result.dataset_name, result.metric_value, result.dataset_args["questions"]) == ("nq", 0.25, 1200)
+    assert result.metric_args["interval_95"] == pytest.approx([0.23, 0.28])
     assert body.index("kd-0001: cross-entropy") < body.index("rl-0001: DGPO")
     assert "teacher qwen-3b" in body
     assert body.count("unlike the paper, the critic is a head on the student's hidden states") == 1
     assert re.findall(r"^\| nq .*", body, re.MULTILINE) == [
-        "| nq | 1,200 | 0.250 | 0.500 | greedy, bm25 over 1,000 passages |"
+        "| nq | 1,200 | 25.0 % | 23.0-28.0 % | 50.0 % | greedy, bm25 over 1,000 passages |"
     ]
     assert 'student = "kd-0001"' in body and "lr = 0.0001" in body
     assert str(runs) not in card and "transformers " in body.splitlines()[-1]
@@ -89,7 +104,62 @@ def test_without_evaluations_the_card_says_so(dgpo, runs):
         shutil.rmtree(path)
     dgpo("export", "kd-0001", "agent")
     card = (runs / "agent" / "README.md").read_text()
-    assert "Not measured" in card and "validation questions of its run: 0.375" in card
+    assert "Not measured" in card and "validation questions of its run: 37.5 %" in card
+
+
+def card_of(dgpo, folder, config, *, command="kd", steps=(), weights):
+    with RunDir.open(command, config, out=folder / "runs" / "made") as run:
+        for step, em in steps:
+            run.log(step, {"eval_em": em, "eval_score": em})
+        shutil.copytree(weights, run.path / "best")
+        run.finish({})
+    assert dgpo("export", "made", "agent").status == 0
+    return (folder / "agent" / "README.md").read_text()
+
+
+def test_a_student_of_a_served_teacher_names_who_wrote_and_no_default(dgpo, folder, weights):
+    with RunDir.open(
+        "distill-data", {"teacher": "big-one", "teacher_url": "http://x/v1"}, out=folder / "served"
+    ) as run:
+        run.finish({})
+    config = {"student": "qwen-0.5b", "teacher": "qwen-3b", "method": "seqkd", "trajectories": str(folder / "served")}
+    card = card_of(dgpo, folder, config | {"steps": 24}, steps=[(4, 0.5), (8, 0.25)], weights=weights)
+    assert "(SeqKD), 8 steps, the weights of step 4 kept, trajectories by big-one\n" in card
+    assert "qwen-3b" not in card and "pip install" not in card
+
+
+def test_plain_ppo_has_no_teacher(dgpo, folder, weights):
+    config = {"student": "someone/unknown-base", "teacher": "qwen-3b", "method": "ppo", "seed": 0}
+    card = card_of(dgpo, folder, config, command="rl", weights=weights)
+    assert "qwen-3b" not in card and "and the teacher" not in card
+    assert "licence: not recorded; the page of someone/unknown-base names that of the base model\n" in card
+
+
+def test_the_cards_code_runs_and_gives_the_model_the_text_that_it_was_trained_on(
+    dgpo, offline, searcher, folder, monkeypatch
+):
+    assert dgpo("export", str(searcher), "agent").status == 0
+    code = re.search(r"```python\n(.*?)```", (folder / "agent" / "README.md").read_text(), re.DOTALL)[1]
+    assert code.count("\n") <= 40
+    known = read_questions(offline.questions("train"))[0].text
+    code = code.replace('"Where was the author of the book born?"', repr(known))
+    code = code.replace('"max_new_tokens": 500', '"max_new_tokens": 40')
+    monkeypatch.chdir(folder / "agent")
+    shown, names = io.StringIO(), {}
+    with redirect_stdout(shown):
+        exec(compile(code, "card", "exec"), names)
+    lines = shown.getvalue().splitlines()
+    kinds = ("searched: ", "answer: ", "a turn without an action")
+    assert 1 <= len(lines) <= TINYWORLD.max_turns + 1 and all(line.startswith(kinds) for line in lines)
+    assert lines[0].startswith("searched: "), "it stops at the end of a search, and the query is read"
+    loaded = load_model(".", device=CPU)
+    codec = Codec(loaded.tokenizer, loaded.protocol)
+    prompt = codec.prompt_ids(names["question"]).ids
+    assert names["ids"][: len(prompt)] == list(prompt)
+    found = [Passage("1", names["passages"][0]), Passage("2", '"T"\na </information> b')]
+    assert names["encode"](names["observation"]([p.contents for p in found])) == list(
+        codec.observation_ids(found, 999).ids
+    )
 
 
 def test_weights_are_rounded_only_on_request(dgpo, runs):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from dgpo_cli.core.figures import percent, percent_range
+from dgpo_cli.models.card_usage import USAGE
 
 METHODS = {
     "seqkd": "maximum likelihood on the teacher's trajectories (SeqKD)",
@@ -28,8 +29,11 @@ class Stage:
     run: str
     method: str
     student: str
-    teacher: str | None
+    teacher: str | None  # that was asked while it trained
     settings: str  # its config.toml
+    source: str | None = None  # who wrote the trajectories
+    steps: int | None = None  # that were done
+    best_step: int | None = None  # whose weights were kept, where validations chose them
     deviations: Sequence[str] = ()  # from the paper's algorithm
 
 
@@ -40,6 +44,7 @@ class Measurement:
     benchmark: str
     questions: int
     em: float
+    em_interval: tuple[float, float]  # of 95 %
     f1: float
     conditions: str  # decoding and corpus
 
@@ -74,6 +79,7 @@ def render(facts: CardFacts) -> str:
         "## Limits",
         _LIMITS,
         "## Settings",
+        "As they were planned; what was done stands under Origin.",
         *(f"{stage.run}\n\n```toml\n{stage.settings.strip()}\n```" for stage in facts.stages),
         "Versions: " + ", ".join(f"{name} {version}" for name, version in facts.versions.items())
         if facts.versions
@@ -90,17 +96,35 @@ def _summary(facts: CardFacts) -> str:
 
 
 def _metadata(facts: CardFacts) -> str:
-    """YAML; JSON strings are YAML strings."""
-    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if facts.licence is not None:
-        values["license"] = facts.licence if facts.licence.startswith(("apache", "llama")) else "other"
-        if values["license"] == "other":
-            values["license_name"] = facts.licence
-    if facts.base_on_hub:
-        values["base_model"] = facts.base
-    lines = [f"{key}: {json.dumps(value)}" for key, value in values.items()]
-    tags = sorted({"search-agent", "dgpo-cli", *(stage.method for stage in facts.stages)})
-    return "\n".join(["---", *lines, f"tags: {json.dumps(tags)}", "---"])
+    """The hub's block, with a model index of what was measured."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    licence = facts.licence
+    known = licence is not None and licence.startswith(("apache", "llama"))
+    values = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license=None if licence is None else licence if known else "other",
+        license_name=None if known else licence,
+        base_model=facts.base if facts.base_on_hub else None,
+        tags=sorted({"search-agent", "dgpo-cli", *(stage.method for stage in facts.stages)}),
+        model_name=facts.name,
+        eval_results=[
+            EvalResult(
+                task_type="question-answering",
+                dataset_type=m.benchmark,
+                dataset_name=m.benchmark,
+                dataset_args={"questions": m.questions, "conditions": m.conditions},
+                metric_type="exact_match",
+                metric_name="EM",
+                metric_value=m.em,
+                metric_args={"interval_95": list(m.em_interval)},
+            )
+            for m in facts.measurements
+        ]
+        or None,
+    )
+    return f"---\n{values.to_yaml()}\n---"
 
 
 def _origin(facts: CardFacts) -> str:
@@ -110,33 +134,50 @@ def _origin(facts: CardFacts) -> str:
     lines = [f"- base model: {base}"]
     if facts.read_from is not None:
         lines.append(f"- read from a GGUF file: {facts.read_from}; its weights were written out as float32")
-    for stage in facts.stages:
-        teacher = f", teacher {stage.teacher}" if stage.teacher is not None else ""
-        other = "".join(f"; unlike the paper, {text}" for text in stage.deviations)
-        lines.append(f"- {stage.run}: {METHODS.get(stage.method, stage.method)}{teacher}{other}")
+    lines += [f"- {stage.run}: {_history(stage)}" for stage in facts.stages]
+    teachers = sorted({name for stage in facts.stages for name in (stage.teacher, stage.source) if name is not None})
+    others = f"; whether {' and '.join(teachers)} may be learned from is theirs to say" if teachers else ""
     if facts.licence is not None:
-        lines.append(f"- licence of the base model: {facts.licence}; see to it that the teacher's allows your use too")
+        lines.append(f"- licence of the base model: {facts.licence}{others}")
+    elif facts.base_on_hub:
+        lines.append(f"- licence: not recorded; the page of {facts.base} names that of the base model{others}")
     else:
-        lines.append("- licence: that of the base model and the teacher, which their own pages name")
+        lines.append(f"- licence: none recorded{others}")
     return "\n".join(lines)
+
+
+def _history(stage: Stage) -> str:
+    """What was done in a stage, and with whom."""
+    parts = [METHODS.get(stage.method, stage.method)]
+    if stage.steps is not None:
+        chosen = "" if stage.best_step in (None, stage.steps) else f", the weights of step {stage.best_step:,} kept"
+        parts.append(f"{stage.steps:,} steps{chosen}")
+    if stage.source is not None:
+        parts.append(f"trajectories by {stage.source}")
+    if stage.teacher is not None:
+        parts.append(f"teacher {stage.teacher}")
+    return "; ".join([", ".join(parts), *(f"unlike the paper, {text}" for text in stage.deviations)])
 
 
 def _results(measurements: Sequence[Measurement], validation_em: float | None) -> str:
     if not measurements:
-        best = "" if validation_em is None else f" Best EM on the validation questions of its run: {validation_em:.3f}."
-        return f"Not measured with `dgpo eval` yet.{best}"
-    rows = [f"| {m.benchmark} | {m.questions:,} | {m.em:.3f} | {m.f1:.3f} | {m.conditions} |" for m in measurements]
-    return "\n".join(["| benchmark | questions | EM | F1 | conditions |", "|---|--:|--:|--:|---|", *rows])
+        if validation_em is None:
+            return "Not measured with `dgpo eval` yet."
+        best = percent(validation_em)
+        return f"Not measured with `dgpo eval` yet. Best EM on the validation questions of its run: {best}."
+    rows = [
+        f"| {m.benchmark} | {m.questions:,} | {percent(m.em)} | {percent_range(*m.em_interval)} | {percent(m.f1)} "
+        f"| {m.conditions} |"
+        for m in measurements
+    ]
+    head = "| benchmark | questions | EM | 95 % | F1 | conditions |\n|---|--:|--:|---|--:|---|"
+    return "\n".join([head, *rows])
 
 
 def _use(facts: CardFacts) -> str:
     return (
-        "```\n"
-        "pip install dgpo-cli\n"
-        "dgpo index corpus.jsonl\n"
-        f"dgpo chat --model {facts.name}\n"
-        "```\n\n"
         f"`protocol.json` holds the agent text ({facts.protocol}): the prompt, the form of search results, and what is "
-        "said after a step without an action. Weights are safetensors; `AutoModelForCausalLM` and `AutoTokenizer` load "
-        "the folder."
+        "said after a step without an action. Weights are safetensors. With transformers alone, in this folder:\n\n"
+        f"```python\n{USAGE}```\n\n"
+        f"With dgpo, whose index and chat do the same and more: `dgpo index CORPUS`, `dgpo chat --model {facts.name}`."
     )

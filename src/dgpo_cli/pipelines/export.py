@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from dgpo_cli.models.aliases import ALIASES
 from dgpo_cli.models.load import LoadedModel, load_model, write_model
 from dgpo_cli.models.model_card import CardFacts, Measurement, Stage, render
 from dgpo_cli.models.sources import ModelSource, resolve
+from dgpo_cli.objectives.registry import OBJECTIVES, create
 from dgpo_cli.pipelines.benchmarks import weights_digest
 from dgpo_cli.pipelines.settings import deviations
 
@@ -113,8 +114,24 @@ def history(source: ModelSource, runs_root: Path) -> tuple[list[Stage], str]:
         student, teacher = config.get("student"), config.get("teacher")
         method = str(config.get("method", read_run(run)["command"]))
         text = (run / "config.toml").read_text(encoding="utf-8")
-        reader = None if teacher is None else _public(teacher)
-        stages.insert(0, Stage(run.name, method, _public(student), reader, _relative(text), deviations(config)))
+        asked = _public(teacher) if teacher is not None and _asks_teacher(method, config) else None
+        if asked is None:  # a default that nothing came of
+            text = "\n".join(line for line in text.splitlines() if not line.startswith("teacher"))
+        rows = read_metrics(run)
+        stages.insert(
+            0,
+            Stage(
+                run.name,
+                method,
+                _public(student),
+                asked,
+                _relative(text),
+                deviations=deviations(config),
+                source=_writer(config.get("trajectories")),
+                steps=max((int(row["step"]) for row in rows), default=None),
+                best_step=_best_step(rows),
+            ),
+        )
         if not isinstance(student, str):
             return stages, "random weights"
         try:
@@ -122,6 +139,32 @@ def history(source: ModelSource, runs_root: Path) -> tuple[list[Stage], str]:
         except ModelError:  # gone since; its name is all that is left
             return stages, student
     return stages, source.name if not source.local else source.location
+
+
+def _asks_teacher(method: str, config: Mapping[str, Any]) -> bool:
+    """Whether a run of these settings loads the teacher that it names."""
+    from dgpo_cli.objectives.base import Need
+
+    if method not in OBJECTIVES:
+        return False
+    needs = create(method, config.get("objective", {})).needs
+    return bool(needs & {Need.TEACHER_LOGPROBS, Need.TEACHER_DISTRIBUTION})
+
+
+def _writer(trajectories: object) -> str | None:
+    """Who wrote the trajectories of a file or run, where its run is there to tell."""
+    if not isinstance(trajectories, str):
+        return None
+    path = Path(trajectories)
+    run = next((place for place in (path, path.parent) if (place / "config.toml").is_file()), None)
+    teacher = None if run is None else load_toml(run / "config.toml").get("teacher")
+    return None if teacher is None else _public(teacher)
+
+
+def _best_step(rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """Of the first validation with the best score; None where none has a score."""
+    scored = [row for row in rows if isinstance(row.get("eval_score"), int | float)]
+    return int(max(scored, key=lambda row: row["eval_score"])["step"]) if scored else None
 
 
 def measurements(weights: str, roots: Collection[Path]) -> list[Measurement]:
@@ -142,8 +185,14 @@ def measurements(weights: str, roots: Collection[Path]) -> list[Measurement]:
         for name, values in report["benchmarks"].items():
             passages = values["index"].get("passages")
             corpus = "" if passages is None else f", {values['index']['retriever']} over {passages:,} passages"
-            newest[name, decoding] = Measurement(name, values["n"], values["em"], values["f1"], decoding + corpus)
+            newest[name, decoding] = Measurement(
+                name, values["n"], values["em"], _interval(values), values["f1"], decoding + corpus
+            )
     return list(newest.values())
+
+
+def _interval(values: Mapping[str, Any]) -> tuple[float, float]:
+    return values["em_interval"]["low"], values["em_interval"]["high"]
 
 
 def _validation_em(run: Path) -> float | None:
