@@ -39,6 +39,7 @@ from dgpo_cli.commands.search_environment import use_search_environment
 from dgpo_cli.console import is_first_process, processes, say_error, tell_logged
 from dgpo_cli.core import interrupts
 from dgpo_cli.core.disk import system_error
+from dgpo_cli.core.out_of_memory import is_out_of_memory
 from dgpo_cli.errors import ConfigError, DgpoError
 
 
@@ -145,6 +146,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if found := system_error(error):
             _fail_by_system(found)
+        if is_out_of_memory(error):
+            _fail_memory()
         raise
     if status == interrupts.STATUS and is_first_process():
         say_error("stopped; the same command goes on from what was saved (`dgpo runs` lists it)")
@@ -185,7 +188,8 @@ def _fail_by_system(error: OSError) -> NoReturn:
 def _fail_memory() -> NoReturn:
     _fail(
         "not enough memory",
-        "give smaller settings or free memory (`dgpo doctor`); what was saved is kept",
+        "free memory (`dgpo doctor`), or take less at once: --batch-size in eval, -o rollout.wave elsewhere; "
+        "what was saved is kept",
     )
 
 

@@ -130,3 +130,33 @@ def test_defaults_fit_themselves_and_a_resumed_run_keeps_them(dgpo, folder, plac
     assert made.status == 0, made.err
     assert json.loads((folder / "r" / "sizes.json").read_text()) == sizes
     assert "micro_batch_tokens = 16384" in (folder / "r" / "config.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    "error", ["CUDA out of memory. Tried to allocate 2 GiB", "DefaultCPUAllocator: can't allocate memory", None]
+)
+def test_out_of_memory_ends_in_one_line_and_the_same_command_goes_on_with_less(
+    dgpo, folder, places, monkeypatch, error
+):
+    from dgpo_cli.train import loop
+
+    argv = f"{RL} --steps 3 -o save_every=1 -o rollout.max_tokens=200 --out r".format(**places).split()
+    step, calls = loop.optimizer_step, []
+
+    def fail(*args: object, **options: object) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 4:  # two updates a step
+            raise MemoryError if error is None else RuntimeError(error)
+        return step(*args, **options)
+
+    monkeypatch.setattr(loop, "optimizer_step", fail)
+    ended = dgpo(*argv)
+    assert ended.status == 1 and len(ended.errors) == 1
+    assert ended.errors[0].startswith("error: out of memory with -o micro_batch_tokens=16384 -o rollout.wave=64"), (
+        ended.err
+    )
+    assert "goes on from the last saved state with -o micro_batch_tokens=8192 -o rollout.wave=32" in ended.err
+    assert [path.name for path in (folder / "r" / "state").iterdir()] == ["step-00000001"]
+    again = dgpo(*argv)
+    assert again.status == 0, again.err
+    assert "as this run began: -o micro_batch_tokens=8192" in again.err

@@ -43,7 +43,10 @@ FULL_BARE = ["error: no room to write: No space left on device", HINT_FULL]
 
 NO_MEMORY = [
     "error: not enough memory",
-    "hint: give smaller settings or free memory (`dgpo doctor`); what was saved is kept",
+    (
+        "hint: free memory (`dgpo doctor`), or take less at once: --batch-size in eval, -o rollout.wave elsewhere; "
+        "what was saved is kept"
+    ),
 ]
 MORE_FILES = "hint: allow more: `ulimit -n 4096`, then the same command again"
 NO_FILES = ["error: too many open files: Too many open files: a/b", MORE_FILES]
@@ -68,6 +71,7 @@ NO_FILES_BARE = ["error: too many open files: Too many open files", MORE_FILES]
             ["error: Not a directory: a.txt/runs", "hint: check the path"],
         ),
         (MemoryError(), 1, NO_MEMORY),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), 1, NO_MEMORY),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, NO_MEMORY),
         (OSError(errno.EMFILE, "Too many open files", "a/b"), 1, NO_FILES),
         (RuntimeError("cannot open: Too many open files (os error 24)"), 1, NO_FILES_BARE),
@@ -82,6 +86,7 @@ NO_FILES_BARE = ["error: too many open files: Too many open files", MORE_FILES]
         "permission",
         "path",
         "memory",
+        "memory-of-a-gpu",
         "memory-of-system",
         "files",
         "files-in-rust",

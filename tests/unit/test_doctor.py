@@ -34,6 +34,28 @@ def test_memory_decides_what_can_be_trained() -> None:
     assert (small[rl_8bit], small[kd], small["dgpo quickstart"]) == (False, False, True)
 
 
+def test_free_memory_is_compared_and_not_all_of_it() -> None:
+    assert works(Device("CPU", 64.0, accelerated=False, free_gb=40.0))["dgpo rl"]
+    assert not works(Device("CPU", 64.0, accelerated=False, free_gb=8.0))["dgpo rl"]
+    assert doctor.check_memory(64.0, 1.0).status == "problem"
+
+
+def test_a_model_that_is_neither_here_nor_to_be_reached_works_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device("H100", 80.0, accelerated=True)
+    monkeypatch.setattr(doctor, "is_cached", lambda repo: "0.5B" in repo)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    offline = works(device, hub="note")
+    assert offline["dgpo eval, dgpo chat with qwen-0.5b"]
+    assert not offline["dgpo rl"] and not offline["dgpo eval, dgpo chat with smollm2-135m"]
+
+
+def test_what_a_model_of_a_laptop_takes_is_what_the_plan_says() -> None:
+    checks = {name: Check(name, "ok", "") for name in SOUND}
+    said = {v.task: v.why for v in judge(Device("CPU", 24.0, accelerated=False), checks)}
+    # 0.54 GB of weights, 0.45 of libraries, 64 episodes of 2,200 tokens with 46,080 bytes of keys and values each.
+    assert "needs about 7.1 GiB" in said["dgpo eval, dgpo chat with smollm2-135m"]
+
+
 def test_nothing_works_without_the_packages() -> None:
     assert not any(works(Device("H100", 80.0, accelerated=True), packages="problem").values())
 
@@ -76,6 +98,7 @@ def test_the_command_reports_everything(dgpo: Callable[..., Any]) -> None:
     ended = dgpo("doctor", "--json", "--quiet")
     report = json.loads(ended.out)
     assert ended.status == (0 if report["healthy"] else 1)
+    assert ended.err == ""
     assert [check["name"] for check in report["checks"]] == [
         "python", "processor", "memory", "device", "disk", "packages", "8-bit", "hub",
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from dgpo_cli.engine import sampling
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.critic import Critic
 from dgpo_cli.models.random_init import configuration
-from dgpo_cli.models.shapes import SHAPES
+from dgpo_cli.models.shapes import SHAPES, shape_of
 from dgpo_cli.pipelines import memory
 from dgpo_cli.pipelines.plan import CARDS, card_of, plan
 from dgpo_cli.pipelines.settings import RolloutOptions
@@ -125,6 +125,22 @@ def test_cards():
     assert (card_of("32GB").gib, card_of("32GB").flops) == (32, CARDS["rtx4090"].flops)
     with pytest.raises(ConfigError, match="unknown card"):
         card_of("voodoo")
+
+
+def test_a_cpu_and_a_model_of_ones_own(dgpo, offline, folder):
+    Path("own.toml").write_text(
+        f'[kd]\nmethod = "seqkd"\nstudent = "{offline.student}"\nteacher = "{offline.teacher}"\n'
+    )
+    ended = dgpo("plan", "own.toml", "--gpu", "cpu:16GB", "--json")
+    assert ended.status == 0, ended.err
+    (stage,) = json.loads(ended.out)["stages"]
+    assert "allocator overhead" not in stage["memory_bytes"] and stage["memory_bytes"]["libraries"] == memory.LIBRARIES
+    parameters = 4 * shape_of(str(offline.student)).parameters
+    assert (stage["memory_bytes"]["student weights"], stage["memory_bytes"]["optimizer"]) == (
+        parameters,
+        2 * parameters,
+    )
+    assert card_of("cpu").gib > 0.1 and not card_of("cpu").accelerated
 
 
 def test_the_command_adds_up_and_refuses_what_does_not_fit(dgpo):

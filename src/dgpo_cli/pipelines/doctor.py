@@ -1,30 +1,38 @@
 """What this machine has, and what will and will not work on it.
 
-The memory figures are estimates from parameter counts: 16 bytes a parameter for a model that is trained (weights,
-gradient and Adam's two moments in float32), 2 for one that is read in bf16, 1 in 8 bit, and a fixed allowance for
-activations and the caches of running episodes.
+What a task needs is counted as `dgpo plan` and the start of a run count it, with the sizes that would be fitted, and
+compared with the memory that is free now.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from dgpo_cli.core import hub
+from dgpo_cli.core.free_memory import free_main
 from dgpo_cli.core.progress import Progress
+from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.aliases import ALIASES
+from dgpo_cli.models.hub import is_cached
+from dgpo_cli.models.shapes import shape_of
+from dgpo_cli.pipelines import memory
+from dgpo_cli.pipelines.jobs import GIB, Room, Sizes, Training, as_options, fitted, training_job, with_sizes
+from dgpo_cli.pipelines.settings import KDSettings, RLSettings, RolloutOptions
+from dgpo_cli.pipelines.timing import episode_tokens
 
 Status = Literal["ok", "note", "problem"]
 
-TRAINED_BYTES, READ_BYTES, EIGHT_BIT_BYTES = 16, 2, 1  # per parameter
-WORKING_GB = 6.0  # activations, caches and one chunk of logits at the default sizes
 _INSTALL = "run `make venv`, or `pip install -e .`"
 QUICKSTART_GB = 3.0
 
@@ -51,6 +59,12 @@ class Device:
     name: str
     memory_gb: float  # of the accelerator, or the machine's where there is none
     accelerated: bool
+    free_gb: float | None = None  # of it; all by default
+
+    @property
+    def room(self) -> Room:
+        free = self.memory_gb if self.free_gb is None else self.free_gb
+        return Room("cuda" if self.accelerated else "cpu", int(free * 1e9))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +79,13 @@ class Diagnosis:
 
 def diagnose(folder: Path, *, progress: Progress | None = None) -> Diagnosis:
     """Probe the machine. `folder` is where runs would be written."""
-    memory = memory_gb()
-    device = find_device(memory)
+    total = memory_gb()
+    free = min(total, free_main() / 1e9)
+    device = find_device(total, free)
     probes: list[Callable[[], Check]] = [
         lambda: Check("python", "ok", f"{platform.python_version()} ({sys.executable})"),
         lambda: Check("processor", "ok", f"{num_cores()} cores, {platform.machine()}"),
-        lambda: check_memory(memory),
+        lambda: check_memory(total, free),
         lambda: Check("device", "ok" if device.accelerated else "note", describe_device(device)),
         lambda: check_disk(folder),
         check_packages,
@@ -97,22 +112,25 @@ def memory_gb(limit_file: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
     return min(total, int(limit) if limit.isdigit() else total) / 1e9
 
 
-def check_memory(memory: float) -> Check:
-    if memory >= QUICKSTART_GB:
-        return Check("memory", "ok", f"{memory:.1f} GB")
-    return Check("memory", "problem", f"{memory:.1f} GB", f"the quickstart needs about {QUICKSTART_GB:.0f} GB")
+def check_memory(memory: float, free: float) -> Check:
+    """Both in GB."""
+    found = f"{free:.1f} of {memory:.1f} GB are free"
+    if free >= QUICKSTART_GB:
+        return Check("memory", "ok", found)
+    return Check("memory", "problem", found, f"the quickstart needs about {QUICKSTART_GB:.0f} GB: close other programs")
 
 
-def find_device(memory: float) -> Device:
+def find_device(memory: float, free: float) -> Device:
     """The device that training takes by default."""
     import torch
 
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        return Device(properties.name, properties.total_memory / 1e9, accelerated=True)
+        free = torch.cuda.mem_get_info(0)[0] / 1e9
+        return Device(properties.name, properties.total_memory / 1e9, accelerated=True, free_gb=free)
     if torch.backends.mps.is_available():
-        return Device("Apple GPU (mps)", memory, accelerated=True)
-    return Device("CPU", memory, accelerated=False)
+        return Device("Apple GPU (mps)", memory, accelerated=True, free_gb=free)
+    return Device("CPU", memory, accelerated=False, free_gb=free)
 
 
 def describe_device(device: Device) -> str:
@@ -161,6 +179,7 @@ def check_eight_bit(device: Device) -> Check:
     import torch
 
     where = "cuda" if device.accelerated and torch.cuda.is_available() else "cpu"
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that are not needed here
     try:
         from bitsandbytes.nn.modules import Linear8bitLt
 
@@ -185,27 +204,71 @@ def check_hub() -> Check:
 def judge(device: Device, checks: dict[str, Check]) -> list[Verdict]:
     """What can be done here, from the smallest task to the paper's."""
     sound = checks["packages"].status == "ok"
-    room = checks["memory"].status == checks["disk"].status == "ok"
-    offline = "" if checks["hub"].status == "ok" else "; models must be cached or local, the hub is not reachable"
-    possible = sound and room
+    possible = sound and checks["memory"].status == checks["disk"].status == "ok"
+    online = checks["hub"].status == "ok"
     first = Verdict("dgpo quickstart", possible, "offline, minutes on two cores" if possible else "see above")
-    return [first, *(_judge_training(device, *task, sound=sound, note=offline) for task in _tasks())]
+    return [first, *(_judge(device, *task, sound=sound, online=online) for task in _tasks())]
 
 
-def _tasks() -> list[tuple[str, float]]:
-    """(what, GB that it needs) for the paper's student and teacher."""
-    student, teacher = ALIASES["qwen-0.5b"].parameters, ALIASES["qwen-3b"].parameters
+Counted = Callable[[Room], tuple[dict[str, float], Sizes]]  # bytes by part, and the sizes that were fitted
+
+
+def _tasks() -> list[tuple[str, tuple[str, ...], Counted]]:
+    """(what, its models, how it is counted) for a model of a laptop and for the paper's student and teacher."""
+    small, student, teacher = "smollm2-135m", "qwen-0.5b", "qwen-3b"
+    kd = KDSettings(student, teacher, "")
+    rl = RLSettings(student, teacher, "", "")
     return [
-        ("dgpo eval, dgpo chat with qwen-0.5b", student * READ_BYTES + 1),
-        ("dgpo kd, qwen-0.5b from qwen-3b", student * TRAINED_BYTES + teacher * READ_BYTES + WORKING_GB),
-        ("dgpo rl --teacher-8bit", 2 * student * TRAINED_BYTES + teacher * EIGHT_BIT_BYTES + WORKING_GB),
-        ("dgpo rl", 2 * student * TRAINED_BYTES + teacher * READ_BYTES + WORKING_GB),
+        (f"dgpo eval, dgpo chat with {small}", (small,), partial(_asked, small)),
+        (f"dgpo kd --method seqkd, {small}", (small,), partial(_trained, replace(kd, student=small, method="seqkd"))),
+        (f"dgpo eval, dgpo chat with {student}", (student,), partial(_asked, student)),
+        (f"dgpo kd, {student} from {teacher}", (student, teacher), partial(_trained, kd)),
+        ("dgpo rl --teacher-8bit", (student, teacher), partial(_trained, replace(rl, teacher_8bit=True))),
+        ("dgpo rl", (student, teacher), partial(_trained, rl)),
     ]
 
 
-def _judge_training(device: Device, task: str, needed_gb: float, *, sound: bool, note: str) -> Verdict:
-    size = f"needs about {needed_gb:.0f} GB, {device.memory_gb:.0f} GB are here"
-    if needed_gb > device.memory_gb:
+def _asked(name: str, room: Room) -> tuple[dict[str, float], Sizes]:
+    """A wave of episodes of usual length."""
+    rollout = RolloutOptions()
+    tokens, _ = episode_tokens(rollout)
+    parts = memory.of_writing(
+        shape_of(name), eight_bit=False, slots=rollout.wave, capacity=tokens, accelerated=room.accelerated
+    )
+    return parts, {}
+
+
+def _trained(settings: Training, room: Room) -> tuple[dict[str, float], Sizes]:
+    """Raises ConfigError where no size fits."""
+    longest = settings.rollout.max_tokens
+
+    def parts(tried: Training) -> dict[str, float]:
+        return memory.in_process(training_job(tried, student=settings.student, accelerated=room.accelerated))
+
+    sizes = fitted(settings, parts, room, (), longest)
+    return parts(with_sizes(settings, sizes)), sizes
+
+
+def _judge(
+    device: Device, task: str, models: tuple[str, ...], counted: Counted, *, sound: bool, online: bool
+) -> Verdict:
+    away = [name for name in models if not online and not _is_here(name)]
+    room = device.room
+    try:
+        parts, sizes = counted(room)
+    except ConfigError as error:
+        return Verdict(task, False, error.message.removeprefix("this run "))
+    need = sum(parts.values())
+    size = f"needs about {need / GIB:.1f} GiB, {room.bytes / GIB:.1f} GiB are free"
+    if need > room.bytes:
         return Verdict(task, False, size)
-    slow = "" if device.accelerated else "; very slow without a GPU"
-    return Verdict(task, sound, f"{size}{slow}{note}")
+    if away:
+        return Verdict(task, False, f"{' and '.join(away)} neither cached nor to be reached")
+    slow = "" if device.accelerated else "; slow without a GPU"
+    return Verdict(task, sound, size + (f", fitted: {as_options(sizes)}" if sizes else "") + slow)
+
+
+def _is_here(name: str) -> bool:
+    alias = ALIASES[name]
+    packaged = alias.package is not None and find_spec(alias.package) is not None
+    return packaged or is_cached(alias.repo)

@@ -101,7 +101,7 @@ def kept_sizes(folder: Path, sizes: Sizes) -> Sizes:
     """The sizes that a run began with, kept in its folder: it goes on with them whatever memory is free by then."""
     file = folder / FILE
     if not file.is_file():
-        write_atomic(file, json.dumps(sizes) + "\n")
+        keep_sizes(folder, sizes)
         return sizes
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -110,6 +110,29 @@ def kept_sizes(folder: Path, sizes: Sizes) -> Sizes:
     except (OSError, ValueError, AssertionError, RecursionError) as error:
         raise InputError(f"{file} is damaged", hint="start again with --fresh") from error
     return found
+
+
+def keep_sizes(folder: Path, sizes: Sizes) -> None:
+    write_atomic(folder / FILE, json.dumps(sizes) + "\n")
+
+
+def current(settings: KDSettings | RLSettings) -> Sizes:
+    return {
+        "micro_batch_tokens": settings.micro_batch_tokens,
+        "rollout.wave": settings.rollout.wave,
+        "chunk_tokens": settings.chunk_tokens,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+    }
+
+
+def halved(settings: KDSettings | RLSettings) -> Sizes:
+    """Half of everything that goes through the models at once, with activations computed again."""
+    now = {name: max(1, value // 2) for name, value in current(settings).items()}
+    return now | {"gradient_checkpointing": True}
+
+
+def as_options(sizes: Sizes) -> str:
+    return " ".join(f"-o {name}={_text(value)}" for name, value in sizes.items())
 
 
 def needed(parts: dict[str, float]) -> str:
@@ -178,8 +201,7 @@ def _too_large(
         except ConfigError:
             found = {}
         if found:
-            values = " ".join(f"-o {name}={_text(value)}" for name, value in found.items())
-            return message, f"these would fit: {values}"
+            return message, f"these would fit: {as_options(found)}"
     taken: list[str] = []
     for option in _otherwise(smallest):
         taken.append(option)

@@ -29,7 +29,7 @@ from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.jobs import Sizes, with_sizes
 from dgpo_cli.pipelines.settings import KDSettings, deviations
-from dgpo_cli.pipelines.training import begin_with, run_training
+from dgpo_cli.pipelines.training import begin_with, run_training, smaller_next_time
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.reporting.training_line import glimpses
 from dgpo_cli.retrieval.base import Retriever
@@ -60,7 +60,7 @@ def run_kd(
     `sizes` are those that the check before fitted to the memory.
     """
     device = training_device(settings.device)
-    settings = with_sizes(settings, begin_with(run, sizes or {}))
+    settings = with_sizes(settings, begin_with(run, sizes or {}, say))
     data = read_trajectories(Path(settings.trajectories))
     student = load_model(settings.student, device=device, precision=settings.precision)
     teacher = None
@@ -73,24 +73,25 @@ def run_kd(
             eight_bit=settings.teacher_8bit,
         )
         require_same_tokenizer(student.tokenizer, teacher.tokenizer)
-    return distil(
-        settings,
-        run,
-        student=student,
-        teacher=teacher,
-        data=data,
-        retriever=None
-        if settings.index is None
-        else open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever,
-        validation_questions=()
-        if settings.eval_questions is None
-        else read_questions(Path(settings.eval_questions))[: settings.eval_limit],
-        keep=keep,
-        progress=progress,
-        warn=warn,
-        say=say,
-        show=show,
-    )
+    with smaller_next_time(run, settings):
+        return distil(
+            settings,
+            run,
+            student=student,
+            teacher=teacher,
+            data=data,
+            retriever=None
+            if settings.index is None
+            else open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever,
+            validation_questions=()
+            if settings.eval_questions is None
+            else read_questions(Path(settings.eval_questions))[: settings.eval_limit],
+            keep=keep,
+            progress=progress,
+            warn=warn,
+            say=say,
+            show=show,
+        )
 
 
 def _require_tokens_of(data: TrajectorySet, student: LoadedModel) -> None:

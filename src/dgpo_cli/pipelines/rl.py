@@ -23,7 +23,7 @@ from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.jobs import Sizes, with_sizes
 from dgpo_cli.pipelines.settings import RLSettings, deviations
-from dgpo_cli.pipelines.training import begin_with, run_training
+from dgpo_cli.pipelines.training import begin_with, run_training, smaller_next_time
 from dgpo_cli.reporting.training_line import glimpses
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import open_index
@@ -52,7 +52,7 @@ def run_rl(
     `sizes` are those that the check before fitted to the memory.
     """
     device = training_device(settings.device)
-    settings = with_sizes(settings, begin_with(run, sizes or {}))
+    settings = with_sizes(settings, begin_with(run, sizes or {}, say))
     retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
     questions, validation = training_questions(settings)
     student = load_model(settings.student, device=device, precision=settings.precision)
@@ -67,20 +67,21 @@ def run_rl(
         )
         require_same_tokenizer(student.tokenizer, teacher.tokenizer)
         student = with_agent_text(student, teacher)
-    return reinforce(
-        settings,
-        run,
-        student=student,
-        teacher=teacher,
-        retriever=retriever,
-        questions=questions,
-        validation=validation,
-        keep=keep,
-        progress=progress,
-        warn=warn,
-        say=say,
-        show=show,
-    )
+    with smaller_next_time(run, settings):
+        return reinforce(
+            settings,
+            run,
+            student=student,
+            teacher=teacher,
+            retriever=retriever,
+            questions=questions,
+            validation=validation,
+            keep=keep,
+            progress=progress,
+            warn=warn,
+            say=say,
+            show=show,
+        )
 
 
 def with_agent_text(student: LoadedModel, teacher: LoadedModel) -> LoadedModel:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core import folders
+from dgpo_cli.core.out_of_memory import is_out_of_memory
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.run_dir import FollowedRun, RunDir, check_space
-from dgpo_cli.errors import ConfigError, TrainingError
+from dgpo_cli.errors import ConfigError, DgpoError, TrainingError
 from dgpo_cli.models.load import save_model
 from dgpo_cli.pipelines.guarding import ROLLBACK, Guarding
-from dgpo_cli.pipelines.jobs import Sizes, kept_sizes
+from dgpo_cli.pipelines.jobs import Sizes, as_options, current, halved, keep_sizes, kept_sizes
+from dgpo_cli.pipelines.settings import KDSettings, RLSettings
 from dgpo_cli.reporting.training_line import TrainingLine
 from dgpo_cli.train import checkpoint
 from dgpo_cli.train.devices import world
@@ -32,11 +35,34 @@ def open_together(open_run: Callable[[], RunDir]) -> RunDir:
     return FollowedRun(Path(path)) if run is None else run
 
 
-def begin_with(run: RunDir, sizes: Sizes) -> Sizes:
+def begin_with(run: RunDir, sizes: Sizes, say: Callable[[str], None] | None = None) -> Sizes:
     """The sizes of a run: those that it began with if it goes on, of several processes the first one's."""
     kept = kept_sizes(run.path, sizes) if world().first else sizes
     found: Sizes = world().gather(kept)[0]
+    if say is not None and found != sizes:
+        say(f"as this run began: {as_options(found) or 'sizes as they are set'}")
     return found
+
+
+@contextmanager
+def smaller_next_time(run: RunDir, settings: KDSettings | RLSettings) -> Iterator[None]:
+    """Out of memory ends the run in one line, and half as much goes through the models at once when it goes on."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DgpoError) or not is_out_of_memory(error):
+            raise
+        sizes = halved(settings)
+        if world().first and not settings.fit:
+            keep_sizes(run.path, sizes)
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        again = f"the same command goes on from the last saved state with {as_options(sizes)}"
+        if settings.fit:
+            again = "what was saved is kept; start again with a smaller -o fit_gib, or without --fit"
+        raise TrainingError(
+            f"out of memory with {as_options(current(settings))}: {first}",
+            hint=f"{again}; more room: --teacher-8bit, -o optimizer=adamw-8bit, -o critic=shared in rl",
+        ) from error
 
 
 def run_training(
