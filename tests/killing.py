@@ -8,6 +8,7 @@ libraries write without Python (safetensors, faiss) and rows appended to open fi
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from typing import Any, NoReturn
 _VOLATILE = re.compile(r"seconds|per_second|created|finished|^at$|versions|git_commit|gib|memory")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "dgpo.write"}
-SHORTEST = 10  # file operations that any command makes
+_LAST_BITS = 1e-5  # of a log-probability in single precision
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def contents(folder: Path) -> dict[str, Any]:
         if path.is_dir():
             found[name] = "folder"
         elif path.suffix == ".jsonl":
-            rows = [json.dumps(_plain(json.loads(line)), sort_keys=True) for line in path.read_bytes().splitlines()]
-            found[name] = sorted(rows)
+            rows = [_plain(json.loads(line)) for line in path.read_bytes().splitlines()]
+            found[name] = sorted(rows, key=lambda row: (row.get("key", ""), row.get("step", 0), sorted(row)))
         elif path.suffix == ".json":
             value = _plain(json.loads(path.read_bytes()))
             if path.name == "state.json":  # sealed with the seconds in it
@@ -122,14 +123,23 @@ def difference(whole: dict[str, Any], found: dict[str, Any]) -> str:
         return f"left over: {left[:5]}"
     if missing := sorted(whole.keys() - found.keys()):
         return f"missing: {missing[:5]}"
-    for name, value in whole.items():
-        if found[name] != value:
-            return f"{name}: {_short(value)} became {_short(found[name])}"
-    return ""
+    changes = (f"{name}: {change}" for name, value in whole.items() if (change := _change(value, found[name])))
+    return next(changes, "")
 
 
-def _short(value: Any) -> str:
-    return str(value)[:600]
+def _change(one: Any, other: Any, place: str = "") -> str:
+    """The first place where two values differ.
+
+    A log-probability may by its last bits, which depend on the episodes that ran beside its own; tokens may not.
+    """
+    if one == other or ("logprobs[" in place and math.isclose(one, other, abs_tol=_LAST_BITS)):
+        return ""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return next((found for k in one if (found := _change(one[k], other[k], f"{place}.{k}"))), "")
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return next((found for n, (a, b) in pairs if (found := _change(a, b, f"{place}[{n}]"))), "")
+    return f"{place} was {str(one)[:200]}, is {str(other)[:200]}"
 
 
 def _plain(value: Any) -> Any:

@@ -84,11 +84,11 @@ def test_a_helper_ends_with_its_parent(tmp_path: Path, code: str, argument: str,
         assert wait_for((tmp_path / "helper").is_file, 120)
         assert wait_for(lambda: (tmp_path / "helper").read_text() != "", 5)
         helper = int((tmp_path / "helper").read_text())
-        assert is_held(tmp_path / "run" / "lock")
+        assert is_held(tmp_path / "run" / ".lock")
         parent.send_signal(number)
         parent.wait(10)
         assert wait_for(lambda: not is_alive(helper), 5)
-        assert not is_held(tmp_path / "run" / "lock")
+        assert not is_held(tmp_path / "run" / ".lock")
     finally:
         parent.kill()
         parent.wait()

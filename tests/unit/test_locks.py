@@ -17,19 +17,19 @@ from dgpo_cli.errors import BusyError, ConfigError
 
 def test_the_second_is_told_who_has_it_and_what_to_do(tmp_path: Path) -> None:
     with Lock.inside(tmp_path / "run"):
-        assert is_held(tmp_path / "run" / "lock")
+        assert is_held(tmp_path / "run" / ".lock")
         with pytest.raises(BusyError) as told:
             Lock.inside(tmp_path / "run")
         assert told.value.message == f"another process (pid {os.getpid()}) works in {tmp_path / 'run'}"
         assert told.value.hint == "wait for it, or give another folder"
-    assert not is_held(tmp_path / "run" / "lock")
+    assert not is_held(tmp_path / "run" / ".lock")
     assert list((tmp_path / "run").iterdir()) == [], "nothing is left over"
 
 
 def test_a_lock_file_without_a_holder_holds_nobody_up(tmp_path: Path) -> None:
-    (tmp_path / "lock").write_text("1")
+    (tmp_path / ".lock").write_text("1")
     with Lock.inside(tmp_path):
-        assert (tmp_path / "lock").read_text() == str(os.getpid())
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
 def test_a_lock_beside_a_link_is_that_of_its_target(tmp_path: Path) -> None:

@@ -77,12 +77,28 @@ def test_out_names_the_folder(folder: Path) -> None:
     assert begin(out=out).resumed
     with pytest.raises(ConfigError, match="other settings"):
         begin({"student": "b"}, out=out)
-    RunDir.open("kd", CONFIG, out=out).finish({})
+    with RunDir.open("kd", CONFIG, out=out) as run:
+        run.finish({})
     with pytest.raises(ConfigError, match="finished run"):
         begin(out=out)
     (out / "best").mkdir()
     assert not begin(out=out, fresh=True).resumed
     assert not (out / "best").exists()
+
+
+@pytest.mark.parametrize("out", [None, Path("mine")])
+def test_a_command_that_was_killed_after_its_run_finished_goes_on_with_it(folder: Path, out: Path | None) -> None:
+    """What follows a run, such as remembering it, was not done: the same command does it, and trains no second one."""
+    with RunDir.open("kd", CONFIG, out=out) as run:
+        run.finish({"em": 0.5})
+    (run.path / ".lock").write_text("1")
+    with RunDir.open("kd", CONFIG, out=out) as again:
+        assert (again.path, again.resumed) == (run.path, True)
+    if out is None:
+        assert begin().path != run.path
+    else:
+        with pytest.raises(ConfigError, match="finished run"):
+            begin(out=out)
 
 
 def test_out_never_mixes_with_a_folder_of_other_things(folder: Path) -> None:
@@ -160,7 +176,7 @@ def test_the_folder_of_a_start_that_was_killed_at_once_is_taken(folder: Path) ->
     assert sorted(p.name for p in run.path.iterdir()) == ["config.toml", "run.json"]
 
 
-@pytest.mark.parametrize("left", [".config.toml.123.writing", ".run.json.1.writing", "lock", "config.toml"])
+@pytest.mark.parametrize("left", [".config.toml.123.writing", ".run.json.1.writing", ".lock", "config.toml"])
 def test_out_goes_on_after_a_kill_between_any_two_files(folder: Path, left: str) -> None:
     Path("k1").mkdir()
     Path("k1", left).touch()

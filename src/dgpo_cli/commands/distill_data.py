@@ -133,12 +133,14 @@ def distill_data(
         console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
         with console.progress("teacher's episodes", "episode") as progress:
             summary = run_distill_data(settings, run, questions=questions, progress=progress, key=teacher_key())
-    # `kd` and `rl` load the teacher that is remembered, which they cannot where a server has it, or there is none.
-    unloadable = settings.teacher_url is not None or settings.written
-    loadable = {} if unloadable else {"teacher": settings.teacher}
-    if file is None:
-        loadable["questions"] = settings.questions
-    Workspace().remember(by="dgpo distill-data", trajectories=absolute(str(run.path)), index=settings.index, **loadable)
+        # `kd` and `rl` load the teacher that is remembered, which they cannot where a server has it, or there is none.
+        unloadable = settings.teacher_url is not None or settings.written
+        loadable = {} if unloadable else {"teacher": settings.teacher}
+        if file is None:
+            loadable["questions"] = settings.questions
+        Workspace().remember(
+            by="dgpo distill-data", trajectories=absolute(str(run.path)), index=settings.index, **loadable
+        )
     console.table(
         "",
         ["episodes", "EM", "kept", "searches", "tokens"],

@@ -126,16 +126,14 @@ def kd(
         return
     from dgpo_cli.pipelines.kd import run_kd
 
-    with (
-        training_run(console, "kd", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run,
-        console.progress(f"kd ({settings.method})", "step") as progress,
-    ):
+    with training_run(console, "kd", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run:
         show = console.info if episodes else None
-        result = run_kd(
-            settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show, sizes=sizes
-        )
-    teacher = settings.teacher if kd_objective(settings).needs else None
-    follow(console, "kd", run, result, {"index": settings.index, "teacher": teacher})
+        with console.progress(f"kd ({settings.method})", "step") as progress:
+            result = run_kd(
+                settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show, sizes=sizes
+            )
+        teacher = settings.teacher if kd_objective(settings).needs else None
+        follow(console, "kd", run, result, {"index": settings.index, "teacher": teacher})
 
 
 def _with_index(console: Console, settings: KDSettings, before: dict[str, Any]) -> KDSettings:

@@ -133,12 +133,10 @@ def rl(
         return
     from dgpo_cli.pipelines.rl import run_rl
 
-    with (
-        training_run(console, "rl", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run,
-        console.progress(f"rl ({settings.method})", "step") as progress,
-    ):
+    with training_run(console, "rl", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run:
         show = console.info if episodes else None
-        result = run_rl(
-            settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show, sizes=sizes
-        )
-    follow(console, "rl", run, result, {"index": settings.index, "questions": settings.questions})
+        with console.progress(f"rl ({settings.method})", "step") as progress:
+            result = run_rl(
+                settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show, sizes=sizes
+            )
+        follow(console, "rl", run, result, {"index": settings.index, "questions": settings.questions})

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core.records import to_json
+
 READ_WHOLE = 1 << 26  # bytes of a file up to which reading all of it costs next to nothing
 _BLOCK = 1 << 18  # of a larger file's sample
 _BLOCKS = 64
@@ -65,5 +67,5 @@ def is_broken(record: Mapping[str, Any]) -> bool:
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    as_read = json.loads(json.dumps(record))  # where every key is a text, and sorted as one
+    as_read = json.loads(to_json(record))  # where every key is a text, and sorted as one
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()

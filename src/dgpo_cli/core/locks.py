@@ -43,7 +43,7 @@ class Lock:
     @classmethod
     def inside(cls, folder: Path, hint: str = "wait for it, or give another folder") -> Lock:
         """Of a folder that is written file by file; made if it does not exist."""
-        return cls(folder / "lock", folder, hint=hint)
+        return cls(lock_inside(folder), folder, hint=hint)
 
     @classmethod
     def beside(cls, path: Path, hint: str = "wait for it, or give another --out", *, wait_s: float = _GRACE_S) -> Lock:
@@ -64,6 +64,10 @@ class Lock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def lock_inside(folder: Path) -> Path:
+    return folder / ".lock"
 
 
 def lock_beside(path: Path) -> Path:

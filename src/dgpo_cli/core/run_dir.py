@@ -5,7 +5,7 @@ runs/<command>-NNNN/
   config.toml    the resolved config; `dgpo <command> --config` repeats the run
   metrics.jsonl  one object per logged step; with --report-to the same in tensorboard/ or wandb/
   state/  best/  validation.jsonl  written by training; rollback/ while a guarded run may go back
-  lock           there while a process works in it, see core/locks.py
+  .lock          there while a process works in it, see core/locks.py
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from dgpo_cli.core import folders, schema
 from dgpo_cli.core.config import load_toml, to_toml
-from dgpo_cli.core.locks import Lock, is_held
+from dgpo_cli.core.locks import Lock, is_held, lock_inside
 from dgpo_cli.core.places import portable
 from dgpo_cli.core.records import dump_line, parse_line, to_json, write_atomic, write_jsonl_atomic
 from dgpo_cli.core.run_identity import config_digest, differences, plain
@@ -60,7 +60,7 @@ class RunDir:
     def __init__(self, path: Path, *, resumed: bool = False) -> None:
         """Lock the folder, made if it does not exist, and take away what killed processes left unfinished in it."""
         self.path, self.resumed = path, resumed
-        self._lock = Lock(path / "lock", path, hint=_WHEN_BUSY)
+        self._lock = Lock.inside(path, hint=_WHEN_BUSY)
         folders.sweep(path)
 
     @classmethod
@@ -87,8 +87,7 @@ class RunDir:
         if out is not None:
             return cls._at(out, command, config, digest, fresh, inputs)
         for path in () if fresh else reversed(list_runs(root)):
-            record = read_run(path)
-            if record["digest"] == digest and record["status"] != "finished":
+            if read_run(path)["digest"] == digest and not _is_over(path):
                 return cls(path, resumed=True)
         return cls._claim(root, command)._begin(command, config, digest, inputs)
 
@@ -104,13 +103,14 @@ class RunDir:
     ) -> RunDir:
         """The run in `out`, which goes on, begins, or begins anew."""
         _refuse_foreign(out)
+        over = (out / "run.json").is_file() and not fresh and _is_over(out)
         run = cls(out)
         try:
             _refuse_foreign(out)  # again, since another process may have had the folder until now
             status = read_run(out)["status"] if (out / "run.json").is_file() and not fresh else _DISCARDED
             if status == _DISCARDED:
                 return run._begin(command, config, digest, inputs)
-            if status == "finished":
+            if over:
                 raise ConfigError(f"{out} holds a finished run", hint="give another --out, or --fresh to replace it")
             _require_same(out, config, digest, inputs)
             run.resumed = True
@@ -150,7 +150,7 @@ class RunDir:
         for path in self.path.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path.name not in ("run.json", "lock"):
+            elif path != lock_inside(self.path) and path.name != "run.json":
                 path.unlink()
         write_atomic(self.path / "config.toml", to_toml(portable(plain(config))))
         record = {
@@ -200,7 +200,6 @@ class RunDir:
             "result": dict(result),
         }
         write_atomic(self.path / "run.json", to_json(record, indent=1, ensure_ascii=True) + "\n")
-        self.close()
 
     def close(self) -> None:
         self._lock.close()
@@ -244,7 +243,7 @@ def list_runs(root: Path = Path("runs")) -> list[Path]:
 
 def is_locked(path: Path) -> bool:
     """Some process works in the run at this moment."""
-    return is_held(path / "lock")
+    return is_held(lock_inside(path))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -274,6 +273,11 @@ def read_run(path: Path) -> dict[str, Any]:
     return record
 
 
+def _is_over(path: Path) -> bool:
+    """The run is finished, and so was the command: a lock without a holder is of one that was killed at its end."""
+    return bool(read_run(path)["status"] == "finished") and not lock_inside(path).is_file()
+
+
 def differing(path: Path, config: Mapping[str, Any], inputs: Mapping[str, str] | None) -> str:
     """What sets the run in `path` apart from a run of this config, in one line."""
     there = load_toml(path / "config.toml") if (path / "config.toml").is_file() else {}
@@ -301,7 +305,7 @@ def _is_used(path: Path) -> bool:
     if not path.exists():
         return False
     return not path.is_dir() or any(
-        p.name not in ("lock", "config.toml") and not folders.is_unfinished(p) for p in path.iterdir()
+        p.name not in (".lock", "lock", "config.toml") and not folders.is_unfinished(p) for p in path.iterdir()
     )
 
 

@@ -120,6 +120,6 @@ def remove(removals: Collection[Removal]) -> int:
             shutil.rmtree(removal.path)
             continue
         run = removal.path.parent if removal.path.name == "state" else removal.path
-        with Lock(run / "lock", run):
+        with Lock.inside(run):
             folders.remove(removal.path)
     return sum(removal.num_bytes for removal in removals)

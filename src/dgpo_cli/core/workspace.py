@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core import folders
-from dgpo_cli.core.locks import Lock
+from dgpo_cli.core.locks import Lock, lock_inside
 from dgpo_cli.core.places import portable
 from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.core.schema import map_of, read_record, record, text
@@ -41,7 +41,7 @@ class Workspace:
 
     def remember(self, *, by: str, **values: str | Path | None) -> None:
         """Keep values under KEYS; None forgets one. `by` is the command, for the next one's message."""
-        with Lock(self.path.with_name("lock"), self.path, wait_s=_WAIT_S):  # what another one remembers stays
+        with Lock(lock_inside(self.path.parent), self.path, wait_s=_WAIT_S):  # what another one remembers stays
             folders.sweep(self.path.parent)
             content = self._read()
             for key, value in values.items():

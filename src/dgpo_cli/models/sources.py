@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core import folders, schema
-from dgpo_cli.core.locks import lock_beside
+from dgpo_cli.core.locks import lock_beside, lock_inside
 from dgpo_cli.core.protocol import DEFAULT, Protocol
 from dgpo_cli.core.run_names import find_run, find_runs
 from dgpo_cli.errors import InputError, ModelError
@@ -44,7 +44,7 @@ def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
         return ModelSource(name, str(gguf.folder_of(given)), local=True)
     found = None if given.exists() else find_run(name, runs_root)
     for folder in (given, found or runs_root / name):
-        folders.recover_to_read(folder / "best", folder / "lock")
+        folders.recover_to_read(folder / "best", lock_inside(folder))
         folders.recover_to_read(folder, lock_beside(folder))
         if (folder / "best" / "config.json").is_file():
             return ModelSource(name, str(folder / "best"), local=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from transformers import Qwen2ForCausalLM
 from dgpo_cli.core import folders
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.figures import percent
-from dgpo_cli.core.locks import Lock
+from dgpo_cli.core.locks import Lock, lock_inside
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import RunDir, differing, read_metrics, read_run
 from dgpo_cli.core.run_identity import config_digest
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.errors import BusyError, ConfigError
 from dgpo_cli.evaluate.run import evaluate
 from dgpo_cli.evaluate.summary import Report
 from dgpo_cli.models.codec import Codec
@@ -100,6 +100,9 @@ class Stages:
                 folders.settle(self.folder / part)
             for folder in (self.folder, self.world_folder):
                 folders.sweep(folder)
+            for left in list((self.folder / "runs").rglob(lock_inside(Path()).name)):
+                with suppress(BusyError), Lock.inside(left.parent):
+                    folders.sweep(left.parent)
             yield
 
     def forget(self) -> None:
