@@ -64,8 +64,13 @@ class Served:
 
 
 @contextmanager
-def served(index: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
+def served(
+    index: Path, *options: str, environment: Mapping[str, str] | None = None, files: int | None = None
+) -> Iterator[Served]:
+    """`files` is how many the server may open."""
     command = [sys.executable, "-m", "dgpo_cli", "serve", "--index", str(index), "--port", "0", "--json", *options]
+    if files is not None:
+        command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "bash", *command]
     path = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         command,

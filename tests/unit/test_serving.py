@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
+import resource
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import asdict
@@ -11,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from dgpo_cli.core.types import Hit, Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.pipelines.benchmarks import parse_indexes
+from dgpo_cli.serving.app import SearchServer
 from dgpo_cli.serving.batcher import Batcher, Busy
 from dgpo_cli.serving.cache import Cache
+from dgpo_cli.serving.connections import bound_logs, places
 from dgpo_cli.serving.metrics import Histogram, Metrics
 from dgpo_cli.serving.settings import ServeSettings
 
@@ -139,6 +144,100 @@ def test_too_many_waiting_queries_are_turned_away_and_one_large_request_is_not()
         assert await batcher.search(["x"], 1) == [answer("x", 1)]
 
     running(body, max_waiting=4)
+
+
+def test_requests_take_turns_and_a_call_is_bounded_in_characters() -> None:
+    async def body(batcher: Batcher, echo: Echo) -> None:
+        echo.gate.clear()
+        large = asyncio.create_task(batcher.search([f"{n} " * 20 for n in range(9)], 1))
+        await asyncio.sleep(0.1)
+        small = asyncio.create_task(batcher.search(["small"], 1))
+        await asyncio.sleep(0)
+        echo.gate.set()
+        assert await small == [answer("small", 1)]
+        assert not large.done(), "it would have waited for all of the large one"
+        assert len(await large) == 9
+        assert [len(queries) for queries, _ in echo.asked] == [2, 2, 2, 2, 2]
+        assert "small" in echo.asked[1][0]
+
+    running(body, batch_chars=80)
+
+
+def test_a_query_longer_than_a_call_may_hold_is_asked_alone() -> None:
+    async def body(batcher: Batcher, echo: Echo) -> None:
+        await batcher.search(["x" * 100, "y"], 1)
+        assert [len(queries) for queries, _ in echo.asked] == [1, 1]
+
+    running(body, batch_chars=10)
+
+
+def test_what_nobody_waits_for_is_dropped_and_what_others_share_is_not() -> None:
+    metrics = Metrics()
+
+    async def body(batcher: Batcher, echo: Echo) -> None:
+        echo.gate.clear()
+        first = asyncio.create_task(batcher.search(["in the engine"], 1))
+        await asyncio.sleep(0.1)
+        leaving = asyncio.create_task(batcher.search([*map(str, range(50)), "shared"], 1))
+        staying = asyncio.create_task(batcher.search(["shared"], 1))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.sleep(0)
+        echo.gate.set()
+        assert await staying == [answer("shared", 1)]
+        await first
+        assert [queries for queries, _ in echo.asked] == [["in the engine"], ["shared"]]
+        assert metrics.abandoned == 50
+        assert await batcher.search(["7"], 1) == [answer("7", 1)], "dropped, not forgotten"
+
+    running(body, metrics)
+
+
+def test_health_tells_of_a_failing_engine_and_of_its_recovery() -> None:
+    async def body(batcher: Batcher, _echo: Echo) -> None:
+        with pytest.raises(RetrievalError):
+            await batcher.search(["broken"], 1)
+        assert batcher.failure == "the index is damaged"
+        await batcher.search(["fine"], 1)
+        assert batcher.failure is None
+
+    running(body)
+
+
+@pytest.mark.parametrize(("working", "status"), [(True, 200), (False, 503)])
+def test_health_asks_what_lies_elsewhere(working: bool, status: int) -> None:
+    asked = []
+
+    def probe() -> None:
+        asked.append(1)
+        if not working:
+            raise RetrievalError("Milvus at http://gone:19530 cannot be reached")
+
+    batcher = Batcher(Echo(), ServeSettings(), Metrics())
+    app = SearchServer(batcher, ServeSettings(), Metrics(), about={"digest": "d"}, probe=probe).app()
+    with TestClient(app) as client:
+        for _ in range(3):
+            reply = client.get("/health")
+            assert reply.status_code == status
+            assert ("cannot be reached" in reply.text) is not working
+    assert len(asked) == 1, "not for every request"
+
+
+def test_the_log_is_bounded_by_kind(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("dgpo_cli.serving.app")
+    bound_logs()
+    for _ in range(500):
+        log.warning("the same")
+    log.warning("another")
+    assert [r.getMessage() for r in caplog.records].count("the same") == 10
+    assert "another" in caplog.text
+
+
+def test_places_stay_below_the_files_that_may_be_open() -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most, backlog = places(ServeSettings(max_connections=10_000_000))
+    assert 0 < most < limit - backlog
+    assert places(ServeSettings(max_connections=3))[0] == 3
 
 
 def test_kept_answers_are_not_asked_again_until_others_push_them_out() -> None:

@@ -81,19 +81,25 @@ def serve(
             console.info(f"serving {where} ({about['passages']:,} passages) on {place}{secret}; Ctrl-C stops")
             console.result({"url": place, "index": where, **about})
 
-        run.serve(app, bound, stop_timeout_s=settings.stop_timeout_s, ready=ready)
+        run.serve(app, bound, settings, ready=ready)
     console.info(f"stopped after {sum(metrics.requests.values()):,} requests, {metrics.errors:,} of them errors")
 
 
 def _app(
     opened: OpenIndex, settings: ServeSettings, metrics: Metrics, token: str | None, about: dict[str, Any], host: str
 ) -> FastAPI:
+    from functools import partial
+
+    from dgpo_cli.retrieval.open import check_index
     from dgpo_cli.serving.app import SearchServer
     from dgpo_cli.serving.batcher import Batcher
 
     batcher = Batcher(opened.retriever, settings, metrics)
     hosts = (*_LOOPBACK_NAMES, host.lower())
-    return SearchServer(batcher, settings, metrics, about=about, token=token, hosts=hosts).app()
+    # Rows in Milvus can go away while the folder is whole; asking costs one call of a server.
+    elsewhere = about["retriever"] == "milvus"
+    probe = partial(check_index, opened.location) if elsewhere else None
+    return SearchServer(batcher, settings, metrics, about=about, token=token, hosts=hosts, probe=probe).app()
 
 
 def _about(opened: OpenIndex) -> dict[str, Any]:

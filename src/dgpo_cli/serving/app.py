@@ -10,8 +10,9 @@ import asyncio
 import hmac
 import json
 import logging
+import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -20,6 +21,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
+from dgpo_cli import __version__
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.remote import INDEX_HEADER
@@ -28,6 +30,7 @@ from dgpo_cli.serving.metrics import Metrics
 from dgpo_cli.serving.settings import ServeSettings
 
 _DRAINED = 4  # times the largest body
+_PROBED_S, _PROBE_TIMEOUT_S = 5.0, 5.0  # how long an answer of the probe holds, and how long it may take
 _GONE = 499  # the client left before the reply
 _log = logging.getLogger(__name__)
 
@@ -39,15 +42,27 @@ class Refused(Exception):
 
 
 class Question(BaseModel):
-    """Search-R1's request; other fields are ignored, as its own server does."""
+    """Search-R1's request; other fields are ignored, as its own server does, and so is "3" taken for 3."""
 
     queries: list[str]
     topk: int | None = None
     return_scores: bool = False
 
 
+class Problem(BaseModel):
+    detail: str
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI description: every error is JSON of one form."""
+    return {status: {"model": Problem} for status in statuses}
+
+
 class SearchServer:
-    """`about` is what /health tells of the index; `hosts` are the names by which a server without a token answers."""
+    """`about` is what /health tells of the index; `hosts` are the names by which a server without a token answers.
+
+    `probe` raises RetrievalError where a part of the index that lies elsewhere does not answer.
+    """
 
     def __init__(
         self,
@@ -58,16 +73,25 @@ class SearchServer:
         about: Mapping[str, Any],
         token: str | None = None,
         hosts: Sequence[str] = (),
+        probe: Callable[[], None] | None = None,
     ) -> None:
+        self._probe = probe
+        self._probed: tuple[float, str | None] = (-math.inf, None)  # when, and what was wrong
         self.batcher, self.settings, self.metrics = batcher, settings, metrics
         self._about, self._hosts = dict(about), frozenset(hosts)
         self._authorization = None if token is None else f"Bearer {token}".encode()
 
     def app(self) -> FastAPI:
-        made = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._lifespan)
-        made.add_api_route("/retrieve", self.retrieve, methods=["POST"])
-        made.add_api_route("/health", self.health, methods=["GET"])
-        made.add_api_route("/metrics", self.count, methods=["GET"])
+        made = FastAPI(title="dgpo serve", version=__version__, docs_url=None, redoc_url=None, lifespan=self._lifespan)
+        body = {"required": True, "content": {"application/json": {"schema": Question.model_json_schema()}}}
+        problems = responses(401, 408, 413, 421, 422, 500, 503)
+        made.add_api_route(
+            "/retrieve", self.retrieve, methods=["POST"], responses=problems, openapi_extra={"requestBody": body}
+        )
+        made.add_api_route("/health", self.health, methods=["GET"], responses=responses(503))
+        made.add_api_route(
+            "/metrics", self.count, methods=["GET"], responses=responses(401, 421), response_class=PlainTextResponse
+        )
         return made
 
     @asynccontextmanager
@@ -102,11 +126,30 @@ class SearchServer:
         return Response(content, status, headers, "application/json")
 
     async def health(self, request: Request) -> Response:
-        """Whether the server lives; what it serves is told only to who may search."""
+        """Whether the server can search; what it serves, and why it cannot, is told only to who may search."""
+        failure = await self._failure()
+        state: dict[str, Any] = {"status": "ok" if failure is None else "failing"}
         with suppress(Refused):
             self._admit(request)
-            return JSONResponse({"status": "ok", "index": self._about})
-        return JSONResponse({"status": "ok"})
+            state |= {"index": self._about} | ({} if failure is None else {"detail": failure})
+        return JSONResponse(state, 200 if failure is None else 503)
+
+    async def _failure(self) -> str | None:
+        """Why searches fail: what the engine's part elsewhere says when asked, else the last search's own failure."""
+        if self._probe is None:
+            return self.batcher.failure
+        now = time.monotonic()
+        if now - self._probed[0] > _PROBED_S:
+            self._probed = now, self._probed[1]  # others who ask meanwhile get what was known
+            try:
+                await asyncio.wait_for(asyncio.to_thread(self._probe), _PROBE_TIMEOUT_S)
+                cause = None
+            except TimeoutError:
+                cause = f"the index did not answer within {_PROBE_TIMEOUT_S:g} s"
+            except RetrievalError as error:
+                cause = error.message
+            self._probed = now, cause
+        return self._probed[1]
 
     async def count(self, request: Request) -> Response:
         try:
@@ -141,11 +184,24 @@ class SearchServer:
             raise Refused(413, f"the request is larger than max_body_bytes = {limit}")
         question = self._parse(body)
         k = self.settings.default_topk if question.topk is None else question.topk
-        answers = await self.batcher.search(question.queries, k)
+        answers = await self._searched(request, question.queries, k)
         item = _scored if question.return_scores else _bare
         # json writes the shortest digits that read back as the same number, so scores survive exactly.
         content = {"result": [[item(hit) for hit in hits] for hits in answers]}
         return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+
+    async def _searched(self, request: Request, queries: list[str], k: int) -> list[list[Hit]]:
+        """The batcher's answer. Raises ClientDisconnect where the client leaves first; its queries are dropped then."""
+        searching = asyncio.ensure_future(self.batcher.search(queries, k))
+        left = asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait({searching, left}, return_when=asyncio.FIRST_COMPLETED)
+            if not searching.done():
+                raise ClientDisconnect
+            return searching.result()
+        finally:
+            for task in (searching, left):
+                task.cancel()
 
     def _parse(self, body: bytes) -> Question:
         try:
@@ -180,6 +236,11 @@ async def _body(request: Request, keep: int, limit: int) -> bytes | None:
         elif size > _DRAINED * limit:
             break
     return bytes(kept) if size <= keep else None
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _scored(hit: Hit) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Queries of many clients, searched together: one call of the engine at a time, no query twice.
 
+Requests take turns, one query each, and a call of the engine is bounded in queries and in characters, so that a large
+request of long queries holds nobody up for longer than one call. What its client no longer waits for is dropped.
+
 Queries are grouped by k and never cut from a larger k, so an answer is what a call with that k gives. An engine whose
 scores do not depend on what else is in a batch (BM25) answers exactly as in process; a dense encoder rounds by batch,
 in process and here.
@@ -11,6 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import RetrievalError
@@ -28,19 +32,30 @@ class Busy(RetrievalError):
 Outcome = list[Hit] | Exception
 
 
+@dataclass(slots=True)
+class _Asked:
+    """A query that somebody waits for."""
+
+    future: asyncio.Future[Outcome]
+    waiters: int = 0
+    in_engine: bool = False
+
+
 class Batcher:
     """`run` must be running for `search` to return."""
 
     def __init__(self, retriever: Retriever, settings: ServeSettings, metrics: Metrics) -> None:
         self._retriever, self._settings, self._metrics = retriever, settings, metrics
         self._cache = Cache(settings.cache_passages)
-        self._asked: dict[Key, asyncio.Future[Outcome]] = {}  # waiting, or in the engine
-        self._waiting: deque[Key] = deque()
+        self._asked: dict[Key, _Asked] = {}  # waiting, or in the engine
+        self._waiting = 0  # of them, those that are not in the engine
+        self._turns: deque[deque[Key]] = deque()  # what each request still waits for, the next one's first
         self._arrived = asyncio.Event()
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self.failure: str | None = None  # of the last call of the engine
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """What the retriever's own `search` returns. Raises what it raises, and Busy."""
+        """What the retriever's own `search` returns. Raises what it raises, and Busy; cancelled, it drops its part."""
         known: dict[str, list[Hit]] = {}
         unknown: list[str] = []
         for query in dict.fromkeys(queries):
@@ -52,40 +67,78 @@ class Batcher:
         self._metrics.queries += len(queries)
         self._metrics.cache_hits += sum(bool(query.strip()) and query in known for query in queries)
         if unknown:
-            futures = self._ask([(query, k) for query in unknown])
-            await asyncio.wait(futures)  # unlike gather, it leaves them to the others if this client goes away
-            for query, future in zip(unknown, futures, strict=True):
-                outcome = future.result()
+            keys = [(query, k) for query in unknown]
+            asked = self._ask(keys)
+            try:
+                await asyncio.wait([one.future for one in asked])  # unlike gather, it leaves them to the others
+            finally:
+                self._leave(keys, asked)
+            for query, one in zip(unknown, asked, strict=True):
+                outcome = one.future.result()
                 if isinstance(outcome, Exception):
                     raise outcome
                 known[query] = outcome
         return [known[query] for query in queries]
 
-    def _ask(self, keys: Sequence[Key]) -> list[asyncio.Future[Outcome]]:
+    def _ask(self, keys: Sequence[Key]) -> list[_Asked]:
         fresh = [key for key in keys if key not in self._asked]
-        if self._waiting and len(self._waiting) + len(fresh) > self._settings.max_waiting:
-            raise Busy(f"{len(self._waiting)} queries wait already, at most {self._settings.max_waiting} may")
+        if self._waiting and self._waiting + len(fresh) > self._settings.max_waiting:
+            raise Busy(f"{self._waiting} queries wait already, at most {self._settings.max_waiting} may")
         loop = asyncio.get_running_loop()
-        self._asked |= {key: loop.create_future() for key in fresh}
-        self._waiting.extend(fresh)
+        self._asked |= {key: _Asked(loop.create_future()) for key in fresh}
+        self._waiting += len(fresh)
+        asked = [self._asked[key] for key in keys]
+        for one in asked:
+            one.waiters += 1
+        self._turns.append(deque(keys))
         self._arrived.set()
-        return [self._asked[key] for key in keys]
+        return asked
+
+    def _leave(self, keys: Sequence[Key], asked: Sequence[_Asked]) -> None:
+        """One waiter fewer of each; a query that nobody waits for any more is not searched for."""
+        for key, one in zip(keys, asked, strict=True):
+            one.waiters -= 1
+            if not one.waiters and not one.in_engine and not one.future.done():
+                del self._asked[key]
+                self._waiting -= 1
+                self._metrics.abandoned += 1
 
     async def run(self) -> None:
         """Search for what is asked, until cancelled."""
         try:
             while True:
                 if not self._waiting:
+                    self._turns.clear()
                     self._arrived.clear()
                     await self._arrived.wait()
                     # Nobody was served just now, so others may be about to ask; a busy engine needs no such pause.
                     await asyncio.sleep(self._settings.batch_wait_ms / 1000)
-                count = min(len(self._waiting), self._settings.batch_queries)
-                keys = [self._waiting.popleft() for _ in range(count)]
+                keys = self._next_batch()
                 for k in dict.fromkeys(k for _, k in keys):
                     await self._search([key for key in keys if key[1] == k], k)
         finally:
             self._engine.shutdown(wait=False, cancel_futures=True)
+
+    def _next_batch(self) -> list[Key]:
+        """One query of each request in turn, as many as one call of the engine may have, and one at least."""
+        keys: list[Key] = []
+        characters = 0
+        while self._turns and len(keys) < self._settings.batch_queries:
+            request = self._turns[0]
+            while request and ((one := self._asked.get(request[0])) is None or one.in_engine):
+                request.popleft()  # answered, dropped, or taken for another request
+            if not request:
+                self._turns.popleft()
+                continue
+            characters += len(request[0][0])
+            if keys and characters > self._settings.batch_chars:
+                break
+            key = request.popleft()
+            self._asked[key].in_engine = True
+            keys.append(key)
+            self._turns.rotate(-1)
+        self._waiting -= len(keys)
+        return keys
 
     async def _search(self, keys: Sequence[Key], k: int) -> None:
         self._metrics.batches.observe(len(keys))
@@ -95,11 +148,13 @@ class Batcher:
             loop = asyncio.get_running_loop()
             outcomes = await loop.run_in_executor(self._engine, self._retriever.search, queries, k)
             assert len(outcomes) == len(keys), f"{len(outcomes)} answers to {len(keys)} queries"
+            self.failure = None
         except Exception as error:  # it reaches everyone who asked; the server goes on
             self._metrics.search_errors += 1
+            self.failure = error.message if isinstance(error, RetrievalError) else type(error).__name__
             outcomes = [error] * len(keys)
         for key, outcome in zip(keys, outcomes, strict=True):
             if not isinstance(outcome, Exception):
                 self._cache.put(key, outcome)
-            self._asked.pop(key).set_result(outcome)
-        self._metrics.cached_answers, self._metrics.waiting = len(self._cache), len(self._waiting)
+            self._asked.pop(key).future.set_result(outcome)
+        self._metrics.cached_answers, self._metrics.waiting = len(self._cache), self._waiting

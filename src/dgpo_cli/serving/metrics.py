@@ -35,7 +35,7 @@ class Metrics:
         self.seconds = Histogram(SECONDS)
         self.batches = Histogram(QUERIES)
         self.in_flight = self.queries = self.cache_hits = self.search_errors = 0
-        self.cached_answers = self.waiting = 0
+        self.cached_answers = self.waiting = self.abandoned = 0
 
     def finished(self, status: int, seconds: float) -> None:
         self.requests[status] += 1
@@ -56,6 +56,7 @@ class Metrics:
             ("dgpo_cache_hits_total", "counter", "Queries answered from the cache.", self.cache_hits),
             ("dgpo_cached_answers", "gauge", "Answers in the cache.", self.cached_answers),
             ("dgpo_waiting_queries", "gauge", "Queries that wait for the engine.", self.waiting),
+            ("dgpo_abandoned_queries_total", "counter", "Queries dropped since nobody waited.", self.abandoned),
             ("dgpo_batch_queries", "histogram", "Queries in one call of the engine.", self.batches),
             ("dgpo_search_errors_total", "counter", "Calls of the engine that failed.", self.search_errors),
         ]

@@ -13,6 +13,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.serving.connections import bound_logs, limited, places
+from dgpo_cli.serving.settings import ServeSettings
+
+# Connections that wait in the kernel. What the event loop takes of them at a time is far less, see `places`.
+_WAITING = 1024
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -47,10 +52,18 @@ def address(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app: FastAPI, bound: socket.socket, *, stop_timeout_s: float, ready: Callable[[], None]) -> None:
+def serve(app: FastAPI, bound: socket.socket, settings: ServeSettings, *, ready: Callable[[], None]) -> None:
     """Answer until SIGTERM or Ctrl-C; `ready` is called once connections are accepted."""
+    most, backlog = places(settings)
+    bound_logs()
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=int(stop_timeout_s)
+        app,
+        http=limited(settings, most),
+        backlog=backlog,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.stop_timeout_s),
     )
     before = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -72,4 +85,6 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for bound in sockets or ():
+            bound.listen(_WAITING)
         self._ready()

@@ -18,8 +18,13 @@ class ServeSettings:
     default_topk: int = field(default=3, metadata={"help": "passages per query where a request names none"})
     batch_wait_ms: float = field(default=2.0, metadata={"help": "how long an idle engine waits for more queries"})
     batch_queries: int = field(default=512, metadata={"help": "queries that the engine gets in one call"})
+    # A long query is one by its words: so many characters take a call about as long as the queries above.
+    batch_chars: int = field(default=65_536, metadata={"help": "characters that the engine gets in one call"})
     max_waiting: int = field(default=16_384, metadata={"help": "queries that wait for the engine; more get status 503"})
     cache_passages: int = field(default=30_000, metadata={"help": "passages that the cache holds; 0 switches it off"})
+    max_connections: int = field(default=1_000, metadata={"help": "open connections; more are closed at once"})
+    header_timeout_s: float = field(default=10.0, metadata={"help": "for the headers of a request to arrive"})
+    reply_timeout_s: float = field(default=60.0, metadata={"help": "for a client to go on reading its reply"})
     body_timeout_s: float = field(default=30.0, metadata={"help": "for a request to arrive in full"})
     stop_timeout_s: float = field(default=30.0, metadata={"help": "for requests in flight when the server is stopped"})
     rerank: RerankConfig = field(default_factory=RerankConfig, metadata={"help": "rerank.model=..., rerank.depth=50"})
