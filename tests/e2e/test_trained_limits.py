@@ -1,7 +1,7 @@
 """What a model was trained with is what the next command uses, and each default says where it came from."""
 
+import io
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -28,11 +28,12 @@ def test_the_record_beats_the_paper_and_what_is_given_beats_the_record(dgpo, com
     ended = dgpo(*commands[command], "--dry-run", "--json")
     rollout = json.loads(ended.out)["rollout"]
     assert (rollout["top_k"], rollout["max_turns"]) == (TINYWORLD.top_k, TINYWORLD.max_turns) != (3, 4)
-    assert "top_k: 2 (as " in ended.err and "max_turns: 2 (as " in ended.err and "was trained)" in ended.err
+    assert "top_k: 2, max_turns: 2 (as " in ended.err and "was trained)" in ended.err
     ended = dgpo(*commands[command], "-o", "rollout.top_k=5", "--dry-run", "--json")
     rollout = json.loads(ended.out)["rollout"]
     assert (rollout["top_k"], rollout["max_turns"]) == (5, 2)
     assert "top_k:" not in ended.err and "max_turns: 2" in ended.err
+    assert "warning: top_k is 5, and 2 would be as " in ended.err
 
 
 def test_a_raw_student_takes_its_teachers_record_and_two_raw_models_the_papers(dgpo, offline, folder, commands):
@@ -42,11 +43,12 @@ def test_a_raw_student_takes_its_teachers_record_and_two_raw_models_the_papers(d
         loaded = load_model(str(getattr(offline, name)), device=torch.device("cpu"))
         save_model(folder / name, loaded.model, loaded.tokenizer, TINYWORLD)
         (folder / name / "protocol.json").unlink()
+    room = ("-orollout.max_prompt_tokens=300",)  # for the text of a raw model
     ended = dgpo(*commands["rl"], "--student", "./student", "--dry-run", "--json")
     assert json.loads(ended.out)["rollout"]["top_k"] == 2 and f"as {offline.teacher} was trained" in ended.err
-    ended = dgpo(*commands["rl"], "--student", "./student", "--method", "ppo", "--dry-run", "--json")
-    assert json.loads(ended.out)["rollout"]["top_k"] == 3 and "top_k: 3 (the paper's)" in ended.err
-    ended = dgpo(*commands["rl"], "--student", "./student", "--teacher", "./teacher", "--dry-run", "--json")
+    ended = dgpo(*commands["rl"], "--student", "./student", "--method", "ppo", *room, "--dry-run", "--json")
+    assert json.loads(ended.out)["rollout"]["top_k"] == 3 and "top_k: 3, max_turns: 4 (the paper's)" in ended.err
+    ended = dgpo(*commands["rl"], "--student", "./student", "--teacher", "./teacher", *room, "--dry-run", "--json")
     assert json.loads(ended.out)["rollout"]["max_turns"] == 4
 
 
@@ -69,19 +71,52 @@ def test_what_was_used_is_recorded_for_the_next_command(dgpo, commands, offline,
     assert read_trajectories(folder / "runs/distill-data-0001").protocol["top_k"] == 1
     evaluation = ("--index", str(offline.index), "--eval-data", str(offline.questions("validation")))
     ended = dgpo("kd", "--student", str(offline.student), "--steps", "1", *SMALL, *evaluation, "-oeval_limit=2")
-    assert ended.status == 0 and "top_k: 1 (as in the trajectories)" in ended.err
+    assert ended.status == 0 and "top_k: 1, max_turns: 3, " in ended.err and "(as in the trajectories)" in ended.err
     limits = read_protocol(folder / "runs/kd-0001/best/protocol.json")
     assert (limits.top_k, limits.max_turns) == (1, 3)
     # The teacher was trained with 2 passages, the student with 1: the text is the same, so they fit together.
     trained = (*commands["rl"], "--student", "kd-0001", "--steps", "1", "-oeval_questions=2", "-orollout.max_turns=1")
     ended = dgpo(*trained)
     assert ended.status == 0, ended.err
-    assert "top_k: 1 (as " in ended.err
+    assert "top_k: 1, " in ended.err and "warning: max_turns is 1, and 3 would be as " in ended.err
     limits = read_protocol(folder / "runs/rl-0001/best/protocol.json")
-    assert limits == replace(TINYWORLD, top_k=1, max_turns=1)
+    assert limits.same_text(TINYWORLD)
+    assert (limits.top_k, limits.max_turns, limits.max_new_tokens, limits.max_prompt_tokens) == (1, 1, 16, 64)
     (folder / "tinyworld.jsonl").write_bytes(offline.questions("test").read_bytes())
     ended = dgpo("eval", "--bench", "tinyworld", "--bench-dir", ".", "--index", str(offline.index), "--dry-run")
-    assert "top_k: 1 (as " in ended.err
+    assert "top_k: 1, max_turns: 1, max_new_tokens: 16" in ended.err
+
+
+def test_every_limit_of_training_reaches_the_next_command_and_can_be_overridden(dgpo, offline, folder, monkeypatch):
+    """Trained with observations of 130 tokens and 2 passages: eval and chat read as much, or warn."""
+    import torch
+
+    loaded = load_model(str(offline.student), device=torch.device("cpu"))
+    trained = TINYWORLD.with_limits({"max_observation_tokens": 43, "max_tokens": 190, "max_new_tokens": 12, "wave": 9})
+    save_model(folder / "model", loaded.model, loaded.tokenizer, trained)
+    (folder / "tinyworld.jsonl").write_bytes(offline.questions("test").read_bytes())
+    ask = ("eval", "--model", "./model", "--bench", "tinyworld", "--bench-dir", ".", "--index", str(offline.index))
+    ended = dgpo(*ask, "--limit", "2", "--json")
+    assert ended.status == 0, ended.err
+    rollout = json.loads(ended.out)["rollout"]
+    assert {name: rollout[name] for name in trained.limits} == trained.limits and "warning" not in ended.err
+    said = "top_k: 2, max_turns: 2, max_new_tokens: 12, max_observation_tokens: 43, max_tokens: 190 (as "
+    assert said in ended.err.replace("\n", " ")
+    ended = dgpo(*ask, "-k", "3", "-orollout.max_observation_tokens=50", "--dry-run", "--json")
+    assert (json.loads(ended.out)["max_observation_tokens"], json.loads(ended.out)["top_k"]) == (50, 3)
+    assert "max_observation_tokens is 50, and 43 would be as " in ended.err and "top_k is 3, and 2 would" in ended.err
+    ended = dgpo(*ask, "-orollout.wave=3", "--dry-run")
+    assert ended.status != 0 and "wave" in ended.err
+    seen = []
+    from dgpo_cli.pipelines.agents import Agent
+
+    original = Agent.run
+
+    monkeypatch.setattr(Agent, "run", lambda self, pairs, **_: seen.append(self.settings) or original(self, pairs))
+    monkeypatch.setattr("sys.stdin", io.StringIO("Where?\n"))
+    ended = dgpo("chat", "--model", "./model", "--index", str(offline.index), "-k", "3")
+    assert (seen[0].max_observation_tokens, seen[0].max_tokens, seen[0].top_k) == (43, 190, 3)
+    assert "top_k is 3, and 2 would be as " in ended.err
 
 
 def test_a_config_file_names_the_models_too(dgpo, commands, folder, offline):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dgpo_cli.commands.search_options import RerankOption, rerank_config
-from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, choose, choose_index, trained_limits
+from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, choose, choose_index
+from dgpo_cli.commands.trained import AskOption, ask_options, trained_limits
 from dgpo_cli.console import Console
 from dgpo_cli.errors import InputError
 
@@ -35,7 +35,7 @@ def chat(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: DeviceOption = None,
-    options: RerankOption = None,
+    options: AskOption = None,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -51,9 +51,9 @@ def chat(
     console = Console(json_output=json, quiet=quiet)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose_index(console, index)
-    given = {name: value for name, value in (("top_k", top_k), ("max_turns", max_searches)) if value is not None}
+    given, rerank = ask_options(options, top_k=top_k, max_turns=max_searches)
     limits = trained_limits(console, given, search_limits(chosen)) | given
-    talk = _open(console, chosen, where, limits, temperature, seed, device or "auto", rerank_config(options))
+    talk = _open(console, chosen, where, limits, temperature, seed, device or "auto", rerank)
     if console.interactive and not json:
         from dgpo_cli.commands.chat_screen import converse
 

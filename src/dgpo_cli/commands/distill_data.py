@@ -21,7 +21,6 @@ from dgpo_cli.commands.shared import (
     SeedOption,
     SetOption,
     absolute,
-    as_trained,
     choose_index,
     recorded,
     settings_from,
@@ -37,6 +36,7 @@ from dgpo_cli.commands.teacher import (
     teacher_key,
     teacher_values,
 )
+from dgpo_cli.commands.trained import as_trained
 from dgpo_cli.commands.training_options import (
     IndexOption,
     QuestionsOption,

@@ -8,7 +8,6 @@ import typer
 
 from dgpo_cli.commands import evaluate_run
 from dgpo_cli.commands.next_steps import choose_bench
-from dgpo_cli.commands.search_options import RerankOption, rerank_config
 from dgpo_cli.commands.shared import (
     BenchDirOption,
     DeviceOption,
@@ -21,9 +20,9 @@ from dgpo_cli.commands.shared import (
     absolute,
     choose,
     choose_index,
-    trained_limits,
 )
 from dgpo_cli.commands.teacher import EngineOption, require_engine
+from dgpo_cli.commands.trained import AskOption, ask_options, trained_limits
 from dgpo_cli.console import Console
 from dgpo_cli.core.workspace import Workspace
 
@@ -66,7 +65,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Questions at once.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: DeviceOption = None,
-    options: RerankOption = None,
+    options: AskOption = None,
     out: OutOption = None,
     resume: ResumeOption = None,
     fresh: FreshFlag = False,
@@ -94,7 +93,7 @@ def evaluate(
     names = parse_benchmarks(asked)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose_index(console, index)
-    given = {name: value for name, value in (("top_k", top_k), ("max_turns", max_searches)) if value is not None}
+    given, rerank = ask_options(options, top_k=top_k, max_turns=max_searches)
     limits = trained_limits(console, given, search_limits(chosen)) | given
     settings = EvalSettings(
         model=chosen,
@@ -104,13 +103,13 @@ def evaluate(
         temperature=temperature,
         samples=samples,
         arcap=arcap,
-        top_k=limits["top_k"],
-        max_searches=limits["max_turns"],
+        max_searches=limits.pop("max_turns"),
+        **limits,
         wave=batch_size,
         seed=seed,
         device=device or "auto",
         engine=engine or "transformers",  # type: ignore[arg-type]  # settings refuse any other word
-        rerank=rerank_config(options),
+        rerank=rerank,
     )
     settings.rollout()  # refuses impossible values before anything is loaded
     require_engine(settings.engine)

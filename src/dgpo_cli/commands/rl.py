@@ -20,13 +20,13 @@ from dgpo_cli.commands.shared import (
     SeedOption,
     SetOption,
     absolute,
-    as_trained,
     choose,
     choose_index,
     recorded,
     settings_from,
     show_settings,
 )
+from dgpo_cli.commands.trained import as_trained
 from dgpo_cli.commands.training_options import (
     DescribeOption,
     EpisodesFlag,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -16,11 +16,6 @@ from dgpo_cli.core.recipes import config_of, merged
 from dgpo_cli.core.run_names import find_run
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.errors import ConfigError
-
-if TYPE_CHECKING:
-    from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings
-
-Settings = TypeVar("Settings", "DistillDataSettings", "KDSettings", "RLSettings")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No messages and no progress.")]
@@ -86,36 +81,6 @@ def choose_index(console: Console, given: str | None) -> str:
 def recorded(config: Path | None, options: Sequence[str] | None, command: str) -> dict[str, Any]:
     """What --config, a run's or a recipe's, and -o say to a command, the latter winning. Raises ConfigError."""
     return merged(config_of(config, command), parse_options(options or ()))
-
-
-def trained_limits(console: Console, given: Mapping[str, Any], limits: tuple[dict[str, int], str]) -> dict[str, int]:
-    """`top_k` and `max_turns` that were not given, from `limits` as `search_limits` tells them; says where from."""
-    values, origin = limits
-    chosen = {name: value for name, value in values.items() if name not in given}
-    for name, value in chosen.items():
-        console.info(f"{name}: {value} ({origin})")
-    return chosen
-
-
-def as_trained(
-    console: Console, settings: Settings, before: Mapping[str, Any], limits: tuple[dict[str, int], str], model: str
-) -> Settings:
-    """Settings whose rollout, where `before` (--config and -o) leaves it open, has `limits` and suits `model`.
-
-    In a small context search results take a quarter of it at most, as in `dgpo eval`: room for two searches.
-    """
-    from dgpo_cli.models.sources import context_of
-
-    given = before.get("rollout", {})
-    changes = trained_limits(console, given, limits)
-    rollout = settings.rollout
-    context = context_of(model)
-    if "max_observation_tokens" not in given and context is not None:
-        room = min(context, rollout.max_tokens) // 4
-        if room < rollout.max_observation_tokens:
-            console.info(f"max_observation_tokens: {room} (a quarter of {model}'s context)")
-            changes["max_observation_tokens"] = room
-    return replace(settings, rollout=replace(rollout, **changes))  # type: ignore[arg-type]
 
 
 def settings_from(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -85,6 +85,10 @@ def render_results(passages: Sequence[Passage]) -> str:
     return "".join(lines).strip()
 
 
+# Settings of a rollout that shape an episode: a model should meet those that it was trained with.
+LIMITS = ("top_k", "max_turns", "max_new_tokens", "max_observation_tokens", "max_prompt_tokens", "max_tokens")
+
+
 @dataclass(frozen=True, slots=True)
 class Protocol:
     """Templates. `prompt` holds `{question}` once, `observation` holds `{results}` once."""
@@ -97,6 +101,12 @@ class Protocol:
     add_question_mark: bool = True
     top_k: int = 3  # passages per search that the model was trained with
     max_turns: int = 4  # turns that may search, likewise
+    # Further limits of the episodes that it was trained with; None where nobody recorded them.
+    max_new_tokens: int | None = None
+    max_observation_tokens: int | None = None
+    max_prompt_tokens: int | None = None
+    max_tokens: int | None = None
+    date: str | None = None  # that a chat template was rendered with, YYYY-MM-DD; None if no template asked for it
 
     def __post_init__(self) -> None:
         for template, hole in ((self.prompt, "{question}"), (self.observation, "{results}")):
@@ -119,18 +129,25 @@ class Protocol:
         return self.observation.replace("{results}", results), escaped
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, record: Any) -> Protocol:
         """Raises InputError for a record of another form."""
-        kind = schema.of(cls, name=schema.text(empty=False), top_k=schema.whole(1), max_turns=schema.whole(1))
+        limits = dict.fromkeys(("top_k", "max_turns"), schema.whole(1))
+        limits |= dict.fromkeys(LIMITS[2:], schema.maybe(schema.whole(1)))
+        kind = schema.of(cls, name=schema.text(empty=False), date=schema.maybe(schema.text()), **limits)
         hint = "write the protocol again with `dgpo export`, or use the dgpo version that made it"
         return cls(**schema.check(record, kind, "the protocol", hint=hint))
 
-    def with_limits(self, *, top_k: int, max_turns: int) -> Protocol:
-        """The same text, to be recorded with what is trained or written under these limits."""
-        return replace(self, top_k=top_k, max_turns=max_turns)
+    @property
+    def limits(self) -> dict[str, int]:
+        """Those of LIMITS that are recorded."""
+        return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
+
+    def with_limits(self, limits: Mapping[str, Any]) -> Protocol:
+        """The same text, to be recorded with what is trained or written under these LIMITS; other names are left."""
+        return replace(self, **{name: limits[name] for name in LIMITS if name in limits})
 
     def always_searching(self) -> Protocol:
         """With a sentence, in front of the question's line, that asks for a search before every answer."""
@@ -140,8 +157,8 @@ class Protocol:
         return replace(self, prompt=f"{self.prompt[:start]}{ALWAYS_SEARCH}\n{self.prompt[start:]}")
 
     def same_text(self, other: Protocol) -> bool:
-        """Whether a model of one can read the other's episodes; how many searches they hold does not matter."""
-        return self == other.with_limits(top_k=self.top_k, max_turns=self.max_turns)
+        """Whether a model of one can read the other's episodes; how long they are, and the date, do not matter."""
+        return self == replace(other, date=self.date, **{name: getattr(self, name) for name in LIMITS})
 
     @property
     def digest(self) -> str:

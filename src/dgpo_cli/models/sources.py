@@ -106,7 +106,7 @@ def _protocol_file(source: ModelSource) -> Path | None:
 
 
 def search_limits(*names: str) -> tuple[dict[str, int], str]:
-    """`top_k` and `max_turns` of the first model that records them, and a phrase that says whose they are.
+    """The LIMITS of the first model that records them, and a phrase that says whose they are.
 
     The paper's where none does. A model of the hub that cannot be read now says nothing here; loading it will.
     """
@@ -114,9 +114,8 @@ def search_limits(*names: str) -> tuple[dict[str, int], str]:
         source = resolve(name)
         file = _protocol_file(source) if source.local or hub.is_readable(source.location) else None
         if file is not None:
-            protocol = read_protocol(file)
-            return {"top_k": protocol.top_k, "max_turns": protocol.max_turns}, f"as {name} was trained"
-    return {"top_k": DEFAULT.top_k, "max_turns": DEFAULT.max_turns}, "the paper's"
+            return read_protocol(file).limits, f"as {name} was trained"
+    return DEFAULT.limits, "the paper's"
 
 
 def config_values(source: ModelSource) -> dict[str, Any] | None:

@@ -45,6 +45,10 @@ class EvalSettings:
     arcap: bool = False  # also with gold context
     top_k: int = 3  # paper
     max_searches: int = 4  # paper
+    max_new_tokens: int = 500  # paper, per turn
+    max_observation_tokens: int = 500  # paper
+    max_prompt_tokens: int = 2048  # paper
+    max_tokens: int = 4096  # paper, whole episode
     wave: int = 64  # ours, questions at once
     seed: int = 0
     device: str = "auto"
@@ -69,6 +73,10 @@ class EvalSettings:
         return RolloutSettings(
             max_turns=self.max_searches,
             top_k=self.top_k,
+            max_new_tokens=self.max_new_tokens,
+            max_observation_tokens=self.max_observation_tokens,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_tokens=self.max_tokens,
             temperature=self.temperature,
             seed=self.seed,
             wave=self.wave,

@@ -138,7 +138,7 @@ def distill_data(
 
     keep_tokenizer(folder, agent.codec.tokenizer)
     limits = agent.settings
-    protocol = agent.codec.protocol.with_limits(top_k=limits.top_k, max_turns=limits.max_turns)
+    protocol = agent.codec.protocol.with_limits(limits.to_json())
     meta = {
         "protocol": protocol.to_json(),
         "settings": agent.settings.to_json(),
@@ -198,10 +198,9 @@ def trajectory_file(path: Path) -> Path:
 
 
 def recorded_limits(path: Path) -> dict[str, int]:
-    """`top_k` and `max_turns` that a trajectory file was written under. Raises InputError."""
+    """Limits that a trajectory file was written under. Raises InputError."""
     header, _ = read_records(trajectory_file(path), "trajectories")
-    protocol = Protocol.from_json(header["protocol"])
-    return {"top_k": protocol.top_k, "max_turns": protocol.max_turns}
+    return Protocol.from_json(header["protocol"]).limits
 
 
 def read_trajectories(path: Path) -> TrajectorySet:

@@ -155,7 +155,7 @@ def reinforce(
         plan,
         evaluate=evaluate
         or _evaluation(settings, agent, validation, run, learner, told.inside("validation questions")),
-        protocol=student.protocol.with_limits(top_k=settings.rollout.top_k, max_turns=settings.rollout.max_turns),
+        protocol=student.protocol.with_limits(asdict(settings.rollout)),
         keep=keep,
         progress=told,
         guarding=Guarding(Guard(settings.collapse), settings.on_collapse, warn),

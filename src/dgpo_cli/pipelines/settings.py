@@ -45,6 +45,26 @@ class RolloutOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class EpisodeLimits:
+    """What `-o rollout.` sets in the commands that ask a trained model; as it was trained where nothing is given."""
+
+    top_k: int | None = None
+    max_turns: int | None = None
+    max_new_tokens: int | None = None
+    max_observation_tokens: int | None = None
+    max_prompt_tokens: int | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskSettings:
+    """What `-o` sets in the commands that ask a trained model."""
+
+    rerank: RerankConfig = field(default_factory=RerankConfig)
+    rollout: EpisodeLimits = field(default_factory=EpisodeLimits)
+
+
+@dataclass(frozen=True, slots=True)
 class DistillDataSettings:
     teacher: str
     index: str

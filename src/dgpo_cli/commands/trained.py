@@ -1,0 +1,73 @@
+"""Settings that a model was trained with, as defaults of the next command: what was given wins, with a word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from dgpo_cli.console import Console
+
+if TYPE_CHECKING:
+    from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings
+    from dgpo_cli.retrieval.rerank import RerankConfig
+
+Settings = TypeVar("Settings", "DistillDataSettings", "KDSettings", "RLSettings")
+
+AskOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        "--set",
+        metavar="NAME=VALUE",
+        help="How episodes run and passages are reranked: -o rollout.max_observation_tokens=200, -o rerank.model=...",
+    ),
+]
+
+
+def ask_options(options: Sequence[str] | None, **flags: int | None) -> tuple[dict[str, int], RerankConfig]:
+    """Limits of episodes that -o or a flag gives, the flag winning, and how to rerank. Raises ConfigError."""
+    from dgpo_cli.core.config import apply_options, parse_options
+    from dgpo_cli.pipelines.settings import AskSettings
+
+    settings = apply_options(AskSettings, parse_options(options or ()))
+    given = asdict(settings.rollout) | {name: value for name, value in flags.items() if value is not None}
+    return {name: value for name, value in given.items() if value is not None}, settings.rerank
+
+
+def trained_limits(console: Console, given: Mapping[str, Any], limits: tuple[dict[str, int], str]) -> dict[str, int]:
+    """Limits that were not given, from `limits` as `search_limits` tells them.
+
+    One line says where they are from, and a warning names each that was given and is another one.
+    """
+    values, origin = limits
+    chosen = {name: value for name, value in values.items() if name not in given}
+    if chosen:
+        console.info(", ".join(f"{name}: {value}" for name, value in chosen.items()) + f" ({origin})")
+    for name, value in values.items():
+        if origin.startswith("as ") and given.get(name, value) != value:
+            console.warn(f"{name} is {given[name]}, and {value} would be {origin}: answers may get worse")
+    return chosen
+
+
+def as_trained(
+    console: Console, settings: Settings, before: Mapping[str, Any], limits: tuple[dict[str, int], str], model: str
+) -> Settings:
+    """Settings whose rollout, where `before` (--config and -o) leaves it open, has `limits` and suits `model`.
+
+    In a small context search results take a quarter of it at most, as in `dgpo eval`: room for two searches.
+    """
+    from dgpo_cli.models.sources import context_of
+
+    given = before.get("rollout", {})
+    changes = trained_limits(console, given, limits)
+    rollout = settings.rollout
+    context = context_of(model)
+    if "max_observation_tokens" not in {**given, **changes} and context is not None:
+        room = min(context, rollout.max_tokens) // 4
+        if room < rollout.max_observation_tokens:
+            console.info(f"max_observation_tokens: {room} (a quarter of {model}'s context)")
+            changes["max_observation_tokens"] = room
+    return replace(settings, rollout=replace(rollout, **changes))  # type: ignore[arg-type]
