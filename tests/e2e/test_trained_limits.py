@@ -43,12 +43,13 @@ def test_a_raw_student_takes_its_teachers_record_and_two_raw_models_the_papers(d
         loaded = load_model(str(getattr(offline, name)), device=torch.device("cpu"))
         save_model(folder / name, loaded.model, loaded.tokenizer, TINYWORLD)
         (folder / name / "protocol.json").unlink()
-    room = ("-orollout.max_prompt_tokens=300",)  # for the text of a raw model
+    raw = [part.replace("prompt_tokens=64", "prompt_tokens=300") for part in commands["rl"]]  # its text is longer
     ended = dgpo(*commands["rl"], "--student", "./student", "--dry-run", "--json")
     assert json.loads(ended.out)["rollout"]["top_k"] == 2 and f"as {offline.teacher} was trained" in ended.err
-    ended = dgpo(*commands["rl"], "--student", "./student", "--method", "ppo", *room, "--dry-run", "--json")
+    ended = dgpo(*raw, "--student", "./student", "--method", "ppo", "--dry-run", "--json")
+    assert ended.status == 0, ended.err
     assert json.loads(ended.out)["rollout"]["top_k"] == 3 and "top_k: 3, max_turns: 4 (the paper's)" in ended.err
-    ended = dgpo(*commands["rl"], "--student", "./student", "--teacher", "./teacher", *room, "--dry-run", "--json")
+    ended = dgpo(*raw, "--student", "./student", "--teacher", "./teacher", "--dry-run", "--json")
     assert json.loads(ended.out)["rollout"]["max_turns"] == 4
 
 

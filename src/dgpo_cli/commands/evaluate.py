@@ -104,7 +104,7 @@ def evaluate(
         samples=samples,
         arcap=arcap,
         max_searches=limits.pop("max_turns"),
-        **limits,
+        **limits,  # type: ignore[arg-type]  # names and values of whole numbers
         wave=batch_size,
         seed=seed,
         device=device or "auto",
