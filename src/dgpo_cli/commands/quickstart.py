@@ -123,7 +123,7 @@ def _draw(console: Console, curves: dict[str, list[tuple[float, float]]], png: P
     x_label, y_label = "training seconds", "validation EM"
     save_chart(curves, png, title="quickstart: validation EM", x_label=x_label, y_label=y_label)
     if not console.json_output:
-        console.print(terminal_chart(curves, x_label=x_label, y_label=y_label))
+        console.print(terminal_chart(curves, x_label=x_label, y_label=y_label, width=min(90, console.width)))
 
 
 def _remember(result: dict[str, Any], out: Path) -> None:

@@ -54,7 +54,11 @@ def serve(
     Examples: `dgpo serve` · `dgpo serve --index indexes/wiki --host 0.0.0.0 --token-file token.txt`
     """
     from dgpo_cli.core.config import apply_options, parse_options
+    from dgpo_cli.core.extras import require
     from dgpo_cli.retrieval.open import is_server, open_index
+
+    for module in ("fastapi", "uvicorn"):
+        require(module, "serve", "`dgpo serve`")
     from dgpo_cli.serving import run
     from dgpo_cli.serving.metrics import Metrics
     from dgpo_cli.serving.settings import ServeSettings

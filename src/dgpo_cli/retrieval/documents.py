@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
+from dgpo_cli.core.extras import require
+
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is its beginning
@@ -166,6 +168,7 @@ class _Page(HTMLParser):
 
 
 def _pdf(content: bytes) -> Document:
+    require("pypdf", "pdf", "a PDF file")
     from pypdf import PdfReader
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it tells of every flaw that it gets over

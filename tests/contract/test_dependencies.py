@@ -1,0 +1,60 @@
+"""Every library that the sources import is declared: for all, or as an extra that a one-line error names."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from dgpo_cli.core.extras import require
+from dgpo_cli.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ON_ITS_OWN = {"trackio", "vllm"}  # asks for other versions than the rest; installed by hand
+NAMES = {"Stemmer": "pystemmer", "faiss": "faiss-cpu", "grpc": "grpcio"}  # where the import has another name
+
+
+def third_party(source: str) -> set[str]:
+    """First parts of what a file imports from outside the standard library and this package."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names) - {"dgpo_cli"}
+
+
+def declared(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\[<>=~! ;]", line)[0].lower().replace("_", "-") for line in requirements}
+
+
+def test_every_import_is_declared() -> None:
+    core = declared(PROJECT["dependencies"])
+    extras = set().union(
+        *(declared(lines) for name, lines in PROJECT["optional-dependencies"].items() if name != "dev")
+    )
+    used = set().union(*(third_party(path.read_text(encoding="utf-8")) for path in (ROOT / "src").rglob("*.py")))
+    names = {NAMES.get(module, module).lower().replace("_", "-") for module in used}
+    assert names - core - extras - ON_ITS_OWN == set()
+    assert {"requests", "fastapi", "uvicorn", "pypdf"}.isdisjoint(core), "few commands need these"
+    assert {"torch", "transformers", "rich", "typer"} <= names, "the search finds imports"
+
+
+def test_the_developers_environment_has_every_extra_that_tests_use() -> None:
+    line = next(line for line in PROJECT["optional-dependencies"]["dev"] if line.startswith("dgpo-cli["))
+    assert {"pdf", "serve", "milvus"} <= set(re.findall(r"[a-z]+", line.partition("[")[2]))
+    assert metadata.version("pypdf") and metadata.version("fastapi")
+
+
+def test_a_missing_extra_is_one_line_that_names_it() -> None:
+    require("json", "pdf", "x")
+    with pytest.raises(ConfigError, match="a PDF file needs no_such_module, which is not installed") as caught:
+        require("no_such_module", "pdf", "a PDF file")
+    assert caught.value.hint is not None and "'.[pdf]'" in caught.value.hint
