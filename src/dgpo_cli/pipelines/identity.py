@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.folders import recover_to_read
+from dgpo_cli.errors import ModelError
 from dgpo_cli.models.contents import file_digest, folder_digest
 from dgpo_cli.models.sources import resolve
 from dgpo_cli.retrieval.manifest import FILE as MANIFEST_FILE
@@ -19,7 +20,7 @@ _MODELS = ("student", "teacher", "model", "tokenizer")
 def contents(config: Mapping[str, Any]) -> dict[str, str]:
     """By every file, model folder, run and index folder that `config` names, at any depth, a digest of what is in it.
 
-    Names of the hub and servers are not in it: they stand for themselves.
+    Names of the hub, of servers and of their models are not in it: they stand for themselves.
     """
     found = {}
     for name, value in _strings(config):
@@ -52,7 +53,10 @@ def location_digest(path: Path) -> str | None:
 
 
 def _model(name: str) -> str | None:
-    source = resolve(name)
+    try:
+        source = resolve(name)
+    except ModelError:  # a model of a server, or no model: a teacher that is a script
+        return None
     return folder_digest(Path(source.location)) if source.local else None
 
 
