@@ -13,6 +13,7 @@ from dgpo_cli.engine.base import Sampling
 from dgpo_cli.engine.cache import SlotCache
 from dgpo_cli.engine.inprocess import InProcessEngine
 from dgpo_cli.engine.sizes import PASS_TOKENS, cache_bytes, grown, pass_tokens
+from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.codec import Codec
 
 CPU = torch.device("cpu")
@@ -136,3 +137,9 @@ def test_passes_on_a_cpu_are_smaller_the_wider_the_model():
     assert pass_tokens(576, 1536, 4, accelerated=False) == 2647
     assert pass_tokens(576, 1536, 4, accelerated=True) == PASS_TOKENS
     assert pass_tokens(8192, 28672, 4, accelerated=False) == 1024
+
+
+def test_a_cache_that_has_no_addresses_is_one_line():
+    with pytest.raises(ConfigError, match=r"of 2000000 episodes of 4096 tokens has no room here .* GiB") as raised:
+        SlotCache(4000, 2_000_000, 64, 4096, 128, device=CPU, dtype=torch.float32)
+    assert "rollout.wave" in raised.value.hint

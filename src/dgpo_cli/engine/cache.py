@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dgpo_cli.engine.sizes import aligned, grown
+from dgpo_cli.errors import ConfigError
 
 _LINUX = sys.platform == "linux"
 _NORESERVE = 0x4000 if _LINUX else 0  # Python's mmap does not name it
@@ -22,7 +23,8 @@ _NORESERVE = 0x4000 if _LINUX else 0  # Python's mmap does not name it
 class SlotCache:
     """Keys and values [rows, heads, capacity, head_dim] of each layer; what lies beyond a row's length is never seen.
 
-    There is room for `slots` rows of `capacity` tokens once `make_room` was asked for it.
+    There is room for `slots` rows of `capacity` tokens once `make_room` was asked for it. Raises ConfigError where
+    there are no addresses for them on a CPU.
     """
 
     def __init__(
@@ -107,7 +109,14 @@ class SlotCache:
         shape = (2 * layers, self._slots, self._heads, aligned(self._limit), self._width)
         size = self._dtype.itemsize * torch.Size(shape).numel()
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
-        pages = mmap.mmap(-1, size, flags=flags)
+        try:
+            pages = mmap.mmap(-1, size, flags=flags)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"a rollout cache of {self._slots} episodes of {self._limit} tokens has no room here "
+                f"({size / 2**30:.1f} GiB of addresses): {error}",
+                hint="fewer episodes at once (-o rollout.wave, --batch-size) or shorter ones (-o rollout.max_tokens)",
+            ) from error
         if _LINUX:  # elsewhere the system may keep what it is told to drop
             pages.madvise(mmap.MADV_NOHUGEPAGE)  # a page of 2 MiB would hold the ends of many rows
             self._pages = pages
