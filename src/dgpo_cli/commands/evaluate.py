@@ -125,8 +125,8 @@ def evaluate(
     if dry_run:
         evaluate_run.show_plan(console, settings, benchmarks)
         return
+    Workspace().remember(by="dgpo eval", bench=asked, bench_dir=None if bench_dir is None else absolute(str(bench_dir)))
     report = evaluate_run.measure(console, settings, benchmarks, out=out, resume=resume, fresh=fresh)
     evaluate_run.show_report(console, report)
-    Workspace().remember(by="dgpo eval", bench=asked, bench_dir=None if bench_dir is None else absolute(str(bench_dir)))
     console.next(f"dgpo report {report['run']}")
     console.result(report)
