@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Annotated, Any, NoReturn, cast
 
@@ -40,6 +41,7 @@ from dgpo_cli.console import is_first_process, processes, say_error, tell_logged
 from dgpo_cli.core import interrupts
 from dgpo_cli.core.disk import system_error
 from dgpo_cli.core.out_of_memory import is_out_of_memory
+from dgpo_cli.core.untrusted import file_name, has_surrogates
 from dgpo_cli.errors import ConfigError, DgpoError
 
 
@@ -129,6 +131,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        _refuse_bytes(sys.argv[1:] if argv is None else argv)
         status = app(argv, prog_name="dgpo", standalone_mode=False)
     except DgpoError as error:
         _fail(error.message, error.hint)
@@ -152,6 +155,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if status == interrupts.STATUS and is_first_process():
         say_error("stopped; the same command goes on from what was saved (`dgpo runs` lists it)")
     sys.exit(status)
+
+
+def _refuse_bytes(argv: Sequence[str]) -> None:
+    """Arguments are questions and paths, which records keep as text."""
+    for argument in argv:
+        if has_surrogates(argument):
+            raise ConfigError(f"{file_name(argument)}: not UTF-8", hint="write it in UTF-8, or rename the file so")
 
 
 def _fail(message: str, hint: str | None, *, code: int = 1) -> NoReturn:

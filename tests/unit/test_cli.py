@@ -270,3 +270,12 @@ def test_ctrl_c_in_the_first_seconds_is_130(folder: Path) -> None:
         _, err = process.communicate(timeout=60)
         assert process.returncode in (0, 130)
         assert process.returncode == 0 or not err or err.splitlines()[0].startswith("stopped; ")
+
+
+def test_an_argument_that_is_no_text_is_one_line(dgpo: Callable[..., Any]) -> None:
+    ended = dgpo("search", "caf\udce9")
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.splitlines() == [
+        "error: caf\\xe9: not UTF-8",
+        "hint: write it in UTF-8, or rename the file so",
+    ]

@@ -10,8 +10,10 @@ from tests.documents import PAGE, pdf
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import InputError
+from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.corpus import CorpusReport, corpus_digest, read_corpus
 from dgpo_cli.retrieval.documents import Document, Section, Unreadable, read_document
+from dgpo_cli.retrieval.open import open_index
 
 
 def shown(document: Document) -> list[tuple[str, str]]:
@@ -149,7 +151,7 @@ def test_files_that_are_none_are_skipped(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/\xff.txt", "wb") as stream:
         stream.write(b"text")
-    assert read(tmp_path)[0][0].id == "\\udcff.txt#1"
+    assert read(tmp_path)[0][0].id == "\\xff.txt#1"
 
 
 def test_a_folder_with_nothing_to_read_is_refused(tmp_path: Path) -> None:
@@ -177,3 +179,19 @@ def _outside(folder: Path) -> Path:
     path = folder.parent / f"{folder.name}.md"
     path.write_text("# A bridge\n\nOver the river.", encoding="utf-8")
     return path
+
+
+def test_a_file_whose_name_is_no_text_is_indexed_and_its_name_shown(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("Oslo is the capital of Norway.")
+    (tmp_path / os.fsdecode(b"x.\xff")).write_text("?")
+    build_index(tmp_path, tmp_path.with_name("index"))
+    opened = open_index(tmp_path.with_name("index"))
+    ((hit,),) = opened.retriever.search(["Oslo"], 1)
+    assert (hit.passage.id, hit.passage.title) == ("caf\\xe9.txt#1", "caf\\xe9")
+    assert opened.manifest is not None and opened.manifest.problems == ("x.\\xff: unknown kind (.\\xff)",)
+
+
+def test_a_page_that_is_nested_too_deeply_is_told() -> None:
+    assert shown(read_document(b"<div>" * 900 + b"deep", ".html")) == [("", "deep")]
+    with pytest.raises(Unreadable, match=r"nested too deeply \(more than 1,000 elements\)"):
+        read_document(b"<div>" * 100_000 + b"deep", ".html")

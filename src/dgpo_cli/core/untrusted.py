@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,11 @@ def visible_json(text: str) -> str:
 def has_surrogates(text: str) -> bool:
     """Half of a surrogate pair is in it: JSON and file names allow that, and no encoding can write it."""
     return not text.isascii() and _SURROGATE.search(text) is not None
+
+
+def file_name(name: str) -> str:
+    """A file's name as text; bytes of it that are not UTF-8 are written as \\xe9."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def decoded(content: bytes, place: str) -> str:

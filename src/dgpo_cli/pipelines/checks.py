@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from dgpo_cli.models.tokenizer_file import require_same_tokenizer, tokenizer_fil
 from dgpo_cli.objectives import registry
 from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.pipelines import memory
-from dgpo_cli.pipelines.distill_data import read_trajectories
+from dgpo_cli.pipelines.distill_data import read_trajectories, require_known_tokens
 from dgpo_cli.pipelines.jobs import Room, Sizes, Training, fitted, require_room_to_write, told, training_job
 from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings, RolloutOptions
 from dgpo_cli.qa_sets import read_questions, training_set
@@ -27,6 +28,8 @@ from dgpo_cli.retrieval.open import check_index
 from dgpo_cli.rewards import registry as rewards
 from dgpo_cli.rollout.settings import RolloutSettings
 from dgpo_cli.train.source import require_batch
+
+_log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 _SHORTEST = 256  # questions among which the shortest prompt is looked for where none fits
@@ -133,6 +136,13 @@ def check_kd(settings: KDSettings, *, given: Collection[str] = (), say: Say | No
         )
     if objective.needs:
         require_same_tokenizer(tokenizer, tokenizer_file(readable(settings.teacher)))
+        require_known_tokens(data, readable(settings.teacher))
+    require_known_tokens(data, student)
+    if data.unwritten:
+        _log.warning(
+            "%s: %d trajectories hold no token that a model wrote and are left out, the first on line %d",
+            data.path, len(data.unwritten), data.unwritten[0],
+        )  # fmt: skip
     longest = max(len(trajectory.token_ids) for trajectory in data.trajectories)
     episode = longest_episode(settings.rollout, settings.student)
     asked = {t.question.key: t.question for t in data.trajectories} if searches(objective) else {}

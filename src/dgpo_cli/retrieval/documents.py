@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
 
 from dgpo_cli.core.extras import require
 
@@ -24,6 +23,10 @@ _HEADING = re.compile(r" {0,3}#{1,6}(?=\s|$)")
 _UNDERLINE = re.compile(r" {0,3}(=+|-{2,})\s*$")
 _HYPHENATED = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
+_OPEN_TITLE = re.compile("<title[^<]*", re.IGNORECASE)
+_HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
+_DEEPEST = 1_000  # elements inside each other, ours; pages have dozens
+_STEP = 1 << 16  # characters
 _UNSEEN = frozenset({"script", "style", "template", "svg", "noscript"})
 # Everything else ends a sentence, as it begins a line of its own.
 _INLINE = frozenset((
@@ -91,10 +94,20 @@ def _front_matter(lines: list[str]) -> tuple[str, list[str]]:
 
 def _html(content: bytes) -> Document:
     declared = _CHARSET.search(content[:2048])
-    parser = _Page()
-    parser.feed(_decoded(content, declared[1].decode("ascii") if declared else None))
-    parser.close()
-    return parser.document()
+    text = _decoded(content, declared[1].decode("ascii") if declared else None)
+    if "</title" not in text.lower():  # one that nobody closed would hide the page
+        text = _OPEN_TITLE.sub("", text)
+    from lxml import etree
+
+    page = _Page()
+    parser = etree.HTMLParser(target=page, huge_tree=True, no_network=True)
+    try:
+        for start in range(0, len(text), _STEP):  # a page that is given up is not read to its end
+            parser.feed(text[start : start + _STEP])
+        parser.close()
+    except etree.LxmlError as error:
+        raise Unreadable(f"no text (HTML: {error})") from error
+    return page.document()
 
 
 @dataclass(slots=True)
@@ -103,42 +116,42 @@ class _Text:
     parts: list[str] = field(default_factory=list)
 
 
-class _Page(HTMLParser):
-    """What a browser would show as text; a new section at each of h1 to h6."""
+class _Page:
+    """What a browser would show as text, of a parser's events; a new section at each of h1 to h6."""
 
     def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
         self._sections = [_Text()]
         self._title: list[str] = []
         self._heading: list[str] | None = None
         self._unseen: list[str] = []  # open elements whose content is not shown
         self._in_title = False
+        self._depth = 0
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def start(self, tag: str, _attributes: object) -> None:
+        self._depth += 1
+        if self._depth > _DEEPEST:  # an end tag without a beginning costs the parser a step per open element
+            raise Unreadable(f"nested too deeply (more than {_DEEPEST:,} elements)")
         if tag in _UNSEEN:
             self._unseen.append(tag)
         elif tag == "title" and not self._unseen:
             self._in_title = True
-        elif re.fullmatch("h[1-6]", tag):
+        elif tag in _HEADINGS:
             self._heading = []
         elif tag not in _INLINE:
             self._break()
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in _INLINE and tag not in _UNSEEN:
-            self._break()
-
-    def handle_endtag(self, tag: str) -> None:
+    def end(self, tag: str) -> None:
+        self._depth -= 1
         if tag in self._unseen:
             del self._unseen[self._unseen.index(tag) :]
         elif tag == "title":
             self._in_title = False
-        elif re.fullmatch("h[1-6]", tag):
+        elif tag in _HEADINGS:
             self._end_heading()
         elif tag not in _INLINE:
             self._break()
 
-    def handle_data(self, data: str) -> None:
+    def data(self, data: str) -> None:
         if self._unseen:
             return
         if self._in_title:
@@ -147,6 +160,12 @@ class _Page(HTMLParser):
             self._heading.append(data)
         else:
             self._sections[-1].parts.append(data.replace("\n", " "))
+
+    def comment(self, text: str) -> None:
+        """Not shown."""
+
+    def close(self) -> None:
+        """What lxml asks of a target."""
 
     def document(self) -> Document:
         self._end_heading()

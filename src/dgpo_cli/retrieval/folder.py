@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgpo_cli.core.types import Passage
+from dgpo_cli.core.untrusted import file_name
 from dgpo_cli.errors import InputError
 from dgpo_cli.retrieval.documents import READERS, Document, Unreadable, read_document
 from dgpo_cli.retrieval.sources import Digest, Found
@@ -42,7 +43,7 @@ class Folder:
             except OSError as error:
                 yield Found(name, share, problem=f"cannot be read ({error.strerror})")
                 continue
-            for number, (title, text) in enumerate(_titled(document, path.stem), start=1):
+            for number, (title, text) in enumerate(_titled(document, file_name(path.stem)), start=1):
                 yield Found(name, share, Passage.from_title(f"{name}#{number}", title, text))
 
     def hash(self, digest: Digest) -> None:
@@ -54,8 +55,8 @@ class Folder:
             _show(digest, self._name(path), content)
 
     def _name(self, path: Path) -> str:
-        """The path inside the folder; bytes of it that are not UTF-8 are written as \\udcXX."""
-        return path.relative_to(self.root).as_posix().encode("utf-8", "backslashreplace").decode()
+        """The path inside the folder."""
+        return file_name(path.relative_to(self.root).as_posix())
 
     def _files(self) -> list[Path]:
         """In an order that does not depend on the file system."""
@@ -92,7 +93,7 @@ def _refuse(error: OSError) -> None:
 def _content(path: Path) -> bytes:
     """Raises Unreadable before it reads what could not be used."""
     if path.suffix.lower() not in READERS:
-        raise Unreadable(f"unknown kind ({path.suffix or 'no ending'})")
+        raise Unreadable(f"unknown kind ({file_name(path.suffix) or 'no ending'})")
     if not path.is_file():  # a pipe or a device would never end; a dangling link has nothing
         raise Unreadable("not a file")
     if path.stat().st_size > LARGEST:
