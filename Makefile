@@ -5,6 +5,7 @@
 #   make test                  tests with coverage; lint, types, test-slow, docs, clean
 #   make test-versions         the tests on the versions of a GPU machine that nothing reaches (torch 2.11), without optional packages
 #   make test-kill             every long command killed before each of its file operations, and given again
+#   make test-hostile          every reader fed with spoiled records and pages, the escaper with a million texts
 #   make load-test INDEX=DIR   64 clients against `dgpo serve` for SECONDS=600
 #   make bench                 rollouts beside transformers, an 8-bit teacher beside 16 bits
 #   make bench-gpu             what docs/benchmarks.md wants of a GPU; ROWS='kd_step rl_step' for some, SMALL=1 on a CPU
@@ -35,7 +36,7 @@ PEERS := .venv-peers
 VERSIONS := .venv-versions
 ABSENT := bm25s,faiss,bitsandbytes,datasets,fastapi,matplotlib,plotext,pypdf,milvus_lite,pymilvus,Stemmer
 
-.PHONY: real bench bench-gpu bench-step bench-lexical venv quickstart test test-slow test-kill test-versions load-test lint types docs clean
+.PHONY: real bench bench-gpu bench-step bench-lexical venv quickstart test test-slow test-hostile test-kill test-versions load-test lint types docs clean
 
 venv: $(STAMP)
 
@@ -61,6 +62,9 @@ test: venv
 
 test-kill: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kill -s $(PYTEST_OPTIONS) tests/e2e/test_every_kill.py
+
+test-hostile: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hostile --durations=0 $(PYTEST_OPTIONS) tests/hostile
 
 test-slow: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_OPTIONS)
