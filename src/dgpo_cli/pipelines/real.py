@@ -246,7 +246,7 @@ class RealPath(Stages):
 
     def measure(self, name: str, model: Path, count: int | None = None) -> RealRow:
         """Greedy answers to the first `count` test questions; every answer is on disk as soon as it is there."""
-        settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0)
+        settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0, stop_repeats=True)
         questions = read_questions(self.world_folder / "test.jsonl")[:count]
         config = {
             "model": str(model),
@@ -273,7 +273,7 @@ class RealPath(Stages):
         device = training_device(self.device)
         loaded = load_model(str(model), device=device, dtype=inference_dtype(device, str(model)))
         codec = Codec(loaded.tokenizer, loaded.protocol)
-        settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0)
+        settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0, stop_repeats=True)
         keep_tokenizer(run.path, loaded.tokenizer)
         agent = Agent.of(loaded.model, codec, open_index(self.index_folder).retriever, settings)
         meta = {"protocol": loaded.protocol.to_json(), "settings": settings.to_json()}
