@@ -13,6 +13,7 @@ from dgpo_cli.core.text import normalize_answer
 from dgpo_cli.errors import InputError
 from dgpo_cli.models.load import save_model
 from dgpo_cli.pipelines.real import RealPath, recipe
+from dgpo_cli.pipelines.report import write_report
 from dgpo_cli.qa_sets.real import files, split
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -174,6 +175,8 @@ def test_killed_at_any_moment_the_short_path_ends_the_same(tmp_path, bench, mode
     assert figures(found) == figures(expected)
     first, second = weights(tmp_path / "whole/runs/cold-start"), weights(tmp_path / "killed/runs/cold-start")
     assert all(torch.equal(first[name], second[name]) for name in first)
+    page = write_report([tmp_path / "killed/runs/eval-cold-start"], tmp_path / "report.html", questions=6)
+    assert page["questions"] == 6
     again, said = path_of(tmp_path / "killed", bench, model)
     assert figures(again.run()) == figures(expected) and any("cold-start: done before" in line for line in said)
 

@@ -250,6 +250,7 @@ class RealPath(Stages):
         questions = read_questions(self.world_folder / "test.jsonl")[:count]
         config = {
             "model": str(model),
+            "benchmarks": ["real"],  # the file of its records, for `dgpo report`
             "rollout": settings.to_json(),
             "questions": len(questions),
             "index": str(self.index_folder),
