@@ -274,7 +274,7 @@ def test_two_processes_do_not_write_one_run(made: Path, folder: Path, dgpo: Call
     record = json.loads(Path("mine/run.json").read_text())
     Path("mine/run.json").write_text(json.dumps(record | {"status": "running"}))
     holder = (
-        "import fcntl, time; f = open('mine/lock'); fcntl.flock(f, fcntl.LOCK_EX); print('ready', flush=True); "
+        "import fcntl, time; f = open('mine/.lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('ready', flush=True); "
         "time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True)

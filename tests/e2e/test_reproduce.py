@@ -13,7 +13,7 @@ from dgpo_cli.cli import app
 from dgpo_cli.core.config import apply_options, load_toml
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives import registry
-from dgpo_cli.pipelines import reproduce
+from dgpo_cli.pipelines import reproduce, reproduce_rows
 from dgpo_cli.pipelines.reproduce import Ladder, table
 from dgpo_cli.pipelines.reproduce_rows import choose, recipe, row_specs
 from dgpo_cli.pipelines.settings import KDSettings, RLSettings
@@ -122,7 +122,7 @@ def test_the_search_has_one_record_per_trial(small, made):
 
 
 def test_the_command_ends_in_a_table_and_a_page(made, small, tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "recipe", lambda scale, teacher: small)
+    monkeypatch.setattr(reproduce_rows, "recipe", lambda scale, teacher: small)
     shutil.copytree(made[0] / "records", tmp_path / "results" / "fair")
     arguments = ["reproduce", "--seeds", "1", "--first-seed", "3", "--methods", ",".join(ROWS)]
     arguments += ["--out", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
