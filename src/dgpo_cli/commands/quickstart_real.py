@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from dgpo_cli.commands.shared import absolute, replacing
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
-
-_MADE = ("world", "index", "runs", "results.json")
 
 
 def run_real(
@@ -40,13 +37,13 @@ def run_real(
         console.print(to_toml(recipe()))
         console.result(recipe() | {"sets": list(sets)})
         return
-    if fresh:
-        _forget(out)
-    work = RealPath(
-        out.resolve(), bench_dir.resolve(), seed=seed, device=device, say=console.info, bar=console.progress
-    )
+    folders = (out.resolve(), bench_dir.resolve())
+    work = RealPath(*folders, seed=seed, device=device, say=console.info, bar=console.progress)
     work.may_replace = replacing(console, replace)
-    result = work.ladder() if rl else work.run()
+    with work.alone():
+        if fresh:
+            work.forget()
+        result = work.ladder() if rl else work.run()
     _show(console, result)
     _remember(result, out)
     console.print(
@@ -61,15 +58,6 @@ def run_real(
             f"Go on with rewards, for hours:   dgpo quickstart --real --rl --bench-dir {bench_dir} --out {out}"
         )
     console.result(result)
-
-
-def _forget(out: Path) -> None:
-    for part in _MADE:
-        target = out / part
-        if target.is_dir():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:

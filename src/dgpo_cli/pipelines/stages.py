@@ -48,7 +48,7 @@ from dgpo_cli.tinyworld.sizes import STUDENT, TEACHER, ModelSize, qwen2_config
 from dgpo_cli.tinyworld.world import World, build_world
 from dgpo_cli.train.devices import training_device
 
-_FOLDERS, _FILES = ("world", "index", "models", "runs"), ("demonstrations.jsonl", "reading.jsonl")
+_FOLDERS, _FILES = ("world", "index", "models", "runs"), ("demonstrations.jsonl", "reading.jsonl", "results.json")
 Say = Callable[[str], None]
 Bar = Callable[[str, str], AbstractContextManager[Progress]]
 
