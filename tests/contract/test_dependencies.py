@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from dgpo_cli.core.extras import require
 from dgpo_cli.errors import ConfigError
@@ -58,3 +59,25 @@ def test_a_missing_extra_is_one_line_that_names_it() -> None:
     with pytest.raises(ConfigError, match="a PDF file needs no_such_module, which is not installed") as caught:
         require("no_such_module", "pdf", "a PDF file")
     assert caught.value.hint is not None and "'.[pdf]'" in caught.value.hint
+
+
+def pins(file: str) -> dict[str, str]:
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    pairs = (re.match(r"([A-Za-z0-9_.-]+)==(\S+)", line) for line in lines)
+    return {pair[1].lower().replace("_", "-"): pair[2] for pair in pairs if pair}
+
+
+def test_lower_bounds_are_the_oldest_versions_that_the_tests_run_with() -> None:
+    """`make test` runs with those of constraints.txt, `make test-versions` with those of tests/versions.txt."""
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    bounds = {name.lower().replace("_", "-"): at for lines in groups for name, at in map(bound, lines) if at}
+    run = [pins("constraints.txt"), pins("tests/versions.txt")]
+    for name, at in bounds.items():
+        if name not in ON_ITS_OWN:
+            assert at == min((found[name] for found in run if name in found), key=Version), name
+    assert len(bounds) > 30
+
+
+def bound(requirement: str) -> tuple[str, str]:
+    name, _, rest = requirement.partition(">=")
+    return name, rest.split(",")[0]
