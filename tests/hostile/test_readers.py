@@ -9,24 +9,35 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.protocol import DEFAULT, TAG_TOKENS, Protocol, escape_tags, parse_turn
 from dgpo_cli.core.records import read_jsonl
-from dgpo_cli.core.run_dir import read_metrics, read_run
+from dgpo_cli.core.run_dir import RunDir, read_metrics, read_run
 from dgpo_cli.core.types import Passage, Question, StopReason, Trajectory
 from dgpo_cli.core.untrusted import questions_in
 from dgpo_cli.core.workspace import KEYS, Workspace
 from dgpo_cli.errors import DgpoError
+from dgpo_cli.evaluate.compare import read_side
+from dgpo_cli.models import gguf
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.sources import read_protocol
+from dgpo_cli.models.shapes import shape_from
+from dgpo_cli.models.sources import ModelSource, config_values, read_protocol
+from dgpo_cli.pipelines import fitting
 from dgpo_cli.pipelines.distill_data import read_trajectories
+from dgpo_cli.pipelines.export import measurements
+from dgpo_cli.pipelines.jobs import kept_sizes
+from dgpo_cli.pipelines.reproduce import read_record
+from dgpo_cli.pipelines.stages import Stages
 from dgpo_cli.qa_sets import read_questions
+from dgpo_cli.qa_sets.demonstrations import read_demonstrations
 from dgpo_cli.retrieval.manifest import read_manifest
 from dgpo_cli.retrieval.parts import read_part
+from dgpo_cli.retrieval.vectors import shard_fault
 from tiny import bpe_tokenizer
 
 SAMPLE, ALL = 100, 20_000  # mutated records for each reader
@@ -51,6 +62,52 @@ PART: dict[str, Any] = {
 QUESTION = {"id": "1", "question": "Who?", "golden_answers": ["A"], "hops": 2, "supporting_titles": ["T"]}
 HEADER = {"schema": "trajectories", "version": 1, "protocol": DEFAULT.to_json(), "tokenizer": None}
 WORKSPACE = {key: {"value": "v", "by": "b", "at": "t"} for key in KEYS}
+SCORED = EPISODE | {"score": {"total": 1.0, "correct": True, "parts": {"em": 1.0}}}
+EVALUATION = {"schema": "evaluation", "version": 1} | {key: {} for key in ("model", "settings", "index", "questions")}
+REPORT = {
+    "model": {"weights": "w"}, "complete": True, "decoding": {"temperature": 0.0, "seed": 0},
+    "benchmarks": {"nq": {"n": 3, "em": 0.5, "f1": 0.5, "em_interval": {"low": 0.1, "high": 0.9},
+                          "index": {"passages": 9, "retriever": "bm25"}}},
+}  # fmt: skip
+FIT = {"micro_batch_tokens": 512, "wave": None, "limit_bytes": 9, "attempts": [["tokens", [512, None, True]]]}
+ROW = {"em": 0.5, "em_interval": [0.4, 0.6], "em_by_hops": {"1": 0.5}, "questions": 2, "searches": 1.5, "right": "01"}
+LADDER = {"row": "kd", "seed": 0, "digest": "d", "result": ROW, "train_seconds": 1.5, "validation": [[1.0, 0.5]]}
+CONFIG = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+          "vocab_size": 9, "text_config": {"head_dim": 4}}  # fmt: skip
+GGUF = {"name": "m", "file": "m.gguf", "sha256": "0", "bytes": 9, "architecture": "llama", "weights": 10**6,
+        "form": "Q8_0", "quantized": True, "licence": None, "repository": "a/b"}  # fmt: skip
+SHOWN = {
+    "id": "1",
+    "question": "Who?",
+    "golden_answers": ["A"],
+    "steps": [{"search": "q"}, {"think": "", "answer": "A"}],
+}
+SQUAD = {"data": [{"paragraphs": [{"qas": [{"id": "1", "question": "Who?", "answers": [{"text": "A"}]}]}]}]}
+
+
+def _measurements(folder: Path) -> None:
+    run = folder / "runs" / "eval-0001"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "run.json").write_text(json.dumps(RUN | {"command": "eval"}))
+    (run / "report.json").write_bytes((folder / "report.json").read_bytes())
+    measurements("w", [run.parent])
+
+
+def _shape(folder: Path) -> None:
+    values = config_values(ModelSource("x", str(folder), local=True))
+    assert values is not None
+    shape_from("x", values)
+
+
+def _described(folder: Path) -> None:
+    record = gguf.record_of(folder)
+    assert record is not None
+    gguf.described(record)
+
+
+def _shard(folder: Path) -> None:
+    (folder / "0.npy").write_bytes(b"vectors")
+    shard_fault(folder / "0.npy")
 
 
 def _workspace(folder: Path) -> None:
@@ -69,6 +126,21 @@ READERS: dict[str, tuple[str, Callable[[Path], object], list[Any]]] = {
     "trajectories": ("t.jsonl", lambda f: read_trajectories(f / "t.jsonl"), [HEADER, EPISODE, EPISODE | {"sample": 1}]),
     "questions": ("q.jsonl", lambda f: read_questions(f / "q.jsonl"), [QUESTION, QUESTION | {"id": "2"}]),
     "list of questions": ("q.json", lambda f: read_questions(f / "q.json"), [[QUESTION, QUESTION | {"id": "2"}]]),
+    "evaluation": ("nq.jsonl", lambda f: read_side(str(f / "nq.jsonl")), [EVALUATION, SCORED]),
+    "report": ("report.json", _measurements, [REPORT]),
+    "sizes": ("sizes.json", lambda f: kept_sizes(f, {}), [{"micro_batch_tokens": 9, "gradient_checkpointing": True}]),
+    "fit": ("fit.json", lambda f: fitting._read(cast(RunDir, SimpleNamespace(path=f))), [FIT]),
+    "ladder": ("kd.json", lambda f: read_record(f / "kd.json"), [LADDER]),
+    "world": (
+        "world.json",
+        lambda f: Stages.made_world(cast(Stages, SimpleNamespace(world_folder=f))),
+        [{"digest": "d", "seed": 1}],
+    ),
+    "config of a model": ("config.json", _shape, [CONFIG]),
+    "origin of a model": (gguf.RECORD_FILE, _described, [GGUF]),
+    "shard of vectors": ("0.json", _shard, [{"truncated": 0}]),
+    "demonstrations": ("d.jsonl", lambda f: read_demonstrations(f / "d.jsonl"), [SHOWN]),
+    "SQuAD": ("q.json", lambda f: read_questions(f / "q.json"), [SQUAD]),
     "table": ("q.csv", lambda f: read_questions(f / "q.csv"), ["id,question,answer", '1,"Who?",A']),
     "lines": ("x.jsonl", lambda f: list(read_jsonl(f / "x.jsonl")), [{"a": 1}]),
     "toml": ("x.toml", lambda f: load_toml(f / "x.toml"), ['a = "b"', "[c]", "d = [1, 2]"]),

@@ -159,19 +159,19 @@ def test_a_file_says_question_and_steps(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"steps": []}, "steps is not a list of at least one step"),
-        ({"steps": "search"}, "steps is not a list"),
+        ({"steps": []}, "`steps` is a list of 0, not a list of at least 1"),
+        ({"steps": "search"}, "`steps` is 'search', not a list"),
         ({"steps": [{"search": "a"}]}, "step 1, the last one, does not answer"),
         ({"steps": [{"answer": "a"}, {"answer": "b"}]}, "step 1 of 2 answers"),
         ({"steps": [{"think": "t"}, {"answer": "b"}]}, "step 1 has neither search and answer"),
         ({"steps": [{"search": "a", "answer": "b"}]}, "step 1 has both search and answer"),
-        ({"steps": [{"serach": "a"}, {"answer": "b"}]}, "step 1 has an unknown field 'serach'"),
-        ({"steps": [{"search": 3}, {"answer": "b"}]}, "search of step 1 is empty or not text"),
+        ({"steps": [{"serach": "a"}, {"answer": "b"}]}, "`steps[0].serach` is not known"),
+        ({"steps": [{"search": 3}, {"answer": "b"}]}, "`steps[0].search` is 3, not a non-empty text"),
         ({"steps": [{"answer": "b </answer>"}]}, "answer of step 1 holds one of the agent's tags"),
-        ({"steps": [{"answer": "b", "think": None}]}, "think of step 1 is empty or not text"),
+        ({"steps": [{"answer": "b", "think": None}]}, "`steps[0].think` is None, not a text"),
         ({"golden_answers": []}, "golden_answers"),
-        ({"question": ""}, "question is empty"),
-        ({"answer": "x"}, "unknown field 'answer'"),
+        ({"question": ""}, "`question` is '', not a non-empty text"),
+        ({"answer": "x"}, "`answer` is not known"),
     ],
 )
 def test_a_faulty_line_is_told_by_its_number(tmp_path, changes, told):

@@ -256,7 +256,7 @@ def test_a_question_that_occurs_twice_is_refused(codec):
 def test_a_damaged_record_names_its_line(codec, tmp_path):
     with RecordFile(tmp_path / "nq.jsonl", key="key", schema="evaluation") as records:
         records.append({"key": "nq/q0/0", "answer": "x"})
-        with pytest.raises(InputError, match=r"nq\.jsonl:2: not an evaluation record"):
+        with pytest.raises(InputError, match=r"nq\.jsonl:2: not a record of evaluation"):
             evaluate(questions(1), run_batch=asker(codec, {}, Retriever()), records=records)
 
 

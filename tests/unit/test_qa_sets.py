@@ -71,17 +71,20 @@ def test_a_row_becomes_a_question_and_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"id": None}, "the id"),
-        ({"id": True}, "the id"),
-        ({"question": "  "}, "the question is empty"),
-        ({"question": ["who?"]}, "the question is empty or not text"),
+        ({"id": None}, "`id` is None"),
+        ({"id": True}, "`id` is True"),
+        ({"question": "  "}, "`question` is '  ', not a non-empty text"),
+        ({"question": ["who?"]}, "`question` is a list"),
         ({"golden_answers": []}, "golden_answers"),
         ({"golden_answers": "Holt"}, "golden_answers"),
         ({"golden_answers": [1]}, "golden_answers"),
         ({"supporting_titles": "Vesapo"}, "supporting_titles"),
         ({"supporting_ids": "3"}, "supporting_ids"),
-        ({"golden_answers": ["Holt", ""]}, "golden_answers holds a blank"),
-        ({"golden_answers": [" "]}, "golden_answers holds a blank"),
+        ({"golden_answers": ["Holt", ""]}, r"`golden_answers\[1\]` is '', not a non-empty text"),
+        ({"golden_answers": [" "]}, r"`golden_answers\[0\]`"),
+        ({"golden_answers": None}, "golden_answers"),
+        ({"supporting_ids": [{}]}, r"supporting_ids\[0\]"),
+        ({"hops": -1}, "hops"),
         ({"hops": "two"}, "hops"),
         ({"hops": 2.5}, "hops"),
         ({"hops": True}, "hops"),
@@ -97,7 +100,7 @@ def test_a_row_that_is_no_question_is_named(tmp_path: Path, change: dict[str, An
 @pytest.mark.parametrize("field", ["question", "golden_answers"])
 def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
     row = {name: value for name, value in GOOD.items() if name != field}
-    with pytest.raises(InputError, match=f"nq.jsonl:1: not a question: no '{field}'"):
+    with pytest.raises(InputError, match=f"nq.jsonl:1: not a question: `{field}` is missing"):
         read_questions(write(tmp_path / "nq.jsonl", row))
 
 

@@ -62,8 +62,8 @@ def test_csv_and_tsv(tmp_path: Path) -> None:
         ("question,reply\nwho?,Holt\n", r"bad\.csv:2: not a question: no answer"),
         ("text,answer\nwho?,Holt\n", r"bad\.csv:2: not a question: no question"),
         ("question,answer\nwho?,Holt\nwhere?,\n", r"bad\.csv:3: not a question: no answer"),
-        ('question,answer\nwho?,"[]"\n', r"bad\.csv:2: .*golden_answers is not a list of at least one"),
-        ('question,answer\nwho?,"[""a"", "" ""]"\n', r"bad\.csv:2: .*golden_answers holds a blank"),
+        ('question,answer\nwho?,"[]"\n', r"bad\.csv:2: .*`golden_answers` is a list of 0, not a list of at least 1"),
+        ('question,answer\nwho?,"[""a"", "" ""]"\n', r"bad\.csv:2: .*`golden_answers\[1\]` is"),
         ("question,answer,hops\nwho?,Holt,two\n", r"bad\.csv:2: .*hops"),
         ('question,answer\n"who?,Holt\n', r"bad\.csv:2: unexpected end"),
         ("question,answer\n", "holds no question"),
@@ -105,7 +105,7 @@ def test_squad(tmp_path: Path) -> None:
     [
         (squad({"id": "5", "answers": []}), "question 1: not of SQuAD's form: no 'question'"),
         (squad({"id": "5", "question": "who?"}), "question 1: not of SQuAD's form: no 'answers'"),
-        (squad({"id": "5", "question": "who?", "answers": []}), "question 1: not a question: golden_answers"),
+        (squad({"id": "5", "question": "who?", "answers": []}), "question 1: not a question: `golden_answers`"),
         ({"data": [{"title": "x"}]}, "not of SQuAD's form: no 'paragraphs'"),
         ({"data": [3]}, "not of SQuAD's form"),
         ({"rows": []}, "neither SQuAD's JSON nor a list"),
@@ -147,7 +147,7 @@ def test_beir_queries_with_their_qrels(beir: Path) -> None:
     assert [(q.id, q.supporting_ids) for q in read] == [(q.id, q.supporting_ids) for q in expected]
     (trained,) = read_questions(beir / "qrels" / "train.tsv", answers=False)
     assert (trained.id, trained.supporting_ids) == ("3", ("d3",))
-    with pytest.raises(InputError, match="golden_answers is not a list of at least one"):
+    with pytest.raises(InputError, match="`golden_answers` is a list of 0, not a list of at least 1"):
         read_questions(beir)
 
 

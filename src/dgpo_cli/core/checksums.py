@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.core.records import to_json
+from dgpo_cli.core.records import as_read
 
 READ_WHOLE = 1 << 26  # bytes of a file up to which reading all of it costs next to nothing
 _BLOCK = 1 << 18  # of a larger file's sample
@@ -67,5 +67,4 @@ def is_broken(record: Mapping[str, Any]) -> bool:
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    as_read = json.loads(to_json(record))  # where every key is a text, and sorted as one
-    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(as_read(record), sort_keys=True).encode()).hexdigest()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from dgpo_cli.core.compression import ERRORS, decompressing
 from dgpo_cli.core.untrusted import lines, overlong, parse_json
 from dgpo_cli.errors import InputError
+
+Made = TypeVar("Made")
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -49,6 +51,11 @@ def to_json(value: object, *, indent: int | None = None, ensure_ascii: bool = Fa
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, allow_nan=False)
     except ValueError:
         return json.dumps(_finite(value), ensure_ascii=ensure_ascii, indent=indent, allow_nan=False)
+
+
+def as_read(value: object) -> Any:
+    """What a reader of the JSON of `value` gets: lists for tuples, and a text for every key."""
+    return json.loads(to_json(value))
 
 
 def _finite(value: object) -> object:
@@ -113,14 +120,14 @@ class RecordFile:
     version = 1
 
     def __init__(self, path: Path, *, key: str, schema: str, meta: Mapping[str, Any] | None = None) -> None:
-        self.path, self._key = path, key
+        self.path, self._key, self._what = path, key, f"a record of {schema}"
         self.header = {"schema": schema, "version": self.version} | dict(meta or {})
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _drop_torn_line(path)
         if path.exists() and path.stat().st_size:
             found = next(read_jsonl(path))[1]
-            if found != json.loads(json.dumps(self.header)):
+            if found != as_read(self.header):
                 differing = sorted(k for k in found.keys() | self.header.keys() if found.get(k) != self.header.get(k))
                 raise InputError(
                     f"{path} was written with other settings ({', '.join(differing)})",
@@ -140,6 +147,16 @@ class RecordFile:
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows in the order in which they were written."""
         return (row for _, row in self._numbered())
+
+    def made(self, make: Callable[[dict[str, Any]], Made]) -> Iterator[Made]:
+        """What `make` makes of each row. Raises InputError naming the line where it raises ValueError."""
+        for number, row in self._numbered():
+            try:
+                yield make(row)
+            except ValueError as error:
+                raise InputError(
+                    f"{self.path}:{number}: not {self._what}: {error}", hint=f"remove line {number}, or use --fresh"
+                ) from error
 
     def _numbered(self) -> Iterator[tuple[int, dict[str, Any]]]:
         return islice(read_jsonl(self.path), 1, None)

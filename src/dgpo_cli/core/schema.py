@@ -44,10 +44,12 @@ def check(value: Any, kind: Kind, place: str, *, hint: str | None = None, error:
         raise error(f"{place}: {problem}", hint=hint) from None
 
 
-def read_record(path: Path, kind: Kind, *, hint: str, error: type[DgpoError] = InputError) -> Any:
-    """The one JSON value of a file that a program of ours wrote. Raises `error`: "PATH is damaged: ..."."""
+def read_record(
+    path: Path, kind: Kind, *, hint: str, error: type[DgpoError] = InputError, most: int = LARGEST_RECORD
+) -> Any:
+    """The one JSON value of a file of up to `most` bytes. Raises `error`: "PATH is damaged: ..."."""
     try:
-        value = parse_json(read_bytes(path, LARGEST_RECORD), f"{path} is damaged")
+        value = parse_json(read_bytes(path, most), f"{path} is damaged")
     except InputError as problem:
         raise error(problem.message, hint=hint) from problem
     return check(value, kind, f"{path} is damaged", hint=hint, error=error)
@@ -147,6 +149,26 @@ def list_of(kind: Kind, *, least: int = 0) -> Kind:
         return next((found for place, item in enumerate(value) if (found := kind.fault(item, f"{where}[{place}]"))), "")
 
     return Kind(expected, fault)
+
+
+def tuple_of(*kinds: Kind) -> Kind:
+    """A list of one item of each kind."""
+    expected = f"a list of {len(kinds)} ({', '.join(kind.expected for kind in kinds)})"
+
+    def fault(value: Any, where: str) -> str:
+        if not isinstance(value, list) or len(value) != len(kinds):
+            return f"{_field(where)} is {shown(value)}, not {expected}"
+        pairs = enumerate(zip(kinds, value, strict=True))
+        return next((found for place, (kind, item) in pairs if (found := kind.fault(item, f"{where}[{place}]"))), "")
+
+    return Kind(expected, fault)
+
+
+def texts() -> Kind:
+    def holds(value: Any) -> bool:
+        return isinstance(value, list) and set(map(type, value)) <= {str}
+
+    return _list("a list of texts", holds, text())
 
 
 def whole_numbers(least: int, most: int = _LARGEST) -> Kind:

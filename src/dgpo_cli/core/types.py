@@ -229,6 +229,11 @@ class Trajectory:
         )
 
 
+QUESTION_EXTRAS = {
+    "hops": schema.maybe(schema.whole(0)),
+    "supporting_titles": schema.maybe(schema.list_of(schema.text())),
+    "supporting_ids": schema.maybe(schema.list_of(schema.either(schema.text(), schema.whole()))),
+}
 QUESTION = schema.record(
     {
         "id": schema.either(schema.text(empty=False), schema.whole()),
@@ -236,11 +241,7 @@ QUESTION = schema.record(
         "golden_answers": schema.list_of(schema.text()),
         "qa_set": schema.text(),
     },
-    {
-        "hops": schema.maybe(schema.whole(0)),
-        "supporting_titles": schema.maybe(schema.list_of(schema.text())),
-        "supporting_ids": schema.maybe(schema.list_of(schema.either(schema.text(), schema.whole()))),
-    },
+    QUESTION_EXTRAS,
 )
 _SEARCH = schema.record(
     {

@@ -13,12 +13,12 @@ observation in the middle of a message.
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
 from collections.abc import Mapping
 from typing import Any
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.http import Refused
 from dgpo_cli.engine.base import SlotId, TurnEnd
 from dgpo_cli.engine.model_server import Asker, ModelServer, ServerAccess
@@ -26,6 +26,8 @@ from dgpo_cli.engine.turnwise import Turn, Written
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models.codec import Codec
 
+_REPLY = schema.record({"choices": schema.list_of(schema.map_of(schema.ANYTHING), least=1)})
+_LOGPROBS = schema.record({"token_logprobs": schema.numbers()})
 # With token ids: also the settings that the served model's defaults would change, under vLLM's names.
 _TOKENWISE = {
     "return_token_ids": True,
@@ -139,8 +141,7 @@ class CompletionsWriter:
 
     def _from_ids(self, turn: Turn, choice: Mapping[str, Any]) -> Written:
         ids = choice.get("token_ids")
-        known = range(self._codec.vocabulary_size)
-        if not isinstance(ids, list) or not ids or not all(isinstance(i, int) and i in known for i in ids):
+        if not ids or schema.whole_numbers(0, self._codec.vocabulary_size - 1).fault(ids, ""):
             raise self._asker.unusable(f"a choice without token ids of the tokenizer: {str(choice)[:200]}")
         logprobs = _logprobs(choice, len(ids))
         # A server's are those of temperature 1 unless it was started otherwise.
@@ -148,7 +149,7 @@ class CompletionsWriter:
 
     def _from_text(self, turn: Turn, choice: Mapping[str, Any]) -> Written:
         text, reason = choice.get("text"), choice.get("finish_reason")
-        if not isinstance(text, str) or any("\ud800" <= character <= "\udfff" for character in text):
+        if not isinstance(text, str):
             raise self._asker.unusable(f"a choice without text: {str(choice)[:200]}")
         stop = turn.sampling.stop
         if reason != "length" and not any(s in text for s in stop):
@@ -174,10 +175,10 @@ class CompletionsWriter:
 
 def _choice(reply: Mapping[str, Any]) -> dict[str, Any]:
     """The first choice of a reply. Raises Refused if there is none."""
-    choices = reply.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise Refused(f"gave a reply without choices: {str(dict(reply))[:200]}")
-    return choices[0]
+    if problem := _REPLY.fault(reply, ""):
+        raise Refused(f"gave a reply without choices: {problem}")
+    first: dict[str, Any] = reply["choices"][0]
+    return first
 
 
 def _end(choice: Mapping[str, Any]) -> TurnEnd:
@@ -186,8 +187,7 @@ def _end(choice: Mapping[str, Any]) -> TurnEnd:
 
 def _logprobs(choice: Mapping[str, Any], count: int) -> list[float] | None:
     """One number per token, or nothing."""
-    told = choice.get("logprobs")
-    values = told.get("token_logprobs") if isinstance(told, dict) else None
-    if not isinstance(values, list) or len(values) != count:
+    if _LOGPROBS.fault(choice.get("logprobs"), ""):
         return None
-    return [float(p) for p in values] if all(isinstance(p, int | float) and math.isfinite(p) for p in values) else None
+    values = choice["logprobs"]["token_logprobs"]
+    return [float(p) for p in values] if len(values) == count else None

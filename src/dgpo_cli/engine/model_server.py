@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.http import Failed, JsonClient, Refused
 from dgpo_cli.errors import ConfigError, ModelError
 
+_LISTED = schema.record({"id": schema.text(empty=False)})
+_LENGTH = schema.whole(1)
 _LONGEST_PAUSE = 60.0  # seconds, ours; a server may ask for more
 
 
@@ -67,7 +70,7 @@ def served_models(url: str, key: str | None, access: ServerAccess) -> list[dict[
             return []
         raise asker.explained(error) from error
     listed = reply.get("data")
-    return [row for row in listed if isinstance(row, dict) and row.get("id")] if isinstance(listed, list) else []
+    return [row for row in listed if not _LISTED.fault(row, "")] if isinstance(listed, list) else []
 
 
 def context_length(server: ModelServer, access: ServerAccess) -> int | None:
@@ -77,14 +80,14 @@ def context_length(server: ModelServer, access: ServerAccess) -> int | None:
     except ModelError:  # some servers complete texts and fail to list their models
         return None
     lengths = [row.get("max_model_len") for row in rows if row["id"] == server.model]
-    return next((length for length in lengths if isinstance(length, int) and length > 0), None)
+    return next((length for length in lengths if not _LENGTH.fault(length, "")), None)
 
 
 def choose_model(url: str, name: str | None, key: str | None, access: ServerAccess) -> str:
     """The name given, else the only one that the server lists. Raises ConfigError if that leaves it open."""
     if name is not None:
         return name  # a server may know more names than it lists
-    names = [str(row["id"]) for row in served_models(url, key, access)]
+    names: list[str] = [row["id"] for row in served_models(url, key, access)]
     if len(names) != 1:
         listed = f"lists {len(names)} models: {', '.join(names[:10])}" if names else "lists no model"
         raise ConfigError(f"{url} {listed}", hint="name one: --teacher-name MODEL")

@@ -14,6 +14,8 @@ from typing import Any
 from dgpo_cli.core.records import read_jsonl, read_records
 from dgpo_cli.core.run_dir import read_run
 from dgpo_cli.core.run_names import find_run
+from dgpo_cli.core.schema import ANYTHING, FLAG, check, map_of, record
+from dgpo_cli.core.types import QUESTION, question_from_json
 from dgpo_cli.errors import InputError
 from dgpo_cli.evaluate.stats import Interval, mean_interval, mean_paired_difference, paired_difference, share_interval
 
@@ -22,6 +24,9 @@ ROLLOUT = (  # in the order of the report; `wave` is left out: it moves rounding
     "seed", "temperature", "samples", "top_k", "max_turns", "max_new_tokens", "max_observation_tokens",
     "max_prompt_tokens", "max_tokens", "capacity", "stop_repeats",
 )  # fmt: skip
+
+_HEADER = record(dict.fromkeys(("model", "settings", "index", "questions"), map_of(ANYTHING)))
+_ROW = record({"question": QUESTION, "score": record({"correct": FLAG})})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +72,16 @@ def _is_evaluation(file: Path) -> bool:
 
 def _read(file: Path) -> tuple[str, Answers]:
     header, rows = read_records(file, SCHEMA)
-    if not {"model", "settings", "index", "questions"} <= header.keys():
-        raise InputError(f"{file} does not say how it was made", hint="evaluate again with this version of dgpo")
+    check(header, _HEADER, f"{file} does not say how it was made", hint="evaluate again with this version of dgpo")
     name = file.stem
     questions: dict[str, str] = {}
     right: dict[str, list[bool]] = {}
     for line, row in rows:
-        try:
-            question = row["question"]
-            name = question["qa_set"]
-            questions[question["id"]] = json.dumps([question["question"], question["golden_answers"]])
-            right.setdefault(question["id"], []).append(bool(row["score"]["correct"]))
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{file}:{line}: not an evaluation record ({error!r})", hint="evaluate again") from error
+        check(row, _ROW, f"{file}:{line}: not an evaluation record", hint="evaluate again")
+        question = question_from_json(row["question"])
+        name = question.qa_set
+        questions[question.id] = json.dumps([question.text, question.answers])
+        right.setdefault(question.id, []).append(row["score"]["correct"])
     return name, Answers(header, questions, right)
 
 
@@ -152,15 +154,16 @@ def _setting_differences(a: Side, b: Side, names: Sequence[str]) -> Iterator[dic
     if a.benchmarks.keys() != b.benchmarks.keys():
         sets = [", ".join(side.benchmarks) for side in (a, b)]
         yield {"setting": "question sets", "benchmarks": names, "a": sets[0], "b": sets[1]}
-    found: dict[tuple[str, str, str], list[str]] = {}
+    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for name in names:
         ours, theirs = _settings(a.benchmarks[name].header), _settings(b.benchmarks[name].header)
         for setting, value in ours.items():
             # A corpus that neither side tells may be any two.
             if value != theirs[setting] or (setting == "corpus" and value is None):
-                found.setdefault((setting, json.dumps(value), json.dumps(theirs[setting])), []).append(name)
-    for (setting, ours_value, theirs_value), where in found.items():
-        yield {"setting": setting, "benchmarks": where, "a": json.loads(ours_value), "b": json.loads(theirs_value)}
+                difference = {"setting": setting, "a": value, "b": theirs[setting]}
+                found.setdefault(json.dumps(difference), (difference, []))[1].append(name)
+    for difference, where in found.values():
+        yield difference | {"benchmarks": where}
 
 
 def _settings(header: Mapping[str, Any]) -> dict[str, Any]:

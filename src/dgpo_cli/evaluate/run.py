@@ -85,11 +85,5 @@ def _record(trajectory: Trajectory, outcome: Outcome) -> dict[str, Any]:
 
 
 def _recorded(records: RecordFile, decode: Decode) -> Iterator[tuple[str, Outcome]]:
-    for place, row in enumerate(records.rows(), start=2):
-        try:
-            trajectory = Trajectory.from_json(row)
-        except (KeyError, ValueError, TypeError) as error:
-            raise InputError(
-                f"{records.path}:{place}: not an evaluation record ({error!r})", hint="start again with --fresh"
-            ) from error
+    for trajectory in records.made(Trajectory.from_json):
         yield trajectory.key, grade(trajectory, decode)

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.core import folders
+from dgpo_cli.core import folders, schema
 from dgpo_cli.core.hub import quiet_loading
 from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
@@ -59,17 +59,19 @@ def packaged(package: str) -> Path | None:
     return files[0] if len(files) == 1 else None
 
 
+_RECORD = schema.record(
+    dict.fromkeys(("name", "file", "sha256", "architecture", "form"), schema.text())
+    | {"weights": schema.whole(0), "quantized": schema.FLAG},
+    dict.fromkeys(("licence", "repository"), schema.maybe(schema.text())),
+)
+
+
 def record_of(folder: Path) -> dict[str, Any] | None:
     """Where the model of a folder came from, if a GGUF file: name, architecture, form, file, sha256, licence."""
     file = folder / RECORD_FILE
     if not file.is_file():
         return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is damaged: {error}", hint=f"delete {folder}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{file} is damaged: not an object", hint=f"delete {folder}")
+    found: dict[str, Any] = schema.read_record(file, _RECORD, hint=f"delete {folder}", error=ModelError)
     return found
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dgpo_cli.core.hub import unreachable
+from dgpo_cli.core.schema import map_of, read_record, record, text
 from dgpo_cli.errors import ModelError
+
+_INDEX = record({"weight_map": map_of(text(empty=False))})
 
 
 def is_cached(repo: str) -> bool:
     """Whether configuration and all weights of a model are in the hub library's cache."""
-    import json
-
     if not isinstance(_cached(repo, "config.json"), str):
         return False
     index = _cached(repo, "model.safetensors.index.json")
     if not isinstance(index, str):
         return isinstance(_cached(repo, "model.safetensors"), str)
-    with open(index, encoding="utf-8") as stream:
-        shards = set(json.load(stream)["weight_map"].values())
+    weights = read_record(Path(index), _INDEX, hint="download the model again", error=ModelError)
+    shards = set(weights["weight_map"].values())
     return all(isinstance(_cached(repo, shard), str) for shard in shards)
 
 

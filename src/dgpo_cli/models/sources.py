@@ -6,7 +6,6 @@ No weight is read here and no library that computes is imported: checks before a
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +117,9 @@ def search_limits(*names: str) -> tuple[dict[str, int], str]:
     return DEFAULT.limits, "the paper's"
 
 
+_CONFIG = schema.record({}, {"text_config": schema.maybe(schema.map_of(schema.ANYTHING))})
+
+
 def config_values(source: ModelSource) -> dict[str, Any] | None:
     """What config.json says of the text model; None where it cannot be read now. Raises ModelError if it is damaged."""
     if source.local:
@@ -126,18 +128,15 @@ def config_values(source: ModelSource) -> dict[str, Any] | None:
         path = hub.fetch(source.location, "config.json") if hub.is_readable(source.location) else None
     if path is None:
         return None
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        inner = values.get("text_config")
-        return values | inner if isinstance(inner, dict) else dict(values)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged: {error}", hint="export the model again, or take another") from error
+    hint = "export the model again, or take another"
+    values: dict[str, Any] = schema.read_record(Path(path), _CONFIG, hint=hint, error=ModelError)
+    return values | (values.get("text_config") or {})
 
 
 def context_of(name: str) -> int | None:
     """Positions that a model can read at once; None if its configuration does not say or cannot be read now."""
     value = (config_values(resolve(name)) or {}).get("max_position_embeddings")
-    return value if isinstance(value, int) else None
+    return value if type(value) is int and value > 0 else None
 
 
 def read_protocol(file: Path) -> Protocol:

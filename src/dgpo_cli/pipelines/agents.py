@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.core.records import RecordFile, read_jsonl, write_jsonl_atomic
+from dgpo_cli.core.records import RecordFile, as_read, read_jsonl, write_jsonl_atomic
 from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken_search
 from dgpo_cli.engine.base import Engine
 from dgpo_cli.engine.inprocess import Blend, InProcessEngine
@@ -187,12 +186,12 @@ def _recorded_roll(
 ) -> list[Trajectory]:
     """Episodes in order, each in `file` as soon as it is finished; those that are there of these weights are taken."""
     meta = {"settings": agent.settings.to_json(), "weights": parameters_digest(model)}
-    if file.exists() and next(read_jsonl(file), (0, {}))[1] != json.loads(
-        json.dumps({"schema": "unfinished validation", "version": RecordFile.version} | meta)
+    if file.exists() and next(read_jsonl(file), (0, {}))[1] != as_read(
+        {"schema": "unfinished validation", "version": RecordFile.version} | meta
     ):
         file.unlink()
     with RecordFile(file, key="key", schema="unfinished validation", meta=meta) as records:
-        made = {t.key: t for t in map(Trajectory.from_json, records.rows())}
+        made = {t.key: t for t in records.made(Trajectory.from_json)}
         missing = [pair for pair in pairs if attempt_key(*pair) not in made]
         before = len(pairs) - len(missing)
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.device import Precision
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile, to_json, write_atomic
@@ -252,6 +253,29 @@ def run_benchmarks(
             )
         before += len(benchmark.questions) * samples
     return reports
+
+
+_SHARE = schema.number(0, 1)
+REPORT = schema.record(  # what others than its writer read of report.json
+    {
+        "model": schema.record({"weights": schema.text()}),
+        "complete": schema.FLAG,
+        "decoding": schema.record({"temperature": schema.number(0)}),
+        "benchmarks": schema.map_of(
+            schema.record(
+                {
+                    "n": schema.whole(0),
+                    "em": _SHARE,
+                    "f1": _SHARE,
+                    "em_interval": schema.record({"low": _SHARE, "high": _SHARE}),
+                    "index": schema.record(
+                        {}, {"passages": schema.maybe(schema.whole(0)), "retriever": schema.maybe(schema.text())}
+                    ),
+                }
+            )
+        ),
+    }
+)
 
 
 def report_json(

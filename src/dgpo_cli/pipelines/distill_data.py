@@ -173,7 +173,7 @@ def distill_data(
             made_now += 1
             right += trajectory.score is not None and trajectory.score.correct
         place = {key: number for number, key in enumerate(keys)}
-        made = [Trajectory.from_json(row) for row in records.rows() if row["key"] in place]
+        made = [t for t in records.made(Trajectory.from_json) if t.key in place]
     made.sort(key=lambda t: place[t.key])
     taken = [t for t in made if kept(t, keep, agent.codec, always_search=always_search)]
     header = {"schema": "trajectories", "version": 1} | meta

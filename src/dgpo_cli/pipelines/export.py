@@ -16,14 +16,16 @@ from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import check_space, list_runs, read_metrics, read_run
-from dgpo_cli.errors import ConfigError, InputError, ModelError
+from dgpo_cli.core.schema import read_record
+from dgpo_cli.core.untrusted import parse_json
+from dgpo_cli.errors import ConfigError, ModelError
 from dgpo_cli.models import gguf
 from dgpo_cli.models.aliases import ALIASES
 from dgpo_cli.models.load import LoadedModel, load_model, write_model
 from dgpo_cli.models.model_card import CardFacts, Measurement, Stage, render
 from dgpo_cli.models.sources import ModelSource, resolve
 from dgpo_cli.objectives.registry import OBJECTIVES, create
-from dgpo_cli.pipelines.benchmarks import weights_digest
+from dgpo_cli.pipelines.benchmarks import REPORT, weights_digest
 from dgpo_cli.pipelines.settings import deviations
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -174,10 +176,7 @@ def measurements(weights: str, roots: Collection[Path]) -> list[Measurement]:
         file = run / "report.json"
         if read_run(run)["command"] != "eval" or not file.is_file():
             continue
-        try:
-            report = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{file} is damaged: {error}", hint=f"delete {run}, or evaluate again") from error
+        report = read_record(file, REPORT, hint=f"delete {run}, or evaluate again")
         if report["model"]["weights"] != weights or not report["complete"]:
             continue
         temperature = report["decoding"]["temperature"]
@@ -255,6 +254,6 @@ def _relative(toml: str) -> str:
     for line in toml.splitlines():
         key, separator, value = line.partition(" = ")
         if separator and value.startswith(('"/', '"./')):
-            value = json.dumps(_public(json.loads(value)))
+            value = json.dumps(_public(parse_json(value, key)))
         lines.append(f"{key}{separator}{value}")
     return "\n".join(lines)

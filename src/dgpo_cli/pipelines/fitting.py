@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.engine.base import Engine, Sampling, SlotId
-from dgpo_cli.errors import InputError
 from dgpo_cli.train.fit import Attempt, Memory, Search, largest_micro_batch
 from dgpo_cli.train.learner import Learner
 
@@ -31,6 +29,19 @@ class Fit:
             f"fit: micro-batches of {self.micro_batch_tokens} tokens{wave} within {self.limit_bytes / 2**30:.2f} GiB "
             f"({len(self.attempts)} sizes looked at)"
         )
+
+
+_FIT = schema.record(
+    {
+        "micro_batch_tokens": schema.whole(1),
+        "wave": schema.maybe(schema.whole(1)),
+        "limit_bytes": schema.whole(0),
+        "attempts": schema.list_of(
+            schema.tuple_of(schema.text(), schema.tuple_of(schema.whole(1), schema.maybe(schema.whole(0)), schema.FLAG))
+        ),
+    },
+    other=None,
+)
 
 
 def fit(
@@ -108,9 +119,5 @@ def fill(engine: Engine) -> None:
 
 
 def _read(run: RunDir) -> Fit:
-    try:
-        made: dict[str, Any] = json.loads((run.path / FILE).read_text(encoding="utf-8"))
-        made["attempts"] = [(what, Attempt(*attempt)) for what, attempt in made["attempts"]]
-        return Fit(**made)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{run.path / FILE} is damaged: {error}", hint="start again with --fresh") from error
+    made = schema.read_record(run.path / FILE, _FIT, hint="start again with --fresh")
+    return Fit(**made | {"attempts": [(what, Attempt(*attempt)) for what, attempt in made["attempts"]]})

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.free_memory import free_on
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.errors import ConfigError, InputError
+from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.shapes import Shape, shape_of
 from dgpo_cli.objectives.base import Need
 from dgpo_cli.objectives.registry import create
@@ -103,12 +104,7 @@ def kept_sizes(folder: Path, sizes: Sizes) -> Sizes:
     if not file.is_file():
         keep_sizes(folder, sizes)
         return sizes
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        assert isinstance(found, dict) and set(found) <= set(_FITTED)
-        assert all(isinstance(value, int) and value > 0 for value in found.values())
-    except (OSError, ValueError, AssertionError, RecursionError) as error:
-        raise InputError(f"{file} is damaged", hint="start again with --fresh") from error
+    found: Sizes = schema.read_record(file, _SIZES, hint="start again with --fresh")
     return found
 
 
@@ -212,6 +208,9 @@ def _too_large(
 
 
 _FITTED = ("micro_batch_tokens", "rollout.wave", "gradient_checkpointing", "chunk_tokens")
+_SIZES = schema.record(
+    {}, dict.fromkeys(_FITTED, schema.whole(1)) | {"gradient_checkpointing": schema.FLAG}, other=None
+)
 
 
 def _otherwise(settings: KDSettings | RLSettings) -> list[str]:

@@ -167,7 +167,7 @@ class RealPath(Stages):
         rows = {side: [question_to_json(question) for question in questions] for side, questions in sides.items()}
         sizes = {name: path.stat().st_size for name, (_, path) in sets.items()}
         digest = config_digest("real", {"questions": rows, "corpora": sizes})
-        if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8"))["digest"] == digest:
+        if (made := self.made_world()) is not None and made["digest"] == digest:
             self._reuse("questions, passages and index")
             return
         for side, questions in rows.items():

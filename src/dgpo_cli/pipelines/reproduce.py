@@ -7,7 +7,6 @@ its record, or one that starts from it, is missing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.core.run_identity import config_digest
+from dgpo_cli.errors import InputError
 from dgpo_cli.evaluate.stats import nested_interval
 from dgpo_cli.pipelines.reproduce_rows import BASE_ROWS, RowSpec, row_specs
 from dgpo_cli.pipelines.stages import Bar, Row, Say, Stages
@@ -144,10 +145,9 @@ class Ladder(Stages):
         """Best EM on validation questions of a row trained under another name; recorded like a row."""
         digest = self.digest(name)
         path = self.records / "search" / f"seed-{self.seed}" / f"{trial}.json"
-        if path.is_file():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["digest"] == digest:
-                return float(record["validation_em"])
+        found = _found(path, _TRIAL)
+        if found is not None and found["digest"] == digest:
+            return float(found["validation_em"])
         self.specs = self.specs | {trial: self.specs[name]}
         self.model(trial)
         best = float(self.result(trial)["best"])
@@ -211,12 +211,24 @@ def _answers(record: Record) -> np.ndarray:
 
 def read_record(path: Path) -> Record | None:
     """None where there is none of this form: it is made anew then."""
-    if not path.is_file():
+    found = _found(path, _RECORD)
+    if found is None:
         return None
+    result = Row(**found["result"] | {"em_interval": tuple(found["result"]["em_interval"])})
+    points = tuple((float(x), float(y)) for x, y in found["validation"])
+    return Record(found["row"], found["seed"], found["digest"], result, found["train_seconds"], points)
+
+
+_PAIR = schema.tuple_of(schema.number(), schema.number())
+_RECORD = schema.of(
+    Record, result=schema.of(Row, em_interval=_PAIR, right=schema.letters("01")), validation=schema.list_of(_PAIR)
+)
+_TRIAL = schema.record({"digest": schema.text(), "validation_em": schema.number()})
+
+
+def _found(path: Path, kind: schema.Kind) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        result = Row(**found["result"] | {"em_interval": tuple(found["result"]["em_interval"])})
-        points = tuple((float(x), float(y)) for x, y in found["validation"])
-        return Record(found["row"], found["seed"], found["digest"], result, found["train_seconds"], points)
-    except (ValueError, KeyError, TypeError):
+        found: dict[str, Any] = schema.read_record(path, kind, hint="")
+    except InputError:
         return None
+    return found

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import Qwen2ForCausalLM
 
-from dgpo_cli.core import folders
+from dgpo_cli.core import folders, schema
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.locks import Lock, lock_inside
@@ -77,6 +77,10 @@ class Row:
         )
 
 
+_WORLD = schema.record({"digest": schema.text()}, {"seed": schema.maybe(schema.whole())})
+_FINISHED = schema.record({"result": schema.map_of(schema.ANYTHING)})
+
+
 class Stages:
     """`folder` keeps everything that is made. `say` gets one line per stage, `bar` makes a progress bar."""
 
@@ -128,20 +132,20 @@ class Stages:
 
     def _world(self) -> World:
         world = build_world(self.seed)
-        stamp = self.world_folder / "world.json"
+        made = self.made_world()
         digest = config_digest("world", {"seed": self.seed, "passages": [p.contents for p in world.passages]})
-        if stamp.is_file() and json.loads(stamp.read_text())["digest"] == digest:
+        if made is not None and made["digest"] == digest:
             self._reuse("world and index")
             return world
-        if stamp.is_file():
-            seed = json.loads(stamp.read_text()).get("seed")
+        if made is not None:
+            seed = made.get("seed")
             why = "another version of dgpo made it" if seed == self.seed else f"seed: {seed} there, {self.seed} here"
             self._replace(self.world_folder, True, why)
             self.forget()
         self._say(f"world: {len(world.passages):,} passages, questions about {', '.join(world.questions)}")
         write_world(world, self.world_folder)
         build_index(self.world_folder / "corpus.jsonl", self.index_folder, overwrite=True)
-        write_atomic(stamp, json.dumps({"digest": digest, "seed": self.seed}))
+        write_atomic(self.world_folder / "world.json", json.dumps({"digest": digest, "seed": self.seed}))
         return world
 
     def _initial_model(self, name: str, size: ModelSize) -> Path:
@@ -302,7 +306,17 @@ class Stages:
         self._say(f"{path.name}: made anew ({why})")
 
     def result(self, stage: str) -> Mapping[str, Any]:
-        return dict(json.loads((self.path(stage) / "run.json").read_text())["result"])
+        path = self.path(stage)
+        record = schema.check(read_run(path), _FINISHED, f"{path / 'run.json'} is damaged", hint=f"delete {path}")
+        return dict(record["result"])
+
+    def made_world(self) -> dict[str, Any] | None:
+        """What the world was made from; None where none is there."""
+        stamp = self.world_folder / "world.json"
+        if not stamp.is_file():
+            return None
+        made: dict[str, Any] = schema.read_record(stamp, _WORLD, hint=f"delete {stamp}")
+        return made
 
     def _reuse(self, what: str) -> None:
         self.reused.append(what)

@@ -6,29 +6,30 @@ docs/formats.md has the form in full.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.protocol import escape_tags
 from dgpo_cli.core.records import read_jsonl
 from dgpo_cli.core.types import Question
 from dgpo_cli.errors import InputError
-from dgpo_cli.qa_sets.forms import what
 from dgpo_cli.qa_sets.load import question_of
 
 FORM = '{"id", "question", "golden_answers", "steps": [{"think", "search"}, {"think", "answer"}]}'
-_QUESTION_FIELDS = {
-    "id",
-    "question",
-    "golden_answers",
-    "qa_set",
-    "hops",
-    "supporting_titles",
-    "supporting_ids",
-    "metadata",
-}
+_STEP = schema.record(
+    {},
+    {"think": schema.text(), "search": schema.text(empty=False), "answer": schema.text(empty=False)},
+    other=None,
+)
+_DEMONSTRATION = schema.record(
+    {"steps": schema.list_of(_STEP, least=1), "question": schema.ANYTHING, "golden_answers": schema.ANYTHING},
+    dict.fromkeys(("id", "hops", "supporting_titles", "supporting_ids", "metadata"), schema.ANYTHING)
+    | {"qa_set": schema.maybe(schema.text())},
+    other=None,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,11 @@ def read_demonstrations(path: Path) -> list[Demonstration]:
     lines: dict[str, int] = {}
     for line, row in read_jsonl(path):
         try:
-            if unknown := row.keys() - _QUESTION_FIELDS - {"steps"}:
-                raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
-            question = question_of(row, str(row.get("qa_set") or "demonstrations"))
+            schema.require(row, _DEMONSTRATION)
+            question = question_of(row, row.get("qa_set") or "demonstrations")
             steps = _steps(row["steps"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path}:{line}: not a demonstration: {what(error)}", hint=f"write lines like {FORM}"
-            ) from error
+        except ValueError as error:
+            raise InputError(f"{path}:{line}: not a demonstration: {error}", hint=f"write lines like {FORM}") from error
         if question.key in lines:
             raise InputError(
                 f"{path}:{line}: id {question.id!r} is also on line {lines[question.key]}",
@@ -72,10 +70,8 @@ def read_demonstrations(path: Path) -> list[Demonstration]:
     return found
 
 
-def _steps(given: object) -> tuple[Step, ...]:
+def _steps(given: Sequence[Mapping[str, str]]) -> tuple[Step, ...]:
     """Raises ValueError, saying what is wrong."""
-    if not isinstance(given, list) or not given:
-        raise ValueError("steps is not a list of at least one step")
     steps = tuple(_step(entry, number) for number, entry in enumerate(given, start=1))
     if early := [number for number, step in enumerate(steps[:-1], start=1) if step.action == "answer"]:
         raise ValueError(f"step {early[0]} of {len(steps)} answers; only the last one may")
@@ -84,19 +80,12 @@ def _steps(given: object) -> tuple[Step, ...]:
     return steps
 
 
-def _step(entry: object, number: int) -> Step:
-    if not isinstance(entry, Mapping):
-        raise ValueError(f"step {number} is not an object")
-    fields: Mapping[str, Any] = entry
-    if unknown := fields.keys() - {"think", "search", "answer"}:
-        raise ValueError(f"step {number} has an unknown field {sorted(unknown)[0]!r}")
+def _step(fields: Mapping[str, str], number: int) -> Step:
     actions: list[Literal["search", "answer"]] = [name for name in ("search", "answer") if name in fields]
     if len(actions) != 1:
         raise ValueError(f"step {number} has {'both' if actions else 'neither'} search and answer")
     texts = {"think": fields.get("think", ""), actions[0]: fields[actions[0]]}
     for name, text in texts.items():
-        if not isinstance(text, str) or (name != "think" and not text.strip()):
-            raise ValueError(f"{name} of step {number} is empty or not text")
         if escape_tags(text)[1]:
             raise ValueError(f"{name} of step {number} holds one of the agent's tags, which are added here")
     return Step(texts["think"].strip(), actions[0], texts[actions[0]].strip())

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.compression import ERRORS, decompressing, plain_name
 from dgpo_cli.core.compression import SUFFIXES as PACKED
 from dgpo_cli.core.records import read_jsonl
-from dgpo_cli.core.untrusted import LARGEST_TABLE
+from dgpo_cli.core.untrusted import LARGEST_TABLE, parse_json
 from dgpo_cli.errors import InputError
 
 FORM = '{"id": ..., "question": ..., "golden_answers": [...]}'
@@ -116,19 +116,19 @@ def _value(name: str, cell: str) -> object:
     if name not in ("golden_answers", "supporting_titles", "supporting_ids", "hops"):
         return cell
     try:
-        return json.loads(cell)
-    except ValueError:
+        return parse_json(cell, name)
+    except InputError:
         return [cell] if name == "golden_answers" else cell
 
 
 def _json(path: Path) -> Iterator[Row]:
+    text, hint = _text(path), f"give SQuAD's JSON, or a list of {FORM}"
     try:
-        held = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise InputError(
-            f"{path}:{line}: not JSON ({error})", hint=f"give SQuAD's JSON, or a list of {FORM}"
-        ) from error
+        held = parse_json(text, str(path), hint)
+    except InputError as error:
+        if not isinstance(wrong := error.__cause__, JSONDecodeError):
+            raise
+        raise InputError(f"{path}:{wrong.lineno}: not JSON ({wrong})", hint=hint) from error
     if isinstance(held, list) and all(isinstance(row, dict) for row in held):
         yield from ((f"question {number}", row) for number, row in enumerate(held, start=1))
     elif isinstance(held, dict) and isinstance(held.get("data"), list):

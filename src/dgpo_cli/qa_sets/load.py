@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.compression import plain_name
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.text import is_empty_answer, text_key
-from dgpo_cli.core.types import Question, question_from_json
+from dgpo_cli.core.types import QUESTION_EXTRAS, Question, question_from_json
 from dgpo_cli.errors import ConfigError, InputError
-from dgpo_cli.qa_sets.forms import ENDINGS, FORM, SUFFIXES, at, rows, what
+from dgpo_cli.qa_sets.forms import ENDINGS, FORM, SUFFIXES, at, rows
 from dgpo_cli.qa_sets.registry import HUB, QA_SETS, canonical_name
 
 _log = logging.getLogger(__name__)
@@ -34,10 +35,8 @@ def read_questions(path: Path, qa_set: str | None = None, *, answers: bool = Tru
     for place, row in rows(path):
         try:
             question = question_of(row, qa_set or str(row.get("qa_set") or name), answers)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{at(path, place)}: not a question: {what(error)}", hint=f"write lines like {FORM}"
-            ) from error
+        except ValueError as error:
+            raise InputError(f"{at(path, place)}: not a question: {error}", hint=f"write lines like {FORM}") from error
         if question.id in places:
             known = f"id {question.id!r}" if "id" in row else "the question, which has no id,"
             raise InputError(
@@ -67,40 +66,25 @@ def _warn_of_empty(path: Path, questions: Sequence[Question]) -> None:
         )  # fmt: skip
 
 
+_ASKED = schema.record(
+    {"question": schema.text(empty=False), "golden_answers": schema.list_of(schema.text(empty=False))},
+    {"id": schema.either(schema.text(empty=False), schema.whole())} | dict(QUESTION_EXTRAS),
+)
+_ANSWERED = schema.record(
+    {"golden_answers": schema.list_of(schema.text(empty=False), least=1)}, also=lambda row: _ASKED.fault(row, "")
+)
+
+
 def question_of(row: Mapping[str, Any], qa_set: str, answers_needed: bool = True) -> Question:
-    """Raises KeyError, TypeError or ValueError, saying what is wrong, if the row is not a question."""
-    text, answers = row["question"], row["golden_answers"]
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("the question is empty or not text")
-    identity = row["id"] if "id" in row else _made_id(text)
-    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
-        raise ValueError("the id is neither text nor a number")
-    if not _is_texts(answers) or (answers_needed and not answers):
-        raise ValueError("golden_answers is not a list of at least one text")
-    if not all(answer.strip() for answer in answers):
-        raise ValueError("golden_answers holds a blank text")
-    if not _is_texts(row.get("supporting_titles") or []):
-        raise ValueError("supporting_titles is not a list of texts")
-    if not isinstance(row.get("supporting_ids") or [], list):
-        raise ValueError("supporting_ids is not a list")
-    return question_from_json(dict(row) | {"id": identity, "hops": _hops(row.get("hops"))}, qa_set)
+    """Raises ValueError, saying what is wrong, if the row is not a question."""
+    hops = row.get("hops")
+    given = dict(row) | ({"hops": int(hops)} if isinstance(hops, float) and hops.is_integer() else {})  # of a table
+    schema.require(given, _ANSWERED if answers_needed else _ASKED)
+    return question_from_json({"id": _made_id(row["question"])} | given, qa_set)
 
 
 def _made_id(text: str) -> str:
     return hashlib.sha256(text_key(text).encode()).hexdigest()[:16]
-
-
-def _hops(given: object) -> int | None:
-    """A whole number, also one that a table wrote as 2.0."""
-    if given is None or (isinstance(given, int) and not isinstance(given, bool)):
-        return given
-    if isinstance(given, float) and given.is_integer():
-        return int(given)
-    raise ValueError("hops is not a whole number")
-
-
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def load_questions(

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.hub import quiet_loading, unreachable
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.device import device
@@ -194,6 +195,9 @@ def _conventions(config: EncoderConfig, offline: bool) -> Conventions:
     )
 
 
+_BESIDE = schema.record({}, {"prompts": schema.maybe(schema.map_of(schema.text()))})
+
+
 def _beside(encoder: str, name: str, offline: bool) -> dict[str, Any]:
     """A JSON file of the encoder's folder or repository; empty if it has none."""
     from transformers.utils.hub import cached_file
@@ -204,8 +208,7 @@ def _beside(encoder: str, name: str, offline: bool) -> dict[str, Any]:
     )  # fmt: skip
     if file is None:
         return {}
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RetrievalError(f"{file} is not JSON: {error}", hint="download the encoder again") from error
-    return content if isinstance(content, dict) else {}
+    content: dict[str, Any] = schema.read_record(
+        Path(file), _BESIDE, hint="download the encoder again", error=RetrievalError
+    )
+    return content

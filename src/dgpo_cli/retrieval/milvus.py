@@ -8,7 +8,6 @@ counts are those of one segment in milvus-lite. Hybrid is fused here (retrieval/
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.schema import read_record, texts
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval import vectors as files
@@ -203,8 +203,8 @@ class MilvusRetriever:
             self._dense_index = state["dense"]["factory"]
         if config.mode != "dense" and config.scoring == "dgpo":
             self._words = words_of(config.bm25, state.get("bm25", {}))
-            text = (directory / VOCABULARY).read_text(encoding="utf-8")
-            self._vocabulary = {word: place for place, word in enumerate(json.loads(text))}
+            words = read_record(directory / VOCABULARY, texts(), hint=again, error=RetrievalError, most=1 << 30)
+            self._vocabulary = {word: place for place, word in enumerate(words)}
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         k = min(k, len(self._store))

@@ -14,7 +14,8 @@ import numpy as np
 
 from dgpo_cli.core.schema import require, text
 from dgpo_cli.core.types import Passage
-from dgpo_cli.errors import RetrievalError
+from dgpo_cli.core.untrusted import parse_json
+from dgpo_cli.errors import InputError, RetrievalError
 from dgpo_cli.retrieval.mapped import new_array
 
 PASSAGES, OFFSETS = "passages.jsonl", "offsets.npy"
@@ -96,9 +97,10 @@ class PassageStore:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} passages")
         try:
-            identity, contents = json.loads(self._bytes[int(self._offsets[row]) : int(self._offsets[row + 1])])
+            start, end = int(self._offsets[row]), int(self._offsets[row + 1])
+            identity, contents = parse_json(self._bytes[start:end], "its JSON")
             return Passage(require(identity, _TEXT), require(contents, _TEXT))
-        except (ValueError, TypeError, RecursionError) as error:
+        except (InputError, ValueError, TypeError) as error:
             raise self._damaged(f"is damaged at row {row}: {error}") from error
 
     def __iter__(self) -> Iterator[Passage]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dgpo_cli.core import folders
+from dgpo_cli.core import folders, schema
 from dgpo_cli.core.checksums import file_digest
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import write_atomic
@@ -62,7 +62,7 @@ def encode_shards(
             before = encoder.truncated
             vectors = encoder.encode([store[row].contents for row in rows], encoder.conventions.passage_prefix)
             _write_shard(kept, vectors, encoder.truncated - before)
-        truncated += json.loads(kept.with_suffix(".json").read_text())["truncated"]
+        truncated += _record_of(kept)["truncated"]
         if progress is not None:
             progress(rows.stop, len(store))
     return truncated
@@ -149,6 +149,15 @@ def shard_file(directory: Path, start: int) -> Path:
     return directory / SHARDS / f"{start:012}.npy"
 
 
+_RECORD = schema.record({"truncated": schema.whole(0)}, {"sha256": schema.text()})
+
+
+def _record_of(file: Path) -> dict[str, Any]:
+    path = file.with_suffix(".json")
+    made: dict[str, Any] = schema.read_record(path, _RECORD, hint=f"delete {path}", error=RetrievalError)
+    return made
+
+
 def shard_fault(file: Path, *, whole: bool = True) -> str:
     """What is wrong with a shard, "" if it is as it was written, or is there at all if not `whole`.
 
@@ -158,7 +167,7 @@ def shard_fault(file: Path, *, whole: bool = True) -> str:
         return "is missing"
     if not whole:
         return ""
-    written = json.loads(file.with_suffix(".json").read_text()).get("sha256")
+    written = _record_of(file).get("sha256")
     return "" if written in (None, file_digest(file)) else "was changed after it was written (its SHA-256 differs)"
 
 
