@@ -95,6 +95,7 @@ def rl_settings(offline, method, **options):
         eval_every=3,
         eval_questions=4,
         save_every=2,
+        keep_episodes=3,
         device="cpu",
         rollout=ROLLOUT,
     )
@@ -126,6 +127,14 @@ def assert_same_run(one, other):
         for name, tensor in tensors.items():
             assert tensor.equal(second[file][name]), (file, name)
     assert logged(one) == logged(other)
+    assert rollouts(one) == rollouts(other)
+
+
+def rollouts(run):
+    """The episodes of rl's steps that are kept, without the seconds of their searches."""
+    if not (run / "rollouts.jsonl").exists():
+        return None
+    return re.sub(r'"seconds": [^,}]+', "", (run / "rollouts.jsonl").read_text())
 
 
 def interrupt(kind, settings, out, calls):
@@ -193,6 +202,9 @@ def test_rl_ends_with_the_same_weights(offline, tmp_path, method, options, calls
     train("rl", settings, tmp_path / "whole")
     interrupt("rl", settings, tmp_path / "killed", calls)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    kept = [json.loads(line) for line in rollouts(tmp_path / "killed").splitlines()[1:]]
+    assert [row["step"] for row in kept] == [step for step in range(1, 7) for _ in range(3)]
+    assert ("kl" in set().union(*(row["tokens"] for row in kept))) == (method == "dgpo")
 
 
 def test_rl_with_everything_that_saves_memory_ends_with_the_same_weights(offline, tmp_path):

@@ -5,6 +5,7 @@ runs/<command>-NNNN/
   config.toml    the resolved config; `dgpo <command> --config` repeats the run
   metrics.jsonl  one object per logged step; with --report-to the same in tensorboard/ or wandb/
   state/  best/  validation.jsonl  written by training; rollback/ while a guarded run may go back
+  rollouts.jsonl written by rl: episodes of its steps
   .lock          there while a process works in it, see core/locks.py
 """
 

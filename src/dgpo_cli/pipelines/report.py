@@ -1,76 +1,38 @@
 """What `dgpo report` shows of run folders: curves, evaluations side by side, and episodes to read.
 
 Episodes come from the records that a run keeps: every answer of `dgpo eval`, every episode of `dgpo distill-data`, and
-of `dgpo rl` the last periodic evaluation.
+of training the last periodic evaluation and a sample of the rollouts.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from dgpo_cli import __version__
-from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.figures import duration, p_value, percent, percent_range, points, points_range
 from dgpo_cli.core.protocol import Protocol
-from dgpo_cli.core.records import read_records, write_atomic
-from dgpo_cli.core.run_dir import read_metrics, read_run
+from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_list import spoken_model, summarize_runs
 from dgpo_cli.core.run_names import find_run, short_names
-from dgpo_cli.core.types import Trajectory
-from dgpo_cli.errors import ConfigError, DgpoError, InputError
-from dgpo_cli.evaluate.outcome import Outcome, grade
+from dgpo_cli.errors import ConfigError, DgpoError
 from dgpo_cli.evaluate.stats import paired_difference
-from dgpo_cli.evaluate.summary import Report
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import kept_tokenizer, load_tokenizer
 from dgpo_cli.models.sources import resolve
-from dgpo_cli.pipelines.agents import VALIDATION_FILE
 from dgpo_cli.pipelines.episode_text import attempt
+from dgpo_cli.pipelines.run_records import RunRecords, open_run
 from dgpo_cli.reporting.charts import charts
 from dgpo_cli.reporting.report_page import render
 
 LAST = 8  # runs of a page that names none: as many as there are colours
 # Settings of an evaluation that do not decide its answers: they name the model, or places, or how many run at once.
 _NOT_COMPARED = {"model", "weights", "indexes", "wave", "device"}
-
-
-@dataclass(slots=True)
-class RunRecords:
-    """One run folder, with the files of episodes in it by question set."""
-
-    path: Path
-    record: dict[str, Any]
-    config: dict[str, Any]
-    rows: list[dict[str, Any]]
-    files: list[tuple[Path, str]]  # and the schema of their records
-    name: str = ""
-    reports: dict[str, Report] = field(default_factory=dict)  # by question set
-    right: dict[str, bool] = field(default_factory=dict)  # by episode
-
-    @property
-    def model(self) -> str:
-        """Whose tokens the episodes are made of."""
-        if self.record["command"] == "distill-data":
-            return str(self.config.get("tokenizer") or self.config.get("teacher"))
-        return str(self.config.get("model")) if self.record["command"] == "eval" else str(self.path)
-
-    def trajectories(self) -> Iterator[tuple[Trajectory, dict[str, Any]]]:
-        """Every episode, with the header of its file. Raises InputError naming file and line."""
-        for file, schema in self.files:
-            header, rows = read_records(file, schema)
-            for line, row in rows:
-                try:
-                    yield Trajectory.from_json(row), header
-                except (KeyError, ValueError, TypeError) as error:
-                    raise InputError(
-                        f"{file}:{line}: not an episode ({error!r})", hint="make the run again with --fresh"
-                    ) from error
 
 
 def write_report(runs: Sequence[Path], target: Path, *, questions: int) -> dict[str, Any]:
@@ -104,33 +66,6 @@ def _last_runs() -> list[Path]:
     if not made:
         raise ConfigError("there are no runs below this folder", hint="make some with `dgpo quickstart`, or name a RUN")
     return made[-LAST:]
-
-
-def open_run(path: Path) -> RunRecords:
-    """Raises ConfigError if `path` is no run folder, InputError if it is damaged."""
-    if not (path / "run.json").is_file():
-        raise ConfigError(f"{path} is not a run folder", hint="`dgpo runs` lists them")
-    record = read_run(path)
-    config = load_toml(path / "config.toml") if (path / "config.toml").is_file() else {}
-    if record["command"] == "eval":
-        files = [(path / f"{name}.jsonl", "evaluation") for name in config.get("benchmarks", ())]
-    elif record["command"] == "distill-data":
-        files = [(path / "episodes.jsonl", "trajectories")]
-    else:
-        files = [(path / VALIDATION_FILE, "evaluation")]
-    run = RunRecords(path, record, config, read_metrics(path), [entry for entry in files if entry[0].is_file()])
-    by_set: dict[str, list[Outcome]] = {}
-    for trajectory, _ in run.trajectories():
-        outcome = grade(trajectory, _no_text)
-        run.right[trajectory.key] = outcome.em
-        by_set.setdefault(trajectory.question.qa_set, []).append(outcome)
-    run.reports = {name: Report.of(outcomes) for name, outcomes in by_set.items()}
-    return run
-
-
-def _no_text(_ids: Sequence[int]) -> str:
-    """Only the format of turns is read off their text; it is not shown, and a run can be without its tokenizer."""
-    return ""
 
 
 def gather(runs: Sequence[RunRecords], limit: int) -> dict[str, Any]:
@@ -229,38 +164,36 @@ def _alarms(runs: Sequence[RunRecords]) -> list[str]:
 
 
 def _questions(runs: Sequence[RunRecords], limit: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """`limit` questions of each set with every run's attempt at them, and what could not be shown.
+    """`limit` questions of each set, and as many rollouts, with every run's attempt; and what could not be shown.
 
     Which ones is a fixed draw by their keys, the same for every run; questions that more runs answered come first.
     """
-    answered: dict[str, int] = {}
-    for run in runs:
-        for key in run.right:
-            answered[key] = answered.get(key, 0) + 1
-    by_set: dict[str, list[str]] = {}
+    answered = Counter(key for run in runs for key in run.groups)
+    groups = {key: group for run in runs for key, group in run.groups.items()}
+    by_group: dict[str, list[str]] = {}
     for key in sorted(answered, key=lambda k: (-answered[k], hashlib.sha256(k.encode()).digest())):
-        by_set.setdefault(key.split("/")[0], []).append(key)
-    wanted = {key for keys in by_set.values() for key in keys[:limit]}
+        by_group.setdefault(groups[key], []).append(key)
+    wanted = {key for keys in by_group.values() for key in keys[:limit]}
     warnings = [
         f"Of {len(keys):,} episodes of {name}, {limit} are shown; --questions takes more."
-        for name, keys in by_set.items()
+        for name, keys in by_group.items()
         if len(keys) > limit
     ]
     shown: dict[str, dict[str, Any]] = {}
     for place, run in enumerate(runs):
         codec: Codec | None = None
         known = False
-        for trajectory, header in run.trajectories():
-            if trajectory.key not in wanted:
+        for key, group, trajectory, header in run.episodes():
+            if key not in wanted:
                 continue
             if not known:
                 codec, known = _codec(run, header, warnings), True
             question = trajectory.question
             entry = shown.setdefault(
-                trajectory.key,
+                key,
                 {
-                    "key": trajectory.key,
-                    "bench": question.qa_set,
+                    "key": key,
+                    "bench": group,
                     "text": question.text,
                     "answers": list(question.answers),
                     "hops": question.hops,

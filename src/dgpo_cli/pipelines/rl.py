@@ -22,6 +22,7 @@ from dgpo_cli.pipelines.checks import common_text, needs_teacher, rl_objective, 
 from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.jobs import Sizes, with_sizes
+from dgpo_cli.pipelines.kept_episodes import KeptEpisodes
 from dgpo_cli.pipelines.settings import RLSettings, deviations
 from dgpo_cli.pipelines.training import begin_with, run_training, smaller_next_time
 from dgpo_cli.reporting.training_line import glimpses
@@ -159,6 +160,7 @@ def reinforce(
         keep=keep,
         progress=told,
         guarding=Guarding(Guard(settings.collapse), settings.on_collapse, warn),
+        episodes=KeptEpisodes(run.path, codec, objective, each=settings.keep_episodes, steps=settings.steps),
     )
 
 

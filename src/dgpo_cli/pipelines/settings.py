@@ -182,6 +182,7 @@ class RLSettings:
     eval_every: int = 200  # paper
     eval_questions: int = 256  # ours
     save_every: int = 50  # paper
+    keep_episodes: int = 4  # ours, of each step, to be read later; at most 1,000 of a run
     micro_batch_tokens: int = 16_384  # ours
     chunk_tokens: int = 256  # ours, tokens whose distributions exist at once
     gradient_checkpointing: bool = False
@@ -200,7 +201,7 @@ class RLSettings:
         _positive(self, "lr", "critic_lr", "batch_size", "mini_batches", "steps", "samples", "fit_gib")
         _positive(self, "micro_batch_tokens", "chunk_tokens")
         _not_negative(self, "warmup_steps", "critic_warmup_lr_steps", "critic_warmup_steps")
-        _not_negative(self, "eval_every", "eval_questions", "save_every")
+        _not_negative(self, "eval_every", "eval_questions", "save_every", "keep_episodes")
         _share(self, "beta2")
 
 

@@ -17,6 +17,7 @@ from dgpo_cli.errors import ConfigError, DgpoError, TrainingError
 from dgpo_cli.models.load import save_model
 from dgpo_cli.pipelines.guarding import ROLLBACK, Guarding
 from dgpo_cli.pipelines.jobs import Sizes, as_options, current, halved, keep_sizes, kept_sizes
+from dgpo_cli.pipelines.kept_episodes import KeptEpisodes
 from dgpo_cli.pipelines.settings import KDSettings, RLSettings
 from dgpo_cli.reporting.training_line import TrainingLine
 from dgpo_cli.train import checkpoint
@@ -76,6 +77,7 @@ def run_training(
     keep: int = 1,
     progress: Progress | None = None,
     guarding: Guarding | None = None,
+    episodes: KeptEpisodes | None = None,
 ) -> dict[str, Any]:
     """Train from the run's newest state to the end of the plan; the best weights end up in `run.path`/best.
 
@@ -98,6 +100,10 @@ def run_training(
             hint="put the run folder on a disk that all machines share, and name it with --resume",
         )
     run.cut_metrics(step or -1)  # a row of step 0 is from before the first state
+    look = None
+    if episodes is not None and learner.world.first:
+        episodes.cut(step)
+        look = episodes.add
     reached = step
     line = TrainingLine()
     for row in run.metrics():
@@ -140,7 +146,7 @@ def run_training(
         guarding.resume(run, learner, step, extra)
     if rolls_back:  # the start is what a run goes back to that collapses before its first evaluation
         plan = replace(plan, evaluates_first=True)
-    outcome = train(learner, source, plan, Hooks(log, evaluate, save, best, watch), step=step, extra=extra)
+    outcome = train(learner, source, plan, Hooks(log, evaluate, save, best, watch, look), step=step, extra=extra)
     if outcome.steps and outcome.untrained_steps == outcome.steps:
         raise TrainingError(
             f"nothing was trained: no text was written in any of {outcome.steps} steps",

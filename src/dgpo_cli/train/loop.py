@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dgpo_cli.core.types import Trajectory
 from dgpo_cli.train.batch import Sample
 from dgpo_cli.train.credit import samples_of
 from dgpo_cli.train.learner import Learner
@@ -31,6 +32,10 @@ class Plan:
         return step >= self.steps or (self.seconds is not None and seconds >= self.seconds)
 
 
+# Number of a step, what the student wrote in it, and the samples of that: before they are trained on.
+Look = Callable[[int, Sequence[Trajectory], Sequence[Sample]], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """What the loop tells its caller. `step` counts finished steps."""
@@ -40,6 +45,7 @@ class Hooks:
     save: Callable[[int, Mapping[str, Any]], None]
     best: Callable[[], None]  # the weights just evaluated are the best so far
     watch: Callable[[int, Mapping[str, float]], None] | None = None  # what was logged; may put back other weights
+    look: Look | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ def train(
         best = _evaluate(learner, hooks, step, best)
     while not plan.ends(step, seconds):
         started = time.perf_counter()
-        metrics = run_step(learner, source, plan, step)
+        metrics = run_step(learner, source, plan, step, hooks.look)
         step += 1
         untrained += not metrics["trained_tokens"]
         learner.objective.after_step(metrics, step / plan.steps)
@@ -84,12 +90,14 @@ def train(
     return Outcome(step, best, seconds, untrained)
 
 
-def run_step(learner: Learner, source: Source, plan: Plan, step: int) -> dict[str, float]:
+def run_step(learner: Learner, source: Source, plan: Plan, step: int, look: Look | None = None) -> dict[str, float]:
     """Get trajectories, give credit, update the weights; metrics of the step, seconds by phase among them."""
     clock = [time.perf_counter()]
     sequences = source.next(step)
     clock.append(time.perf_counter())
     samples, metrics = samples_of(learner, sequences)
+    if look is not None and sequences.by_student:
+        look(step + 1, sequences.by_student, samples[len(sequences.by_teacher) :])
     clock.append(time.perf_counter())
     updates = [
         optimizer_step(learner, part, policy=step >= plan.critic_warmup_steps) for part in _split(samples, plan, step)
