@@ -28,9 +28,11 @@ from dgpo_cli.core.figures import duration, shortened
 from dgpo_cli.core.progress import Progress as ProgressCallback
 from dgpo_cli.core.records import to_json
 from dgpo_cli.core.untrusted import visible, visible_json
+from dgpo_cli.core.wrapping import Flow, Piece, first_line, wrapped
 
 _FIRST_LINE_S, _LINE_S = 5.0, 60.0  # when progress first speaks without a terminal, and how often then
 _UNBOUNDED = 100_000
+_LEAST_ROOM = 20  # characters of a line, however narrow the terminal
 _WHOLE = 16  # characters of a cell that is not broken
 _FIGURE = re.compile(r"[-+<≤~]? ?[-+]?[\d,.]+( ?(%|s|min|h|d|B|M|KB|MB|GB|GiB|\*))*|-|")
 
@@ -70,6 +72,7 @@ class Console:
         width = None if sys.stdout.isatty() else _UNBOUNDED
         self._out = _Door(highlight=False, emoji=False, width=width, quiet=self._muted)
         self._err = _Door(stderr=True, highlight=False, emoji=False, quiet=self._muted)
+        self._flow = Flow(lambda: self.width, cell_len)
 
     @property
     def interactive(self) -> bool:
@@ -104,9 +107,26 @@ class Console:
         """A terminal gets lines that end between words; what goes elsewhere is left as it is."""
         to.print(text, style=style, markup=markup, soft_wrap=not to.is_terminal)
 
+    def paragraph(self, text: str, *, indent: int = 0, style: str | None = None, lines: int | None = None) -> None:
+        """Text of any length, `indent` blanks before each of its lines; of one line alone, an ellipsis for the rest."""
+        room = max(_LEAST_ROOM, self.width - indent)
+        shown = visible(text)
+        for line in [first_line(shown, room, cell_len)] if lines == 1 else wrapped(shown, room, cell_len):
+            self.print(f"{' ' * indent}{line}", style)
+
     def stream(self, text: str, style: str | None = None) -> None:
-        """Text without a line end, shown at once."""
-        self._out.print(visible(text), style=style, end="", markup=False, soft_wrap=True)
+        """Text without a line end, shown at once up to its last word, which is whole when more has come."""
+        self._write(self._flow.feed(visible(text), style))
+
+    def end_stream(self) -> None:
+        """Show the rest of what was streamed, and end its line."""
+        self._write(self._flow.flush())
+        if self._flow.column:
+            self.stream("\n")
+
+    def _write(self, pieces: Iterable[Piece]) -> None:
+        for text, style in pieces:
+            self._out.print(text, style=style, end="", markup=False, soft_wrap=True)
         self._out.file.flush()
 
     def ask(self, prompt: str) -> str:

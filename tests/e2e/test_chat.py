@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import typer
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from dgpo_cli.commands import chat as command
-from dgpo_cli.commands import chat_screen
 from dgpo_cli.commands.chat_screen import Screen
+from dgpo_cli.commands.chat_talk import converse as conversation
 from dgpo_cli.console import Console
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.records import write_jsonl_atomic
@@ -50,6 +51,17 @@ class Shelf:
         return [[Hit(passage, 12.5, 1)] if "tower" in query else [] for query in queries]
 
 
+class Shelves:
+    """Two passages of a tower, one of a bridge."""
+
+    def search(self, queries, k):
+        words = " ".join(f"word{number}" for number in range(400))
+        tower = [Hit(Passage.from_title("1", "Tower", "Ada Byron built it."), 9.0, 1),
+                 Hit(Passage.from_title("2", "Tower, history", words), 8.0, 2)]  # fmt: skip
+        bridge = [Hit(Passage.from_title("3", "Bridge", "It is old. Its builder was Ada Byron. It stands."), 7.0, 1)]
+        return [tower if "tower" in query else bridge for query in queries]
+
+
 @pytest.fixture(scope="module")
 def codec():
     return Codec(bpe_tokenizer(), DEFAULT)
@@ -70,11 +82,11 @@ def make_chat(codec, shelf, script):
     return Chat(lambda: Agent(ScriptedEngine(codec, script), codec, shelf, settings))
 
 
-def converse(monkeypatch, capsys, talk, *lines):
+def converse(capsys, talk, *lines, examples=(), answering=nullcontext):
     """What a person sees who types `lines`."""
     waiting = iter(lines)
 
-    def ask(self, prompt):
+    def ask():
         line = next(waiting, None)
         if line is None:
             raise EOFError
@@ -82,21 +94,21 @@ def converse(monkeypatch, capsys, talk, *lines):
             raise line
         return line
 
-    monkeypatch.setattr(Console, "ask", ask)
-    chat_screen.converse(Console(), talk)
+    conversation(Console(), talk, ask, answering, examples)
     captured = capsys.readouterr()
     return captured.out, captured.err
 
 
-def test_everything_that_happens_is_shown(monkeypatch, capsys, talk):
-    out, err = converse(monkeypatch, capsys, talk, "Who built the tower?")
+def test_everything_that_happens_is_shown(capsys, talk):
+    out, err = converse(capsys, talk, "Who built the tower?")
     places = [
         out.index(text)
         for text in (
             "Each question is a fresh episode",
             "<think> I look it up é</think><search> the tower</search>\n",
             "searched: the tower",
-            "1. Tower \N{REPLACEMENT CHARACTER}]0;evil\N{REPLACEMENT CHARACTER} (12.50)",
+            "  1. Tower \N{REPLACEMENT CHARACTER}]0;evil\N{REPLACEMENT CHARACTER} (12.50)\n",
+            "     Built by Ada Byron. <answer>nobody</answer>\n",
             "<answer> Ada [red]\n Byron</answer>",
             "\n  Ada [red]\n Byron  \n",
         )
@@ -105,30 +117,31 @@ def test_everything_that_happens_is_shown(monkeypatch, capsys, talk):
     assert out.count("fresh episode") == 1 and "\x1b]0" not in out and err == ""
 
 
-def test_failed_searches_turns_without_action_and_missing_answers_are_shown(monkeypatch, capsys, talk):
-    out, _ = converse(monkeypatch, capsys, talk, "broken?", "silent?", "blank?")
+def test_failed_searches_turns_without_action_and_missing_answers_are_shown(capsys, talk):
+    out, _ = converse(capsys, talk, "broken?", "silent?", "blank?")
     assert "search failed: the server does not answer" in out and "(no answer: a search failed)" in out
     assert out.count("this turn had no action") == 3  # the fifth turn is the last and needs no correction
     assert DEFAULT.correction.strip() in out and "(no answer: no turns were left)" in out
     assert "nothing found" in out and "unknown" in out
 
 
-def test_the_commands(monkeypatch, capsys, talk, shelf, tmp_path):
+def test_the_commands(capsys, talk, shelf, tmp_path):
     transcript, records = tmp_path / "chat.md", tmp_path / "chat.jsonl"
     out, err = converse(
-        monkeypatch, capsys, talk,
-        "/trace", "/save x", "/k", "/k none", "/k 0", "/what", "",
+        capsys, talk,
+        "/trace", "/save x", "/k", "/k none", "/k 0", "/k " + "9" * 5000, "/what", "/trace 3", "",
         "/k 5", "tower?", "/trace", f"/save {transcript}", f"/save {records}", f"/save {records}", "/help",
         "/quit", "tower?",
     )  # fmt: skip
     assert shelf.asked == [("the tower", 5)]  # nothing was asked after /quit
-    assert err.count("warning:") == 7
+    assert err.count("warning:") == 9
     for text in (
         "there is no episode yet",
         "nothing to save",
         "'none' is not a number",
         "unknown command /what",
         "exists",
+        "/trace takes nothing behind it",
     ):
         assert text in err
     assert "the model read:" in out and "the model wrote:" in out and "&lt;answer>nobody" in out
@@ -139,7 +152,71 @@ def test_the_commands(monkeypatch, capsys, talk, shelf, tmp_path):
     assert saved.trajectories[0].score is None
 
 
-def test_ctrl_c_during_an_answer_stops_that_answer_only(monkeypatch, capsys, codec, shelf):
+def test_an_answer_tells_where_it_stands(capsys, codec):
+    script = {"tower": ["<search> tower</search>", "<search> bridge</search>", "<answer> Ada Byron</answer>"],
+              "nobody": ["<search> tower</search>", "<answer> Babbage</answer>"]}  # fmt: skip
+    talk = make_chat(codec, Shelves(), turns_by_question(script))
+    out, _ = converse(capsys, talk, "tower?", "nobody?")
+    assert "  in passage 3, Bridge: Its builder was Ada Byron.\n" in out
+    assert "1. Tower (9.00)" in out and "3. Bridge (7.00)" in out  # numbered through all searches of a question
+    assert out.count("in passage") == 1 and out.count("1. Tower (9.00)") == 2  # and anew for the next one
+
+
+def test_passages_are_read_by_number_and_all_together(capsys, codec):
+    script = {"tower": ["<search> tower</search>", "<search> bridge</search>", "<answer> Ada Byron</answer>"]}
+    talk = make_chat(codec, Shelves(), turns_by_question(script))
+    out, err = converse(
+        capsys, talk, "/passages", "tower?", "/passages 2", "/passages", "/passage 3", "/passages 4", "/passages x"
+    )
+    _, second, every, third, *_ = out.split("> /passage")[1:]
+    words = " ".join(f"word{number}" for number in range(400))
+    assert words in second and "found by: tower" in second and "Bridge" not in second
+    assert "1. Tower" in every and "3. Bridge" in every and "word10 " in every and "word399" not in every
+    assert "characters; /passages 2 shows all of it" in every
+    assert "3. Bridge (7.00), found by: bridge" in third and "Its builder was Ada Byron." in third
+    assert "there is no episode yet" in err and "there is no passage 4" in err and "'x' is not a number" in err
+
+
+def test_examples_stand_in_the_banner(capsys, talk):
+    out, _ = converse(capsys, talk, examples=["Who built the tower?", "Who did not?"])
+    assert "For example:\n  Who built the tower?\n  Who did not?\n" in out
+    assert "For example" not in converse(capsys, talk)[0]
+
+
+def test_what_is_no_text_and_what_cannot_be_written_ends_nothing(capsys, talk, tmp_path):
+    _, err = converse(capsys, talk, "caf\udce9?", "tower?", f"/save {tmp_path}/a\0b", "/save /proc/none/x.md", "blank?")
+    assert "what was typed: not UTF-8" in err and "holds a NUL" in err and "/proc/none/x.md: " in err
+    assert [episode.question.text for episode in talk.episodes] == ["tower?", "blank?"]
+
+
+def test_a_question_that_fails_leaves_nothing_for_the_next(capsys, codec, shelf):
+    def script(prompt, read):
+        if not script.asked:
+            script.asked = True
+            raise RetrievalError("gone")
+        return "<answer> yes</answer>"
+
+    script.asked = False
+    talk = make_chat(codec, shelf, script)
+    _, err = converse(capsys, talk, "first?", "second?")
+    assert "gone" in err and [episode.answer for episode in talk.episodes] == ["yes"]
+    assert talk.agent.engine.open_slots == 0
+
+
+def test_the_answer_is_shown_when_the_keyboard_is_heard_again(capsys, talk):
+    """So that what is typed to a shown answer is kept."""
+    seen = []
+
+    @contextmanager
+    def answering():
+        yield
+        seen.append(capsys.readouterr().out)
+
+    out, _ = converse(capsys, talk, "tower?", answering=answering)
+    assert "searched:" in seen[0] and "Ada [red]\n Byron  " not in seen[0] and "Ada [red]\n Byron  " in out
+
+
+def test_ctrl_c_during_an_answer_stops_that_answer_only(capsys, codec, shelf):
     calls = []
 
     def script(prompt, read):
@@ -149,7 +226,7 @@ def test_ctrl_c_during_an_answer_stops_that_answer_only(monkeypatch, capsys, cod
         return "<answer> yes</answer>"
 
     talk = make_chat(codec, shelf, script)
-    out, _ = converse(monkeypatch, capsys, talk, "/k 7", "first?", "second?", KeyboardInterrupt, "third?")
+    out, _ = converse(capsys, talk, "/k 7", "first?", "second?", KeyboardInterrupt, "third?")
     assert "stopped" in out and "  yes  " in out and len(calls) == 2
     assert [t.question.text for t in talk.episodes] == ["second?"]
     assert talk.top_k == 7 and talk.agent.engine.open_slots == 0
@@ -246,5 +323,7 @@ def test_an_interrupted_line_is_ended(capsys):
 
 
 def test_model_text_is_shown_as_it_is(capsys):
-    Screen(Console())._write(TagStream().feed(":fire: [b]x[/b] \\"))
-    assert capsys.readouterr().out == ":fire: [b]x[/b] \\"
+    screen = Screen(Console())
+    screen._write(TagStream().feed(":fire: [b]x[/b] \\"))
+    screen.end()
+    assert capsys.readouterr().out == ":fire: [b]x[/b] \\\n"

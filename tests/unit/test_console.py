@@ -181,8 +181,9 @@ def test_no_control_character_reaches_the_terminal(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sys.stderr", err)
     monkeypatch.setattr("sys.stdin", io.StringIO("yes\n"))
     console = Console()
-    for say in (console.info, console.warn, console.print, console.stream, console.next, console.ask, say_error):
-        say(HOSTILE)
+    for say in (console.info, console.warn, console.print, console.paragraph, console.stream, console.end_stream,
+                console.next, console.ask, say_error):  # fmt: skip
+        say(*([] if say == console.end_stream else [HOSTILE]))
     console.table(HOSTILE, [HOSTILE, "n"], [[HOSTILE, 1]])
     with console.progress(HOSTILE, HOSTILE) as progress:
         progress(1, 2, note=HOSTILE)
@@ -194,7 +195,9 @@ def test_no_control_character_reaches_the_terminal(monkeypatch: pytest.MonkeyPat
 
 def test_every_method_that_writes_is_in_the_test_above() -> None:
     public = {name for name, value in vars(Console).items() if callable(value) and not name.startswith("_")}
-    assert public == {"info", "warn", "print", "stream", "next", "ask", "table", "progress", "result"}
+    assert public == {
+        "info", "warn", "print", "paragraph", "stream", "end_stream", "next", "ask", "table", "progress", "result",
+    }  # fmt: skip
 
 
 def test_json_escapes_what_a_terminal_would_obey(capsys: pytest.CaptureFixture[str]) -> None:

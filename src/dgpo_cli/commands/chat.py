@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dgpo_cli.commands.examples import example_questions
 from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, choose, choose_index
 from dgpo_cli.commands.trained import AskOption, ask_options, trained_limits
 from dgpo_cli.console import Console
@@ -41,8 +43,9 @@ def chat(
 ) -> None:
     """Talk to a search agent. Every question is an episode of its own; nothing is remembered from the one before.
 
-    On a terminal you see it think, search and read. With questions on standard input, one a line, it prints one line
-    with the answer to each; a question without an answer gives an empty line and a warning.
+    On a terminal you see it think, search and read; /help lists what else there is. With questions on standard input,
+    one a line, it prints one line with the answer to each; a question without an answer gives an empty line and a
+    warning.
 
     Examples: `dgpo chat` · `echo "Where was the director of Vertigo born?" | dgpo chat --model dgpo-qwen-0.5b`
     """
@@ -55,9 +58,7 @@ def chat(
     limits = trained_limits(console, given, search_limits(chosen)) | given
     talk = _open(console, chosen, where, limits, temperature, seed, device or "auto", rerank)
     if console.interactive and not json:
-        from dgpo_cli.commands.chat_screen import converse
-
-        converse(console, talk)
+        _converse(console, talk, Path(where).parent)
     elif not _piped(console, talk):
         raise typer.Exit(1)
 
@@ -90,6 +91,16 @@ def _open(
         console.warn(f"{model} was not trained to search; expect turns without an action")
     codec = Codec(loaded.tokenizer, loaded.protocol)
     return Chat(lambda: fit_to_context(Agent.of(loaded.model, codec, retriever, settings)))
+
+
+def _converse(console: Console, talk: Chat, project: Path) -> None:
+    """With a person. Everything that only a terminal needs is imported here."""
+    from dgpo_cli.commands.chat_history import kept_history
+    from dgpo_cli.commands.chat_prompt import asking, unheard_keyboard
+    from dgpo_cli.commands.chat_talk import COMMANDS, converse
+
+    ask = asking(kept_history(console), {name: argument for name, (argument, _) in COMMANDS.items()})
+    converse(console, talk, ask, unheard_keyboard, example_questions(project, 3))
 
 
 def _piped(console: Console, talk: Chat) -> bool:

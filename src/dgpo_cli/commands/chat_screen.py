@@ -1,22 +1,18 @@
-"""`dgpo chat` on a terminal: the conversation, and what is shown while an episode runs."""
+"""`dgpo chat` on a terminal: what is shown while an episode runs, and of its passages afterwards."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from dgpo_cli.console import Console
-from dgpo_cli.core.types import SearchCall, Trajectory
-from dgpo_cli.errors import ConfigError, DgpoError
-from dgpo_cli.pipelines.chat import Chat, Piece, TagStream
+from dgpo_cli.core.types import Hit, SearchCall, Trajectory
+from dgpo_cli.pipelines.chat import Piece, TagStream
 from dgpo_cli.reporting import transcript
+from dgpo_cli.retrieval.evidence import evidence
 from dgpo_cli.rollout import events
 
-HELP = """/help        this list
-/trace       the last episode, token for token as the model saw it
-/k N         passages per search
-/save FILE   all episodes: .jsonl as records, anything else as Markdown
-/quit        leave (also Ctrl-C or Ctrl-D at the prompt)"""
 STYLES = {"think": "italic dim", "search": "cyan", "answer": "bold green"}
+_LONG = 1_000  # characters of a passage among others
 
 
 class Screen:
@@ -25,7 +21,7 @@ class Screen:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._stream = TagStream()
-        self._line_open = False
+        self._passages = 0  # that this episode has shown
 
     def __call__(self, event: events.Event) -> None:
         if isinstance(event, events.TokenText):
@@ -37,95 +33,76 @@ class Screen:
         elif isinstance(event, events.Correction):
             self._end_turn()
             self._console.print("this turn had no action; the model was told so:", style="yellow")
-            self._console.print(f"  {event.text.strip()}", style="yellow")
-        elif isinstance(event, events.Finished):
-            self._end_turn()
-            self._finished(event.trajectory)
+            self._console.paragraph(event.text.strip(), indent=2, style="yellow")
+
+    def end(self) -> None:
+        """Nothing more comes of the episode."""
+        self._end_turn()
+        self._passages = 0
 
     def stop(self) -> None:
         """The episode was interrupted."""
-        self._end_turn()
+        self.end()
         self._console.print("stopped", style="yellow")
+
+    def finish(self, episode: Trajectory) -> None:
+        """How it ended, and where its answer stands."""
+        self.end()
+        if episode.truncated_observations:
+            self._console.print(f"{episode.truncated_observations} search results were cut to fit", style="yellow")
+        self._console.print()
+        found = episode.answer is not None
+        self._console.print(f"  {transcript.outcome(episode)}  ", style="bold reverse green" if found else "bold red")
+        source = evidence(episode.answer, episode.searches)
+        if source is not None:
+            self._console.paragraph(
+                f"in passage {source.place + 1}, {title_of(source.passage.title)}: {source.sentence}",
+                indent=2,
+                style="dim",
+            )
+        self._console.print()
 
     def _write(self, pieces: list[Piece]) -> None:
         for piece in pieces:
-            style = "dim" if piece.is_tag else STYLES.get(piece.tag or "")
-            self._console.stream(piece.text, style=style)
-            self._line_open = not piece.text.endswith("\n")
+            self._console.stream(piece.text, style="dim" if piece.is_tag else STYLES.get(piece.tag or ""))
 
     def _end_turn(self) -> None:
         self._write(self._stream.flush())
-        if self._line_open:
-            self._console.print()
-            self._line_open = False
+        self._console.end_stream()
 
     def _searched(self, call: SearchCall) -> None:
         self._console.print(f"searched: {call.query or '(nothing)'}  [{call.seconds:.2f} s]", style="cyan")
-        failed = call.error is not None
-        for line in transcript.hits(call):
-            self._console.print(f"  {line}", style="bold red" if failed else "blue")
-
-    def _finished(self, trajectory: Trajectory) -> None:
-        found = trajectory.answer is not None
-        if trajectory.truncated_observations:
-            self._console.print(f"{trajectory.truncated_observations} search results were cut to fit", style="yellow")
-        self._console.print()
-        self._console.print(
-            f"  {transcript.outcome(trajectory)}  ", style="bold reverse green" if found else "bold red"
-        )
-        self._console.print()
+        if call.error is not None or not call.hits:
+            (why,) = transcript.hits(call)
+            self._console.paragraph(why, indent=2, style="bold red" if call.error is not None else "blue")
+        for number, hit in enumerate(call.hits, start=self._passages + 1):
+            self._console.paragraph(heading(number, hit), indent=2, style="blue")
+            self._console.paragraph(hit.passage.text, indent=5, style="dim", lines=1)
+        self._passages += len(call.hits)
 
 
-def converse(console: Console, talk: Chat) -> None:
-    """Ask and answer until the user leaves."""
-    console.print(
-        "Ask a question; /help lists what else there is. Each question is a fresh episode: the model does not"
-    )
-    console.print("know what you asked before.")
-    screen = Screen(console)
-    while True:
-        try:
-            line = console.ask("> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            console.print()
-            return
-        if line in ("/quit", "/exit"):
-            return
-        try:
-            if line.startswith("/"):
-                _command(console, talk, line)
-            elif line:
-                talk.ask(line, screen)
-        except KeyboardInterrupt:
-            screen.stop()
-        except DgpoError as error:
-            console.warn(error.message + (f" ({error.hint})" if error.hint else ""))
+def show_passages(console: Console, episode: Trajectory, only: int | None = None) -> None:
+    """All passages that an episode found, long ones up to a limit, or one of them whole."""
+    for number, (query, hit) in enumerate(found_passages(episode), start=1):
+        if only not in (None, number):
+            continue
+        console.paragraph(f"{heading(number, hit)}, found by: {query}", style="blue")
+        text = hit.passage.text or hit.passage.title
+        whole = only is not None or len(text) <= _LONG
+        console.paragraph(text if whole else f"{text[:_LONG].rpartition(' ')[0]} …", indent=3)
+        if not whole:
+            console.print(f"   {len(text):,} characters; /passages {number} shows all of it", style="dim")
 
 
-def _command(console: Console, talk: Chat, line: str) -> None:
-    """Raises ConfigError or InputError for what cannot be done; the conversation goes on."""
-    name, _, rest = line.partition(" ")
-    if name == "/help":
-        console.print(HELP)
-    elif name == "/trace":
-        _trace(console, talk)
-    elif name == "/k":
-        if not rest.strip().isdecimal():
-            raise ConfigError(f"/k {rest.strip()!r} is not a number", hint=f"now {talk.top_k}; write it like /k 5")
-        talk.top_k = int(rest)
-        console.print(f"{talk.top_k} passages per search")
-    elif name == "/save":
-        if not rest.strip():
-            raise ConfigError("/save needs a file name", hint="write it like /save chat.md")
-        talk.save(Path(rest.strip()))
-        console.print(f"saved {len(talk.episodes)} episodes to {rest.strip()}")
-    else:
-        raise ConfigError(f"unknown command {name}", hint="/help lists the commands")
+def found_passages(episode: Trajectory) -> Sequence[tuple[str, Hit]]:
+    """(query, hit) of all searches, in the order in which they are numbered."""
+    return [(call.query, hit) for call in episode.searches for hit in call.hits]
 
 
-def _trace(console: Console, talk: Chat) -> None:
-    if not talk.episodes:
-        raise ConfigError("there is no episode yet", hint="ask a question first")
-    for written, text in transcript.parts(talk.episodes[-1], talk.agent.codec.decode):
-        console.print("the model wrote:" if written else "the model read:", style="bold")
-        console.print(text, style="green" if written else "dim")
+def heading(number: int, hit: Hit) -> str:
+    return f"{number}. {title_of(hit.passage.title)} ({hit.score:.2f})"
+
+
+def title_of(title: str) -> str:
+    """A title for a line; where a corpus has none, what stands in its place is a whole text."""
+    return title if len(title) <= 100 else f"{title[:100].rpartition(' ')[0] or title[:100]} …"

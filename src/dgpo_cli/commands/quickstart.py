@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgpo_cli.commands.examples import example_questions
 from dgpo_cli.commands.quickstart_real import run_real
 from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, ReplaceFlag, absolute, replacing
 from dgpo_cli.console import Console
@@ -93,7 +94,7 @@ def quickstart(
     _draw(console, curves, out / "learning-curves.png")
     _remember(result, out)
     console.print(f"{duration(result['seconds'])} in all; everything is in {out}/, curves in learning-curves.png there")
-    console.print(f"ask the model that was just trained: {_example(out)}")
+    console.print(f"ask the model that was just trained: {example_questions(out, 1)[0]}")
     console.next("dgpo chat", "dgpo eval", "dgpo report", "dgpo runs", "dgpo recipes")
     console.result(result | {"curves": curves})
 
@@ -142,9 +143,3 @@ def _remember(result: dict[str, Any], out: Path) -> None:
         bench="tinyworld",
         bench_dir=absolute(str(out / "world")),
     )
-
-
-def _example(out: Path) -> str:
-    from dgpo_cli.qa_sets import read_questions
-
-    return next(q.text for q in read_questions(out / "world" / "test.jsonl") if q.hops == 2)

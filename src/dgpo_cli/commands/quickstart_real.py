@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.commands.examples import example_questions
 from dgpo_cli.commands.shared import absolute, replacing
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
@@ -49,7 +50,7 @@ def run_real(
     console.print(
         f"{result['seconds']:.0f} s in this call; everything is in {out}/, figures are in {out}/results.json\n"
         f"Talk to it over those passages:  dgpo chat\n"
-        f"A question that it can look up:  {_example(out / 'world' / 'test.jsonl')}\n"
+        f"A question that it can look up:  {example_questions(out, 1)[0]}\n"
         f"Over texts of your own:          dgpo index FOLDER, then dgpo chat --model {out}/runs/cold-start\n"
         f"Look at what it did:             dgpo report {out}/runs/eval-cold-start"
     )
@@ -94,9 +95,3 @@ def _remember(result: dict[str, Any], out: Path) -> None:
         model=models["cold-start"],
         last_run=models["cold-start"],
     )
-
-
-def _example(questions: Path) -> str:
-    from dgpo_cli.qa_sets import read_questions
-
-    return read_questions(questions)[0].text

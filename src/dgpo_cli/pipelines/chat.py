@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """Asks `agent`; an interrupted question leaves nothing behind, and the next one gets a new agent."""
+    """Asks `agent`; a question that did not come to its end leaves nothing behind: the next one gets a new agent."""
 
     def __init__(self, make_agent: Callable[[], Agent]) -> None:
         self._make_agent = make_agent
         self.agent = make_agent()
         self.episodes: list[Trajectory] = []
+        self._underway = False
 
     @property
     def top_k(self) -> int:
@@ -39,12 +40,11 @@ class Chat:
     def ask(self, text: str, on_event: Listener | None = None) -> Trajectory:
         """The episode of one question. `on_event` is told what happens as it happens."""
         question = Question(str(len(self.episodes) + 1), text, (), "chat")
-        try:
-            (episode,) = self.agent.run([(question, 0)], on_event=on_event)
-        except KeyboardInterrupt:
-            settings = self.agent.settings
-            self.agent = replace(self._make_agent(), settings=settings)
-            raise
+        if self._underway:
+            self.agent = replace(self._make_agent(), settings=self.agent.settings)
+        self._underway = True
+        (episode,) = self.agent.run([(question, 0)], on_event=on_event)
+        self._underway = False
         episode = replace(episode, score=None)  # there is no gold answer to score it by
         self.episodes.append(episode)
         return episode
@@ -52,12 +52,18 @@ class Chat:
     def save(self, path: Path) -> None:
         """All episodes: trajectory records in a .jsonl file, a Markdown transcript in any other.
 
-        Raises InputError if the file exists or nothing was asked yet.
+        Raises InputError if the file exists or cannot be written, or nothing was asked yet.
         """
         if not self.episodes:
             raise InputError("there is nothing to save yet", hint="ask a question first")
         if path.exists():
             raise InputError(f"{path} exists", hint="give another file name")
+        try:
+            self._write(path)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}", hint="give a file that you may write") from error
+
+    def _write(self, path: Path) -> None:
         if path.suffix == ".jsonl":
             codec, settings = self.agent.codec, self.agent.settings
             header = {"schema": "trajectories", "version": RecordFile.version}

@@ -1,0 +1,93 @@
+"""Where an answer stands in the passages that were found."""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dgpo_cli.core.text import is_empty_answer, normalize_answer
+from dgpo_cli.core.types import Passage, SearchCall
+from dgpo_cli.core.wrapping import wrapped
+from dgpo_cli.retrieval.scripts import spaceless_runs
+
+_JUDGEMENTS = ("yes", "no")  # an answer that judges quotes nothing
+# After the mark that ends a sentence, but not after an initial; and between lines.
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Za-z]\.)\s+|(?<=[。！？])|\n+")
+_LONGEST = 300  # characters of a sentence
+_TOGETHER = 3  # sentences that an answer may reach over, as one does that holds "St. Louis"
+_BLANKS = str.maketrans(string.punctuation, " " * len(string.punctuation))
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    place: int  # of the passage among those of all searches, from 0
+    passage: Passage
+    sentence: str
+
+
+def evidence(answer: str | None, searches: Sequence[SearchCall]) -> Evidence | None:
+    """The passage and the sentence in which an answer stands as whole words, compared as answers are.
+
+    Texts come before titles and later searches before earlier ones, since an answer comes from what was read last. None
+    for no answer, "yes", "no", and one of which normalization leaves nothing.
+    """
+    if answer is None or is_empty_answer(answer) or normalize_answer(answer) in _JUDGEMENTS:
+        return None
+    holds = _finder(answer)
+    passages: list[tuple[int, Passage]] = []
+    place = 0
+    for call in searches:
+        passages[:0] = [(place + rank, hit.passage) for rank, hit in enumerate(call.hits)]
+        place += len(call.hits)
+    texts = [(place, passage, passage.text) for place, passage in passages]
+    titles = [(place, passage, passage.title) for place, passage in passages]
+    for place, passage, text in texts + titles:
+        if holds(text):
+            return Evidence(place, passage, _sentence(text, holds))
+    return None
+
+
+def _finder(answer: str) -> Callable[[str], bool]:
+    """Whether a text holds the answer as whole words, with punctuation deleted or, as in "Trelu's", made a blank."""
+    wanted = {normalize_answer(answer), normalize_answer(answer.translate(_BLANKS))} - {""}
+
+    def holds(text: str) -> bool:
+        forms = (normalize_answer(text), normalize_answer(text.translate(_BLANKS)))
+        return any(_as_words(gold, form) for form in forms for gold in wanted)
+
+    return holds
+
+
+def _as_words(gold: str, text: str) -> bool:
+    place = text.find(gold)
+    while place >= 0:
+        end = place + len(gold)
+        if not _inside_word(text[max(0, place - 1) : place + 1]) and not _inside_word(text[end - 1 : end + 1]):
+            return True
+        place = text.find(gold, place + 1)
+    return False
+
+
+def _inside_word(pair: str) -> bool:
+    """Whether two neighbours belong to one word; in scripts without spaces every character may end one."""
+    together = all(letter.isalnum() or unicodedata.category(letter) in ("Mn", "Mc") for letter in pair)
+    return len(pair) == 2 and together and not spaceless_runs().search(pair)
+
+
+def _sentence(text: str, holds: Callable[[str], bool]) -> str:
+    """The shortest run of sentences that holds what `holds` looks for; the first one where it is more than a few."""
+    sentences = [
+        piece
+        for sentence in _SENTENCE_END.split(text)
+        for piece in wrapped(" ".join(sentence.split()), _LONGEST, len)
+        if piece
+    ]
+    for together in range(1, _TOGETHER + 1):
+        for begin in range(len(sentences) - together + 1):
+            run = " ".join(sentences[begin : begin + together])
+            if holds(run):
+                return run
+    return sentences[0]
