@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.offline import write_one_trajectory
 
-from dgpo_cli.core import free_memory
+from dgpo_cli.core import machine
 from dgpo_cli.core.records import write_jsonl_atomic
 
 RL = "rl --student {student} --teacher {teacher} --index {index} --data {train} --device cpu --steps 1 --batch-size 4 "
@@ -109,7 +109,7 @@ FREE = {"tight": 517_000_000, "none": 300_000_000}  # bytes; libraries take 450 
 
 @pytest.mark.usefixtures("no_weights")
 def test_a_start_that_cannot_fit_is_refused_with_its_largest_part(dgpo, folder, places, monkeypatch):
-    monkeypatch.setattr(free_memory, "free_main", lambda: FREE["none"])
+    monkeypatch.setattr(machine, "free_main", lambda: FREE["none"])
     for argv in (RL, KD, EVAL, DISTILL):
         ended = dgpo(*argv.format(**places).split())
         assert ended.status == 1 and "GiB of cpu memory are free" in ended.errors[0], (argv, ended.err)
@@ -118,7 +118,7 @@ def test_a_start_that_cannot_fit_is_refused_with_its_largest_part(dgpo, folder, 
 
 def test_defaults_fit_themselves_and_a_resumed_run_keeps_them(dgpo, folder, places, monkeypatch):
     argv = f"{RL} --batch-size 20 --out r -o rollout.max_tokens=200".format(**places).split()
-    monkeypatch.setattr(free_memory, "free_main", lambda: FREE["tight"])
+    monkeypatch.setattr(machine, "free_main", lambda: FREE["tight"])
     dry = dgpo(*argv, "--dry-run", "--json")
     sizes = json.loads(dry.out)["fitted"]
     assert (

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,14 +61,6 @@ def test_nothing_works_without_the_packages() -> None:
 
 def test_a_full_disk_stops_the_quickstart() -> None:
     assert not works(Device("CPU", 16.0, accelerated=False), disk="problem")["dgpo quickstart"]
-
-
-def test_a_container_limit_counts_as_memory(tmp_path: Path) -> None:
-    limit = tmp_path / "memory.max"
-    limit.write_text("500000000\n")
-    assert doctor.memory_gb(limit) == 0.5
-    limit.write_text("max\n")
-    assert doctor.memory_gb(limit) == doctor.memory_gb(tmp_path / "none") > 0.5
 
 
 def test_a_missing_or_old_package_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

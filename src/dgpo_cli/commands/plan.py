@@ -8,6 +8,7 @@ import typer
 
 from dgpo_cli.commands.shared import JsonFlag, SetOption
 from dgpo_cli.console import Console
+from dgpo_cli.core.machine import GIB
 
 
 def plan(
@@ -58,8 +59,8 @@ def plan(
 
 def _show(console: Console, stage: Any, gib: float) -> None:
     models = ", ".join(f"{role} {name}" for role, name in stage.models.items())
-    rows = [[part, f"{size / 2**30:.1f}"] for part, size in stage.parts.items()]
-    rows.append([f"all, of {gib:.0f}", f"{stage.total / 2**30:.1f}"])
+    rows = [[part, f"{size / GIB:.1f}"] for part, size in stage.parts.items()]
+    rows.append([f"all, of {gib:.0f}", f"{stage.total / GIB:.1f}"])
     console.table(f"{stage.stage}: {models}, batch {stage.effective_batch}", ["memory", "GiB"], rows)
     at_once = ", ".join(f"{name} {size}" for name, size in stage.at_once.items())
     console.print(f"at once: {at_once}")

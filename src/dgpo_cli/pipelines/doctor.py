@@ -7,7 +7,6 @@ compared with the memory that is free now.
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import shutil
 import sys
@@ -20,14 +19,14 @@ from pathlib import Path
 from typing import Literal
 
 from dgpo_cli.core import hub
-from dgpo_cli.core.free_memory import free_main
+from dgpo_cli.core.machine import GIB, free_main, main_memory, num_cores
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.aliases import ALIASES
 from dgpo_cli.models.hub import is_cached
 from dgpo_cli.models.shapes import shape_of
 from dgpo_cli.pipelines import memory
-from dgpo_cli.pipelines.jobs import GIB, Room, Sizes, Training, as_options, fitted, training_job, with_sizes
+from dgpo_cli.pipelines.jobs import Room, Sizes, Training, as_options, fitted, training_job, with_sizes
 from dgpo_cli.pipelines.settings import KDSettings, RLSettings, RolloutOptions
 from dgpo_cli.pipelines.timing import episode_tokens
 
@@ -79,7 +78,7 @@ class Diagnosis:
 
 def diagnose(folder: Path, *, progress: Progress | None = None) -> Diagnosis:
     """Probe the machine. `folder` is where runs would be written."""
-    total = memory_gb()
+    total = main_memory() / 1e9
     free = min(total, free_main() / 1e9)
     device = find_device(total, free)
     probes: list[Callable[[], Check]] = [
@@ -98,18 +97,6 @@ def diagnose(folder: Path, *, progress: Progress | None = None) -> Diagnosis:
         if progress is not None:
             progress(done, len(probes))
     return Diagnosis(checks, judge(device, {check.name: check for check in checks}))
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory_gb(limit_file: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
-    """Memory of the machine, or of the container where that is smaller."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = limit_file.read_text().strip() if limit_file.is_file() else "max"
-    return min(total, int(limit) if limit.isdigit() else total) / 1e9
 
 
 def check_memory(memory: float, free: float) -> Check:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from dgpo_cli.core import schema
+from dgpo_cli.core.machine import GIB
 from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.engine.base import Engine, Sampling, SlotId
@@ -26,7 +27,7 @@ class Fit:
     def __str__(self) -> str:
         wave = "" if self.wave is None else f" and {self.wave} episodes at once"
         return (
-            f"fit: micro-batches of {self.micro_batch_tokens} tokens{wave} within {self.limit_bytes / 2**30:.2f} GiB "
+            f"fit: micro-batches of {self.micro_batch_tokens} tokens{wave} within {self.limit_bytes / GIB:.2f} GiB "
             f"({len(self.attempts)} sizes looked at)"
         )
 
@@ -77,7 +78,7 @@ def fit(
 def _search(
     learner: Learner, length: int, sequences: int, limit_gib: float | None, engine: Callable[[int], Engine] | None
 ) -> Fit:
-    memory = Memory(learner.device, 0 if limit_gib is None else int(limit_gib * 2**30), learner.world.size)
+    memory = Memory(learner.device, 0 if limit_gib is None else int(limit_gib * GIB), learner.world.size)
     attempts: list[tuple[str, Attempt]] = []
     wave, kept = None, None
     if engine is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dgpo_cli.core import schema
-from dgpo_cli.core.free_memory import free_on
+from dgpo_cli.core.machine import GIB, MARGIN, free_on
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.shapes import Shape, shape_of
@@ -22,9 +22,7 @@ from dgpo_cli.pipelines import memory
 from dgpo_cli.pipelines.memory import Job
 from dgpo_cli.pipelines.settings import KDSettings, RLSettings
 
-GIB = 2**30
 FILE = "sizes.json"  # of a run folder
-MARGIN = 0.1  # ours, of what is free: other programs need some, and allocators hold more than is in use
 _LEAST_CHUNK, _LEAST_WAVE = 32, 8
 
 Training = TypeVar("Training", KDSettings, RLSettings)

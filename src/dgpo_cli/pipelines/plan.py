@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dgpo_cli.core.config import apply_options
-from dgpo_cli.core.free_memory import free_main
+from dgpo_cli.core.machine import GIB, free_main, num_cores
 from dgpo_cli.core.recipes import Recipe, merged
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.shapes import shape_of
@@ -25,7 +24,6 @@ CARDS: dict[str, Card] = {  # makers' data sheets: memory in GiB, dense bf16 ari
     "h100": Card(80, 989e12, 3.35e12),
     "h200": Card(141, 989e12, 4.8e12),
 }
-GIB = 2**30
 CORE_FLOPS, CPU_BANDWIDTH = 60e9, 20e9  # assumed: float32 arithmetic of one core, and a machine's memory bandwidth
 # Settings of each stage, and what they cannot be read without; it does not change the plan.
 _KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -65,8 +63,7 @@ def card_of(name: str) -> Card:
     given = re.fullmatch(r"cpu(?::(\d+)gb?)?", key)
     if given is not None:
         gib = float(given[1]) if given[1] else free_main() / GIB
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return Card(gib, cores * CORE_FLOPS, CPU_BANDWIDTH, accelerated=False)
+        return Card(gib, num_cores() * CORE_FLOPS, CPU_BANDWIDTH, accelerated=False)
     if key in CARDS:
         return CARDS[key]
     size = re.fullmatch(r"(\d+)gb?", key)

@@ -6,7 +6,6 @@ The files are bm25s's. The adding and the choice of the best are ours: in numpy,
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dgpo_cli.core.machine import num_cores
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import InputError, RetrievalError
@@ -102,11 +102,10 @@ class BM25Retriever:
         words = [self._words.words(query) for query in queries]
         columns = iter(self._vocabulary.columns(chain.from_iterable(words)))
         asked = [[column for column in islice(columns, len(of_query)) if column >= 0] for of_query in words]
-        # The cores that this process may run on, where the system tells.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if min(len(asked), cores) < 2 or len(self._store) < _THREADED:
+        threads = min(len(asked), num_cores())
+        if threads < 2 or len(self._store) < _THREADED:
             return [self._best(words, k) for words in asked]
-        with ThreadPoolExecutor(min(len(asked), cores)) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(lambda words: self._best(words, k), asked))
 
     def _best(self, words: list[int], k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from dgpo_cli.core.free_memory import free_main
+from dgpo_cli.core.machine import GIB, MARGIN, free_on
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.train.batch import Sample, pack
 from dgpo_cli.train.learner import Learner, training_mode
@@ -25,7 +25,6 @@ from dgpo_cli.train.signals import logprobs
 from dgpo_cli.train.step import FIELDS, accumulate, drop_gradients
 from dgpo_cli.train.world import ALONE
 
-MARGIN = 0.1  # ours, of what is free: allocators hold more than is in use
 _STATUS = Path("/proc/self/status")
 
 
@@ -50,7 +49,7 @@ class Memory:
                 hint="leave out --fit and give -o micro_batch_tokens",
             )
         if not self.limit:
-            free = self._free() // (self.sharers if self.device.type == "cpu" else 1)
+            free = free_on(str(self.device))[1] // (self.sharers if self.device.type == "cpu" else 1)
             self.limit = self.used() + int((1 - MARGIN) * free)
 
     def used(self) -> int:
@@ -72,11 +71,6 @@ class Memory:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return _resident("VmHWM")
-
-    def _free(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.device)[0]
-        return free_main()
 
 
 def _resident(name: str) -> int:
@@ -106,7 +100,7 @@ class Search:
                 break
         if not good:
             raise ConfigError(
-                f"{what} do not fit into {self.memory.limit / 2**30:.2f} GiB",
+                f"{what} do not fit into {self.memory.limit / GIB:.2f} GiB",
                 hint="see `dgpo plan` for what takes the memory: --teacher-8bit, -o gradient_checkpointing=true, "
                 "-o optimizer=adamw-8bit",
             )

@@ -1,6 +1,6 @@
-"""Memory that this process can still take: what is free, not what the machine has.
+"""What this process may use of the machine: its cores, its memory, and what of that is free.
 
-Of main memory: what the system calls available, or what is left of a container's limit where that is less.
+Of main memory free is what the system calls available, or what is left of a container's limit where that is less.
 """
 
 from __future__ import annotations
@@ -10,8 +10,24 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+GIB = 2**30
+MARGIN = 0.1  # ours, of what is free: other programs need some, and allocators hold more than is in use
 # Written by every NVIDIA driver: where they are missing nothing has to import torch to know that there is no GPU.
 _GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
+
+
+def num_cores() -> int:
+    """Cores that this process may run on, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main_memory(root: Path = Path("/")) -> int:
+    """Bytes of the machine's memory, or of the container's where that is less; `root` is where /sys is."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit, _, _ in _groups(root):
+        with suppress(OSError, ValueError):  # a limit of "max" is none
+            total = min(total, int(limit.read_text()))
+    return total
 
 
 def free_main(root: Path = Path("/")) -> int:

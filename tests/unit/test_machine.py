@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_cli.core import free_memory
-from dgpo_cli.core.free_memory import free_main
+from dgpo_cli.core import machine
+from dgpo_cli.core.machine import free_main
 from dgpo_cli.core.out_of_memory import is_out_of_memory
 
 MIB = 2**20
@@ -36,18 +36,26 @@ def test_a_container_has_what_its_limit_leaves_and_files_can_be_dropped(tmp_path
     assert free_main(tmp_path) == 0
 
 
+def test_a_container_has_as_much_memory_as_its_limit(tmp_path):
+    write(tmp_path, {"sys/fs/cgroup/memory.max": "500000000\n"})
+    assert machine.main_memory(tmp_path) == 500_000_000
+    write(tmp_path, {"sys/fs/cgroup/memory.max": "max\n"})
+    assert machine.main_memory(tmp_path) == machine.main_memory(tmp_path / "none") > 500_000_000
+
+
 def test_version_1_of_control_groups(tmp_path):
     old = "sys/fs/cgroup/memory/memory"
     write(tmp_path, MACHINE | {f"{old}.limit_in_bytes": "1000000", f"{old}.usage_in_bytes": "600000"})
     assert free_main(tmp_path) == 400_000
+    assert machine.main_memory(tmp_path) == 1_000_000
     write(tmp_path, {f"{old}.stat": "total_inactive_file 100000\ninactive_file 1\n"})
     assert free_main(tmp_path) == 500_000
 
 
 def test_a_machine_without_a_gpu_is_known_without_torch(monkeypatch):
-    monkeypatch.setattr(free_memory, "may_have_gpu", lambda: False)
-    monkeypatch.setattr(free_memory, "free_main", lambda: 7)
-    assert free_memory.free_on("auto") == free_memory.free_on("cpu") == ("cpu", 7)
+    monkeypatch.setattr(machine, "may_have_gpu", lambda: False)
+    monkeypatch.setattr(machine, "free_main", lambda: 7)
+    assert machine.free_on("auto") == machine.free_on("cpu") == ("cpu", 7)
 
 
 @pytest.mark.parametrize(
