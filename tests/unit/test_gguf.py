@@ -4,7 +4,7 @@ import json
 import struct
 import sys
 import time
-import types
+from importlib.util import find_spec
 from pathlib import Path
 
 import gguf as library
@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from dgpo_cli.core import extras
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models import gguf, gguf_tokenizer
 from dgpo_cli.models.gguf_header import read_header
@@ -266,13 +267,10 @@ def test_no_byte_of_the_header_freezes_or_crashes(tmp_path):
 
 def test_without_the_package(tmp_path, monkeypatch):
     write(tmp_path / "m.gguf")
-    find = gguf.importlib.util.find_spec
-    monkeypatch.setattr(
-        gguf.importlib, "util", types.SimpleNamespace(find_spec=lambda name: None if name == "gguf" else find(name))
-    )
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "gguf" else find_spec(name))
     with pytest.raises(ModelError) as caught:
         resolve(str(tmp_path / "m.gguf"))
-    assert "needs the package gguf" in caught.value.message and "pip install" in str(caught.value.hint)
+    assert "needs gguf, which is not installed" in caught.value.message and "pip install" in str(caught.value.hint)
 
 
 # --- aliases and cards ----------------------------------------------------------------------------------------------

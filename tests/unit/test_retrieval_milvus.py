@@ -17,8 +17,9 @@ from tests.milvus import QUERIES, ids, milvus_server, passages, scores
 from tests.retrieval_corpora import TOWNS, write_corpus
 from tests.tiny_encoder import make_encoder
 
+from dgpo_cli.core import extras
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
-from dgpo_cli.retrieval import milvus_connection, milvus_load
+from dgpo_cli.retrieval import milvus_load
 from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.check import check_integrity
 from dgpo_cli.retrieval.manifest import read_manifest
@@ -318,10 +319,10 @@ def test_files_that_are_no_database(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["pymilvus", "milvus_lite"])
 def test_packages_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    monkeypatch.setattr(milvus_connection, "find_spec", lambda name: None if name == missing else object())
-    with pytest.raises(RetrievalError, match=missing.replace("_", "-")) as refused:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == missing else object())
+    with pytest.raises(RetrievalError, match=f"Milvus needs {missing}, which is not installed") as refused:
         connect(str(tmp_path / "m.db"), create=True)
-    assert refused.value.hint == "pip install 'dgpo-cli[milvus]'"
+    assert refused.value.hint == extras.installing("milvus")
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.errors import ConfigError, DgpoError
 
 
-def require(module: str, extra: str, what: str) -> None:
-    """Raises ConfigError, naming the extra, where `module` is not installed; imports nothing."""
+def require(module: str, extra: str, what: str, error: type[DgpoError] = ConfigError) -> None:
+    """Raises `error`, naming the extra, where `module` is not installed; imports nothing."""
     if find_spec(module) is None:
-        raise ConfigError(
-            f"{what} needs {module}, which is not installed",
-            hint=f"in the folder of dgpo's sources: pip install -c constraints.txt -e '.[{extra}]'",
-        )
+        raise error(f"{what} needs {module}, which is not installed", hint=installing(extra))
+
+
+def installing(extra: str) -> str:
+    """For a hint."""
+    return f"in the folder of dgpo's sources: pip install -c constraints.txt -e '.[{extra}]'"

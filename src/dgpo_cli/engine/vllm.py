@@ -20,7 +20,7 @@ def require_vllm() -> None:
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "vLLM is not installed here",
-            hint="leave --engine out, install `dgpo-cli[vllm]` into an environment of its own, or run `vllm serve` and "
+            hint="leave --engine out, install its extra vllm into an environment of its own, or run `vllm serve` and "
             "give `dgpo distill-data` its --teacher-url",
         )
 

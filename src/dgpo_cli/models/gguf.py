@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core import folders, schema
+from dgpo_cli.core.extras import require
 from dgpo_cli.core.hub import quiet_loading
 from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
@@ -26,7 +27,6 @@ from dgpo_cli.models.gguf_header import MAGIC, Header, read_header
 
 RECORD_FILE = "gguf.json"
 SUFFIX = ".gguf"
-INSTALL = "pip install 'dgpo-cli[gguf]'"
 _BYTES_PER_WEIGHT = 4  # float32
 _WAIT_S = 600.0  # for another process that reads the same file
 _FORM = 1  # of the folders; one more where another program would write them otherwise
@@ -93,7 +93,7 @@ def _folder_of(path: Path, _size: int, _changed: int) -> Path:
     with Lock.beside(folder, hint="give the command again when it is done", wait_s=_WAIT_S):
         folders.settle(folder)
         if not (folder / RECORD_FILE).is_file():
-            _require_library()
+            require("gguf", "gguf", "a GGUF file", ModelError)
             _require_space(folder.parent, header)
             with folders.replacing(folder) as fresh:
                 _write(path, header, fresh, digest)
@@ -105,11 +105,6 @@ def _cache(digest: str) -> Path:
 
     parent = Path(cached_assets_path("dgpo", namespace="gguf", subfolder=f"form-{_FORM}"))
     return parent / digest[:16]
-
-
-def _require_library() -> None:
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError("reading a GGUF file needs the package gguf", hint=INSTALL)
 
 
 def _require_space(parent: Path, header: Header) -> None:

