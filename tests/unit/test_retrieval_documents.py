@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.documents import PAGE, pdf
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import InputError
+from dgpo_cli.retrieval import documents
 from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.corpus import CorpusReport, corpus_digest, read_corpus
 from dgpo_cli.retrieval.documents import Document, Section, Unreadable, read_document
@@ -195,3 +199,26 @@ def test_a_page_that_is_nested_too_deeply_is_told() -> None:
     assert shown(read_document(b"<div>" * 900 + b"deep", ".html")) == [("", "deep")]
     with pytest.raises(Unreadable, match=r"nested too deeply \(more than 1,000 elements\)"):
         read_document(b"<div>" * 100_000 + b"deep", ".html")
+
+
+def test_a_pdf_has_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = SimpleNamespace(pages=[_Page(b"q Q " * 10, 3)] * 4)
+    assert list(documents._pages(reader)) == ["text"] * 4
+    for name, limit in (("_PDF_PAGES", 3), ("_PDF_OPERATIONS", 11), ("_PDF_BYTES", 100)):
+        with monkeypatch.context() as patch:
+            patch.setattr(documents, name, limit)
+            with pytest.raises(Unreadable, match="oversized PDF"):
+                list(documents._pages(reader))
+
+
+class _Page:
+    def __init__(self, contents: bytes, operations: int) -> None:
+        self._contents, self._operations = contents, operations
+
+    def get_contents(self) -> Any:
+        return SimpleNamespace(get_data=lambda: self._contents)
+
+    def extract_text(self, *, visitor_operand_before: Callable[..., None]) -> str:
+        for _ in range(self._operations):
+            visitor_operand_before(b"q", [], [], [])
+        return "text"

@@ -6,8 +6,9 @@ import codecs
 import io
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from dgpo_cli.core.extras import require
 
@@ -27,6 +28,7 @@ _OPEN_TITLE = re.compile("<title[^<]*", re.IGNORECASE)
 _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 _DEEPEST = 1_000  # elements inside each other, ours; pages have dozens
 _STEP = 1 << 16  # characters
+_PDF_PAGES, _PDF_OPERATIONS, _PDF_BYTES = 10_000, 10_000_000, 1 << 26  # of a file, ours
 _UNSEEN = frozenset({"script", "style", "template", "svg", "noscript"})
 # Everything else ends a sentence, as it begins a line of its own.
 _INLINE = frozenset((
@@ -195,13 +197,31 @@ def _pdf(content: bytes) -> Document:
         reader = PdfReader(io.BytesIO(content))
         if reader.is_encrypted and not reader.decrypt(""):
             raise Unreadable("PDF with a password")
-        text = "\n".join(_HYPHENATED.sub("", page.extract_text()) for page in reader.pages)
+        text = "\n".join(_HYPHENATED.sub("", page) for page in _pages(reader))
         title = str((reader.metadata and reader.metadata.title) or "")
     except Unreadable:
         raise
     except Exception as error:  # a malformed PDF raises pypdf's own errors and builtins of every kind
         raise Unreadable(f"broken PDF ({next(iter(str(error).splitlines()), repr(error))[:80]})") from error
     return Document(_writable(title).strip(), [Section("", _writable(text))])
+
+
+def _pages(reader: Any) -> Iterator[str]:
+    """The text of each page. Raises Unreadable beyond limits that no document meets: forms can call forms for ever."""
+    operations = bytes_read = 0
+
+    def count(*_: object) -> None:
+        nonlocal operations
+        operations += 1
+        if operations > _PDF_OPERATIONS:
+            raise Unreadable(f"oversized PDF (more than {_PDF_OPERATIONS:,} drawing operations)")
+
+    for number, page in enumerate(reader.pages, start=1):
+        contents = page.get_contents()
+        bytes_read += 0 if contents is None else len(contents.get_data())
+        if number > _PDF_PAGES or bytes_read > _PDF_BYTES:
+            raise Unreadable(f"oversized PDF (more than {_PDF_PAGES:,} pages, or {_PDF_BYTES:,} bytes in them)")
+        yield page.extract_text(visitor_operand_before=count)
 
 
 def _decoded(content: bytes, declared: str | None = None) -> str:

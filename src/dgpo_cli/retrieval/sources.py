@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,9 @@ FIELDS = ("id", "_id", "contents", "title", "text")
 HINT = "give a corpus: .jsonl or .parquet, .jsonl.gz, .jsonl.zst, hf:REPO:SPLIT, or a folder of texts"
 LONGEST = LONGEST_PASSAGE
 _BATCH = 1_000  # Parquet rows read at once
+_SLICE = 50  # of them made into Python objects at once
+_LARGE_COLUMN = 1 << 26  # bytes of a column of a row group, unpacked
+_PACKED = 200  # times smaller: text packs ten times, a bomb 30,000
 _STEP = 2_000  # lines between two looks at how far the file is read
 _SHOWN = 60  # characters of an id in a message
 
@@ -92,17 +95,27 @@ class Parquet:
 
     def read(self, digest: Digest) -> Iterator[Found]:
         import pyarrow
-        from pyarrow.parquet import ParquetFile
+        from pyarrow.parquet import ParquetFile, read_metadata
 
         self.hash(digest)
         try:
-            with ParquetFile(self.path) as file:
-                columns = [name for name in FIELDS if name in file.schema_arrow.names]
+            metadata = read_metadata(self.path)
+            columns = [name for name in FIELDS if name in metadata.schema.to_arrow_schema().names]
+            paths = {metadata.schema.column(number).path for number in range(metadata.num_columns)}
+            shared = [name for name in columns if name in paths]  # a text that many rows share is in memory once
+            with ParquetFile(self.path, metadata=metadata, read_dictionary=shared, memory_map=True) as file:
                 number, total = 0, max(1, file.metadata.num_rows)
-                for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield found_in(row, f"row {number}", number / total)
+                for group in range(file.num_row_groups):
+                    described = file.metadata.row_group(group)
+                    if problem := _oversized(described, columns):
+                        first, number = number + 1, number + described.num_rows
+                        yield Found(f"rows {first} to {number}", min(1.0, number / total), problem=problem)
+                        continue
+                    for batch in file.iter_batches(batch_size=_BATCH, columns=columns, row_groups=[group]):
+                        for start in range(0, batch.num_rows, _SLICE):
+                            for row in batch.slice(start, _SLICE).to_pylist():
+                                number += 1
+                                yield found_in(row, f"row {number}", min(1.0, number / total))
         except (OSError, pyarrow.ArrowException) as error:
             raise InputError(f"{self.path}: {_first_line(error)}", hint=HINT) from error
 
@@ -112,6 +125,18 @@ class Parquet:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         except OSError as error:
             raise InputError(f"{self.path}: {error.strerror}", hint=HINT) from error
+
+
+def _oversized(group: Any, columns: Collection[str]) -> str:
+    """Why no row of a row group is read: its texts, which the library unpacks whole, are none of passages."""
+    for number in range(group.num_columns):
+        column = group.column(number)
+        name, size, packed = column.path_in_schema, column.total_uncompressed_size, column.total_compressed_size
+        if name not in columns or size <= _LARGE_COLUMN:
+            continue
+        if size > 4 * LONGEST * max(1, group.num_rows) or size > _PACKED * max(1, packed):
+            return f"oversized rows ({size:,} bytes of {name}, packed to {packed:,})"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
