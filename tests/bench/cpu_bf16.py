@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from machine import about
+from rollout import PlainCodec
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dgpo_cli.engine.base import Sampling
@@ -37,19 +38,6 @@ from dgpo_cli.train.step import accumulate
 ROWS, PROMPT, NEW = 8, 250, 64
 SEQUENCES, LENGTH, WRITTEN = 3, 443, 103
 Ways = dict[str, Callable[[], float]]  # each returns CPU seconds
-
-
-class PlainCodec:
-    """What engine and training ask of a tokenizer, where no text ends a turn."""
-
-    pad_id = 0
-    eos_ids: frozenset[int] = frozenset()
-
-    def __init__(self, size: int) -> None:
-        self.vocabulary_size = size
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return b"a "
 
 
 def model_of(folder: Path | None) -> PreTrainedModel:

@@ -74,7 +74,7 @@ class Episode:
 
 
 class PlainCodec:
-    """What the engine asks of a tokenizer, where no text ends a turn."""
+    """What engine and training ask of a tokenizer, where no text ends a turn."""
 
     pad_id = 0
     eos_ids: frozenset[int] = frozenset()
