@@ -3,7 +3,7 @@
 import pytest
 
 from dgpo_cli.core.protocol import DEFAULT, parse_turn
-from dgpo_cli.core.text import exact_match, normalize_answer, substring_match
+from dgpo_cli.core.text import contains_answer, exact_match, is_empty_answer, normalize_answer
 from dgpo_cli.core.types import Passage
 from dgpo_cli.models import published_prompt
 from golden.reference import VECTORS
@@ -13,7 +13,10 @@ from golden.reference import VECTORS
 def test_scoring(case):
     assert normalize_answer(case["prediction"]) == case["normalized"]
     assert exact_match(case["prediction"], case["golden_answers"]) == bool(case["em"])
-    assert substring_match(case["prediction"], case["golden_answers"]) == bool(case["sub_em"])
+    # By the reference's sub_em an answer of which nothing is left stands in every text; by ours in none.
+    golds = case["golden_answers"]
+    held = contains_answer(case["prediction"], golds) or any(map(is_empty_answer, golds))
+    assert held == bool(case["sub_em"])
 
 
 @pytest.mark.parametrize("case", VECTORS["action_parsing"], ids=lambda case: repr(case["generated"])[:30])

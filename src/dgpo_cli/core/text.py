@@ -74,14 +74,6 @@ def contains_answer(text: str, answers: Iterable[str]) -> bool:
     return any(bool(gold) and gold in normalized for gold in map(normalize_answer, answers))
 
 
-def substring_match(text: str, answers: Iterable[str]) -> bool:
-    """Search-R1's sub_em as it is published, by which an answer of which nothing is left stands in every text.
-
-    It is what the reference vectors are held against; whatever this project counts or pays goes by `contains_answer`.
-    """
-    return contains_answer(text, answers) or any(map(is_empty_answer, answers))
-
-
 def f1(prediction: str, answers: Iterable[str]) -> float:
     """Token F1 of the normalized strings, best over the answers; exact match where nothing is left of one of them."""
     words = Counter(normalize_answer(prediction).split())

@@ -24,7 +24,6 @@ from dgpo_cli.train.learner import Learner
 from dgpo_cli.train.shard import like, split
 
 FORMAT = 1
-_ANY = map_of(ANYTHING)
 _STATE = record(
     {
         "format": whole(0),
