@@ -258,6 +258,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [check(parse_line(line, place), _METRICS, place, hint=f"remove {place}") for place, line in rows]
 
 
+def measured(row: Mapping[str, Any], name: str) -> float | None:
+    """A finite number of a row of metrics, or of a result; None where it has none of that name."""
+    value = row.get(name)
+    return value if schema.is_number(value) else None
+
+
 def check_space(path: Path, needed_bytes: int) -> None:
     """Raises ConfigError if the disk of `path` has less than `needed_bytes` free."""
     free = shutil.disk_usage(path).free

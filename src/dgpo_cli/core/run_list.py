@@ -11,7 +11,7 @@ from typing import Literal
 from dgpo_cli.core import folders
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.locks import Lock
-from dgpo_cli.core.run_dir import is_locked, list_runs, read_metrics, read_run
+from dgpo_cli.core.run_dir import is_locked, list_runs, measured, read_metrics, read_run
 from dgpo_cli.core.run_names import find_runs, short_names
 from dgpo_cli.errors import ConfigError, InputError
 
@@ -57,9 +57,8 @@ def summarize_runs(root: Path) -> list[RunSummary]:
 def _summarize(path: Path, name: str) -> RunSummary:
     record, rows = read_run(path), read_metrics(path)
     config = load_toml(path / "config.toml") if (path / "config.toml").is_file() else {}
-    scores = [row["eval_em"] for row in rows if isinstance(row.get("eval_em"), int | float)]
-    result = record.get("result")
-    em = result.get("em") if isinstance(result, dict) else None
+    scores = [em for row in rows if (em := measured(row, "eval_em")) is not None]
+    em = measured(record.get("result", {}), "em")
     command = record["command"]
     status: Status = "finished" if record["status"] == "finished" else "unfinished"
     role = {"distill-data": "teacher", "eval": "model"}.get(command, "student")
@@ -72,7 +71,7 @@ def _summarize(path: Path, name: str) -> RunSummary:
         model=None if config.get(role) is None else spoken_model(str(config[role])),
         created=record["created"],
         steps=max((int(row["step"]) for row in rows if "step" in row), default=None),
-        em=em if isinstance(em, int | float) else max(scores, default=None),
+        em=max(scores, default=None) if em is None else em,
         num_bytes=folder_bytes(path),
     )
 

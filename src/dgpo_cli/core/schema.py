@@ -106,10 +106,11 @@ def whole(least: int = -_LARGEST, most: int = _LARGEST) -> Kind:
 
 def number(least: float = -math.inf, most: float = math.inf) -> Kind:
     """A finite one; whole numbers count."""
-    return _simple(_range("a finite number", least, most), lambda value: _is_number(value) and least <= value <= most)
+    return _simple(_range("a finite number", least, most), lambda value: is_number(value) and least <= value <= most)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """A finite one that a float can hold; true and false are none."""
     if type(value) is int:
         return -_LARGEST <= value <= _LARGEST
     return type(value) is float and math.isfinite(value)
@@ -190,7 +191,7 @@ def numbers(least: float = -math.inf, most: float = math.inf) -> Kind:
         if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
             return False
         # A sum would overflow; NaN compares with nothing, so it is looked for by itself.
-        return not value or (all(map(_is_number, value)) and least <= min(value) and max(value) <= most)
+        return not value or (all(map(is_number, value)) and least <= min(value) and max(value) <= most)
 
     return _list(expected, holds, number(least, most))
 

@@ -269,7 +269,7 @@ REPORT = schema.record(  # what others than its writer read of report.json
                     "f1": _SHARE,
                     "em_interval": schema.record({"low": _SHARE, "high": _SHARE}),
                     "index": schema.record(
-                        {}, {"passages": schema.maybe(schema.whole(0)), "retriever": schema.maybe(schema.text())}
+                        {"passages": schema.maybe(schema.whole(0)), "retriever": schema.maybe(schema.text())}
                     ),
                 }
             )

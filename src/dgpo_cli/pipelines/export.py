@@ -15,7 +15,7 @@ from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.core.run_dir import check_space, list_runs, read_metrics, read_run
+from dgpo_cli.core.run_dir import check_space, list_runs, measured, read_metrics, read_run
 from dgpo_cli.core.schema import read_record
 from dgpo_cli.core.untrusted import parse_json
 from dgpo_cli.errors import ConfigError, ModelError
@@ -165,7 +165,7 @@ def _writer(trajectories: object) -> str | None:
 
 def _best_step(rows: Sequence[Mapping[str, Any]]) -> int | None:
     """Of the first validation with the best score; None where none has a score."""
-    scored = [row for row in rows if isinstance(row.get("eval_score"), int | float)]
+    scored = [row for row in rows if measured(row, "eval_score") is not None]
     return int(max(scored, key=lambda row: row["eval_score"])["step"]) if scored else None
 
 
@@ -195,7 +195,7 @@ def _interval(values: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _validation_em(run: Path) -> float | None:
-    scores = [row["eval_em"] for row in read_metrics(run) if isinstance(row.get("eval_em"), int | float)]
+    scores = [em for row in read_metrics(run) if (em := measured(row, "eval_em")) is not None]
     return max(scores, default=None)
 
 

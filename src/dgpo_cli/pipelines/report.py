@@ -18,6 +18,7 @@ from dgpo_cli import __version__
 from dgpo_cli.core.figures import duration, p_value, percent, percent_range, points, points_range
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import write_atomic
+from dgpo_cli.core.run_dir import measured
 from dgpo_cli.core.run_list import spoken_model, summarize_runs
 from dgpo_cli.core.run_names import find_run, short_names
 from dgpo_cli.errors import ConfigError, DgpoError
@@ -88,9 +89,10 @@ def _summary(runs: Sequence[RunRecords]) -> dict[str, Any]:
     for run in runs:
         result = run.record.get("result") or {}
         steps = max((int(row["step"]) for row in run.rows), default=None)
-        best = max((row["eval_em"] for row in run.rows if "eval_em" in row), default=result.get("em"))
+        ems = [em for row in run.rows if (em := measured(row, "eval_em")) is not None]
+        best = max(ems, default=measured(result, "em"))
         model = run.config.get("model") or run.config.get("student") or run.config.get("teacher")
-        seconds = max((row["seconds"] for row in run.rows if "seconds" in row), default=None)
+        seconds = max((s for row in run.rows if (s := measured(row, "seconds")) is not None), default=None)
         rows.append(
             [
                 run.record["command"],

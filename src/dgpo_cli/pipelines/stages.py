@@ -24,7 +24,7 @@ from dgpo_cli.core.locks import Lock, lock_inside
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.core.run_dir import RunDir, differing, read_metrics, read_run
+from dgpo_cli.core.run_dir import RunDir, differing, measured, read_metrics, read_run
 from dgpo_cli.core.run_identity import config_digest
 from dgpo_cli.errors import BusyError, ConfigError
 from dgpo_cli.evaluate.run import evaluate
@@ -354,7 +354,8 @@ class Stages:
         """Validation EM over training seconds."""
         points, seconds = [], 0.0
         for row in read_metrics(self.path(stage)):
-            seconds = row.get("seconds", seconds)
-            if "eval_em" in row:
-                points.append((seconds, row["eval_em"]))
+            known = measured(row, "seconds")
+            seconds = seconds if known is None else known
+            if (em := measured(row, "eval_em")) is not None:
+                points.append((seconds, em))
         return points

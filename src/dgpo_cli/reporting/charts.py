@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dgpo_cli.core.schema import is_number
+
 # Told apart on white and on near-black, and by readers who do not tell red from green (after Okabe and Ito 2008).
 COLORS = ("#2f7ed8", "#e07b1f", "#1a9c78", "#c65a9d", "#8a6fd6", "#a88a00", "#3aa6c4", "#8a8f98")
 _INK, _GRID = "#010203", "#040506"  # replaced by colours of the page
@@ -57,7 +59,7 @@ def charts(runs: Sequence[tuple[str, Rows]]) -> list[Chart]:
         for _, rows in runs
         for row in rows
         for name, value in row.items()
-        if name not in ("step", "eval_score") and _is_number(value)
+        if name not in ("step", "eval_score") and is_number(value)
     }
     order = [name for name in TITLES if name in logged] + sorted(name for name in logged if name not in TITLES)
     return [Chart(name, TITLES.get(name, name), _draw(name, runs), name in TITLES) for name in order]
@@ -65,17 +67,13 @@ def charts(runs: Sequence[tuple[str, Rows]]) -> list[Chart]:
 
 def points(rows: Rows, metric: str) -> tuple[list[float], list[float]]:
     """Steps and values of a metric."""
-    pairs = [(row["step"], row[metric]) for row in rows if _is_number(row.get(metric)) and _is_number(row.get("step"))]
+    pairs = [(row["step"], row[metric]) for row in rows if is_number(row.get(metric)) and is_number(row.get("step"))]
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
     """Mean of each value and the `width` - 1 before it; of fewer at the beginning."""
     return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
 def _draw(metric: str, runs: Sequence[tuple[str, Rows]]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dgpo_cli.core.figures import percent
+from dgpo_cli.core.schema import is_number
 from dgpo_cli.core.types import Question, Trajectory
 from dgpo_cli.reporting.transcript import hits, outcome
 
@@ -25,6 +26,7 @@ class TrainingLine:
         self._best: dict[str, float] = {}
 
     def log(self, metrics: Mapping[str, Any]) -> None:
+        metrics = {name: value for name, value in metrics.items() if is_number(value)}
         self._newest |= metrics
         for name, better in (("eval_em", max), ("eval_nll", min)):
             if name in metrics:
