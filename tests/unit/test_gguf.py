@@ -4,6 +4,7 @@ import json
 import struct
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dgpo_cli.errors import ModelError
 from dgpo_cli.models import gguf, gguf_tokenizer
 from dgpo_cli.models.gguf_header import read_header
 from dgpo_cli.models.load import load_model, load_tokenizer
+from dgpo_cli.models.shapes import shape_from, shape_of
 from dgpo_cli.models.sources import origin, resolve
 from tiny import bpe_tokenizer
 
@@ -122,6 +124,17 @@ def test_the_model_is_the_one_that_was_written(tmp_path, kind, tied):
     assert torch.equal(loaded.model(IDS).logits, model(IDS).logits)
     assert loaded.tokenizer.get_vocab() == bpe_tokenizer().get_vocab()
     assert loaded.model.config.tie_word_embeddings is tied and loaded.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_its_sizes_are_known_from_its_head_alone(tmp_path, kind, tied, monkeypatch):
+    model = write(tmp_path / "m.gguf", kind, tied=tied)
+    monkeypatch.setattr(gguf, "folder_of", lambda path: pytest.fail("a plan writes no model folder"))
+    shape = shape_of(str(tmp_path / "m.gguf"))
+    assert replace(shape, head_size=None) == replace(shape_from("m", model.config.to_dict()), head_size=None)
+    assert shape.head_width == model.model.layers[0].self_attn.head_dim
+    assert shape.parameters == model.num_parameters()
 
 
 def test_a_quantized_model_has_the_values_of_its_blocks(tmp_path):

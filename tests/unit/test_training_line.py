@@ -10,7 +10,7 @@ from tests.tiny import bpe_tokenizer
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.types import Question
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.reporting.training_line import EPISODE_EVERY_S, TrainingLine, glimpse, glimpses
+from dgpo_cli.reporting.training_line import EPISODE_EVERY_S, TrainingLine, best_validation, glimpse, glimpses
 
 STEP = {
     "reward": 0.421, "entropy": 0.713, "teacher_k1_wrong": 0.0123, "behavior_kl": 9.0, "searches": 1.44,
@@ -37,6 +37,13 @@ def test_a_loss_is_better_where_it_is_smaller() -> None:
     for value in (0.5, 0.25, 0.3):
         line.log({"nll": 1.0, "forward_kl": 0.125, "eval_nll": value})
     assert str(line) == "loss 1.000, validation loss 0.300 (best 0.250), KL 0.125"
+
+
+def test_the_best_is_told_by_the_measure_that_chose_it() -> None:
+    """The score of a loss is its negative: a larger score is better for both."""
+    assert best_validation(-0.0994, [{"step": 1, "nll": 1.0}, {"eval_nll": 0.0994}]) == ", best validation loss 0.0994"
+    assert best_validation(0.25, [{"step": 1}, {"eval_em": 0.25, "eval_nll": 2.0}]) == ", best validation EM 25.0 %"
+    assert best_validation(None, [{"eval_em": 0.25}]) == ""
 
 
 def test_an_episode_is_a_few_lines() -> None:

@@ -38,7 +38,8 @@ def quickstart(
     replace: ReplaceFlag = False,
     search: Annotated[bool, typer.Option("--search", help="Try the recipe's learning rates for the RL rows.")] = False,
     real: Annotated[
-        bool, typer.Option("--real", help="With a real language model and real questions, in twenty minutes.")
+        bool,
+        typer.Option("--real", help="With a real language model and real questions (not timed when idle)."),
     ] = False,
     rl: Annotated[
         bool, typer.Option("--rl", help="With --real: go on with a teacher and rows of rewards, for hours.")

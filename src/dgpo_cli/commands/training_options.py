@@ -13,7 +13,7 @@ import typer
 from dgpo_cli.commands.next_steps import after_kd, after_rl
 from dgpo_cli.commands.shared import absolute, choose
 from dgpo_cli.console import Console, is_first_process, processes
-from dgpo_cli.core.figures import duration, percent
+from dgpo_cli.core.figures import duration
 
 if TYPE_CHECKING:
     from dgpo_cli.core.run_dir import RunDir
@@ -112,6 +112,7 @@ def follow(
 ) -> None:
     """Remember what was made, and what of `made_with` there was, and say what comes next."""
     from dgpo_cli.core.workspace import Workspace
+    from dgpo_cli.reporting.training_line import best_validation
 
     if not is_first_process():
         return
@@ -122,17 +123,8 @@ def follow(
     )
     if idle := result["untrained_steps"]:
         console.warn(f"{idle} of {result['steps']} steps trained nothing: no text was written in them")
-    console.print(f"{run.path}: {result['steps']:,} steps in {duration(result['seconds'])}{_best(run, result)}")
+    best = best_validation(result.get("best"), run.metrics())
+    console.print(f"{run.path}: {result['steps']:,} steps in {duration(result['seconds'])}{best}")
     teacher = Workspace().resolve("teacher", None).value is not None
     console.next(*(after_rl() if command == "rl" else after_kd(teacher=teacher)))
     console.result(result | {"run": str(run.path)})
-
-
-def _best(run: RunDir, result: dict[str, Any]) -> str:
-    """The best validation, by the measure that chose the weights: EM, else the loss, whose score is its negative."""
-    if result.get("best") is None:
-        return ""
-    by_em = any("eval_em" in row for row in run.metrics())
-    return (
-        f", best validation EM {percent(result['best'])}" if by_em else f", best validation loss {-result['best']:.4f}"
-    )

@@ -56,6 +56,12 @@ class Header:
         return str(self.metadata.get("general.architecture"))
 
     @property
+    def sizes(self) -> dict[str, Any]:
+        """What is said of the architecture: block_count, attention.head_count and so on."""
+        prefix = f"{self.architecture}."
+        return {key.removeprefix(prefix): value for key, value in self.metadata.items() if key.startswith(prefix)}
+
+    @property
     def weights(self) -> int:
         return sum(tensor.weights for tensor in self.tensors.values())
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dgpo_cli.errors import ConfigError, ModelError
+from dgpo_cli.models import gguf
+from dgpo_cli.models.gguf_header import Header, read_header
 from dgpo_cli.models.sources import config_values, resolve
 
 
@@ -78,13 +81,15 @@ _SAME = {"qwen-3b-instruct": "qwen-3b", "qwen-0.5b-kd": "qwen-0.5b", "dgpo-qwen-
 
 
 def shape_of(name: str) -> Shape:
-    """Of an alias, or of a folder, run or hub id whose configuration can be read now.
+    """Of an alias, a GGUF file, or a folder, run or hub id whose configuration can be read now.
 
     Raises ModelError for a name that leads nowhere, ConfigError where no size is known.
     """
     known = _SAME.get(name, name)
     if known in SHAPES:
         return SHAPES[known]
+    if gguf.is_gguf(file := Path(name).expanduser()):
+        return _of_header(read_header(file))
     values = config_values(resolve(name))
     if values is None:
         raise ConfigError(
@@ -117,6 +122,26 @@ def shape_from(name: str, values: Mapping[str, Any]) -> Shape:
         qkv_bias=bool(values.get("attention_bias", values.get("model_type") == "qwen2")),
         head_size=int(width) if _is_size(width) and width is not None else None,
         qk_norm=values.get("model_type") == "qwen3",
+    )
+
+
+def _of_header(header: Header) -> Shape:
+    """Of a checked header: the sizes that it names are those of its tensors."""
+    hidden, vocabulary = header.tensors["token_embd.weight"].shape
+    first = "blk.0."
+    heads = int(header.sizes["attention.head_count"])
+    width = header.tensors[f"{first}attn_q.weight"].shape[1] // heads
+    return Shape(
+        hidden,
+        header.tensors[f"{first}ffn_up.weight"].shape[1],
+        int(header.sizes["block_count"]),
+        heads,
+        header.tensors[f"{first}attn_k.weight"].shape[1] // width,
+        vocabulary,
+        tied="output.weight" not in header.tensors,
+        qkv_bias=f"{first}attn_q.bias" in header.tensors,
+        head_size=width,
+        qk_norm=f"{first}attn_q_norm.weight" in header.tensors,
     )
 
 

@@ -19,7 +19,6 @@ from transformers import Qwen2ForCausalLM
 
 from dgpo_cli.core import folders, schema
 from dgpo_cli.core.config import apply_options
-from dgpo_cli.core.figures import percent
 from dgpo_cli.core.locks import Lock, lock_inside
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import TINYWORLD
@@ -40,6 +39,7 @@ from dgpo_cli.pipelines.kd import run_kd
 from dgpo_cli.pipelines.rl import run_rl
 from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings, RolloutOptions
 from dgpo_cli.qa_sets import read_questions
+from dgpo_cli.reporting.training_line import best_validation
 from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.tinyworld.demonstrations import Demonstrator, Fault
@@ -290,7 +290,7 @@ class Stages:
         started = time.perf_counter()
         with RunDir.open(command, config, out=path, fresh=not same, inputs=seen) as run:
             result = work(run)
-        best = f", best validation EM {percent(result['best'])}" if result.get("best") is not None else ""
+            best = best_validation(result.get("best"), run.metrics())
         self._say(f"{stage}: {time.perf_counter() - started:.0f} s{best}")
         return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dgpo_cli.core.figures import percent
@@ -48,6 +48,17 @@ class TrainingLine:
             ("tokens_per_second", lambda x: f"{x:,.0f} tokens/s"),
         ]
         return ", ".join(show(seen[name]) for name, show in figures if name in seen)
+
+
+def best_validation(best: float | None, rows: Iterable[Mapping[str, Any]]) -> str:
+    """The best validation of a run that logged `rows`, to be put behind other text; "" without one.
+
+    It is told by the measure that chose the weights: EM, else the loss, whose score is its negative.
+    """
+    if best is None:
+        return ""
+    by_em = any("eval_em" in row for row in rows)
+    return f", best validation EM {percent(best)}" if by_em else f", best validation loss {-best:.4f}"
 
 
 def glimpses(roll: Roll, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Roll:
