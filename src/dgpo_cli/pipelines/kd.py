@@ -22,6 +22,7 @@ from dgpo_cli.models.half import compute_dtype
 from dgpo_cli.models.load import LoadedModel, load_model
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer
 from dgpo_cli.models.vocab import hidden_states, token_logprobs
+from dgpo_cli.objectives.base import Objective
 from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings, team
 from dgpo_cli.pipelines.checks import kd_objective, searches
 from dgpo_cli.pipelines.distill_data import TrajectorySet, read_trajectories
@@ -133,22 +134,7 @@ def distil(
     training, validation = split(data.trajectories, settings.validation_share, settings.seed)
     stored = TeacherTrajectories(training, settings.batch_size, settings.seed)
     steps = settings.steps or settings.epochs * stored.steps_per_epoch
-    optimizer = OptimizerSettings(
-        settings.lr, settings.optimizer, settings.warmup_steps, settings.schedule, beta2=settings.beta2
-    )
-    if settings.gradient_checkpointing:
-        enable_gradient_checkpointing(student.model)
-    learner = Learner(
-        objective=objective,
-        codec=codec,
-        student=student.model,
-        policy_optimizer=Optimizer(student.model, optimizer, steps),
-        teacher=None if teacher is None else teacher.model,
-        replay=ReplayBuffer(objective.replay_capacity) if objective.replay_capacity else None,
-        micro_batch_tokens=settings.micro_batch_tokens,
-        chunk_tokens=settings.chunk_tokens,
-        world=world(),
-    )
+    learner = _learner(settings, objective, student, teacher, codec, steps)
     if settings.fit:
         longest = max(len(t.token_ids) for t in training)
         fit(
@@ -169,35 +155,73 @@ def distil(
             mixture.roll = glimpses(mixture.roll, show)
     every = settings.eval_every if settings.eval_every is not None else stored.steps_per_epoch
     plan = Plan(steps, eval_every=every, save_every=every, seed=settings.seed, seconds=settings.seconds)
-    em = None
-    if agent is not None and validation_questions:
-        em = evaluator(
-            agent,
-            validation_questions,
-            folder=run.path,
-            world=learner.world,
-            model=student.model,
-            progress=steps_told.inside("validation questions"),
-        )
-
-    def validate() -> Mapping[str, float]:
-        loss = nll(learner, validation, steps_told.inside("validation loss"))
-        metrics = {} if loss is None else {"nll": loss}
-        if em is not None:
-            return metrics | dict(em())
-        return metrics | ({"score": -metrics["nll"]} if metrics else {})
-
     return run_training(
         run,
         learner,
         source,
         plan,
-        evaluate=validate,
+        evaluate=_evaluation(learner, validation, agent, validation_questions, run.path, steps_told),
         protocol=protocol,
         keep=keep,
         progress=steps_told,
         guarding=Guarding(Guard(settings.collapse), settings.on_collapse, warn),
     )
+
+
+def _learner(
+    settings: KDSettings,
+    objective: Objective,
+    student: LoadedModel,
+    teacher: LoadedModel | None,
+    codec: Codec,
+    steps: int,
+) -> Learner:
+    optimizer = OptimizerSettings(
+        settings.lr, settings.optimizer, settings.warmup_steps, settings.schedule, beta2=settings.beta2
+    )
+    if settings.gradient_checkpointing:
+        enable_gradient_checkpointing(student.model)
+    return Learner(
+        objective=objective,
+        codec=codec,
+        student=student.model,
+        policy_optimizer=Optimizer(student.model, optimizer, steps),
+        teacher=None if teacher is None else teacher.model,
+        replay=ReplayBuffer(objective.replay_capacity) if objective.replay_capacity else None,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        chunk_tokens=settings.chunk_tokens,
+        world=world(),
+    )
+
+
+def _evaluation(
+    learner: Learner,
+    trajectories: Sequence[Trajectory],
+    agent: Agent | None,
+    questions: Sequence[Question],
+    folder: Path,
+    progress: Steps,
+) -> Callable[[], Mapping[str, float]]:
+    """The loss of held-out trajectories, and EM on the questions where there are some; the score is EM, else -loss."""
+    em = None
+    if agent is not None and questions:
+        em = evaluator(
+            agent,
+            questions,
+            folder=folder,
+            world=learner.world,
+            model=learner.student,
+            progress=progress.inside("validation questions"),
+        )
+
+    def evaluate() -> Mapping[str, float]:
+        loss = nll(learner, trajectories, progress.inside("validation loss"))
+        metrics = {} if loss is None else {"nll": loss}
+        if em is not None:
+            return metrics | dict(em())
+        return metrics | ({"score": -metrics["nll"]} if metrics else {})
+
+    return evaluate
 
 
 def _mixture(
