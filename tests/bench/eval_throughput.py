@@ -33,7 +33,7 @@ def measure(asked: argparse.Namespace, name: str, at_once: int) -> dict[str, Any
     from dgpo_cli.evaluate.run import evaluate
     from dgpo_cli.models.codec import Codec
     from dgpo_cli.pipelines.agents import Agent
-    from dgpo_cli.pipelines.benchmarks import EvalSettings, fit_to_context
+    from dgpo_cli.pipelines.benchmarks import EvalSettings
     from dgpo_cli.train.devices import inference_dtype
 
     device, work = torch.device(asked.device), forced.WORKS[asked.work]
@@ -43,7 +43,7 @@ def measure(asked: argparse.Namespace, name: str, at_once: int) -> dict[str, Any
     settings = EvalSettings(name, ("bench",), {"bench": "bench"}, wave=at_once, max_searches=work.searches)
     with tempfile.TemporaryDirectory() as place, forced.forced(work) as engine:
         search = forced.retriever(Path(place), asked.index, asked.passages)
-        agent = fit_to_context(Agent.of(model, codec, search, settings.rollout())).with_settings(**work.rollout())
+        agent = Agent.of(model, codec, search, settings.rollout()).with_settings(**work.rollout())
         questions = forced.questions(work, codec, asked.questions + min(16, at_once))
 
         def answered(part: list[Any], file: str) -> Any:

@@ -93,7 +93,7 @@ def test_every_limit_of_training_reaches_the_next_command_and_can_be_overridden(
     import torch
 
     loaded = load_model(str(offline.student), device=torch.device("cpu"))
-    trained = TINYWORLD.with_limits({"max_observation_tokens": 43, "max_tokens": 190, "max_new_tokens": 12, "wave": 9})
+    trained = TINYWORLD.with_limits({"max_observation_tokens": 130, "max_tokens": 190, "max_new_tokens": 12, "wave": 9})
     save_model(folder / "model", loaded.model, loaded.tokenizer, trained)
     (folder / "tinyworld.jsonl").write_bytes(offline.questions("test").read_bytes())
     ask = ("eval", "--model", "./model", "--bench", "tinyworld", "--bench-dir", ".", "--index", str(offline.index))
@@ -101,11 +101,11 @@ def test_every_limit_of_training_reaches_the_next_command_and_can_be_overridden(
     assert ended.status == 0, ended.err
     rollout = json.loads(ended.out)["rollout"]
     assert {name: rollout[name] for name in trained.limits} == trained.limits and "warning" not in ended.err
-    said = "top_k: 2, max_turns: 2, max_new_tokens: 12, max_observation_tokens: 43, max_tokens: 190 (as "
+    said = "top_k: 2, max_turns: 2, max_new_tokens: 12, max_observation_tokens: 130, max_tokens: 190 (as "
     assert said in ended.err.replace("\n", " ")
     ended = dgpo(*ask, "-k", "3", "-orollout.max_observation_tokens=50", "--dry-run", "--json")
     assert (json.loads(ended.out)["max_observation_tokens"], json.loads(ended.out)["top_k"]) == (50, 3)
-    assert "max_observation_tokens is 50, and 43 would be as " in ended.err and "top_k is 3, and 2 would" in ended.err
+    assert "max_observation_tokens is 50, and 130 would be as " in ended.err and "top_k is 3, and 2 would" in ended.err
     ended = dgpo(*ask, "-orollout.wave=3", "--dry-run")
     assert ended.status != 0 and "wave" in ended.err
     seen = []
@@ -116,7 +116,7 @@ def test_every_limit_of_training_reaches_the_next_command_and_can_be_overridden(
     monkeypatch.setattr(Agent, "run", lambda self, pairs, **_: seen.append(self.settings) or original(self, pairs))
     monkeypatch.setattr("sys.stdin", io.StringIO("Where?\n"))
     ended = dgpo("chat", "--model", "./model", "--index", str(offline.index), "-k", "3")
-    assert (seen[0].max_observation_tokens, seen[0].max_tokens, seen[0].top_k) == (43, 190, 3)
+    assert (seen[0].max_observation_tokens, seen[0].max_tokens, seen[0].top_k) == (130, 190, 3)
     assert "top_k is 3, and 2 would be as " in ended.err
 
 

@@ -50,12 +50,13 @@ def chat(
     Examples: `dgpo chat` · `echo "Where was the director of Vertigo born?" | dgpo chat --model dgpo-qwen-0.5b`
     """
     from dgpo_cli.models.sources import search_limits
+    from dgpo_cli.rollout.settings import RolloutSettings
 
     console = Console(json_output=json, quiet=quiet)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose_index(console, index)
     given, rerank = ask_options(options, top_k=top_k, max_turns=max_searches)
-    limits = trained_limits(console, given, search_limits(chosen)) | given
+    limits = trained_limits(console, given, search_limits(chosen), chosen, RolloutSettings()) | given
     talk = _open(console, chosen, where, limits, temperature, seed, device or "auto", rerank)
     if console.interactive and not json:
         _converse(console, talk, Path(where).parent)
@@ -76,7 +77,6 @@ def _open(
     from dgpo_cli.models.codec import Codec
     from dgpo_cli.models.load import load_model
     from dgpo_cli.pipelines.agents import Agent
-    from dgpo_cli.pipelines.benchmarks import fit_to_context
     from dgpo_cli.pipelines.chat import Chat
     from dgpo_cli.retrieval.open import check_index, open_index
     from dgpo_cli.rollout.settings import RolloutSettings
@@ -90,7 +90,7 @@ def _open(
     if not loaded.trained_with_protocol:
         console.warn(f"{model} was not trained to search; expect turns without an action")
     codec = Codec(loaded.tokenizer, loaded.protocol)
-    return Chat(lambda: fit_to_context(Agent.of(loaded.model, codec, retriever, settings)))
+    return Chat(lambda: Agent.of(loaded.model, codec, retriever, settings))
 
 
 def _converse(console: Console, talk: Chat, project: Path) -> None:

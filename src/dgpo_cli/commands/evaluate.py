@@ -84,6 +84,7 @@ def evaluate(
     from dgpo_cli.models.sources import search_limits
     from dgpo_cli.pipelines.benchmarks import EvalSettings, open_benchmarks, parse_benchmarks, parse_indexes
     from dgpo_cli.pipelines.checks import check_eval
+    from dgpo_cli.rollout.settings import RolloutSettings
 
     console = Console(json_output=json, quiet=quiet)
     if compare is not None:
@@ -94,7 +95,7 @@ def evaluate(
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose_index(console, index)
     given, rerank = ask_options(options, top_k=top_k, max_turns=max_searches)
-    limits = trained_limits(console, given, search_limits(chosen)) | given
+    limits = trained_limits(console, given, search_limits(chosen), chosen, RolloutSettings()) | given
     settings = EvalSettings(
         model=chosen,
         benchmarks=names,

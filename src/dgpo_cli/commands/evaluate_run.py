@@ -99,14 +99,8 @@ def measure(
         agent = Agent(engine, codec, retriever, rollout)
     else:
         agent = Agent.of(loaded.model, codec, retriever, rollout)
-    fitted = pipeline.fit_to_context(agent)
-    if fitted is not agent:
-        limit = fitted.settings.max_observation_tokens
-        console.info(
-            f"context of {agent.engine.capacity} tokens: search results are cut at {limit} tokens, and counted"
-        )
     identity = pipeline.identity(settings, benchmarks, loaded)
-    headers = pipeline.record_headers(settings, loaded, fitted, benchmarks)
+    headers = pipeline.record_headers(settings, loaded, agent, benchmarks)
     places = contents(identity)
     with RunDir.open("eval", identity, out=out, resume=resume, fresh=fresh, inputs=places) as run:
         total = sum(len(b.questions) for b in benchmarks) * settings.samples
@@ -115,14 +109,12 @@ def measure(
         console.info(f"going on with {run.path}: {done} of {total} answered" if run.resumed else f"run {run.path}")
         with console.progress("questions", "question") as progress:
             reports = pipeline.run_benchmarks(
-                fitted, benchmarks, run.path, headers, samples=settings.samples, progress=progress
+                agent, benchmarks, run.path, headers, samples=settings.samples, progress=progress
             )
-        report = pipeline.report_json(settings, loaded, fitted, benchmarks, reports, headers) | {"run": str(run.path)}
+        report = pipeline.report_json(settings, loaded, agent, benchmarks, reports, headers) | {"run": str(run.path)}
         if settings.arcap:
             with console.progress("gold context", "question") as progress:
-                gold = arcap.run_gold(
-                    fitted, benchmarks, run.path, headers, samples=settings.samples, progress=progress
-                )
+                gold = arcap.run_gold(agent, benchmarks, run.path, headers, samples=settings.samples, progress=progress)
             report = arcap.with_arcap(report, gold)
         pipeline.write_report(run.path, report)
         # With failed searches the run stays unfinished: the same command asks those questions again.

@@ -11,8 +11,9 @@ import typer
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
-    from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings
+    from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings, RolloutOptions
     from dgpo_cli.retrieval.rerank import RerankConfig
+    from dgpo_cli.rollout.settings import RolloutSettings
 
 Settings = TypeVar("Settings", "DistillDataSettings", "KDSettings", "RLSettings")
 
@@ -37,11 +38,20 @@ def ask_options(options: Sequence[str] | None, **flags: int | None) -> tuple[dic
     return {name: value for name, value in given.items() if value is not None}, settings.rerank
 
 
-def trained_limits(console: Console, given: Mapping[str, Any], limits: tuple[dict[str, int], str]) -> dict[str, int]:
+def trained_limits(
+    console: Console,
+    given: Mapping[str, Any],
+    limits: tuple[dict[str, int], str],
+    model: str,
+    rollout: RolloutSettings | RolloutOptions,
+) -> dict[str, int]:
     """Limits that were not given, from `limits` as `search_limits` tells them.
 
-    One line says where they are from, and a warning names each that was given and is another one.
+    One line says where they are from, and a warning names each that was given and is another one. Where neither says
+    how long an observation is, it takes a quarter of a small context of `model` at most: room for two searches.
     """
+    from dgpo_cli.models.sources import context_of
+
     values, origin = limits
     chosen = {name: value for name, value in values.items() if name not in given}
     if chosen:
@@ -49,25 +59,18 @@ def trained_limits(console: Console, given: Mapping[str, Any], limits: tuple[dic
     for name, value in values.items():
         if origin.startswith("as ") and given.get(name, value) != value:
             console.warn(f"{name} is {given[name]}, and {value} would be {origin}: answers may get worse")
+    context = context_of(model)
+    if "max_observation_tokens" not in {**given, **chosen} and context is not None:
+        room = min(context, rollout.max_tokens) // 4
+        if room < rollout.max_observation_tokens:
+            console.info(f"max_observation_tokens: {room} (a quarter of {model}'s context)")
+            chosen["max_observation_tokens"] = room
     return chosen
 
 
 def as_trained(
     console: Console, settings: Settings, before: Mapping[str, Any], limits: tuple[dict[str, int], str], model: str
 ) -> Settings:
-    """Settings whose rollout, where `before` (--config and -o) leaves it open, has `limits` and suits `model`.
-
-    In a small context search results take a quarter of it at most, as in `dgpo eval`: room for two searches.
-    """
-    from dgpo_cli.models.sources import context_of
-
-    given = before.get("rollout", {})
-    changes = trained_limits(console, given, limits)
-    rollout = settings.rollout
-    context = context_of(model)
-    if "max_observation_tokens" not in {**given, **changes} and context is not None:
-        room = min(context, rollout.max_tokens) // 4
-        if room < rollout.max_observation_tokens:
-            console.info(f"max_observation_tokens: {room} (a quarter of {model}'s context)")
-            changes["max_observation_tokens"] = room
-    return replace(settings, rollout=replace(rollout, **changes))  # type: ignore[arg-type]
+    """Settings whose rollout, where `before` (--config and -o) leaves it open, has `limits` and suits `model`."""
+    changes = trained_limits(console, before.get("rollout", {}), limits, model, settings.rollout)
+    return replace(settings, rollout=replace(settings.rollout, **changes))  # type: ignore[arg-type]

@@ -175,17 +175,6 @@ def weights_digest(loaded: LoadedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def fit_to_context(agent: Agent) -> Agent:
-    """The agent with observations that leave a small model room to search twice and answer.
-
-    An observation takes at most a quarter of the context; what is cut is counted in the trajectories.
-    """
-    room = min(agent.engine.capacity, agent.settings.max_tokens) // 4
-    if agent.settings.max_observation_tokens <= room:
-        return agent
-    return agent.with_settings(max_observation_tokens=room)
-
-
 def answered(folder: Path, benchmarks: Iterable[Benchmark]) -> int:
     """Draws that a run folder holds."""
     files = (folder / f"{benchmark.name}.jsonl" for benchmark in benchmarks)
