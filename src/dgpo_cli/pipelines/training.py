@@ -82,8 +82,7 @@ def run_training(
     """Train from the run's newest state to the end of the plan; the best weights end up in `run.path`/best.
 
     Returns {"steps", "untrained_steps", "best", "seconds", "path"}; raises TrainingError where no step had a written
-    token. Interrupted at any moment, the same call goes on from the
-    last saved state and ends with the same weights.
+    token. Interrupted at any moment, the same call goes on from the last saved state and ends with the same weights.
     """
     state = run.path / "state"
     _settle(run, learner)
