@@ -98,6 +98,7 @@ def test_what_a_small_context_cuts_is_counted(made, here):
     report = json.loads(result.stdout)
     assert report["rollout"]["capacity"] == 160 and report["rollout"]["max_observation_tokens"] == 40
     assert "max_observation_tokens: 40 (a quarter of" in result.stderr
+    assert "was never trained to search" not in result.stderr
     for line in (here / "runs" / "eval-0001" / "nq.jsonl").read_text().splitlines()[1:]:
         row = json.loads(line)
         assert len(row["token_ids"]) <= 160

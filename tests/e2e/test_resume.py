@@ -328,6 +328,22 @@ def test_a_validation_that_is_killed_goes_on_where_it_stopped(offline, tmp_path)
     assert min(asked) <= 2 < kept
 
 
+def test_best_weights_that_are_gone_are_made_from_the_state(offline, trajectories, tmp_path, caplog):
+    settings = kd_settings(offline, trajectories)
+    with pytest.raises(Killed):
+        train("kd", settings, tmp_path / "run", KilledAt(7))
+    state = checkpoint.list_states(tmp_path / "run" / "state")[-1]
+    shutil.rmtree(tmp_path / "run" / "best")
+    with pytest.raises(Killed):
+        train("kd", settings, tmp_path / "run", KilledAt(2))
+    assert f"{tmp_path / 'run'}/best is gone: the weights of step" in caplog.text
+    made, saved = load_file(tmp_path / "run" / "best" / "model.safetensors"), load_file(state / "student.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert (made[name] == saved[name]).all()
+    assert train("kd", settings, tmp_path / "run")["best"] is not None
+    assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
+
+
 def test_a_damaged_state_is_refused_and_kept(offline, trajectories, tmp_path):
     settings = kd_settings(offline, trajectories)
     with pytest.raises(Killed):

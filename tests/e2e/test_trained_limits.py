@@ -132,3 +132,24 @@ def test_a_config_file_names_the_models_too(dgpo, commands, folder, offline):
         dgpo("rl", "--config", "config.toml", "--student", str(offline.teacher), "--dry-run", "--json").out
     )
     assert other["student"] == str(offline.teacher)
+
+
+def test_a_model_that_was_never_trained_to_search_is_told_of(dgpo, offline, folder, commands):
+    """In one line, with the commands that make it search, by eval and rl; chat has it too."""
+    import torch
+
+    loaded = load_model(str(offline.student), device=torch.device("cpu"))
+    save_model(folder / "raw", loaded.model, loaded.tokenizer, TINYWORLD)
+    (folder / "raw" / "protocol.json").unlink()
+    (folder / "tinyworld.jsonl").write_bytes(offline.questions("test").read_bytes())
+    line = "raw was never trained to search: expect turns without an action; `dgpo distill-data --teacher gold`"
+    room = ("-o", "rollout.max_prompt_tokens=300", "-o", "rollout.max_tokens=380")
+    ask = ("--bench", "tinyworld", "--bench-dir", ".", "--index", str(offline.index), "--limit", "1")
+    ended = dgpo("eval", "--model", "./raw", *ask, *room)
+    assert ended.status == 0 and line in " ".join(ended.err.split())
+    trained = dgpo("eval", "--model", str(offline.student), *ask)
+    assert trained.status == 0 and "never trained" not in trained.err
+    steps = ("--steps", "1", "-oeval_questions=2")
+    raw = [part.replace("prompt_tokens=64", "prompt_tokens=300") for part in commands["rl"]]  # its text is longer
+    ended = dgpo(*raw, "--student", "./raw", "--method", "ppo", *steps)
+    assert line in " ".join(ended.err.split())

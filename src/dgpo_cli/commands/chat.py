@@ -87,8 +87,8 @@ def _open(
     retriever = open_index(index, device=device, rerank=rerank).retriever
     where = training_device(device)
     loaded = load_model(model, device=where, dtype=inference_dtype(where, model))
-    if not loaded.trained_with_protocol:
-        console.warn(f"{model} was not trained to search; expect turns without an action")
+    if loaded.raw is not None:
+        console.warn(loaded.raw)
     codec = Codec(loaded.tokenizer, loaded.protocol)
     return Chat(lambda: Agent.of(loaded.model, codec, retriever, settings))
 

@@ -13,7 +13,11 @@ from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dgpo_cli.models.codec import Codec
+    from dgpo_cli.models.load import LoadedModel
+    from dgpo_cli.pipelines.agents import Agent
     from dgpo_cli.pipelines.benchmarks import Benchmark, EvalSettings
+    from dgpo_cli.retrieval.base import Retriever
 
 _WITH_COMPARE = {"compare", "json", "quiet"}
 
@@ -79,30 +83,20 @@ def measure(
     from dgpo_cli.models.load import load_model
     from dgpo_cli.pipelines import arcap
     from dgpo_cli.pipelines import benchmarks as pipeline
-    from dgpo_cli.pipelines.agents import Agent
-    from dgpo_cli.pipelines.engines import vllm_engine
-    from dgpo_cli.pipelines.identity import contents
+    from dgpo_cli.pipelines.identity import contents, dated
     from dgpo_cli.train.devices import inference_dtype, training_device
 
     # vLLM loads the weights by itself; here they only tell what is measured.
     where = training_device("cpu" if settings.engine == "vllm" else settings.device)
     loaded = load_model(settings.model, device=where, dtype=inference_dtype(where, settings.model, settings.precision))
-    codec, retriever, rollout = (
-        Codec(loaded.tokenizer, loaded.protocol),
-        benchmarks[0].index.retriever,
-        settings.rollout(),
-    )
-    if settings.engine == "vllm":
-        engine = vllm_engine(
-            loaded.source, codec, max_tokens=rollout.max_tokens, device=settings.device, seed=settings.seed
-        )
-        agent = Agent(engine, codec, retriever, rollout)
-    else:
-        agent = Agent.of(loaded.model, codec, retriever, rollout)
+    if loaded.raw is not None:
+        console.warn(loaded.raw)
     identity = pipeline.identity(settings, benchmarks, loaded)
-    headers = pipeline.record_headers(settings, loaded, agent, benchmarks)
     places = contents(identity)
     with RunDir.open("eval", identity, out=out, resume=resume, fresh=fresh, inputs=places) as run:
+        codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, loaded.protocol))
+        agent = _agent(settings, loaded, codec, benchmarks[0].index.retriever)
+        headers = pipeline.record_headers(settings, loaded, agent, benchmarks)
         total = sum(len(b.questions) for b in benchmarks) * settings.samples
         done = pipeline.answered(run.path, benchmarks)
         check_space(run.path, (total - done) * pipeline.BYTES_PER_QUESTION)
@@ -121,6 +115,19 @@ def measure(
         if report["complete"]:
             run.finish({"em": report["avg"]["em"], "benchmarks": {n: b["em"] for n, b in report["benchmarks"].items()}})
     return report
+
+
+def _agent(settings: EvalSettings, loaded: LoadedModel, codec: Codec, retriever: Retriever) -> Agent:
+    from dgpo_cli.pipelines.agents import Agent
+    from dgpo_cli.pipelines.engines import vllm_engine
+
+    rollout = settings.rollout()
+    if settings.engine == "vllm":
+        engine = vllm_engine(
+            loaded.source, codec, max_tokens=rollout.max_tokens, device=settings.device, seed=settings.seed
+        )
+        return Agent(engine, codec, retriever, rollout)
+    return Agent.of(loaded.model, codec, retriever, rollout)
 
 
 def show_report(console: Console, report: dict[str, Any]) -> None:

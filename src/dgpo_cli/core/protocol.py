@@ -106,7 +106,7 @@ class Protocol:
     max_observation_tokens: int | None = None
     max_prompt_tokens: int | None = None
     max_tokens: int | None = None
-    date: str | None = None  # that a chat template was rendered with, YYYY-MM-DD; None if no template asked for it
+    date: str | None = None  # that a chat template is rendered with, YYYY-MM-DD; None for today
 
     def __post_init__(self) -> None:
         for template, hole in ((self.prompt, "{question}"), (self.observation, "{results}")):

@@ -47,6 +47,7 @@ _RUN = schema.record(
         "seed": schema.maybe(schema.whole()),
         "result": schema.map_of(schema.ANYTHING),
         "inputs": schema.map_of(schema.text()),
+        "date": schema.text(),  # that the chat template is rendered with, YYYY-MM-DD
     },
 )
 _METRICS = schema.record({"step": schema.whole(0)})
@@ -227,6 +228,9 @@ class FollowedRun(RunDir):
         pass
 
     def remove(self, path: Path) -> None:
+        pass
+
+    def note(self, **facts: Any) -> None:
         pass
 
     def finish(self, result: Mapping[str, Any]) -> None:

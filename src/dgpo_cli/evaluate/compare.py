@@ -172,4 +172,5 @@ def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
         "index": header["index"].get("digest"),
         "questions": header["questions"].get("digest"),
         "limit": header["questions"].get("limit"),
+        "date": header.get("protocol", {}).get("date"),
     }

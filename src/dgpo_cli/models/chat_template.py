@@ -5,11 +5,13 @@ Jinja's sandbox keeps them from everything but computing; that they stop, and ho
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from types import FrameType
 from typing import Any
 
@@ -38,6 +40,43 @@ def rendered(render: Callable[[], object]) -> str:
         what = f"{len(text):,} characters, {LONGEST:,} at most" if isinstance(text, str) else type(text).__name__
         raise ModelError(f"the tokenizer's chat template writes too much ({what})", hint=HINT)
     return text
+
+
+def conversation_text(
+    template: str,
+    messages: Sequence[Mapping[str, str]],
+    special_tokens: Mapping[str, str],
+    *,
+    add_generation_prompt: bool = True,
+    now: datetime | None = None,
+) -> str:
+    """As transformers renders it, on the day `now`; to be called by `rendered`. `special_tokens` are texts by name."""
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks what an assistant wrote, and writes nothing itself."""
+
+        tags = {"generation"}  # noqa: RUF012 - as jinja declares it
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message: str) -> None:
+        raise ValueError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: (now or datetime.now()).strftime(form)
+    return environment.from_string(template).render(
+        messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **special_tokens
+    )
 
 
 @contextmanager

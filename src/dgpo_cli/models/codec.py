@@ -13,13 +13,14 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dgpo_cli.core.protocol import Protocol, escape_tags, render_results
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ModelError
-from dgpo_cli.models.chat_template import HINT, rendered
+from dgpo_cli.models.chat_template import HINT, conversation_text, rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,13 +114,20 @@ class Codec:
         if not (self.protocol.chat_template and self.tokenizer.chat_template):
             return tuple(int(i) for i in self.tokenizer("", add_special_tokens=True).input_ids), (), False
         message = [{"role": "user", "content": f"{_SENTINEL}\n"}]
-        text = rendered(lambda: self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+        text = rendered(lambda: self._conversation(message))
         if text.count(_SENTINEL) != 1:
             written = f"writes the user's message {text.count(_SENTINEL)} times"
             raise ModelError(f"the tokenizer's chat template {written}, not once", hint=HINT)
         stripped = f"{_SENTINEL}\n" not in text
         head, _, tail = text.partition(_SENTINEL if stripped else f"{_SENTINEL}\n")
         return self._encode(head, True), self._encode(tail, True), stripped
+
+    def _conversation(self, messages: list[dict[str, str]]) -> str:
+        """As the template renders it, on the protocol's date if it has one."""
+        if self.protocol.date is not None:  # transformers knows no other day than today
+            template, special = self.tokenizer.get_chat_template(), self.tokenizer.special_tokens_map
+            return conversation_text(template, messages, special, now=datetime.fromisoformat(self.protocol.date))
+        return cast(str, self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def prompt_ids(self, question: str) -> Encoded:
         text, escaped = self.protocol.render_prompt(question)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +46,16 @@ class LoadedModel:
     protocol: Protocol
     source: ModelSource
     trained_with_protocol: bool  # False: a raw model, to which any agent text is as good
+
+    @property
+    def raw(self) -> str | None:
+        """Of a model that was never trained to search, a line that says what makes it search."""
+        if self.trained_with_protocol:
+            return None
+        return (
+            f"{self.source.name} was never trained to search: expect turns without an action; "
+            "`dgpo distill-data --teacher gold` and then `dgpo kd --method seqkd` make it search"
+        )
 
 
 def load_tokenizer(name: str | ModelSource) -> PreTrainedTokenizerBase:
@@ -147,7 +157,8 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToken
         GenerationConfig(
             eos_token_id=sorted(codec.eos_ids), pad_token_id=codec.pad_id, do_sample=False
         ).save_pretrained(folder)
-    write_atomic(folder / PROTOCOL_FILE, json.dumps(protocol.to_json(), indent=1, ensure_ascii=False) + "\n")
+    undated = replace(protocol, date=None)  # the date is that of a run
+    write_atomic(folder / PROTOCOL_FILE, json.dumps(undated.to_json(), indent=1, ensure_ascii=False) + "\n")
 
 
 def _options(source: ModelSource) -> dict[str, Any]:

@@ -6,9 +6,7 @@ make the same ids. Runs themselves use the one of transformers, which can also b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -17,7 +15,7 @@ from dgpo_cli.core import schema
 from dgpo_cli.core.untrusted import read_text
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models import hub
-from dgpo_cli.models.chat_template import HINT
+from dgpo_cli.models.chat_template import HINT, conversation_text
 from dgpo_cli.models.sources import ModelSource, resolve
 
 if TYPE_CHECKING:
@@ -71,26 +69,25 @@ class TokenizerFile:
         self.backend_tokenizer.encode_special_tokens = split_special_tokens
         return SimpleNamespace(input_ids=self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        found = ((name, _text(value)) for name, value in self._config.items() if name.endswith("_token"))
+        return {name: text for name, text in found if text}
+
+    def get_chat_template(self) -> str:
+        assert self.chat_template is not None
+        return self.chat_template
+
     def apply_chat_template(
         self, conversation: Sequence[Mapping[str, str]], *, add_generation_prompt: bool, tokenize: bool = False
     ) -> str:
         """The text of a conversation, as transformers renders it."""
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def refuse(message: str) -> None:
-            raise ValueError(message)
-
-        assert self.chat_template is not None and not tokenize
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
-        environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        special = {
-            name: text for name, value in self._config.items() if name.endswith("_token") and (text := _text(value))
-        }
-        return environment.from_string(self.chat_template).render(
-            messages=conversation, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **special
+        assert not tokenize
+        return conversation_text(
+            self.get_chat_template(),
+            conversation,
+            self.special_tokens_map,
+            add_generation_prompt=add_generation_prompt,
         )
 
 

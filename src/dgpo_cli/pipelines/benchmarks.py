@@ -193,7 +193,7 @@ def record_headers(
             "protocol": loaded.protocol.name,
             "parameters": loaded.model.num_parameters(),
         },
-        "protocol": loaded.protocol.to_json(),
+        "protocol": agent.codec.protocol.to_json(),
         "settings": agent.settings.to_json()
         | {"capacity": agent.engine.capacity, "samples": settings.samples}
         | ({} if settings.engine == "transformers" else {"engine": settings.engine}),

@@ -17,6 +17,7 @@ from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken
 from dgpo_cli.engine.model_server import ModelServer
 from dgpo_cli.errors import InputError
 from dgpo_cli.models.sources import ModelSource, config_values, context_of, load_protocol, resolve
+from dgpo_cli.pipelines.identity import dated
 from dgpo_cli.pipelines.keeping import Keep, kept, require_found, supported
 from dgpo_cli.pipelines.settings import GOLD, DistillDataSettings
 from dgpo_cli.qa_sets import training_set
@@ -64,7 +65,7 @@ def run_distill_data(
     With a server the trajectories are in the tokens of `settings.tokenizer`; the header of their file and the summary
     tell whether those were sampled or made from the server's text.
     """
-    agent, origin = _teacher(settings, questions, key)
+    agent, origin = _teacher(settings, run, questions, key)
     summary = origin | distill_data(
         agent,
         questions,
@@ -82,7 +83,7 @@ def run_distill_data(
 
 
 def _teacher(
-    settings: DistillDataSettings, questions: Sequence[Question], key: str | None
+    settings: DistillDataSettings, run: RunDir, questions: Sequence[Question], key: str | None
 ) -> tuple[Agent, dict[str, Any]]:
     """The teacher, and what a record says about where its token ids are from."""
     from dgpo_cli.models.codec import Codec
@@ -99,10 +100,12 @@ def _teacher(
         dtype = inference_dtype(device, None if settings.teacher_8bit else settings.teacher, settings.precision)
         loaded = load_model(settings.teacher, device=device, dtype=dtype, eight_bit=settings.teacher_8bit)
         protocol = _asked(settings, loaded.protocol, trained=loaded.trained_with_protocol)
-        return Agent.of(loaded.model, Codec(loaded.tokenizer, protocol), retriever, rollout), {}
+        codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, protocol))
+        return Agent.of(loaded.model, codec, retriever, rollout), {}
     source = resolve(settings.tokenizer or settings.teacher)
     own, trained = load_protocol(source)
-    codec = Codec(load_tokenizer(source), _asked(settings, own, trained=trained))
+    tokenizer = load_tokenizer(source)
+    codec = Codec(tokenizer, dated(run, tokenizer, _asked(settings, own, trained=trained)))
     if settings.written:
         script = gold_script(questions) if settings.demonstrations is None else file_script(settings.demonstrations)
         capacity = min(rollout.max_tokens, context_of(source.name) or rollout.max_tokens)

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.core.folders import recover_to_read
+from dgpo_cli.core.locks import lock_inside
+from dgpo_cli.core.protocol import Protocol
+from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models.contents import file_digest, folder_digest
 from dgpo_cli.models.sources import resolve
 from dgpo_cli.retrieval.manifest import FILE as MANIFEST_FILE
 from dgpo_cli.retrieval.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MODELS = ("student", "teacher", "model", "tokenizer")
 
@@ -30,6 +38,17 @@ def contents(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def dated(run: RunDir, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> Protocol:
+    """The protocol of a run: with the date on which the run began, if the chat template writes one."""
+    if not protocol.chat_template or "strftime_now" not in str(tokenizer.chat_template):
+        return replace(protocol, date=None)
+    date = run.record.get("date")
+    if date is None:
+        date = datetime.now().date().isoformat()
+        run.note(date=date)
+    return replace(protocol, date=date)
+
+
 def location_digest(path: Path) -> str | None:
     """Of an index folder, a model folder, a run (its trajectories, else its best weights) or a file; else None."""
     try:
@@ -43,7 +62,7 @@ def location_digest(path: Path) -> str | None:
         return read_manifest(path).digest
     if (path / "trajectories.jsonl").is_file():
         return file_digest(path / "trajectories.jsonl")[:16]
-    recover_to_read(path / "best", path / "lock")
+    recover_to_read(path / "best", lock_inside(path))
     folder = path / "best" if (path / "best").is_dir() else path
     if (folder / "config.json").is_file():
         return folder_digest(folder)

@@ -30,7 +30,7 @@ from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.jobs import Sizes, with_sizes
 from dgpo_cli.pipelines.settings import KDSettings, deviations
-from dgpo_cli.pipelines.training import begin_with, run_training, smaller_next_time
+from dgpo_cli.pipelines.training import begin_with, run_training, smaller_next_time, text_of
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.reporting.training_line import glimpses
 from dgpo_cli.retrieval.base import Retriever
@@ -128,7 +128,7 @@ def distil(
     run.note(
         deviations=deviations(asdict(settings)), computed_in=str(compute_dtype(student.model)).removeprefix("torch.")
     )
-    protocol = Protocol.from_json(data.protocol)
+    protocol = text_of(run, student.tokenizer, Protocol.from_json(data.protocol))
     codec = Codec(student.tokenizer, protocol)
     objective = kd_objective(settings)
     training, validation = split(data.trajectories, settings.validation_share, settings.seed)

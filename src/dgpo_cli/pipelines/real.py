@@ -28,6 +28,7 @@ from dgpo_cli.models.load import keep_tokenizer, load_model
 from dgpo_cli.models.sources import resolve
 from dgpo_cli.pipelines.agents import Agent, rollout_settings
 from dgpo_cli.pipelines.distill_data import run_distill_data
+from dgpo_cli.pipelines.identity import dated
 from dgpo_cli.pipelines.settings import GOLD, DistillDataSettings
 from dgpo_cli.pipelines.stages import Bar, Say, Stages
 from dgpo_cli.qa_sets import read_questions
@@ -273,11 +274,11 @@ class RealPath(Stages):
     def _answers(self, run: RunDir, model: Path, questions: Sequence[Question]) -> Report:
         device = training_device(self.device)
         loaded = load_model(str(model), device=device, dtype=inference_dtype(device, str(model)))
-        codec = Codec(loaded.tokenizer, loaded.protocol)
+        codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, loaded.protocol))
         settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0, stop_repeats=True)
         keep_tokenizer(run.path, loaded.tokenizer)
         agent = Agent.of(loaded.model, codec, open_index(self.index_folder).retriever, settings)
-        meta = {"protocol": loaded.protocol.to_json(), "settings": settings.to_json()}
+        meta = {"protocol": codec.protocol.to_json(), "settings": settings.to_json()}
         with (
             RecordFile(run.path / "real.jsonl", key="key", schema="evaluation", meta=meta) as records,
             self._bar(run.path.name, "question") as progress,

@@ -24,7 +24,7 @@ from dgpo_cli.pipelines.guarding import Guarding
 from dgpo_cli.pipelines.jobs import Sizes, with_sizes
 from dgpo_cli.pipelines.kept_episodes import KeptEpisodes
 from dgpo_cli.pipelines.settings import RLSettings, deviations
-from dgpo_cli.pipelines.training import begin_with, run_training, smaller_next_time
+from dgpo_cli.pipelines.training import begin_with, run_training, smaller_next_time, text_of
 from dgpo_cli.reporting.training_line import glimpses
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import open_index
@@ -68,6 +68,8 @@ def run_rl(
         )
         require_same_tokenizer(student.tokenizer, teacher.tokenizer)
         student = with_agent_text(student, teacher)
+    if student.raw is not None and warn is not None:
+        warn(f"{student.raw}; without a search there is little to reward")
     with smaller_next_time(run, settings):
         return reinforce(
             settings,
@@ -110,7 +112,7 @@ def reinforce(
 ) -> dict[str, Any]:
     """Train `student` on `questions`; see `run_training` for the result. The best weights by validation EM are kept."""
     told = Steps(progress)
-    codec = Codec(student.tokenizer, student.protocol)
+    codec = Codec(student.tokenizer, text_of(run, student.tokenizer, student.protocol))
     reward = rewards.weighted(settings.reward) if settings.reward else None
     run.note(
         deviations=deviations(asdict(settings)), computed_in=str(compute_dtype(student.model)).removeprefix("torch.")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from dgpo_cli.core import folders
 from dgpo_cli.core.out_of_memory import is_out_of_memory
@@ -16,6 +19,7 @@ from dgpo_cli.core.run_dir import FollowedRun, RunDir, check_space
 from dgpo_cli.errors import ConfigError, DgpoError, TrainingError
 from dgpo_cli.models.load import save_model
 from dgpo_cli.pipelines.guarding import ROLLBACK, Guarding
+from dgpo_cli.pipelines.identity import dated
 from dgpo_cli.pipelines.jobs import Sizes, as_options, current, halved, keep_sizes, kept_sizes
 from dgpo_cli.pipelines.kept_episodes import KeptEpisodes
 from dgpo_cli.pipelines.settings import KDSettings, RLSettings
@@ -26,6 +30,7 @@ from dgpo_cli.train.learner import Learner
 from dgpo_cli.train.loop import Hooks, Plan, train
 from dgpo_cli.train.source import Source
 
+_log = logging.getLogger(__name__)
 Evaluate = Callable[[], Mapping[str, float]]
 
 
@@ -43,6 +48,12 @@ def begin_with(run: RunDir, sizes: Sizes, say: Callable[[str], None] | None = No
     if say is not None and found != sizes:
         say(f"as this run began: {as_options(found) or 'sizes as they are set'}")
     return found
+
+
+def text_of(run: RunDir, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> Protocol:
+    """The protocol that all processes of a run render with: its date is that of the first."""
+    own = dated(run, tokenizer, protocol)
+    return replace(own, date=world().gather(own.date)[0])
 
 
 @contextmanager
@@ -143,6 +154,10 @@ def run_training(
 
     if guarding is not None:
         guarding.resume(run, learner, step, extra)
+    if step and extra.get("best") is not None and not learner.world.gather((run.path / "best").is_dir())[0]:
+        _log.warning(f"{run.path}/best is gone: the weights of step {step}, the last saved state, take its place")
+        reached, extra = step, {**extra, "best": None}
+        best()
     if rolls_back:  # the start is what a run goes back to that collapses before its first evaluation
         plan = replace(plan, evaluates_first=True)
     outcome = train(learner, source, plan, Hooks(log, evaluate, save, best, watch, look), step=step, extra=extra)
