@@ -252,7 +252,7 @@ def test_a_kill_inside_saving_or_a_step_loses_nothing(offline, tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         if place == "before the rename":
-            patch.setattr(checkpoint.json, "dumps", die(checkpoint.json.dumps, 2))
+            patch.setattr(checkpoint, "to_json", die(checkpoint.to_json, 2))
         else:
             patch.setattr(loop, "optimizer_step", die(loop.optimizer_step, 8))
         with pytest.raises(Killed):
