@@ -7,6 +7,7 @@ libraries write without Python (safetensors, faiss) and rows appended to open fi
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -44,7 +45,7 @@ def kill_everywhere(
 ) -> Figures:
     """Run `dgpo ARGUMENTS` in copies of the folder `template`, killed at every `stride`th operation from `first` on.
 
-    `prepare` names a function of this file that is called before.
+    A negative `first` counts from the last one. `prepare` names a function of this file that is called before.
     """
     order = {"template": str(template), "arguments": [str(a) for a in arguments]}
     order |= {"first": first, "stride": stride, "prepare": prepare}
@@ -58,7 +59,7 @@ def kill_everywhere(
 
 def main(order: dict[str, Any]) -> None:
     started = time.monotonic()
-    _import_everything()
+    _import_beforehand(order["arguments"])
     if order["prepare"]:
         globals()[order["prepare"]]()
     faults: list[str] = []
@@ -79,7 +80,8 @@ def main(order: dict[str, Any]) -> None:
             raise SystemExit(f"it does not even work undisturbed: {status}\n{output.read_text()}")
         whole = contents(work)
         operations = int(output.with_suffix(".count").read_text())
-        for number in range(order["first"], operations + 1, order["stride"]):
+        first = order["first"] if order["first"] > 0 else operations + 1 + order["first"]
+        for number in range(first, operations + 1, order["stride"]):
             begin()
             kills += 1
             if (status := run(number)) != -signal.SIGKILL:
@@ -102,7 +104,9 @@ def contents(folder: Path) -> dict[str, Any]:
             found[name] = "folder"
         elif path.suffix == ".jsonl":
             rows = [_plain(json.loads(line)) for line in path.read_bytes().splitlines()]
-            found[name] = sorted(rows, key=lambda row: (row.get("key", ""), row.get("step", 0), sorted(row)))
+            if all(isinstance(row, dict) for row in rows):
+                rows.sort(key=lambda row: (row.get("key", ""), row.get("step", 0), sorted(row)))
+            found[name] = rows
         elif path.suffix == ".json":
             value = _plain(json.loads(path.read_bytes()))
             if path.name == "state.json":  # sealed with the seconds in it
@@ -211,45 +215,38 @@ def _watch(folder: str, record: Path, die_at: int) -> Callable[[], int]:
     return lambda: number
 
 
-def _import_everything() -> None:
-    """What commands import where they need it, so that a copy need not; and no thread yet, which would not be copied.
+# What commands import where they need it.
+_OF_BM25 = ("bm25s", "dgpo_cli.commands.index", "dgpo_cli.retrieval.bm25", "dgpo_cli.retrieval.build")
+_OF_ALL = (
+    *("faiss", "matplotlib.figure", "plotext", "safetensors.torch", "torch", *_OF_BM25, "dgpo_cli.retrieval.dense"),
+    *("transformers.models.bert.modeling_bert", "transformers.models.qwen2.modeling_qwen2", "dgpo_cli.commands.kd"),
+    *("dgpo_cli.pipelines.benchmarks", "dgpo_cli.pipelines.distill_data", "dgpo_cli.pipelines.kd"),
+    *("dgpo_cli.pipelines.quickstart", "dgpo_cli.pipelines.rl", "dgpo_cli.reporting.curves"),
+)
 
-    Writers outside Python tell of what they write.
-    """
-    import faiss
-    import safetensors.torch
 
-    safetensors.torch.save_file = _told(safetensors.torch.save_file, 1)
-    faiss.write_index = _told(faiss.write_index, 1)
-    import bm25s
-    import matplotlib.figure
-    import plotext
-    import torch
-    import transformers.models.bert.modeling_bert
-    import transformers.models.qwen2.modeling_qwen2
+def _import_beforehand(arguments: Sequence[str]) -> None:
+    """So that a copy need not; and no thread yet, which would not be copied. Writers tell of what they write."""
+    models = "bm25" not in arguments
+    for name in _OF_ALL if models else _OF_BM25:
+        importlib.import_module(name)
+    if models:
+        import faiss
+        import safetensors.torch
+        import torch
 
-    import dgpo_cli.commands.kd
-    import dgpo_cli.core.records
-    import dgpo_cli.pipelines.benchmarks
-    import dgpo_cli.pipelines.distill_data
-    import dgpo_cli.pipelines.kd
-    import dgpo_cli.pipelines.quickstart
-    import dgpo_cli.pipelines.rl
-    import dgpo_cli.reporting.curves
-    import dgpo_cli.retrieval.bm25
-    import dgpo_cli.retrieval.build
-    import dgpo_cli.retrieval.dense
+        torch.set_num_threads(1)
+        safetensors.torch.save_file = _told(safetensors.torch.save_file, 1)
+        faiss.write_index = _told(faiss.write_index, 1)
+    from dgpo_cli.core.records import RecordFile
 
-    imported = (bm25s, matplotlib.figure, plotext, transformers.models, dgpo_cli)
-    assert all(imported)
-    torch.set_num_threads(1)
-    append = dgpo_cli.core.records.RecordFile.append
+    append = RecordFile.append
 
     def told(self: Any, row: Any) -> None:
         sys.audit("dgpo.write", str(self.path))
         append(self, row)
 
-    dgpo_cli.core.records.RecordFile.append = told
+    RecordFile.append = told
 
 
 def _told(write: Callable[..., Any], place: int) -> Callable[..., Any]:

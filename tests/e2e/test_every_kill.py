@@ -1,6 +1,6 @@
 """Every long command killed before every file operation in turn, then given again: as if nothing had been.
 
-`make test-kill` does all positions (of the quickstart every KILL_STRIDE-th); `make test` a sample of one command.
+`make test-kill` does every KILL_STRIDE-th position (each; of the quickstart every 25th), `make test` a few of one.
 """
 
 from __future__ import annotations
@@ -23,10 +23,15 @@ FLAGS = [
 STRIDE = int(os.environ.get("KILL_STRIDE", "1"))
 
 
-def report(name: str, figures: Figures) -> None:
-    """The figures, as a line that `make test-kill` shows; then whether all was well."""
-    told = f"{figures.operations} operations, {figures.kills} kills, {figures.seconds:.0f} s"
-    print(f"\nkills: {name}: {told}, {len(figures.faults)} faults")
+def kill(name: str, template: Path, order: list[object], *, stride: int = STRIDE, prepare: str = "") -> None:
+    """Every `stride`th position; the figures are a line that `make test-kill` shows."""
+    figures = kill_everywhere(template, order, stride=stride, prepare=prepare)
+    report(name, figures, stride)
+
+
+def report(name: str, figures: Figures, stride: int) -> None:
+    told = f"{figures.operations} operations, {figures.kills} kills (every {stride}.), {figures.seconds:.0f} s"
+    print(f"\nkills: {name}: {told}, {len(figures.faults)} faults", flush=True)
     assert figures.faults == [], "\n".join(figures.faults[:20])
     assert figures.kills > 0
 
@@ -82,19 +87,19 @@ def rl(offline, method: str) -> list[object]:
 def test_a_sample_of_positions(corpus: Path) -> None:
     figures = kill_everywhere(corpus, index("bm25"), first=2, stride=7)
     assert figures.operations > 20, "the hook sees what is done"
-    report("index bm25, a sample", figures)
+    report("index bm25, a sample", figures, 7)
 
 
 def test_the_harness_sees_what_is_lost(corpus: Path) -> None:
     """A command that does not take away what the one before it left is caught: here of the workspace, at the end."""
-    figures = kill_everywhere(corpus, index("bm25"), first=37, prepare="leave_leftovers")
+    figures = kill_everywhere(corpus, index("bm25"), first=-3, stride=3, prepare="leave_leftovers")
     assert "left over: ['.dgpo/.workspace.json." in figures.faults[0]
 
 
 @pytest.mark.kill
 @pytest.mark.parametrize("retriever", ["bm25", "dense"])
 def test_index(corpus: Path, retriever: str) -> None:
-    report(f"index {retriever}", kill_everywhere(corpus, index(retriever), prepare="small_shards"))
+    kill(f"index {retriever}", corpus, index(retriever), prepare="small_shards")
 
 
 @pytest.mark.kill
@@ -108,18 +113,18 @@ def test_index_overwrite(corpus: Path, tmp_path: Path, retriever: str) -> None:
     shutil.copytree(corpus, tmp_path / "made")
     build_index(corpus / "c.jsonl", tmp_path / "made" / "indexes" / "c", settings={"k1": 2.0})
     order = [*index(retriever), "--overwrite"]
-    report(f"index {retriever} --overwrite", kill_everywhere(tmp_path / "made", order, prepare="small_shards"))
+    kill(f"index {retriever} --overwrite", tmp_path / "made", order, prepare="small_shards")
 
 
 @pytest.mark.kill
 def test_kd(offline, trajectories, empty: Path) -> None:
-    report("kd", kill_everywhere(empty, kd(offline, trajectories)))
+    kill("kd", empty, kd(offline, trajectories))
 
 
 @pytest.mark.kill
 @pytest.mark.parametrize("method", ["dgpo", "ppo", "grpo"])
 def test_rl(offline, empty: Path, method: str) -> None:
-    report(f"rl {method}, rollback", kill_everywhere(empty, rl(offline, method)))
+    kill(f"rl {method}, rollback", empty, rl(offline, method))
 
 
 @pytest.mark.kill
@@ -128,7 +133,7 @@ def test_distill_data(offline, empty: Path) -> None:
         *("distill-data", "--teacher", offline.teacher, "--index", offline.index, "--keep", "all", "--limit", 10),
         *("--data", offline.questions("train"), "-q", *FLAGS),
     ]
-    report("distill-data", kill_everywhere(empty, order))
+    kill("distill-data", empty, order)
 
 
 @pytest.mark.kill
@@ -138,10 +143,9 @@ def test_eval(offline, empty: Path, out: list[str]) -> None:
         *("eval", "--model", offline.teacher, "--index", offline.index, "--bench", "tinyworld", "--limit", 6, "-q"),
         *("--bench-dir", offline.folder / "world", "--batch-size", 2, "-k", 2, "--max-searches", 2, *out),
     ]
-    report(f"eval {' '.join(out)}", kill_everywhere(empty, order))
+    kill(f"eval {' '.join(out)}".strip(), empty, order)
 
 
 @pytest.mark.kill
 def test_quickstart(empty: Path) -> None:
-    figures = kill_everywhere(empty, ["quickstart", "-q"], first=1, stride=max(STRIDE, 25), prepare="small_quickstart")
-    report("quickstart", figures)
+    kill("quickstart", empty, ["quickstart", "-q"], stride=max(STRIDE, 25), prepare="small_quickstart")
