@@ -92,6 +92,7 @@ def main(order: dict[str, Any]) -> None:
                 faults.append(f"{number} ({at}): then ended with {status}: {output.read_text()[-500:]}")
             elif differing := difference(whole, contents(work)):
                 faults.append(f"{number} ({at}): {differing}")
+            print(f"kill {number} of {operations}, {len(faults)} faults", file=sys.stderr, flush=True)
     print(json.dumps(asdict(Figures(operations, kills, round(time.monotonic() - started, 1), faults))))
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from tests.killing import contents, difference
 from tests.retrieval_corpora import write_corpus
 from tests.tiny_encoder import WORDS, make_encoder
 
@@ -96,3 +97,42 @@ def test_states_metrics_and_records_on_a_full_disk(offline, tmp_path: Path, disk
         status, told = forked(tmp_path, *order, "--out", place / "run", "-osave_every=1")
         assert (status, "no room" in told[-2] or "GB of disk" in told[-2]) == (1, True), told
         assert not list((place / "run").rglob("*.writing"))
+
+
+@pytest.mark.parametrize(
+    ("command", "sizes", "least"),
+    [("distill-data", (8, 20, 36, 48, 1_000), 3), ("eval", (8, 44, 1_000), 2)],  # eval asks for 60 kB a question first
+    ids=["distill-data", "eval"],
+)
+def test_episodes_on_a_full_disk(
+    offline, tmp_path: Path, disk: Callable[[int], Path], command: str, sizes: Sequence[int], least: int
+) -> None:
+    """It fills up at every kind of file; with room again the same command ends with what an undisturbed one has."""
+    shared = ["--index", offline.index, "--limit", 6, "-q"]
+    order = [command, *shared]
+    if command == "eval":
+        order += ["--model", offline.teacher, "--bench", "tinyworld", "--bench-dir", offline.folder / "world"]
+        order += ["--max-searches", 2, "--batch-size", 2, "-k", 2]
+    else:
+        order += ["--teacher", offline.teacher, "--data", offline.questions("train"), "--keep", "all"]
+        order += ["-orollout.max_turns=2", "-orollout.max_new_tokens=16", "-orollout.wave=2"]
+    place = disk(2_000)
+    assert forked(tmp_path, *order, "--out", tmp_path / "whole")[0] == 0
+    refused = set()
+    for kilobytes in sizes:
+        (place / "filler").write_bytes(b"x" * (os.statvfs(place).f_bavail * 4096 - kilobytes * 1024))
+        status, told = forked(tmp_path, *order, "--out", place / "run")
+        if status == 0:
+            break
+        assert (status, "no room" in told[-2] or "GB of disk" in told[-2]) == (1, True), told
+        assert " 0.0 GB" not in told[-2]
+        assert not list((place / "run").rglob("*.writing"))
+        refused.add(tuple(sorted(path.name for path in (place / "run").iterdir())))
+        (place / "filler").unlink()
+    assert status == 0
+    assert len(refused) >= least, "at so many places"
+    whole, found = (contents(folder) for folder in (tmp_path / "whole", place / "run"))
+    assert whole.keys() == found.keys()
+    records = [name for name in whole if name.endswith(".jsonl")]
+    assert len(records) == {"distill-data": 2, "eval": 1}[command]
+    assert difference(*({name: rows[name] for name in records} for rows in (whole, found))) == ""

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.retrieval_corpora import TOWNS, write_corpus
+from tests.tiny_encoder import make_encoder
 
 from dgpo_cli.core import checksums
 from dgpo_cli.core.types import Passage
@@ -148,11 +149,22 @@ def test_the_rebuilding_command_names_settings_other_than_the_defaults(tmp_path:
     )
 
 
-@pytest.mark.parametrize("retriever", ["bm25", "rank-bm25"])
-def test_one_flipped_bit_in_any_file_is_refused_by_name(tmp_path: Path, corpus: Path, retriever: str) -> None:
-    build_index(corpus, tmp_path / "index", retriever=retriever)
+@pytest.mark.parametrize(
+    ("retriever", "factory", "count"),
+    [("bm25", "", 9), ("rank-bm25", "", 2), ("dense", "Flat", 3), ("dense", "IVF2,SQ8", 3)],
+)
+def test_one_flipped_bit_in_any_file_is_refused_by_name(
+    tmp_path: Path, corpus: Path, retriever: str, factory: str, count: int
+) -> None:
+    settings: dict[str, Any] = {}
+    if factory:
+        settings = {"encoder": str(make_encoder(tmp_path / "encoder")), "max_length": 40, "factory": factory}
+    build_index(corpus, tmp_path / "index", retriever=retriever, settings=settings)
     files = opened_files(tmp_path / "index")
-    assert len(files) == {"bm25": 9, "rank-bm25": 2}[retriever]
+    assert len(files) == count
+    assert {"vectors.npy", "faiss.index"} & set(names(tmp_path / "index")) == (
+        {"Flat": {"vectors.npy"}, "IVF2,SQ8": {"faiss.index"}}.get(factory, set())
+    )
     for file in files:
         whole = file.read_bytes()
         for at in (0, len(whole) // 2, len(whole) - 1):

@@ -169,6 +169,36 @@ def test_damaged_parts_and_other_folders_are_refused(make: Callable[..., Path], 
         open_index(second)
 
 
+def test_one_flipped_bit_in_a_part_is_refused_by_name(make: Callable[..., Path], tmp_path: Path) -> None:
+    first, second = make(1, 2), make(2, 2)
+    files = [p for p in second.rglob("*") if p.is_file() and p.name not in (parts.FILE, "encoding.json")]
+    assert len(files) == 2 + 2 * 4
+    for file in files:
+        written = file.read_bytes()
+        for at in (0, len(written) // 2, len(written) - 1):
+            file.write_bytes(written[:at] + bytes([written[at] ^ 1]) + written[at + 1 :])
+            with pytest.raises(RetrievalError, match=rf"{file.with_suffix('')}\.\w+ .*(changed|damaged)") as refused:
+                merge_parts([first, second], tmp_path / "merged")
+            assert "--shard i/n" in (refused.value.hint or "")
+            assert not (tmp_path / "merged").exists()
+        file.write_bytes(written)
+    merge_parts([first, second], tmp_path / "merged")
+
+
+def test_one_flipped_bit_in_the_record_of_a_part_is_refused(make: Callable[..., Path], tmp_path: Path) -> None:
+    """All but the number of the part is the same in all parts, or compared with its files."""
+    first, second = make(1, 2), make(2, 2)
+    record = second / parts.FILE
+    written = record.read_bytes()
+    for at in range(0, len(written), 7):
+        record.write_bytes(written[:at] + bytes([written[at] ^ 1]) + written[at + 1 :])
+        if record.read_bytes().split() == written.split():
+            continue
+        with pytest.raises((RetrievalError, ConfigError)):
+            merge_parts([first, second], tmp_path / "merged")
+        assert not (tmp_path / "merged").exists()
+
+
 def test_parts_of_another_encoder_are_refused_where_they_are_merged(
     make: Callable[..., Path], tmp_path: Path, encoder_folder: Path
 ) -> None:

@@ -93,6 +93,29 @@ def test_shards_that_are_there_are_not_encoded_again(
     assert encoded == [2, 2]
 
 
+def test_what_a_killed_build_left_with_a_flipped_bit_is_encoded_again(
+    tmp_path: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the vectors, in the record beside them (also where that is no JSON, or no text), or in what all are of."""
+    monkeypatch.setattr(vectors, "SHARD", 2)
+    config = DenseConfig(encoder=str(encoder_folder), max_length=40)
+    store = stored(tmp_path / "a", [Passage("long", "river " * 60), *TOWNS])
+    encoder = Encoder(config)
+    assert encode_passages(tmp_path / "a", store, encoder, config, None) == 1
+    whole = (tmp_path / "a" / vectors.FILE).read_bytes()
+    files = sorted((tmp_path / "a" / "shards").iterdir())
+    assert len(files) == 3 + 3 + 1
+    for file in files:
+        written = file.read_bytes()
+        places = range(0, len(written), 2) if file.name == f"{0:012}.json" else (0, len(written) // 2, len(written) - 1)
+        for at in places:
+            for bit in (1, 128):
+                file.write_bytes(written[:at] + bytes([written[at] ^ bit]) + written[at + 1 :])
+                assert encode_passages(tmp_path / "a", store, encoder, config, None) == 1, (file.name, at)
+                assert (tmp_path / "a" / vectors.FILE).read_bytes() == whole
+                file.write_bytes(written)
+
+
 def test_kill_at_any_shard_then_the_same_command_gives_the_same_index(tmp_path: Path, encoder_folder: Path) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl", (Passage(str(n), f"{WORDS[n]} {WORDS[-n]} town") for n in range(20)))
     code = (

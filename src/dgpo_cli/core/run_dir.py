@@ -273,9 +273,13 @@ def check_space(path: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(path).free
     if free < needed_bytes:
         raise ConfigError(
-            f"{path} needs {needed_bytes / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free",
+            f"{path} needs {_gigabytes(needed_bytes)} GB of disk, {_gigabytes(free)} GB are free",
             hint="free some space (`dgpo runs --prune`), or give --out on another disk",
         )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f}" if size >= 1e8 else f"{size / 1e9:.6f}".rstrip("0").rstrip(".")
 
 
 def read_run(path: Path) -> dict[str, Any]:

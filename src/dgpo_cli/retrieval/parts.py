@@ -225,11 +225,13 @@ def read_part(directory: Path, *, whole: bool = False) -> Part:
         raise RetrievalError(f"{directory} has part format {record['format']}, not {FORMAT}", hint=again)
     kind = schema.of(Part, number=schema.whole(1), of=schema.whole(1), rows=schema.whole(0))
     part = Part(**schema.check(record, kind, f"{file} is damaged", hint=again, error=RetrievalError))
-    if len(PassageStore(directory)) != part.rows:
-        raise RetrievalError(f"{directory} does not hold the {part.rows} passages of its {FILE}", hint=again)
     for name, digest in part.files.items() if whole else ():
+        if not (directory / name).is_file():
+            raise RetrievalError(f"{directory / name} is missing", hint=again)
         if file_digest(directory / name) != digest:
             raise RetrievalError(f"{directory / name} was changed after it was written", hint=again)
+    if len(PassageStore(directory)) != part.rows:
+        raise RetrievalError(f"{directory} does not hold the {part.rows} passages of its {FILE}", hint=again)
     for start in range(0, part.rows, SHARD):
         shard = vectors.shard_file(directory, start)
         if fault := vectors.shard_fault(shard, whole=whole):

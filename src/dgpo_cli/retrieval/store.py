@@ -16,7 +16,7 @@ from dgpo_cli.core.schema import require, text
 from dgpo_cli.core.types import Passage
 from dgpo_cli.core.untrusted import parse_json
 from dgpo_cli.errors import InputError, RetrievalError
-from dgpo_cli.retrieval.mapped import new_array
+from dgpo_cli.retrieval.mapped import new_array, open_array
 
 PASSAGES, OFFSETS = "passages.jsonl", "offsets.npy"
 SHARDS = "shards"  # folder of an unfinished index whose content took long to compute, see vectors.py
@@ -80,11 +80,11 @@ class PassageStore:
     def __init__(self, directory: Path) -> None:
         self._file = directory / PASSAGES
         try:
-            self._offsets = np.load(directory / OFFSETS, mmap_mode="r", allow_pickle=False)
+            self._offsets = open_array(directory / OFFSETS)
             with open(self._file, "rb") as stream:
                 self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise self._damaged(f"cannot be opened: {error}") from error
+            raise self._damaged(f"and {OFFSETS} cannot be opened: {error}") from error
         if self._offsets.dtype != np.int64 or self._offsets.ndim != 1 or not len(self._offsets):
             raise self._damaged(f"has offsets of another form: {self._offsets.dtype} {self._offsets.shape}")
         if len(self._bytes) != int(self._offsets[-1]):

@@ -17,18 +17,19 @@ from typing import Any
 import numpy as np
 
 from dgpo_cli.core import folders, schema
-from dgpo_cli.core.checksums import file_digest
+from dgpo_cli.core.checksums import file_digest, is_broken, sealed
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
-from dgpo_cli.retrieval.mapped import new_array
+from dgpo_cli.retrieval.mapped import new_array, open_array
 from dgpo_cli.retrieval.ranking import best_rows, kth_best
 from dgpo_cli.retrieval.store import PASSAGES, SHARDS, PassageStore
 
 FILE = "vectors.npy"
 SHARD = 2_048  # passages; what a kill loses at most
 _IDENTITY = "encoding.json"
+_RECORD = schema.record({"truncated": schema.whole(0)}, {"vectors": schema.text(), "sha256": schema.text()})
 _NOISE = 1e-5  # of a product of unit vectors in single precision; it depends on their place in the matrix
 _CHUNK = 1 << 16  # rows scored at once
 _IN_MEMORY = 1 << 30  # bytes of single precision up to which the rows are converted once and kept
@@ -43,10 +44,10 @@ def encode_passages(
     """
     truncated = encode_shards(directory, store, encoder, config, progress)
     shards = [shard_file(directory, start) for start in range(0, len(store), SHARD)]
-    dimensions = np.load(shards[0], mmap_mode="r", allow_pickle=False).shape[1]
+    dimensions = open_array(shards[0]).shape[1]
     joined = new_array(directory / FILE, np.float16, (len(store), dimensions))
     for number, shard in enumerate(shards):
-        joined[number * SHARD : (number + 1) * SHARD] = np.load(shard, allow_pickle=False)
+        joined[number * SHARD : (number + 1) * SHARD] = open_array(shard)
     return truncated
 
 
@@ -72,7 +73,7 @@ def open_vectors(directory: Path, rows: int) -> np.ndarray:
     """FILE, memory-mapped. Raises RetrievalError if it is not one vector for each of `rows` passages."""
     file, again = directory / FILE, "build the index again with --overwrite"
     try:
-        vectors: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+        vectors = open_array(file)
     except (OSError, ValueError) as error:
         raise RetrievalError(f"{file} is damaged: {error}", hint=again) from error
     if vectors.dtype != np.float16 or vectors.ndim != 2 or len(vectors) != rows:
@@ -136,7 +137,7 @@ def prepare_shards(directory: Path, wanted: Mapping[str, Any]) -> None:
     """An empty folder for shards, or the one that was left with shards of this very encoding."""
     text = json.dumps(wanted)
     file = directory / SHARDS / _IDENTITY
-    if file.is_file() and file.read_text() == text:
+    if file.is_file() and file.read_bytes() == text.encode():
         folders.sweep(file.parent)
         return
     if file.parent.exists():
@@ -147,9 +148,6 @@ def prepare_shards(directory: Path, wanted: Mapping[str, Any]) -> None:
 def shard_file(directory: Path, start: int) -> Path:
     """The vectors of the passages from row `start` on; beside it, as .json, how many of them were cut."""
     return directory / SHARDS / f"{start:012}.npy"
-
-
-_RECORD = schema.record({"truncated": schema.whole(0)}, {"sha256": schema.text()})
 
 
 def _record_of(file: Path) -> dict[str, Any]:
@@ -167,8 +165,14 @@ def shard_fault(file: Path, *, whole: bool = True) -> str:
         return "is missing"
     if not whole:
         return ""
-    written = _record_of(file).get("sha256")
-    return "" if written in (None, file_digest(file)) else "was changed after it was written (its SHA-256 differs)"
+    try:
+        written = _record_of(file)
+    except RetrievalError:
+        return "has a damaged record beside it"
+    if is_broken(written):
+        return "has a record beside it that was changed after it was written"
+    same = written.get("vectors") in (None, file_digest(file))
+    return "" if same else "was changed after it was written (its SHA-256 differs)"
 
 
 def _write_shard(file: Path, vectors: np.ndarray, truncated: int) -> None:
@@ -177,4 +181,4 @@ def _write_shard(file: Path, vectors: np.ndarray, truncated: int) -> None:
     np.save(content, vectors.astype(np.float16), allow_pickle=False)
     digest = hashlib.sha256(content.getvalue()).hexdigest()
     write_atomic(file, content.getvalue())
-    write_atomic(file.with_suffix(".json"), json.dumps({"truncated": truncated, "sha256": digest}))
+    write_atomic(file.with_suffix(".json"), json.dumps(sealed({"truncated": truncated, "vectors": digest})))

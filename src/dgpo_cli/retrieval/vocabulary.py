@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dgpo_cli.retrieval.mapped import open_array
+
 HASHES, COLUMNS = "words.hash.npy", "words.column.npy"
 
 
@@ -29,7 +31,7 @@ class Vocabulary:
 
     def __init__(self, directory: Path) -> None:
         # Plain arrays over the mapped files, see bm25.py.
-        mapped = [np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in (HASHES, COLUMNS)]
+        mapped = [open_array(directory / name) for name in (HASHES, COLUMNS)]
         self._sorted, self._columns = (np.asarray(array) for array in mapped)
         if self._sorted.shape != self._columns.shape or self._sorted.dtype != np.uint64 or not len(self._sorted):
             raise ValueError(f"{HASHES} and {COLUMNS} do not belong together")
