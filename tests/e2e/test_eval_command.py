@@ -245,6 +245,32 @@ def test_two_runs_are_compared_and_what_differs_is_said_first(made, here):
         run("--compare", "eval-0001", "eval-0002", "-k", "2")
 
 
+def test_the_precision_is_chosen_recorded_and_compared(made, here, monkeypatch):
+    """An evaluation in bf16 neither goes on in float32 nor passes for one."""
+    import torch
+
+    from dgpo_cli.train import devices
+
+    ask = ("--bench", "nq", "--limit", "2")
+    run(*arguments(made, *ask, "-o", "precision=float32"))
+    asked = []
+
+    def as_half(device, model=None, precision="auto"):
+        asked.append(precision)
+        return torch.bfloat16
+
+    monkeypatch.setattr(devices, "inference_dtype", as_half)
+    run(*arguments(made, *ask, "-o", "precision=float32"))
+    assert asked == ["float32"]
+    headers = [
+        json.loads((here / "runs" / n / "nq.jsonl").read_text().splitlines()[0]) for n in ("eval-0001", "eval-0002")
+    ]
+    assert [header["settings"]["computed_in"] for header in headers] == ["float32", "bfloat16"]
+    result = json.loads(run("--compare", "eval-0001", "eval-0002", "--json").stdout)
+    assert [one["setting"] for one in result["settings"]] == ["computed_in"] and not result["comparable"]
+    assert json.loads((here / "runs/eval-0002/report.json").read_text())["rollout"]["computed_in"] == "bfloat16"
+
+
 def test_arcap_of_a_set_with_gold_passages(made, here):
     rows = [
         {"id": str(i), "question": f"Who built tower {i}?", "golden_answers": [f"mason {i}"]}

@@ -18,7 +18,7 @@ from dgpo_cli.errors import InputError
 if TYPE_CHECKING:
     from dgpo_cli.core.types import Trajectory
     from dgpo_cli.pipelines.chat import Chat
-    from dgpo_cli.retrieval.rerank import RerankConfig
+    from dgpo_cli.pipelines.settings import AskSettings
 
 
 def chat(
@@ -55,9 +55,9 @@ def chat(
     console = Console(json_output=json, quiet=quiet)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose_index(console, index)
-    given, rerank = ask_options(options, top_k=top_k, max_turns=max_searches)
+    given, asked = ask_options(options, top_k=top_k, max_turns=max_searches)
     limits = trained_limits(console, given, search_limits(chosen), chosen, RolloutSettings()) | given
-    talk = _open(console, chosen, where, limits, temperature, seed, device or "auto", rerank)
+    talk = _open(console, chosen, where, limits, temperature, seed, device or "auto", asked)
     if console.interactive and not json:
         _converse(console, talk, Path(where).parent)
     elif not _piped(console, talk):
@@ -72,7 +72,7 @@ def _open(
     temperature: float,
     seed: int,
     device: str,
-    rerank: RerankConfig,
+    asked: AskSettings,
 ) -> Chat:
     from dgpo_cli.models.codec import Codec
     from dgpo_cli.models.load import load_model
@@ -84,9 +84,9 @@ def _open(
 
     settings = RolloutSettings(**limits, temperature=temperature, seed=seed, wave=1, stop_repeats=True)
     check_index(index)
-    retriever = open_index(index, device=device, rerank=rerank).retriever
+    retriever = open_index(index, device=device, rerank=asked.rerank).retriever
     where = training_device(device)
-    loaded = load_model(model, device=where, dtype=inference_dtype(where, model))
+    loaded = load_model(model, device=where, dtype=inference_dtype(where, model, asked.precision))
     if loaded.raw is not None:
         console.warn(loaded.raw)
     codec = Codec(loaded.tokenizer, loaded.protocol)

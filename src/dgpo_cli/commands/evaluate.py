@@ -94,7 +94,7 @@ def evaluate(
     names = parse_benchmarks(asked)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose_index(console, index)
-    given, rerank = ask_options(options, top_k=top_k, max_turns=max_searches)
+    given, asked_for = ask_options(options, top_k=top_k, max_turns=max_searches)
     limits = trained_limits(console, given, search_limits(chosen), chosen, RolloutSettings()) | given
     settings = EvalSettings(
         model=chosen,
@@ -105,12 +105,13 @@ def evaluate(
         samples=samples,
         arcap=arcap,
         max_searches=limits.pop("max_turns"),
-        **limits,  # type: ignore[arg-type]  # names and values of whole numbers
+        **limits,
         wave=batch_size,
         seed=seed,
         device=device or "auto",
         engine=engine or "transformers",  # type: ignore[arg-type]  # settings refuse any other word
-        rerank=rerank,
+        rerank=asked_for.rerank,
+        precision=asked_for.precision,
     )
     settings.rollout()  # refuses impossible values before anything is loaded
     require_engine(settings.engine)

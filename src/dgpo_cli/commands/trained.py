@@ -11,8 +11,7 @@ import typer
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
-    from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings, RolloutOptions
-    from dgpo_cli.retrieval.rerank import RerankConfig
+    from dgpo_cli.pipelines.settings import AskSettings, DistillDataSettings, KDSettings, RLSettings, RolloutOptions
     from dgpo_cli.rollout.settings import RolloutSettings
 
 Settings = TypeVar("Settings", "DistillDataSettings", "KDSettings", "RLSettings")
@@ -23,19 +22,19 @@ AskOption = Annotated[
         "-o",
         "--set",
         metavar="NAME=VALUE",
-        help="How episodes run and passages are reranked: -o rollout.max_observation_tokens=200, -o rerank.model=...",
+        help="How episodes run, passages are reranked, and the precision: -o rollout.max_observation_tokens=200.",
     ),
 ]
 
 
-def ask_options(options: Sequence[str] | None, **flags: int | None) -> tuple[dict[str, int], RerankConfig]:
-    """Limits of episodes that -o or a flag gives, the flag winning, and how to rerank. Raises ConfigError."""
+def ask_options(options: Sequence[str] | None, **flags: int | None) -> tuple[dict[str, int], AskSettings]:
+    """Limits of episodes that -o or a flag gives, the flag winning, and all that -o gives. Raises ConfigError."""
     from dgpo_cli.core.config import apply_options, parse_options
     from dgpo_cli.pipelines.settings import AskSettings
 
     settings = apply_options(AskSettings, parse_options(options or ()))
     given = asdict(settings.rollout) | {name: value for name, value in flags.items() if value is not None}
-    return {name: value for name, value in given.items() if value is not None}, settings.rerank
+    return {name: value for name, value in given.items() if value is not None}, settings
 
 
 def trained_limits(

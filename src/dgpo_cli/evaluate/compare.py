@@ -22,7 +22,7 @@ from dgpo_cli.evaluate.stats import Interval, mean_interval, mean_paired_differe
 SCHEMA = "evaluation"
 ROLLOUT = (  # in the order of the report; `wave` is left out: it moves rounding only
     "seed", "temperature", "samples", "top_k", "max_turns", "max_new_tokens", "max_observation_tokens",
-    "max_prompt_tokens", "max_tokens", "capacity", "stop_repeats",
+    "max_prompt_tokens", "max_tokens", "capacity", "stop_repeats", "computed_in",
 )  # fmt: skip
 
 _HEADER = record(dict.fromkeys(("model", "settings", "index", "questions"), map_of(ANYTHING)))

@@ -159,9 +159,15 @@ def identity(settings: EvalSettings, benchmarks: Iterable[Benchmark], loaded: Lo
     return asdict(settings) | {
         "weights": weights_digest(loaded),
         "protocol": loaded.protocol.digest,
+        "computed_in": computed_in(loaded),  # what `precision` comes to on this machine
         "corpora": {b.name: b.index.digest for b in benchmarks},
         "questions": {b.name: b.questions_digest for b in benchmarks},
     }
+
+
+def computed_in(loaded: LoadedModel) -> str:
+    """The precision of the weights, as float32 or bfloat16."""
+    return str(loaded.model.dtype).removeprefix("torch.")
 
 
 def weights_digest(loaded: LoadedModel) -> str:
@@ -195,7 +201,7 @@ def record_headers(
         },
         "protocol": agent.codec.protocol.to_json(),
         "settings": agent.settings.to_json()
-        | {"capacity": agent.engine.capacity, "samples": settings.samples}
+        | {"capacity": agent.engine.capacity, "samples": settings.samples, "computed_in": computed_in(loaded)}
         | ({} if settings.engine == "transformers" else {"engine": settings.engine}),
     }
     return {
@@ -290,7 +296,7 @@ def report_json(
         "complete": not any(report.failed_searches for report in reports.values()),
         "model": headers[benchmarks[0].name]["model"],
         "decoding": {"temperature": rollout.temperature, "seed": rollout.seed, "samples": settings.samples},
-        "rollout": rollout.to_json() | {"capacity": agent.engine.capacity},
+        "rollout": rollout.to_json() | {"capacity": agent.engine.capacity, "computed_in": computed_in(loaded)},
     }
 
 

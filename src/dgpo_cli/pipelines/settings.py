@@ -62,6 +62,7 @@ class AskSettings:
 
     rerank: RerankConfig = field(default_factory=RerankConfig)
     rollout: EpisodeLimits = field(default_factory=EpisodeLimits)
+    precision: Precision = "auto"  # ours, bf16 on CPUs where that is faster; float32 is the same on every CPU
 
 
 @dataclass(frozen=True, slots=True)
