@@ -183,6 +183,6 @@ def test_index_check_measures_both(dgpo: Callable[..., Any], offline: Any, cross
     assert found["reranked"]["recall"] == pytest.approx(recall)
     shown = dgpo(*check, "--questions", str(asked), *options).out
     assert "recall, reranked" in shown
-    assert f"{recall['1']:.3f}" in shown
+    assert f"{recall['1']:.1%}".replace("%", " %") in shown
     refused = dgpo(*check, *options)
     assert refused.errors == ["error: -o rerank.model has no effect without questions"]

@@ -131,10 +131,11 @@ def assert_same_run(one, other):
 
 
 def rollouts(run):
-    """The episodes of rl's steps that are kept, without the seconds of their searches."""
+    """The episodes of rl's steps that are kept, without the seconds of their searches; scores of hits to 3 digits."""
     if not (run / "rollouts.jsonl").exists():
         return None
-    return re.sub(r'"seconds": [^,}]+', "", (run / "rollouts.jsonl").read_text())
+    text = re.sub(r'"seconds": [^,}]+', "", (run / "rollouts.jsonl").read_text())
+    return re.sub(r'"score": ([0-9][^,}]*)', lambda found: f"{float(found[1]):.3f}", text)
 
 
 def interrupt(kind, settings, out, calls):
