@@ -69,7 +69,8 @@ def _skip_if_absent(config: pytest.Config, report: Any) -> None:
     if not names or not report.failed:
         return
     told = "\n".join([str(report.longrepr), *(text for _, text in report.sections)])
-    found = re.search(rf"(?:No module named '|\b(?:needs|requires) )({'|'.join(names)})\b", told)
+    before = r"No module named '|No package metadata was found for |\b(?:needs|requires) "
+    found = re.search(rf"(?:{before})({'|'.join(names)})\b", told)
     if found:
         report.outcome = "skipped"
         report.longrepr = ("", 0, f"needs {found[1]}, which is absent")
