@@ -47,9 +47,15 @@ class Offline:
 
 
 def make(folder: Path) -> Offline:
+    offline = make_without_index(folder)
+    build_index(offline.corpus, offline.index)
+    return offline
+
+
+def make_without_index(folder: Path) -> Offline:
+    """Where no lexical search is installed."""
     world = build_world(0, WorldSize(demonstrations=20, train=30, validation=10, test=10))
     write_world(world, folder / "world")
-    build_index(folder / "world" / "corpus.jsonl", folder / "index")
     tokenizer = AutoTokenizer.from_pretrained(folder / "world" / "tokenizer")
     for seed, (name, hidden) in enumerate((("teacher", 32), ("student", 16))):
         torch.manual_seed(seed)

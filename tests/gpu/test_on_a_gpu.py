@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import gc
 import tempfile
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tests.gpu.models import CPU, Words, learner, model, samples, sequences, step
+from tests.offline import make_without_index, write_one_trajectory
 
 from dgpo_cli.engine.base import Sampling
 from dgpo_cli.engine.inprocess import InProcessEngine
@@ -103,16 +107,24 @@ def test_fit_finds_a_size_that_runs(device: torch.device) -> None:
     assert all(attempt.peak <= memory.limit for attempt in attempts if attempt.fits and attempt.peak is not None)
 
 
-@pytest.fixture
-def little_memory(gpu: torch.device):
-    """A card of which this process may use 1 GiB more than it has."""
+def allow(gpu: torch.device, more: int) -> None:
+    """Let this process use so many bytes of the card beyond what it holds."""
     gc.collect()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(gpu).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(gpu) + 2**30) / total, gpu)
-    yield gpu
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(gpu) + more) / total, gpu)
+
+
+def allow_all(gpu: torch.device) -> None:
     torch.cuda.set_per_process_memory_fraction(1.0, gpu)
     torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def little_memory(gpu: torch.device) -> Iterator[torch.device]:
+    allow(gpu, 2**30)
+    yield gpu
+    allow_all(gpu)
 
 
 def test_a_rollout_without_memory_ends_as_such(little_memory: torch.device) -> None:
@@ -122,3 +134,37 @@ def test_a_rollout_without_memory_ends_as_such(little_memory: torch.device) -> N
             engine.open(sequences()[2].tolist(), Sampling(1.0, 20, (), key=str(number)))
         while engine.step():
             pass
+
+
+def test_training_without_memory_ends_in_one_line_and_goes_on_from_its_state(
+    device: torch.device, dgpo: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of three steps gets no memory: from the card where there is one, from the allocator otherwise."""
+    from dgpo_cli.train import loop
+
+    real_step, calls = loop.optimizer_step, []
+
+    def starved(*args: Any, **options: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) != 2:
+            return real_step(*args, **options)
+        if device.type == "cpu":
+            torch.empty(2**55, dtype=torch.uint8)
+        allow(device, 0)
+        return real_step(*args, **options)
+
+    monkeypatch.setattr(loop, "optimizer_step", starved)
+    offline = make_without_index(folder / "offline")
+    data = write_one_trajectory(offline, folder / "trajectories.jsonl")
+    argv = f"kd --method seqkd --student {offline.student} --data {data} --device {device} --steps 3 --out r".split()
+    try:
+        ended = dgpo(*argv)
+    finally:
+        if device.type == "cuda":
+            allow_all(device)
+    assert ended.status == 1 and len(ended.errors) == 1, ended.err
+    assert ended.errors[0].startswith("error: out of memory with "), ended.err
+    assert [path.name for path in (folder / "r" / "state").iterdir()] == ["step-00000001"]
+    again = dgpo(*argv)
+    assert again.status == 0, again.err
+    assert len(calls) == 4  # one, the starved one, and the two that were missing
