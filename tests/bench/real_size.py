@@ -30,10 +30,11 @@ from dgpo_cli.models.eight_bit import count_eight_bit
 from dgpo_cli.models.load import LoadedModel, load_model, save_model
 from dgpo_cli.models.random_init import random_model
 from dgpo_cli.pipelines.agents import Agent, rollout_settings
-from dgpo_cli.pipelines.distill_data import distill_data, read_trajectories
+from dgpo_cli.pipelines.distill_data import distill_data
 from dgpo_cli.pipelines.kd import distil
 from dgpo_cli.pipelines.rl import reinforce
 from dgpo_cli.pipelines.settings import KDSettings, RLSettings, RolloutOptions
+from dgpo_cli.pipelines.trajectory_files import read_trajectories
 from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.open import open_index
 from tiny import bpe_tokenizer

@@ -87,7 +87,8 @@ def load(folder: Path, size: str) -> tuple[Any, Any, list[Any]]:
 
 def dgpo(folder: Path, size: str, episodes: int, steps: int, behavior: str) -> list[dict[str, float]]:
     from dgpo_cli.objectives import registry
-    from dgpo_cli.pipelines.agents import Agent, team
+    from dgpo_cli.pipelines.agents import Agent
+    from dgpo_cli.pipelines.validation import team
     from dgpo_cli.rewards import registry as rewards
     from dgpo_cli.train import loop
     from dgpo_cli.train.learner import Learner, Optimizer

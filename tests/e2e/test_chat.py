@@ -24,7 +24,7 @@ from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import save_model
 from dgpo_cli.pipelines.agents import Agent
 from dgpo_cli.pipelines.chat import Chat, TagStream
-from dgpo_cli.pipelines.distill_data import read_trajectories
+from dgpo_cli.pipelines.trajectory_files import read_trajectories
 from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.rollout.settings import RolloutSettings
 from tiny import bpe_tokenizer, qwen

@@ -22,11 +22,12 @@ from dgpo_cli.core.types import question_to_json
 from dgpo_cli.errors import TrainingError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import save_model
-from dgpo_cli.pipelines.agents import VALIDATION_FILE, rollout_settings
+from dgpo_cli.pipelines.agents import rollout_settings
 from dgpo_cli.pipelines.demonstrations import write_demonstrations
 from dgpo_cli.pipelines.kd import run_kd
 from dgpo_cli.pipelines.rl import run_rl
 from dgpo_cli.pipelines.settings import KDSettings, RLSettings
+from dgpo_cli.pipelines.validation import VALIDATION_FILE
 from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.tinyworld.demonstrations import Demonstrator, Fault

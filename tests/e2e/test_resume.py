@@ -14,11 +14,13 @@ from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model
-from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings
-from dgpo_cli.pipelines.distill_data import distill_data, read_trajectories
+from dgpo_cli.pipelines.agents import Agent, rollout_settings
+from dgpo_cli.pipelines.distill_data import distill_data
 from dgpo_cli.pipelines.kd import run_kd
 from dgpo_cli.pipelines.rl import run_rl
 from dgpo_cli.pipelines.settings import KDSettings, RLSettings
+from dgpo_cli.pipelines.trajectory_files import read_trajectories
+from dgpo_cli.pipelines.validation import evaluator
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.train import checkpoint, loop

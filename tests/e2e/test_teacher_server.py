@@ -22,7 +22,7 @@ from dgpo_cli.engine.scripted import ScriptedEngine
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_tokenizer, save_model
 from dgpo_cli.pipelines.agents import rollout_settings
-from dgpo_cli.pipelines.distill_data import read_trajectories
+from dgpo_cli.pipelines.trajectory_files import read_trajectories
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.rollout.loop import run_episodes

@@ -8,7 +8,7 @@ import pytest
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.models.sources import read_protocol
-from dgpo_cli.pipelines.distill_data import read_trajectories
+from dgpo_cli.pipelines.trajectory_files import read_trajectories
 
 SMALL = ("-orollout.max_new_tokens=16", "-orollout.max_prompt_tokens=64", "-orollout.wave=8")
 

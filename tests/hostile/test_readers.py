@@ -28,11 +28,11 @@ from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.shapes import shape_from
 from dgpo_cli.models.sources import ModelSource, config_values, read_protocol
 from dgpo_cli.pipelines import fitting
-from dgpo_cli.pipelines.distill_data import read_trajectories
 from dgpo_cli.pipelines.export import measurements
 from dgpo_cli.pipelines.jobs import kept_sizes
 from dgpo_cli.pipelines.reproduce import read_record
 from dgpo_cli.pipelines.stages import Stages
+from dgpo_cli.pipelines.trajectory_files import read_trajectories
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.qa_sets.demonstrations import read_demonstrations
 from dgpo_cli.retrieval.manifest import read_manifest

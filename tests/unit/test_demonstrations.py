@@ -11,8 +11,8 @@ from dgpo_cli.errors import InputError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import save_model
 from dgpo_cli.pipelines import gold
-from dgpo_cli.pipelines.distill_data import read_trajectories
 from dgpo_cli.pipelines.keeping import kept
+from dgpo_cli.pipelines.trajectory_files import read_trajectories
 from dgpo_cli.qa_sets.demonstrations import read_demonstrations
 from dgpo_cli.rewards import exact_match
 

@@ -12,7 +12,7 @@ from dgpo_cli.core.types import Hit
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.pipelines.agents import rollout_settings
 from dgpo_cli.pipelines.demonstrations import write_demonstrations, write_reading_exercises
-from dgpo_cli.pipelines.distill_data import read_trajectories
+from dgpo_cli.pipelines.trajectory_files import read_trajectories
 from dgpo_cli.tinyworld.demonstrations import Demonstrator, Fault, query
 from dgpo_cli.tinyworld.names import ENDINGS, STARTS
 from dgpo_cli.tinyworld.tokenizer import build_tokenizer

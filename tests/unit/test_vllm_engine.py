@@ -16,7 +16,7 @@ from dgpo_cli.engine.vllm import VLLMWriter, require_vllm
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_tokenizer
-from dgpo_cli.pipelines.distill_data import read_trajectories
+from dgpo_cli.pipelines.trajectory_files import read_trajectories
 
 STOP = Sampling(temperature=1.0, max_new_tokens=40, stop=CLOSING_TAGS, seed=3)
 

@@ -120,12 +120,12 @@ def measure(
 def _agent(settings: EvalSettings, loaded: LoadedModel, codec: Codec, retriever: Retriever) -> Agent:
     from dgpo_cli.pipelines.agents import Agent
     from dgpo_cli.pipelines.engines import vllm_engine
+    from dgpo_cli.train.devices import inference_dtype, training_device
 
     rollout = settings.rollout()
     if settings.engine == "vllm":
-        engine = vllm_engine(
-            loaded.source, codec, max_tokens=rollout.max_tokens, device=settings.device, seed=settings.seed
-        )
+        dtype = str(inference_dtype(training_device(settings.device))).removeprefix("torch.")
+        engine = vllm_engine(loaded.source, codec, max_tokens=rollout.max_tokens, dtype=dtype, seed=settings.seed)
         return Agent(engine, codec, retriever, rollout)
     return Agent.of(loaded.model, codec, retriever, rollout)
 

@@ -85,7 +85,8 @@ def kd(
 
     Example: `dgpo kd --student qwen-0.5b --teacher qwen-3b --epochs 5`
     """
-    from dgpo_cli.pipelines.checks import check_kd, kd_objective
+    from dgpo_cli.pipelines.checks import check_kd
+    from dgpo_cli.pipelines.ingredients import kd_objective
     from dgpo_cli.pipelines.settings import KDSettings
     from dgpo_cli.pipelines.tracking import parse_trackers
 
@@ -140,8 +141,8 @@ def _with_index(console: Console, settings: KDSettings, before: dict[str, Any]) 
     """Where the student searches: the index given, else, for a method that needs one, the remembered; and how."""
     from dataclasses import replace
 
-    from dgpo_cli.pipelines.checks import kd_objective, searches
-    from dgpo_cli.pipelines.distill_data import recorded_limits
+    from dgpo_cli.pipelines.ingredients import kd_objective, searches
+    from dgpo_cli.pipelines.trajectory_files import recorded_limits
 
     if settings.index is None and searches(kd_objective(settings)):
         settings = replace(settings, index=choose_index(console, None))

@@ -95,7 +95,8 @@ def rl(
     Example: `dgpo rl --teacher qwen-3b --teacher-8bit`
     """
     from dgpo_cli.models.sources import search_limits
-    from dgpo_cli.pipelines.checks import agents, check_rl
+    from dgpo_cli.pipelines.checks import check_rl
+    from dgpo_cli.pipelines.ingredients import agents
     from dgpo_cli.pipelines.settings import RLSettings
     from dgpo_cli.pipelines.tracking import parse_trackers
 

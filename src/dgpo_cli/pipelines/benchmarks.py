@@ -14,12 +14,12 @@ from dgpo_cli.core.device import Precision
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile, to_json, write_atomic
 from dgpo_cli.core.types import Question, question_to_json
+from dgpo_cli.engine.registry import EngineName
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.evaluate.published import Conditions
 from dgpo_cli.evaluate.run import evaluate
 from dgpo_cli.evaluate.summary import Report, macro_average
 from dgpo_cli.pipelines.beside_paper import published_average, published_em, published_row
-from dgpo_cli.pipelines.settings import EngineName
 from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions
 from dgpo_cli.reporting.evaluation import markdown
 from dgpo_cli.retrieval.open import OpenIndex, check_index, is_server, open_index

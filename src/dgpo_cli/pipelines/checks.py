@@ -6,24 +6,29 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.types import Question
-from dgpo_cli.errors import ConfigError, InputError, ModelError
+from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.models import hub
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.sources import ModelSource, context_of, load_protocol, resolve
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer, tokenizer_file
-from dgpo_cli.objectives import registry
-from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.pipelines import memory
-from dgpo_cli.pipelines.distill_data import read_trajectories, require_known_tokens
+from dgpo_cli.pipelines.ingredients import (
+    common_text,
+    kd_objective,
+    needs_teacher,
+    rl_objective,
+    searches,
+    training_questions,
+)
 from dgpo_cli.pipelines.jobs import Room, Sizes, Training, fitted, require_room_to_write, told, training_job
 from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings, RolloutOptions
-from dgpo_cli.qa_sets import read_questions, training_set
+from dgpo_cli.pipelines.trajectory_files import read_trajectories, require_known_tokens
+from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import check_index
 from dgpo_cli.rewards import registry as rewards
 from dgpo_cli.rollout.settings import RolloutSettings
@@ -33,47 +38,6 @@ _log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 _SHORTEST = 256  # questions among which the shortest prompt is looked for where none fits
-
-
-def rl_objective(settings: RLSettings) -> Objective:
-    """Raises ConfigError for a method without rewards, or one whose teacher is missing."""
-    objective = registry.create(settings.method, settings.objective)
-    if Need.REWARD not in objective.needs:
-        raise ConfigError(f"method {settings.method!r} has no reward", hint=f"use `dgpo kd --method {settings.method}`")
-    if objective.default_samples > 1 and settings.samples == 1:
-        raise ConfigError(
-            f"method {settings.method!r} compares attempts at one question, and samples = 1 makes one",
-            hint=f"leave samples out for {objective.default_samples}, or give 2 or more",
-        )
-    if settings.teacher is None and needs_teacher(objective):
-        raise ConfigError(f"method {settings.method!r} needs a teacher", hint="give --teacher, e.g. --teacher qwen-3b")
-    return objective
-
-
-def needs_teacher(objective: Objective) -> bool:
-    return bool({Need.TEACHER_LOGPROBS, Need.TEACHER_DISTRIBUTION} & objective.needs)
-
-
-def agents(settings: RLSettings) -> tuple[str, ...]:
-    """Models whose record decides how episodes are rolled out: a raw student takes its teacher's."""
-    if settings.teacher is None or not needs_teacher(rl_objective(settings)):
-        return (settings.student,)
-    return settings.student, settings.teacher
-
-
-def training_questions(settings: RLSettings) -> tuple[list[Question], list[Question]]:
-    """Questions to train on and to validate with; without a validation file the latter are held out of the former."""
-    bench_dir = None if settings.bench_dir is None else Path(settings.bench_dir)
-    questions = training_set(settings.questions, bench_dir)
-    if settings.validation is not None:
-        return questions, read_questions(Path(settings.validation))[: settings.eval_questions]
-    order = list(range(len(questions)))
-    random.Random(f"held out {settings.seed}").shuffle(order)
-    held_out = set(order[: min(settings.eval_questions, len(questions) // 20)])
-    return (
-        [q for i, q in enumerate(questions) if i not in held_out],
-        [q for i, q in enumerate(questions) if i in held_out],
-    )
 
 
 def check_rl(settings: RLSettings, *, given: Collection[str] = (), say: Say | None = None, processes: int = 1) -> Sizes:
@@ -99,21 +63,6 @@ def check_rl(settings: RLSettings, *, given: Collection[str] = (), say: Say | No
     codec = Codec(tokenizer, text[0])
     check_prompts([*questions, *validation], codec, settings.rollout, longest, say)
     return sizes_of(settings, settings.student, longest, given=given, say=say, processes=processes)
-
-
-def kd_objective(settings: KDSettings) -> Objective:
-    """Raises ConfigError for a method that trains on rewards."""
-    objective = registry.create(settings.method, settings.objective)
-    if Need.REWARD in objective.needs:
-        raise ConfigError(
-            f"method {settings.method!r} trains on rewards", hint=f"use `dgpo rl --method {settings.method}`"
-        )
-    return objective
-
-
-def searches(objective: Objective) -> bool:
-    """Whether sequences are written in the search loop while the objective trains."""
-    return objective.on_policy or objective.teacher_writes
 
 
 def check_kd(settings: KDSettings, *, given: Collection[str] = (), say: Say | None = None, processes: int = 1) -> Sizes:
@@ -196,22 +145,6 @@ def readable(name: str) -> ModelSource:
     if not source.local:
         hub.must_be_local(source.location)
     return source
-
-
-def common_text(student: tuple[Protocol, bool], teacher: tuple[Protocol, bool]) -> tuple[Protocol, bool]:
-    """The agent text of student and teacher, each with whether it was trained with its own.
-
-    A raw student takes the teacher's: the teacher scores the student's tokens, so it must know the text around them.
-    Raises ModelError if each was trained with another one.
-    """
-    if student[0].same_text(teacher[0]) or (student[1] and not teacher[1]):
-        return student
-    if student[1]:
-        raise ModelError(
-            f"student and teacher learned other agent texts ({student[0].name} and {teacher[0].name})",
-            hint="cold-start the student on this teacher's trajectories: dgpo distill-data, dgpo kd",
-        )
-    return teacher[0], student[1]
 
 
 def longest_episode(rollout: RolloutOptions | RolloutSettings, model: str) -> int:

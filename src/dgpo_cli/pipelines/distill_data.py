@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import Protocol
-from dgpo_cli.core.records import RecordFile, read_records, write_jsonl_atomic
+from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.core.schema import check, maybe, record, text
 from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken_search
 from dgpo_cli.engine.model_server import ModelServer
-from dgpo_cli.errors import InputError
-from dgpo_cli.models.sources import ModelSource, config_values, context_of, load_protocol, resolve
+from dgpo_cli.models.sources import context_of, load_protocol, resolve
 from dgpo_cli.pipelines.identity import dated
 from dgpo_cli.pipelines.keeping import Keep, kept, require_found, supported
 from dgpo_cli.pipelines.settings import GOLD, DistillDataSettings
@@ -27,21 +24,6 @@ from dgpo_cli.retrieval.open import open_index
 if TYPE_CHECKING:
     from dgpo_cli.engine.base import Engine
     from dgpo_cli.pipelines.agents import Agent
-
-
-_AGAIN = "write it again with `dgpo distill-data`"
-_HEADER = record({"protocol": record({})}, {"tokenizer": maybe(text())})
-
-
-@dataclass(frozen=True, slots=True)
-class TrajectorySet:
-    """A file of trajectories and the agent text that they were made with."""
-
-    path: Path
-    protocol: dict[str, Any]
-    tokenizer: str | None  # `Codec.digest` of what the token ids are of; None if not recorded
-    trajectories: list[Trajectory]
-    unwritten: tuple[int, ...] = ()  # lines of those without a token that a model wrote, which are left out
 
 
 def questions_of(settings: DistillDataSettings, bench_dir: Path | None = None) -> list[Question]:
@@ -112,7 +94,8 @@ def _teacher(
         engine: Engine = written_engine(codec, script, capacity)
         return Agent(engine, codec, retriever, rollout), {"written_by": settings.demonstrations or settings.teacher}
     if settings.teacher_url is None:
-        engine = vllm_engine(source, codec, max_tokens=rollout.max_tokens, device=settings.device, seed=settings.seed)
+        weights = str(inference_dtype(training_device(settings.device))).removeprefix("torch.")
+        engine = vllm_engine(source, codec, max_tokens=rollout.max_tokens, dtype=weights, seed=settings.seed)
         return Agent(engine, codec, retriever, rollout), {}
     server = ModelServer(settings.teacher_url, settings.teacher, key)
     engine, sampled = served_engine(
@@ -196,58 +179,3 @@ def summary(made: Sequence[Trajectory], kept: Sequence[Trajectory], failed: int)
         "written_tokens": sum(t.num_written for t in made) / count,
         "failed_searches": failed,
     }
-
-
-def trajectory_file(path: Path) -> Path:
-    """A trajectory file, or the one inside a run folder. Raises InputError if there is none."""
-    file = path / "trajectories.jsonl" if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(f"no trajectories at {path}", hint="make some with `dgpo distill-data`, or give --data FILE")
-    return file
-
-
-def recorded_limits(path: Path) -> dict[str, int]:
-    """Limits that a trajectory file was written under. Raises InputError."""
-    header, _ = read_records(trajectory_file(path), "trajectories")
-    return Protocol.from_json(header["protocol"]).limits
-
-
-def read_trajectories(path: Path) -> TrajectorySet:
-    """Those that a model wrote something of, and the lines of the others. Raises InputError naming the line."""
-    file = trajectory_file(path)
-    header, rows = read_records(file, "trajectories")
-    check(header, _HEADER, f"{file}:1", hint=_AGAIN)
-    lines: dict[str, int] = {}
-    trajectories, unwritten = [], []
-    for line, row in rows:
-        try:
-            trajectory = Trajectory.from_json(row)
-        except ValueError as error:
-            raise InputError(f"{file}:{line}: not a trajectory ({error})", hint=_AGAIN) from error
-        if trajectory.key in lines:
-            raise InputError(
-                f"{file}:{line}: attempt {trajectory.key!r} is also on line {lines[trajectory.key]}",
-                hint=f"remove one of the two, or {_AGAIN}",
-            )
-        lines[trajectory.key] = line
-        if trajectory.num_written:
-            trajectories.append(trajectory)
-        else:
-            unwritten.append(line)
-    if lines and not trajectories:
-        raise InputError(f"{file}: no trajectory holds a token that a model wrote", hint=_AGAIN)
-    return TrajectorySet(file, header["protocol"], header.get("tokenizer"), trajectories, tuple(unwritten))
-
-
-def require_known_tokens(data: TrajectorySet, model: ModelSource) -> None:
-    """Raises InputError where a trajectory holds a token id that the model has no embedding of."""
-    known = (config_values(model) or {}).get("vocab_size")
-    if not isinstance(known, int):
-        return
-    for trajectory in data.trajectories:
-        if max(trajectory.token_ids) >= known:
-            raise InputError(
-                f"{data.path}: trajectory {trajectory.key!r} holds token id {max(trajectory.token_ids)}, "
-                f"{model.name} knows {known}",
-                hint="give trajectories that were made with the student's tokenizer",
-            )

@@ -9,7 +9,6 @@ from dgpo_cli.engine.turnwise import TurnwiseEngine
 from dgpo_cli.engine.vllm import VLLMWriter
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.sources import ModelSource, context_of
-from dgpo_cli.train.devices import inference_dtype, training_device
 
 _CLOSES = {tag: tag.replace("</", "<") for tag in CLOSING_TAGS}
 
@@ -27,10 +26,9 @@ def served_engine(
     return TurnwiseEngine(writer, codec, capacity=capacity), writer.speaks_tokens
 
 
-def vllm_engine(source: ModelSource, codec: Codec, *, max_tokens: int, device: str, seed: int) -> TurnwiseEngine:
-    """Raises ConfigError if vLLM is not installed."""
+def vllm_engine(source: ModelSource, codec: Codec, *, max_tokens: int, dtype: str, seed: int) -> TurnwiseEngine:
+    """`dtype` as torch calls it: "bfloat16". Raises ConfigError if vLLM is not installed."""
     capacity = min(max_tokens, context_of(source.name) or max_tokens)
-    dtype = str(inference_dtype(training_device(device))).removeprefix("torch.")
     return TurnwiseEngine(
         VLLMWriter(source.location, capacity=capacity, dtype=dtype, seed=seed), codec, capacity=capacity
     )

@@ -23,14 +23,15 @@ from dgpo_cli.models.load import LoadedModel, load_model
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer
 from dgpo_cli.models.vocab import hidden_states, token_logprobs
 from dgpo_cli.objectives.base import Objective
-from dgpo_cli.pipelines.agents import Agent, evaluator, rollout_settings, team
-from dgpo_cli.pipelines.checks import kd_objective, searches
-from dgpo_cli.pipelines.distill_data import TrajectorySet, read_trajectories
+from dgpo_cli.pipelines.agents import Agent, rollout_settings
 from dgpo_cli.pipelines.fitting import Say, fit
 from dgpo_cli.pipelines.guarding import Guarding
+from dgpo_cli.pipelines.ingredients import kd_objective, searches
 from dgpo_cli.pipelines.jobs import Sizes, with_sizes
 from dgpo_cli.pipelines.settings import KDSettings, deviations
 from dgpo_cli.pipelines.training import begin_with, run_training, smaller_next_time, text_of
+from dgpo_cli.pipelines.trajectory_files import TrajectorySet, read_trajectories
+from dgpo_cli.pipelines.validation import evaluator, team
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.reporting.training_line import glimpses
 from dgpo_cli.retrieval.base import Retriever

@@ -14,9 +14,9 @@ from dgpo_cli.core.types import Trajectory
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.evaluate.outcome import Outcome, grade
 from dgpo_cli.evaluate.summary import Report
-from dgpo_cli.pipelines.agents import VALIDATION_FILE
 from dgpo_cli.pipelines.kept_episodes import ROLLOUTS_FILE
 from dgpo_cli.pipelines.kept_episodes import SCHEMA as ROLLOUTS
+from dgpo_cli.pipelines.validation import VALIDATION_FILE
 
 
 class Kept(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Literal
 
 from dgpo_cli.core.device import Precision
 from dgpo_cli.engine.model_server import ServerAccess
+from dgpo_cli.engine.registry import EngineName
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.retrieval.rerank import RerankConfig
 from dgpo_cli.rollout.settings import RolloutSettings
@@ -20,7 +21,6 @@ from dgpo_cli.train.collapse import CollapseSettings, OnCollapse
 from dgpo_cli.train.optimizer_settings import OptimizerKind, Schedule
 
 GOLD = "gold"  # the teacher that knows the supporting passages
-EngineName = Literal["transformers", "vllm"]
 BehaviorKind = Literal["trainer", "engine"]
 CriticKind = Literal["own", "shared"]
 
