@@ -34,7 +34,7 @@ SIZES ?= 10000,100000,1000000,2700000
 
 PEERS := .venv-peers
 VERSIONS := .venv-versions
-ABSENT := bm25s,faiss,bitsandbytes,datasets,fastapi,matplotlib,plotext,pypdf,milvus_lite,pymilvus,Stemmer
+ABSENT := bm25s,cachetools,faiss,bitsandbytes,datasets,fastapi,matplotlib,plotext,prometheus_client,pypdf,milvus_lite,pymilvus,Stemmer
 
 .PHONY: real bench bench-gpu bench-step bench-lexical venv quickstart test test-slow test-hostile test-kill test-versions load-test lint types docs clean
 

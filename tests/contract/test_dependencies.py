@@ -8,8 +8,10 @@ import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 from packaging.version import Version
 
 from dgpo_cli.core.extras import require
@@ -44,7 +46,10 @@ def test_every_import_is_declared() -> None:
     used = set().union(*(third_party(path.read_text(encoding="utf-8")) for path in (ROOT / "src").rglob("*.py")))
     names = {NAMES.get(module, module).lower().replace("_", "-") for module in used}
     assert names - core - extras - ON_ITS_OWN == set()
-    assert {"requests", "fastapi", "uvicorn", "pypdf"}.isdisjoint(core), "few commands need these"
+    assert {"typer", "rich", "torch", "transformers", "accelerate", "bitsandbytes", "datasets", "rank-bm25",
+            "faiss-cpu"} <= core  # fmt: skip
+    rare = {"requests", "fastapi", "uvicorn", "prometheus-client", "pypdf", "matplotlib", "pymilvus", "gguf", "wandb"}
+    assert rare.isdisjoint(core), "few commands need these"
     assert {"torch", "transformers", "rich", "typer"} <= names, "the search finds imports"
 
 
@@ -52,6 +57,31 @@ def test_the_developers_environment_has_every_extra_that_tests_use() -> None:
     line = next(line for line in PROJECT["optional-dependencies"]["dev"] if line.startswith("dgpo-cli["))
     assert {"pdf", "serve", "milvus"} <= set(re.findall(r"[a-z]+", line.partition("[")[2]))
     assert metadata.version("pypdf") and metadata.version("fastapi")
+
+
+def test_every_extra_is_named_by_an_error_of_one_line() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    named = set(re.findall(r'(?:require\([^,()]+, |installing\()"([a-z]+)"', sources))
+    by_hand = {"dev", "vllm", "trackers"}  # --engine vllm and --report-to name the package itself
+    assert named == PROJECT["optional-dependencies"].keys() - by_hand
+
+
+@pytest.mark.parametrize(
+    ("argv", "module", "extra"),
+    [
+        (("report",), "matplotlib", "plots"),
+        (("reproduce",), "matplotlib", "plots"),
+        (("serve",), "prometheus_client", "serve"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+)
+def test_a_command_without_its_extra_ends_before_it_does_anything(
+    argv: tuple[str, ...], module: str, extra: str, dgpo: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dgpo_cli.core.extras.is_installed", lambda name: name != module)
+    ended = dgpo(*argv)
+    assert ended.status == 1 and f"needs {module}, which is not installed" in ended.err and f"'.[{extra}]'" in ended.err
+    assert list(folder.iterdir()) == []
 
 
 def test_a_missing_extra_is_one_line_that_names_it() -> None:
@@ -76,6 +106,19 @@ def test_lower_bounds_are_the_oldest_versions_that_the_tests_run_with() -> None:
         if name not in ON_ITS_OWN:
             assert at == min((found[name] for found in run if name in found), key=Version), name
     assert len(bounds) > 30
+
+
+def test_the_next_major_version_of_what_is_known_to_break_is_kept_out() -> None:
+    """Libraries whose last major release changed what is called here, and those before 1.0, which may at any time."""
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    requirements = {one.name.lower(): one for lines in groups for one in map(Requirement, lines)}
+    run = [pins("constraints.txt"), pins("tests/versions.txt")]
+    for name in ("torch", "transformers", "huggingface-hub", "numpy", "datasets", "tokenizers", "accelerate", "typer",
+                 "bitsandbytes", "bm25s", "faiss-cpu", "prompt-toolkit", "plotext", "pydantic", "starlette", "fastapi",
+                 "uvicorn", "pymilvus", "milvus-lite", "gguf", "pypdf", "prometheus-client"):  # fmt: skip
+        specifier, tested = requirements[name].specifier, max(Version(found[name]) for found in run if name in found)
+        assert not specifier.contains(f"{tested.major + 1}.0"), name
+        assert all(specifier.contains(found[name]) for found in run if name in found), name
 
 
 def bound(requirement: str) -> tuple[str, str]:

@@ -57,7 +57,7 @@ def test_rl_over_http_ends_with_the_weights_of_rl_in_process(dgpo, folder, offli
         assert ended.status == 0, ended.err
         counted = ask(f"{server.url}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).content.decode()
     assert_same_run(folder / "local", folder / "remote")
-    asked = next(int(line.split()[1]) for line in counted.splitlines() if line.startswith("dgpo_queries_total "))
+    asked = next(float(line.split()[1]) for line in counted.splitlines() if line.startswith("dgpo_queries_total "))
     assert asked > 32, "most of the 4 x 8 episodes and the evaluations searched"
     assert logged(folder / "remote")[0]["searches"] > 0.5
     # The control: what was found decides the weights.

@@ -92,9 +92,9 @@ def quickstart(
         result = work.run()
     _show(console, result)
     curves = work.curves()
-    _draw(console, curves, out / "learning-curves.png")
+    drawn = _draw(console, curves, out / "learning-curves.png")
     _remember(result, out)
-    console.print(f"{duration(result['seconds'])} in all; everything is in {out}/, curves in learning-curves.png there")
+    console.print(f"{duration(result['seconds'])} in all; everything is in {out}/{drawn}")
     console.print(f"ask the model that was just trained: {example_questions(out, 1)[0]}")
     console.next("dgpo chat", "dgpo eval", "dgpo report", "dgpo runs", "dgpo recipes")
     console.result(result | {"curves": curves})
@@ -119,13 +119,18 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     console.table(f"{questions} held-out test questions, greedy decoding", columns, rows)
 
 
-def _draw(console: Console, curves: dict[str, list[tuple[float, float]]], png: Path) -> None:
+def _draw(console: Console, curves: dict[str, list[tuple[float, float]]], png: Path) -> str:
+    """Returns where the picture is, for the last line; nothing without matplotlib, an extra."""
+    from dgpo_cli.core.extras import is_installed
     from dgpo_cli.reporting.curves import save_chart, terminal_chart
 
     x_label, y_label = "training seconds", "validation EM"
-    save_chart(curves, png, title="quickstart: validation EM", x_label=x_label, y_label=y_label)
     if not console.json_output:
         console.print(terminal_chart(curves, x_label=x_label, y_label=y_label, width=min(90, console.width)))
+    if not is_installed("matplotlib"):
+        return ""
+    save_chart(curves, png, title="quickstart: validation EM", x_label=x_label, y_label=y_label)
+    return f", curves in {png.name} there"
 
 
 def _remember(result: dict[str, Any], out: Path) -> None:

@@ -30,9 +30,11 @@ def report(
 
     Examples: `dgpo report` · `dgpo report rl-0001` · `dgpo report eval-0001 eval-0002 --out compare.html`
     """
+    from dgpo_cli.core.extras import require
     from dgpo_cli.core.folders import sole_writer
     from dgpo_cli.pipelines.report import write_report
 
+    require("matplotlib", "plots", "`dgpo report`")
     console = Console(json_output=json, quiet=quiet)
     with sole_writer(out):
         result = write_report(runs or (), out, questions=questions)

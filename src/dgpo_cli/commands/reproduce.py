@@ -44,6 +44,7 @@ def reproduce(
     that has the records. Example: `dgpo reproduce --seeds 3 --methods kd,ppo,dgpo`
     """
     from dgpo_cli.core.config import to_toml
+    from dgpo_cli.core.extras import require
     from dgpo_cli.pipelines.reproduce_rows import choose, recipe, row_specs
 
     console = Console(json_output=json, quiet=quiet)
@@ -53,6 +54,8 @@ def reproduce(
         console.print(to_toml(settings))
         console.result({"rows": names, "settings": settings})
         return
+    if not search:
+        require("matplotlib", "plots", "the page of `dgpo reproduce`")
     from dgpo_cli.pipelines.reproduce import Ladder
 
     folder = (results or out / "results").resolve() / teacher

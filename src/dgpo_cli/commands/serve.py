@@ -57,7 +57,7 @@ def serve(
     from dgpo_cli.core.extras import require
     from dgpo_cli.retrieval.open import is_server, open_index
 
-    for module in ("fastapi", "uvicorn"):
+    for module in ("fastapi", "uvicorn", "prometheus_client", "cachetools"):
         require(module, "serve", "`dgpo serve`")
     from dgpo_cli.serving import run
     from dgpo_cli.serving.metrics import Metrics
@@ -86,7 +86,10 @@ def serve(
             console.result({"url": place, "index": where, **about})
 
         run.serve(app, bound, settings, ready=ready)
-    console.info(f"stopped after {sum(metrics.requests.values()):,} requests, {metrics.errors:,} of them errors")
+    console.info(
+        f"stopped after {metrics.total('dgpo_requests_total'):,} requests, "
+        f"{metrics.total('dgpo_request_errors_total'):,} of them errors"
+    )
 
 
 def _app(

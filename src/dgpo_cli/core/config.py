@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import tomllib
 import types
@@ -166,39 +165,15 @@ def describe(cls: type) -> list[FieldNote]:
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """TOML that `load_toml` reads back: scalars, paths, lists of scalars and nested tables; None is left out."""
-    lines: list[str] = []
-    _write_table(values, (), lines)
-    return "\n".join(lines) + "\n"
+    """TOML that `load_toml` reads back: scalars, paths, lists and tables; None is left out."""
+    import tomli_w
+
+    return tomli_w.dumps(_writable(values))
 
 
-def _write_table(table: Mapping[str, Any], path: tuple[str, ...], lines: list[str]) -> None:
-    nested = {k: v for k, v in table.items() if isinstance(v, Mapping)}
-    if path:
-        lines.append(f"\n[{'.'.join(map(_key, path))}]")
-    for key, value in table.items():
-        if key not in nested and value is not None:
-            lines.append(f"{_key(key)} = {_value(value)}")
-    for key, value in nested.items():
-        _write_table(value, (*path, key), lines)
-
-
-def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _quote(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
+def _writable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _writable(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_value(v) for v in value)}]"
-    if isinstance(value, str | Path):
-        return _quote(str(value))
-    raise TypeError(f"no TOML form for {value!r}")
-
-
-def _quote(text: str) -> str:
-    """JSON's string with the one more escape that TOML asks for."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return [_writable(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 import torch
 
 from dgpo_cli.core import folders
-from dgpo_cli.core.config import load_toml
+from dgpo_cli.core.config import load_toml, to_toml
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import check_space, list_runs, measured, read_metrics, read_run
 from dgpo_cli.core.schema import read_record
-from dgpo_cli.core.untrusted import parse_json
 from dgpo_cli.errors import ConfigError, ModelError
 from dgpo_cli.models import gguf
 from dgpo_cli.models.aliases import ALIASES
@@ -115,10 +113,9 @@ def history(source: ModelSource, runs_root: Path) -> tuple[list[Stage], str]:
         config = load_toml(run / "config.toml")
         student, teacher = config.get("student"), config.get("teacher")
         method = str(config.get("method", read_run(run)["command"]))
-        text = (run / "config.toml").read_text(encoding="utf-8")
         asked = _public(teacher) if teacher is not None and _asks_teacher(method, config) else None
-        if asked is None:  # a default that nothing came of
-            text = "\n".join(line for line in text.splitlines() if not line.startswith("teacher"))
+        # Without a teacher that was asked, its settings are defaults that nothing came of.
+        used = config if asked else {key: value for key, value in config.items() if not key.startswith("teacher")}
         rows = read_metrics(run)
         stages.insert(
             0,
@@ -127,7 +124,7 @@ def history(source: ModelSource, runs_root: Path) -> tuple[list[Stage], str]:
                 method,
                 _public(student),
                 asked,
-                _relative(text),
+                to_toml(_without_folders(used)),
                 deviations=deviations(config),
                 source=_writer(config.get("trajectories")),
                 steps=max((int(row["step"]) for row in rows), default=None),
@@ -248,12 +245,10 @@ def _public(name: object) -> str:
     return path.parent.name if path.name == "best" else path.name
 
 
-def _relative(toml: str) -> str:
-    """Settings without the folders of the machine they ran on."""
-    lines = []
-    for line in toml.splitlines():
-        key, separator, value = line.partition(" = ")
-        if separator and value.startswith(('"/', '"./')):
-            value = json.dumps(_public(parse_json(value, key)))
-        lines.append(f"{key}{separator}{value}")
-    return "\n".join(lines)
+def _without_folders(value: Any) -> Any:
+    """Settings, at any depth, without the folders of the machine they ran on."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return _public(value) if isinstance(value, str) and value.startswith(("/", "./")) else value

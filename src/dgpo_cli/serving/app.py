@@ -105,7 +105,7 @@ class SearchServer:
     async def retrieve(self, request: Request) -> Response:
         started = time.perf_counter()
         status, content = 500, b""
-        self.metrics.in_flight += 1
+        self.metrics.in_flight.inc()
         try:
             status, content = 200, await self._answer(request)
         except Refused as error:
@@ -120,7 +120,7 @@ class SearchServer:
             _log.exception("a request failed")
             content = _problem(f"{type(error).__name__} in the server; its log has the traceback")
         finally:
-            self.metrics.in_flight -= 1
+            self.metrics.in_flight.dec()
             self.metrics.finished(status, time.perf_counter() - started)
         headers = {INDEX_HEADER: self._about["digest"]} if status == 200 else None
         return Response(content, status, headers, "application/json")

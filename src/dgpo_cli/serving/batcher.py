@@ -14,14 +14,20 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from operator import itemgetter
+
+from cachetools import LRUCache
 
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.base import Retriever
-from dgpo_cli.serving.cache import Cache, Key
 from dgpo_cli.serving.metrics import Metrics
 from dgpo_cli.serving.settings import ServeSettings
+
+Key = tuple[str, int]  # query, k
+_CHARS_LIKE_A_PASSAGE = 1_000  # a query of so many characters costs as much as a passage
 
 
 class Busy(RetrievalError):
@@ -46,7 +52,7 @@ class Batcher:
 
     def __init__(self, retriever: Retriever, settings: ServeSettings, metrics: Metrics) -> None:
         self._retriever, self._settings, self._metrics = retriever, settings, metrics
-        self._cache = Cache(settings.cache_passages)
+        self._cache: LRUCache[Key, tuple[int, list[Hit]]] = LRUCache(settings.cache_passages, getsizeof=itemgetter(0))
         self._asked: dict[Key, _Asked] = {}  # waiting, or in the engine
         self._waiting = 0  # of them, those that are not in the engine
         self._turns: deque[deque[Key]] = deque()  # what each request still waits for, the next one's first
@@ -59,13 +65,14 @@ class Batcher:
         known: dict[str, list[Hit]] = {}
         unknown: list[str] = []
         for query in dict.fromkeys(queries):
-            found = [] if not query.strip() else self._cache.get((query, k))
-            if found is None:
-                unknown.append(query)
+            if not query.strip():
+                known[query] = []
+            elif held := self._cache.get((query, k)):
+                known[query] = held[1]
             else:
-                known[query] = found
-        self._metrics.queries += len(queries)
-        self._metrics.cache_hits += sum(bool(query.strip()) and query in known for query in queries)
+                unknown.append(query)
+        self._metrics.queries.inc(len(queries))
+        self._metrics.cache_hits.inc(sum(bool(query.strip()) and query in known for query in queries))
         if unknown:
             keys = [(query, k) for query in unknown]
             asked = self._ask(keys)
@@ -101,7 +108,7 @@ class Batcher:
             if not one.waiters and not one.in_engine and not one.future.done():
                 del self._asked[key]
                 self._waiting -= 1
-                self._metrics.abandoned += 1
+                self._metrics.abandoned.inc()
 
     async def run(self) -> None:
         """Search for what is asked, until cancelled."""
@@ -150,11 +157,18 @@ class Batcher:
             assert len(outcomes) == len(keys), f"{len(outcomes)} answers to {len(keys)} queries"
             self.failure = None
         except Exception as error:  # it reaches everyone who asked; the server goes on
-            self._metrics.search_errors += 1
+            self._metrics.search_errors.inc()
             self.failure = error.message if isinstance(error, RetrievalError) else type(error).__name__
             outcomes = [error] * len(keys)
         for key, outcome in zip(keys, outcomes, strict=True):
             if not isinstance(outcome, Exception):
-                self._cache.put(key, outcome)
+                with suppress(ValueError):  # larger than the whole cache
+                    self._cache[key] = _cost(key, outcome), outcome
             self._asked.pop(key).future.set_result(outcome)
-        self._metrics.cached_answers, self._metrics.waiting = len(self._cache), self._waiting
+        self._metrics.cached_answers.set(len(self._cache))
+        self._metrics.waiting.set(self._waiting)
+
+
+def _cost(key: Key, hits: list[Hit]) -> int:
+    """What a cached answer counts against `cache_passages`: its passages and one, and more for a long query."""
+    return 1 + len(hits) + len(key[0]) // _CHARS_LIKE_A_PASSAGE
