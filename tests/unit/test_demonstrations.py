@@ -49,14 +49,60 @@ def test_it_does_not_look_up_what_was_found_on_the_way():
     assert gold.turn(BRIDGE, [shown("Vesapo", "Ora Lint")]).endswith("<answer> Kelda </answer>")
 
 
-def test_it_searches_for_nothing_that_neither_question_nor_passage_suggests():
+UNKNOWN = "<think> The results do not say it. </think>\n<answer> unknown </answer>"
+
+
+def test_where_nothing_suggests_a_title_it_asks_with_the_question_itself_once():
     hidden = Question(
         "h", "Who is the mayor of Vesapo?", ("Ora Lint",), "q", supporting_titles=("Nandrolone", "Vesapo")
     )
     assert "<search> Vesapo </search>" in gold.turn(hidden, [])
-    assert (
-        gold.turn(hidden, [shown("Kelda")]) == "<think> The results do not say it. </think>\n<answer> unknown </answer>"
+    asked = "<think> I look for what the question asks. </think>\n<search> Who is the mayor of Vesapo? </search>"
+    assert gold.turn(hidden, [shown("Kelda")]) == asked
+    assert gold.turn(hidden, [shown("Kelda"), shown("Kelda")]) == UNKNOWN
+    unnamed = Question("u", "Who wrote many books?", ("Ora Lint",), "q", supporting_titles=("Vesapo",))
+    assert "<search> Who wrote many books? </search>" in gold.turn(unnamed, [])
+    assert gold.turn(unnamed, [shown("Vesapo")]).endswith("<answer> Ora Lint </answer>")
+
+
+def test_it_stops_where_only_the_answers_own_page_is_left():
+    mayor = Question("m", "Who is mayor of Vesapo?", ("Ora Lint",), "q", supporting_titles=("Vesapo", "Ora Lint"))
+    assert gold.turn(mayor, [shown("Vesapo")]).endswith("<answer> Ora Lint </answer>")
+    choice = Question(
+        "m", "Who is older, Ora Lint or Vesapo?", ("Ora Lint",), "q", supporting_titles=mayor.supporting_titles
     )
+    assert "<search> Ora Lint </search>" in gold.turn(choice, [shown("Vesapo")]), "one of those to choose from is read"
+
+
+def test_parts_of_a_page_count_as_the_page():
+    part = Passage.from_title("1", "Vesapo - Early life", "Its mayor is Ora Lint.")
+    assert "<search> Ora Lint </search>" in gold.turn(BRIDGE, [DEFAULT.render_observation([part])[0]])
+    other = Passage.from_title("1", "Vesapo Hills", "A range.")
+    assert "asks. </think>" in gold.turn(BRIDGE, [DEFAULT.render_observation([other])[0]])
+
+
+def test_of_several_sentences_with_the_answer_it_quotes_the_one_that_answers():
+    text = "Kelda is near. Mr. J. Ora Lint was born in Kelda in 1871. Kelda again."
+    passages = [Passage.from_title("1", "Vesapo", text)]
+    born = Question("b", "Where was Ora Lint born?", ("Kelda",), "q", supporting_titles=("Vesapo",))
+    told = gold.turn(born, [DEFAULT.render_observation(passages)[0]])
+    assert 'It says: "Mr. J. Ora Lint was born in Kelda in 1871." So the answer is Kelda.' in told
+
+
+def test_of_two_things_compared_both_are_quoted():
+    both = [shown("Kelda"), shown("Vesapo")]
+    older = Question(
+        "o", "Which is a river town, Kelda or Vesapo?", ("Vesapo",), "q", supporting_titles=("Kelda", "Vesapo")
+    )
+    assert '"Kelda is a village." "Vesapo is a river town in the north." So the answer is Vesapo.' in gold.turn(
+        older, both
+    )
+
+
+def test_an_answer_is_a_whole_word_before_it_is_a_part_of_one():
+    passage = Passage.from_title("1", "Vesapo", "An architect worked there, once an actor.")
+    worked = Question("w", "Who worked at Vesapo?", ("arch", "actor"), "q", supporting_titles=("Vesapo",))
+    assert gold.turn(worked, [DEFAULT.render_observation([passage])[0]]).endswith("<answer> actor </answer>")
 
 
 def test_yes_and_no_need_both_passages():
@@ -66,15 +112,17 @@ def test_yes_and_no_need_both_passages():
     assert gold.turn(CHOICE, [shown("Kelda"), shown("Vesapo")]).endswith(
         "So the answer is no. </think>\n<answer> no </answer>"
     )
-    assert gold.turn(CHOICE, [shown("Kelda"), shown("Ora Lint")]).endswith("<answer> unknown </answer>")
+    assert "<search> Are Vesapo" in gold.turn(CHOICE, [shown("Kelda"), shown("Ora Lint")])
+    assert gold.turn(CHOICE, [shown("Kelda"), shown("Ora Lint"), shown("Kelda")]) == UNKNOWN
 
 
 def test_a_title_loses_its_brackets_and_a_quotation_stays_short():
     assert gold.query("Battle of Guam (1944)") == "Battle of Guam" and gold.query("(Untitled)") == "(Untitled)"
+    assert gold.query("Mitchells &amp; Butlers") == "Mitchells & Butlers"
     sentence = " ".join(f"w{i}" for i in range(80)) + " Kelda end."
-    passage = Passage.from_title("1", "t", sentence)
-    quoted = gold._sentence_with(passage, "Kelda")
-    assert quoted in sentence and "Kelda" in quoted and len(quoted.split()) <= 30
+    quoted = gold._quoted(sentence, "Kelda")
+    assert quoted in sentence and "Kelda" in quoted and len(quoted.split()) <= 20
+    assert gold._quoted("Kelda " + sentence, "Kelda").startswith("Kelda w0"), "from its beginning where that will do"
 
 
 def test_a_quotation_cannot_speak_as_the_agent():
@@ -252,6 +300,9 @@ def test_gold_demonstrates_and_kd_learns_from_it(made, dgpo):
          "none of 1 questions names its supporting passages"),
         ([{"id": "1", "question": "Who is Xu?", "golden_answers": ["x"], "supporting_titles": ["Xu"]}],
          ("--teacher", "gold", "--data", "q.jsonl"), "passages that are not found by their titles, first 'Xu' of q/1"),
+        ([{"id": "1", "question": "Who?", "golden_answers": ["x"], "supporting_titles": ["Xu"]}],
+         ("--teacher", "gold", "--data", "q.jsonl"),
+         "nothing is kept: 1 of 1 name passages that neither they nor what was read suggests, first 'Xu' of q/1"),
         ([ROW], ("--demonstrations", "q.jsonl", "--teacher", "gold"), "answers instead of a teacher"),
         ([ROW], ("--demonstrations", "q.jsonl", "--samples", "2"), "there is one demonstration of a question"),
         ([ROW], ("--demonstrations", "none.jsonl"), "none.jsonl"),

@@ -11,6 +11,7 @@ from dgpo_cli.core.records import read_records
 from dgpo_cli.core.text import contains_answer, normalize_answer, text_key
 from dgpo_cli.core.types import Passage, Question, StopReason, Trajectory, question_from_json
 from dgpo_cli.errors import InputError
+from dgpo_cli.pipelines import gold
 
 if TYPE_CHECKING:
     from dgpo_cli.models.codec import Codec
@@ -65,33 +66,36 @@ def supported(questions: Sequence[Question]) -> list[Question]:
 
 
 def require_found(summary: Mapping[str, Any], folder: Path) -> None:
-    """Warns of supporting passages that a search for their titles does not find; InputError where nothing was kept."""
+    """Warns of titles that were searched for in vain; InputError where nothing was kept, saying why."""
     _, rows = read_records(folder / "episodes.jsonl", "trajectories")
-    missed: list[tuple[str, str]] = []
+    vain: list[str] = []  # per question, the first title that was searched for in vain
+    hidden: list[str] = []  # or else the first that neither the question nor what was read suggests
     cut = 0
     for _, row in rows:
         cut += row["stop"] == StopReason.MAX_TOKENS
         question = question_from_json(row["question"])
-        passages = [Passage(h["id"], h["contents"]) for call in row["searches"] for h in call["hits"]]
-        titles = {text_key(passage.title) for passage in passages}
-        missed += [(question.key, title) for title in question.supporting_titles if text_key(title) not in titles][:1]
-    if not missed:
-        return
-    if summary["kept"] == 0 and cut == summary["episodes"]:
+        found = {text_key(Passage(h["id"], h["contents"]).title) for call in row["searches"] for h in call["hits"]}
+        asked = {call["query"] for call in row["searches"]}
+        missed = [title for title in question.supporting_titles if text_key(title) not in found]
+        searched = [title for title in missed if gold.query(title) in asked]
+        if missed:
+            (vain if searched else hidden).append(f"{(searched or missed)[0]!r} of {question.key}")
+    of = summary["episodes"]
+    if summary["kept"] == 0 and cut == of:
         raise InputError(
             f"nothing is kept: every one of {cut} episodes ran out of room",
             hint="give larger -o rollout.max_prompt_tokens, rollout.max_new_tokens and rollout.max_tokens",
         )
-    first = f"first {missed[0][1]!r} of {missed[0][0]}"
-    if summary["kept"] == 0:
-        raise InputError(
-            f"nothing is kept: {len(missed)} of {summary['episodes']} questions name passages that are not found by "
-            f"their titles, {first}",
-            hint="give --index of the corpus that the questions are about",
+    said = []
+    if vain:
+        said.append(f"{len(vain)} of {of} questions name passages that are not found by their titles, first {vain[0]}")
+    if hidden:
+        said.append(
+            f"{len(hidden)} of {of} name passages that neither they nor what was read suggests, first {hidden[0]}"
         )
-    _log.warning(
-        "%d of %d questions name passages that were not found by their titles, %s",
-        len(missed),
-        summary["episodes"],
-        first,
-    )
+    if said and summary["kept"] == 0:
+        raise InputError(
+            f"nothing is kept: {'; '.join(said)}", hint="give --index of the corpus that the questions are about"
+        )
+    if said:
+        _log.warning("%s", "; ".join(said))
