@@ -89,7 +89,11 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_MEMORY = (errno.ENOMEM,)
 _NO_FILES = (errno.EMFILE, errno.ENFILE)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
-_WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+_WRONG_PATH = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTSUP,
+    errno.ENXIO, errno.ENODEV, errno.ENOTEMPTY, errno.EXDEV,
+)  # fmt: skip
+_BAD_DISK = (errno.EIO, errno.ESTALE, errno.EBUSY, errno.ETXTBSY, errno.ETIMEDOUT)
 
 
 def _version(show: bool) -> None:
@@ -131,7 +135,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        _refuse_bytes(sys.argv[1:] if argv is None else argv)
+        _check_arguments(sys.argv[1:] if argv is None else argv)
         status = app(argv, prog_name="dgpo", standalone_mode=False)
     except DgpoError as error:
         _fail(error.message, error.hint)
@@ -157,11 +161,15 @@ def main(argv: list[str] | None = None) -> NoReturn:
     sys.exit(status)
 
 
-def _refuse_bytes(argv: Sequence[str]) -> None:
-    """Arguments are questions and paths, which records keep as text."""
-    for argument in argv:
+def _check_arguments(argv: Sequence[str]) -> None:
+    """Arguments are questions and paths, which records keep as text. An empty path would mean this folder."""
+    for place, argument in enumerate(argv):
         if has_surrogates(argument):
             raise ConfigError(f"{file_name(argument)}: not UTF-8", hint="write it in UTF-8, or rename the file so")
+        option = argument if argument.startswith("-") else argv[place - 1] if place else ""
+        if not argument.strip() or (argument.startswith("--") and argument.endswith("=") and argument.count("=") == 1):
+            after = f" to {option.rstrip('=')}" if option.startswith("-") else ""
+            raise ConfigError(f"an empty text was given{after}", hint="give a value, or leave the option out")
 
 
 def _fail(message: str, hint: str | None, *, code: int = 1) -> NoReturn:
@@ -190,6 +198,8 @@ def _fail_by_system(error: OSError) -> NoReturn:
         _fail(f"too many open files: {where}", "allow more: `ulimit -n 4096`, then the same command again")
     if error.errno in _NO_PERMISSION:
         _fail(f"no permission: {where}", "give a place that you may read and write")
+    if error.errno in _BAD_DISK:
+        _fail(f"the disk fails: {where}", "see to the disk or its connection; what was saved is kept")
     if error.errno in _WRONG_PATH and error.filename:
         _fail(where, "check the path")
     raise error

@@ -76,6 +76,29 @@ NO_FILES_BARE = ["error: too many open files: Too many open files", MORE_FILES]
         (OSError(errno.EMFILE, "Too many open files", "a/b"), 1, NO_FILES),
         (RuntimeError("cannot open: Too many open files (os error 24)"), 1, NO_FILES_BARE),
         (InputError("\x1b[2Ja\x9b", hint="\u202eb"), 1, ["error: \ufffd[2Ja\ufffd", "hint: \ufffdb"]),
+        (
+            OSError(errno.EIO, "Input/output error", "a/b"),
+            1,
+            [
+                "error: the disk fails: Input/output error: a/b",
+                "hint: see to the disk or its connection; what was saved is kept",
+            ],
+        ),
+        (
+            RuntimeError("Symlink loop from '/a/loop'"),
+            1,
+            ["error: Too many levels of symbolic links: /a/loop", "hint: check the path"],
+        ),
+        (
+            RuntimeError("Could not determine home directory."),
+            1,
+            ["error: No such user, or no home folder: ~", "hint: check the path"],
+        ),
+        (
+            ValueError("embedded null byte"),
+            1,
+            ["error: No path holds a NUL character: byte", "hint: check the path"],
+        ),
         (KeyboardInterrupt(), 130, ["stopped; the same command goes on from what was saved (`dgpo runs` lists it)"]),
     ],
     ids=[
@@ -91,6 +114,10 @@ NO_FILES_BARE = ["error: too many open files: Too many open files", MORE_FILES]
         "files",
         "files-in-rust",
         "controls",
+        "failing-disk",
+        "loop-of-links",
+        "no-home",
+        "nul-in-a-path",
         "interrupt",
     ],
 )
@@ -107,7 +134,7 @@ def test_each_way_to_fail(
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.EIO, "Input/output error"), FileNotFoundError(errno.ENOENT, "x"), ValueError("bug")]
+    "error", [OSError(errno.EBADF, "Bad file descriptor"), FileNotFoundError(errno.ENOENT, "x"), ValueError("bug")]
 )
 def test_a_bug_keeps_its_traceback(failing: Callable[[BaseException], None], error: Exception) -> None:
     failing(error)
@@ -278,4 +305,23 @@ def test_an_argument_that_is_no_text_is_one_line(dgpo: Callable[..., Any]) -> No
     assert ended.err.splitlines() == [
         "error: caf\\xe9: not UTF-8",
         "hint: write it in UTF-8, or rename the file so",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "after"),
+    [
+        (["runs", "--root", ""], " to --root"),
+        (["runs", "--root="], " to --root"),
+        (["report", " "], ""),
+        (["quickstart", "--dry-run", "--out", "\u00a0"], " to --out"),
+    ],
+)
+def test_an_empty_text_is_no_folder(dgpo: Callable[..., Any], argv: list[str], after: str) -> None:
+    """A shell variable that is not set: the path would mean this folder."""
+    ended = dgpo(*argv)
+    assert ended.status == 1
+    assert ended.err.splitlines() == [
+        f"error: an empty text was given{after}",
+        "hint: give a value, or leave the option out",
     ]

@@ -136,3 +136,12 @@ def test_only_unfinished_files_are_swept(tmp_path: Path) -> None:
     gone = {name for name in names if not (tmp_path / name).exists()}
     assert gone == {name for name, swept in names.items() if swept}
     assert (tmp_path / ".folder.1.writing").is_dir()
+
+
+def test_a_folder_that_nothing_can_be_made_in_is_told_at_once() -> None:
+    with pytest.raises(FileNotFoundError):
+        Lock.inside(Path("/proc"))
+
+
+def test_the_root_of_the_disk_has_a_name_for_its_lock_and_leftovers() -> None:
+    assert lock_beside(Path("/")).parent == folders.beside(Path("/"), "old").parent == Path("/")

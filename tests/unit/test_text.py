@@ -32,13 +32,21 @@ def test_containment_is_of_normalized_strings():
     assert not contains_answer("It was the Beatles", ["Stones"])
 
 
-NOTHING = ["---", "A", "The", ")", "", " ", "?!", "an the", "\u00a0"]
+NOTHING = [
+    "---", "A", "The", ")", "", " ", "?!", "an the", "\u00a0",
+    "\u2014", "\u201c\u201d", "\u2026", "\u3002", "the \u2013", "\u200b", "\u202e", "\ufeff", "\u0301",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("gold", NOTHING)
 def test_an_answer_of_which_nothing_is_left_stands_in_no_text(gold):
     assert is_empty_answer(gold)
-    for text in ("the capital of Norway", gold, "", f"so {gold} it is"):
+    for text in (
+        "the capital \u2014 \u201cOslo\u201d\u2026\u200b\ufeff \u2013 of Norway\u3002",
+        gold,
+        "",
+        f"so {gold} it is",
+    ):
         assert not contains_answer(text, [gold])
     assert contains_answer("Oslo, Norway", [gold, "Norway"]), "the others still count"
 
@@ -58,6 +66,12 @@ def test_an_answer_of_which_nothing_is_left_stands_in_no_text(gold):
         (")", "(", False),
         ("A cat", "A", False),  # something is left of it
         ("the", "the cat", False),
+        ("\u2014", "\u2014", True),
+        ("a \u2014 b", "\u2014", False),
+        ("\u2014", "Paris \u2014 France", False),
+        ("\u200b", "\ufeff", False),
+        ("\U0001f44d", "\U0001f44d", True),  # a sign that says something
+        ("\u20ac", "\u20ac", True),
     ],
 )
 def test_an_answer_of_which_nothing_is_left_is_compared_as_written(prediction, gold, right):
@@ -135,3 +149,9 @@ def test_an_unknown_reward_is_told_the_known_ones():
     with pytest.raises(ConfigError, match="unknown reward") as caught:
         registry.get("f2")
     assert "em" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("answer", ["\U0001f44d", "\u20ac", "1,000", "\u0663", "\u0e01", "\u00bd", "\u2167"])
+def test_signs_and_digits_of_any_script_are_answers(answer):
+    assert not is_empty_answer(answer)
+    assert contains_answer(f"so {answer} it is", [answer]) and exact_match(answer, [answer])

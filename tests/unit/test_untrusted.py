@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,7 @@ from dgpo_cli.core.untrusted import (
     decoded,
     has_surrogates,
     lines,
+    open_file,
     parse_json,
     questions_in,
     visible,
@@ -97,3 +101,28 @@ def test_composed_text_is_unicodes_form_c() -> None:
 
 def test_surrogates_are_found() -> None:
     assert has_surrogates("a\udce9") and not has_surrogates("aé😀")
+
+
+def _odd_places(folder: Path) -> dict[str, Path]:
+    os.mkfifo(folder / "pipe.jsonl")
+    (folder / "link.jsonl").symlink_to("/dev/zero")
+    (folder / "folder.jsonl").mkdir()
+    places = ("pipe.jsonl", "link.jsonl", "folder.jsonl")
+    return {name: folder / name for name in places} | {"device": Path("/dev/full"), "null": Path("/dev/null")}
+
+
+@pytest.mark.parametrize("place", ["pipe.jsonl", "link.jsonl", "folder.jsonl", "device", "null"])
+def test_only_a_file_is_opened(tmp_path: Path, place: str) -> None:
+    """A pipe would wait for a writer for ever, and /dev/zero has no end."""
+    path = _odd_places(tmp_path)[place]
+    with pytest.raises(OSError, match=r"a pipe or a device|Is a directory") as told:
+        open_file(path)
+    assert told.value.filename == str(path)
+    assert told.value.errno in (errno.ENOTSUP, errno.EISDIR)
+
+
+def test_a_file_is_opened_behind_a_link_too(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    (tmp_path / "b").symlink_to("a")
+    with open_file(tmp_path / "b") as stream:
+        assert stream.read() == b"x"

@@ -10,6 +10,7 @@ import typer
 from dgpo_cli.commands.search_environment import TOKEN_VARIABLE, search_token, sendable_token
 from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, choose_index
 from dgpo_cli.console import Console
+from dgpo_cli.core.untrusted import read_text
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _token(file: Path | None) -> str | None:
     if file is None:
         token, source = search_token(), TOKEN_VARIABLE
     else:
-        token, source = sendable_token(file.read_text(encoding="utf-8", errors="replace"), str(file)), str(file)
+        token, source = sendable_token(read_text(file, ConfigError), str(file)), str(file)
     if token is not None and len(token) < _LEAST_TOKEN:
         raise ConfigError(
             f"the token of {source} has {len(token)} characters, fewer than {_LEAST_TOKEN} can be guessed",

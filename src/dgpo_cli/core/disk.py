@@ -13,6 +13,11 @@ from typing import BinaryIO
 _BLOCK = 1 << 20
 _NUMBERED = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)  # libraries in Rust; Arrow
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy, which does not ask why
+_OF_PATHS = (  # what pathlib raises as RuntimeError and open as ValueError, by the beginning of the message
+    ("Symlink loop from ", errno.ELOOP, os.strerror(errno.ELOOP)),
+    ("Could not determine home directory", errno.ENOENT, "No such user, or no home folder"),
+    ("embedded null ", errno.ENOENT, "No path holds a NUL character"),
+)
 _NO_SUCH_CALL = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # on this file system
 
 
@@ -38,6 +43,9 @@ def system_error(error: Exception) -> OSError | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error
     text = str(error)
+    for beginning, number, what in _OF_PATHS:
+        if text.startswith(beginning):
+            return OSError(number, what, text.removeprefix(beginning).strip(" '.") or "~")
     if found := _NUMBERED.search(text):
         number = int(found[1] or found[2])
     elif _SHORT_WRITE.search(text) or os.strerror(errno.ENOSPC) in text:

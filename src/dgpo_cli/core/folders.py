@@ -108,7 +108,7 @@ def is_unfinished(path: Path) -> bool:
 
 def beside(directory: Path, what: str) -> Path:
     place = _real(directory)
-    return place.with_name(f".{place.name}.{what}")
+    return place.parent / f".{place.name}.{what}"
 
 
 def _real(directory: Path) -> Path:

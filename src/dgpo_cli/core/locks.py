@@ -18,6 +18,7 @@ from dgpo_cli.errors import BusyError, ConfigError
 
 _GRACE_S = 0.2  # `is_held` holds a lock for an instant
 _POLL_S = 0.02
+_GONE = 100  # times in a row that a folder was made and is not there
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -72,7 +73,7 @@ def lock_inside(folder: Path) -> Path:
 
 def lock_beside(path: Path) -> Path:
     place = Path(os.path.realpath(path))
-    return place.with_name(f".{place.name}.lock")
+    return place.parent / f".{place.name}.lock"
 
 
 def is_held(file: Path) -> bool:
@@ -89,11 +90,15 @@ def is_held(file: Path) -> bool:
 
 def _try(file: Path) -> FileIO | None:
     """The file, locked; None if another process has it."""
+    gone = 0
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             stream = open(file, "a+b", buffering=0)  # noqa: SIM115 - open as long as the lock
-        except FileNotFoundError:  # the folder went away meanwhile
+        except FileNotFoundError:  # the folder went away meanwhile, or nothing can be made in it (/proc)
+            gone += 1
+            if gone > _GONE:
+                raise
             continue
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

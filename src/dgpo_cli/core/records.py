@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
 from dgpo_cli.core.compression import ERRORS, decompressing
-from dgpo_cli.core.untrusted import lines, overlong, parse_json
+from dgpo_cli.core.untrusted import lines, open_file, overlong, parse_json
 from dgpo_cli.errors import InputError
 
 Made = TypeVar("Made")
@@ -22,7 +22,7 @@ Made = TypeVar("Made")
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of a UTF-8 JSONL file, plain, .gz or .zst. Raises InputError naming file and line."""
     try:
-        with open(path, "rb") as raw:
+        with open_file(path) as raw:
             for number, line in enumerate(lines(decompressing(raw, path)), start=1):
                 if line is None:
                     raise InputError(f"{path}:{number}: {overlong()}", hint="write one JSON object per line")

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _MARKS = 30  # combining marks on one letter; the limit of Unicode's stream-safe text (UAX 15)
 _LONG_RUN = re.compile(rb"[^\0]{31,}")  # in the text's combining classes
+_SAY_NOTHING = ("P", "Z", "M", "Cc", "Cf")  # categories: punctuation, separators, marks, controls, invisible signs
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
@@ -40,8 +41,17 @@ def normalize_answer(text: str) -> str:
 
 
 def is_empty_answer(text: str) -> bool:
-    """Whether nothing is left of an answer after normalization, as of "---", "A" or ")"."""
-    return not normalize_answer(text)
+    """Whether nothing is left of an answer after normalization, as of "---", "A", ")" or a dash of any script."""
+    return not _left(text)
+
+
+def _left(text: str) -> str:
+    """The normalized text; "" where it is punctuation, blanks, marks and invisible characters only.
+
+    Normalization deletes ASCII punctuation alone, as in the reference, and an em dash stands in most passages.
+    """
+    normalized = normalize_answer(text)
+    return normalized if any(not unicodedata.category(c).startswith(_SAY_NOTHING) for c in normalized) else ""
 
 
 def comparable(text: str) -> str:
@@ -56,9 +66,9 @@ def exact_match(prediction: str, answers: Iterable[str]) -> bool:
     punctuation, in a prediction of which nothing is left either. So "---" equals "---" and "A" equals "a", and neither
     equals "the" or a blank text.
     """
-    normalized, given = normalize_answer(prediction), f" {_as_written(prediction)} "
+    normalized, given = _left(prediction), f" {_as_written(prediction)} "
     for answer in answers:
-        gold, written = normalize_answer(answer), _as_written(answer)
+        gold, written = _left(answer), _as_written(answer)
         if (gold and gold == normalized) or (written and not gold and not normalized and f" {written} " in given):
             return True
     return False
@@ -71,15 +81,15 @@ def _as_written(text: str) -> str:
 def contains_answer(text: str, answers: Iterable[str]) -> bool:
     """Whether any normalized answer is a substring of the normalized text; never one of which nothing is left."""
     normalized = normalize_answer(text)
-    return any(bool(gold) and gold in normalized for gold in map(normalize_answer, answers))
+    return any(bool(gold) and gold in normalized for gold in map(_left, answers))
 
 
 def f1(prediction: str, answers: Iterable[str]) -> float:
     """Token F1 of the normalized strings, best over the answers; exact match where nothing is left of one of them."""
-    words = Counter(normalize_answer(prediction).split())
+    words = Counter(_left(prediction).split())
     best = 0.0
     for answer in answers:
-        gold = Counter(normalize_answer(answer).split())
+        gold = Counter(_left(answer).split())
         if not words or not gold:
             best = max(best, float(exact_match(prediction, [answer])))
             continue

@@ -7,9 +7,12 @@ files, servers' replies, records of earlier runs, text that a model wrote.
 from __future__ import annotations
 
 import codecs
+import errno
+import io
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,6 +66,20 @@ def decoded(content: bytes, place: str) -> str:
     if "\0" in text:
         raise InputError(f"{place}: holds a NUL character, so it is no text", hint="give text in UTF-8")
     return text
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """A regular file, to be read. Raises OSError for anything else: a pipe or a device may have no end, and could not
+    be read a second time, which its digest asks for.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe waits for its writer
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.ENOTSUP, "a pipe or a device, not a file", str(path))
 
 
 def read_text(path: Path, error: type[DgpoError] = InputError) -> str:
@@ -154,7 +171,7 @@ def _is_deep(value: Any) -> bool:
 def read_bytes(path: Path, most: int) -> bytes:
     """A whole file. Raises InputError where it cannot be read or has more than `most` bytes."""
     try:
-        with open(path, "rb") as stream:
+        with open_file(path) as stream:
             content = stream.read(most + 1)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}", hint="give a file that you may read") from error

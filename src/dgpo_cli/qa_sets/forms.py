@@ -17,7 +17,7 @@ from typing import Any
 from dgpo_cli.core.compression import ERRORS, decompressing, plain_name
 from dgpo_cli.core.compression import SUFFIXES as PACKED
 from dgpo_cli.core.records import read_jsonl
-from dgpo_cli.core.untrusted import LARGEST_TABLE, parse_json
+from dgpo_cli.core.untrusted import LARGEST_TABLE, open_file, parse_json
 from dgpo_cli.errors import InputError
 
 FORM = '{"id": ..., "question": ..., "golden_answers": [...]}'
@@ -62,7 +62,7 @@ def _first_file(candidates: Iterator[Path]) -> Path | None:
 
 def _text(path: Path) -> str:
     try:
-        with open(path, "rb") as raw:
+        with open_file(path) as raw:
             content = decompressing(raw, path).read(LARGEST_TABLE + 1)
         if len(content) > LARGEST_TABLE:
             raise InputError(f"{path}: more than {LARGEST_TABLE:,} bytes", hint="divide it, or write it as .jsonl")

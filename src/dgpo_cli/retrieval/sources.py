@@ -17,7 +17,7 @@ from dgpo_cli.core.compression import ERRORS, decompressing
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.records import parse_line
 from dgpo_cli.core.types import Passage
-from dgpo_cli.core.untrusted import LONGEST_PASSAGE, lines, overlong
+from dgpo_cli.core.untrusted import LONGEST_PASSAGE, lines, open_file, overlong
 from dgpo_cli.errors import InputError
 
 HUB_PREFIX = "hf:"
@@ -76,7 +76,7 @@ class JsonLines:
     def _lines(self, digest: Digest) -> Iterator[tuple[int, bytes | None, float]]:
         try:
             size = max(1, self.path.stat().st_size)
-            with open(self.path, "rb") as raw:
+            with open_file(self.path) as raw:
                 share = 0.0
                 for number, line in enumerate(lines(decompressing(raw, self.path), seen=digest.update), start=1):
                     if number % _STEP == 1:
@@ -121,7 +121,7 @@ class Parquet:
 
     def hash(self, digest: Digest) -> None:
         try:
-            with open(self.path, "rb") as stream:
+            with open_file(self.path) as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         except OSError as error:
             raise InputError(f"{self.path}: {error.strerror}", hint=HINT) from error
