@@ -138,6 +138,7 @@ def test_history_that_goes_away_ends_nothing(state):
 def test_the_library_is_imported_by_nothing_but_a_conversation():
     import subprocess
 
-    probe = "import sys, dgpo_cli.commands.chat, dgpo_cli.commands.chat_talk; print('prompt_toolkit' in sys.modules)"
+    imports = "import sys, dgpo_cli.commands.chat, dgpo_cli.commands.chat_talk"
+    probe = f"{imports}; print('prompt_toolkit' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"

@@ -16,8 +16,8 @@ CUDA_CONTEXT = 1.0e9  # assumed: context, kernels and workspaces of the librarie
 FRAGMENTATION = 0.05  # assumed: share of the rest that PyTorch's caching allocator holds without using it
 LIBRARIES = 0.45e9  # measured: PyTorch and transformers in a process without a GPU
 SAMPLED_LOGITS = 1 << 23  # turned into tokens at once (engine/sampling.py), four float32 buffers of them
-# Logits whose losses are computed at once, on a CPU and on CUDA (train/step.py), and the float32 buffers of that size
-# that are alive at its highest, counted in the code of the losses (docs/plan.md).
+# Logits whose losses are computed at once, on a CPU and on CUDA (train/step.py), and the float32 buffers of that
+# size that are alive at its highest, counted in the code of the losses (docs/plan.md).
 BLOCK_LOGITS = (1 << 20, 1 << 24)
 _BUFFERS_CE, _BUFFERS_POLICY, _BUFFERS_KD, _BUFFERS_FULL_KL = 3.0, 3.25, 4.25, 5.25
 

@@ -1,7 +1,8 @@
 """BM25 by bm25s (Lù 2024), memory-mapped at query time; queries over a large corpus are spread over the cores.
 
-Every word of every passage is scored when the index is built (retrieval/postings.py), so a query only adds up columns.
-The files are bm25s's. The adding and the choice of the best are ours: in numpy, and without sorting all passages.
+Every word of every passage is scored when the index is built (retrieval/postings.py), so a query only adds up
+columns. The files are bm25s's. The adding and the choice of the best are ours: in numpy, and without sorting all
+passages.
 """
 
 from __future__ import annotations

@@ -44,10 +44,9 @@ def build_index(
 
     `progress` counts passages, once while they are read and once more while the engine takes them in. What a killed
     build left behind is replaced, but for encoded passages, from which the same build goes on. With `from_faiss` a
-    sample is encoded and no more: see retrieval/adopt.py. `known_as` is how `dgpo index` calls corpus and vectors
-    where they are not the user's files. Raises InputError for a corpus that cannot be used,
-    ConfigError for an unknown retriever or setting, and where `out` holds another index
-    (without `overwrite`) or anything but an index.
+    sample is encoded and no more: see retrieval/adopt.py. `known_as` is how `dgpo index` calls corpus and
+    vectors where they are not the user's files. Raises InputError for a corpus that cannot be used, ConfigError for
+    an unknown retriever or setting, and where `out` holds another index (without `overwrite`) or anything but an index.
     """
     kind, config = configured(retriever, settings or {})
     if from_faiss is not None and retriever not in ("dense", "hybrid"):

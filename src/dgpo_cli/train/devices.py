@@ -1,5 +1,6 @@
-"""Where training runs: in which processes, and on which device. Apart from `pipelines/tracking.py` the only file that
-imports accelerate.
+"""Where training runs: in which processes, and on which device.
+
+Apart from `pipelines/tracking.py` the only file that imports accelerate.
 """
 
 from __future__ import annotations
