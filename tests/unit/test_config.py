@@ -158,4 +158,29 @@ def test_a_registry_loads_by_name_and_lists_the_names() -> None:
     assert load(table, "sqrt", "function")(9) == 3
     with pytest.raises(ConfigError, match="unknown function 'cbrt'") as caught:
         load(table, "cbrt", "function")
-    assert caught.value.hint == "choose one of: sqrt, pi"
+    assert caught.value.hint == "choose one of: sqrt, pi; or name your own as package.module:Attribute"
+
+
+def test_a_registry_loads_what_a_package_outside_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_things.py").write_text("def brevity(trajectory, text):\n    return 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load({}, "own_things:brevity", "reward part")(None, "") == 1.0
+    with pytest.raises(ConfigError, match="has no attribute 'length'"):
+        load({}, "own_things:length", "reward part")
+    with pytest.raises(ConfigError, match="No module named 'no_such_things'") as caught:
+        load({}, "no_such_things.of_mine:brevity", "reward part")
+    assert "python -c 'import no_such_things.of_mine'" in str(caught.value.hint)
+
+
+def test_a_file_that_others_write_cannot_name_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ran.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="unknown retriever 'ran:It'") as caught:
+        load({"bm25": "math:pi"}, "ran:It", "retriever", outside=False)
+    assert caught.value.hint == "choose one of: bm25"
+
+
+def test_an_option_whose_key_is_a_name_from_outside() -> None:
+    assert parse_options(["reward.my_pkg.rewards:brevity=0.5", "reward.em=1"]) == {
+        "reward": {"my_pkg.rewards:brevity": "0.5", "em": "1"}
+    }

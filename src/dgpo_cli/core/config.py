@@ -12,6 +12,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dgpo_cli.core.registry import is_outside
 from dgpo_cli.core.untrusted import LARGEST_RECORD, decoded, read_bytes
 from dgpo_cli.errors import ConfigError, InputError
 
@@ -45,7 +46,8 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for option in options:
         path, separator, value = option.partition("=")
-        keys = [key.strip() for key in path.split(".")]
+        section, _, outside = path.partition(".")  # reward.package.module:Attribute
+        keys = [key.strip() for key in ([section, outside] if is_outside(outside.strip()) else path.split("."))]
         if not separator or not all(keys):
             raise ConfigError(f"-o {option!r} is not key=value", hint="write it like -o objective.kl_coef=0.1")
         place = result

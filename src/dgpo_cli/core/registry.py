@@ -1,17 +1,42 @@
-"""Names to implementations as "package.module:Attribute" strings, so that listing them imports nothing."""
+"""Names to implementations as "package.module:Attribute" strings, so that listing them imports nothing.
+
+The same form names an implementation of a package outside of this one, wherever a name may stand.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from dgpo_cli.errors import ConfigError
 
+_OUTSIDE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
-def load(table: Mapping[str, str], name: str, kind: str) -> Any:
-    """The object registered as `name`. Raises ConfigError that lists the names."""
-    if name not in table:
-        raise ConfigError(f"unknown {kind} {name!r}", hint=f"choose one of: {', '.join(table)}")
-    module, _, attribute = table[name].partition(":")
-    return getattr(import_module(module), attribute)
+
+def is_outside(name: str) -> bool:
+    """Whether a name is of the form "package.module:Attribute"."""
+    return _OUTSIDE.fullmatch(name) is not None
+
+
+def load(table: Mapping[str, str], name: str, kind: str, *, outside: bool = True) -> Any:
+    """The object registered as `name`, or the one that "package.module:Attribute" names.
+
+    `outside` is False where the name stands in a file that others may have written: importing runs code.
+    Raises ConfigError that lists the names, or says what keeps a module from being imported.
+    """
+    if name in table:
+        module, _, attribute = table[name].partition(":")
+        return getattr(import_module(module), attribute)
+    if not outside or not is_outside(name):
+        own = "; or name your own as package.module:Attribute" if outside else ""
+        raise ConfigError(f"unknown {kind} {name!r}", hint=f"choose one of: {', '.join(table)}{own}")
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ImportError as error:
+        hint = f"install it beside dgpo, and try: python -c 'import {module}'"
+        raise ConfigError(f"{kind} {name!r}: {error}", hint=hint) from error
+    except AttributeError as error:
+        raise ConfigError(f"{kind} {name!r}: {error}", hint=f"name what {module} has") from error

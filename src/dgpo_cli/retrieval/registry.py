@@ -15,6 +15,6 @@ RETRIEVERS: dict[str, str] = {
 
 
 def retriever_class(name: str) -> type[IndexedRetriever]:
-    """Raises ConfigError that lists the names."""
-    found: type[IndexedRetriever] = registry.load(RETRIEVERS, name, "retriever")
+    """The name stands in manifests, which come with an index. Raises ConfigError that lists the names."""
+    found: type[IndexedRetriever] = registry.load(RETRIEVERS, name, "retriever", outside=False)
     return found
