@@ -57,7 +57,7 @@ def make(folder: Path) -> tuple[Path, Path, Path]:
     for name, right, top_k in (("first", {0, 1, 2}, 3), ("second", {0, 3}, 5)):
         config = {"model": str(folder / "model"), "benchmarks": ["hand"], "top_k": top_k, "seed": 0}
         with RunDir.open("eval", config, out=folder / name) as run:
-            meta = {"protocol": TINYWORLD.to_json()}
+            meta = {"protocol": TINYWORLD.to_json(), "settings": {"top_k": top_k, "seed": 0, "wave": top_k}}
             with RecordFile(run.path / "hand.jsonl", key="key", schema="evaluation", meta=meta) as records:
                 for place in range(6):
                     answer = None if place == 5 else "Lyon" if place in right else f"Paris {ATTACK}"

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import asdict
 
 import pytest
 from typer.testing import CliRunner
@@ -46,6 +47,64 @@ def test_every_row_is_measured_on_the_same_questions(made):
     assert {row["questions"] for row in result["rows"].values()} == {30}
     for row in result["rows"].values():
         assert set(row["em_by_hops"]) == {"1", "2"} and 0 <= row["em"] <= 1
+
+
+def test_evaluations_are_runs_of_which_report_and_compare_show_everything(made, tmp_path):
+    from dgpo_cli.evaluate.compare import compare, read_side
+    from dgpo_cli.pipelines.report import write_report
+
+    folder, _, result, _ = made
+    runs = [folder / "runs" / f"eval-{row}" for row in ROWS]
+    page = write_report(runs, tmp_path / "report.html", questions=30)
+    assert (page["questions"], page["warnings"]) == (30, [])
+    for run, row in zip(runs, result["rows"].values(), strict=True):
+        lines = [json.loads(line) for line in (run / "tinyworld.jsonl").read_text().splitlines()]
+        assert (
+            "".join(str(int(line["outcome"]["em"])) for line in sorted(lines[1:], key=order_of(folder))) == row["right"]
+        )
+        assert json.loads((run / "report.json").read_text())["benchmarks"]["tinyworld"]["em"] == row["em"]
+    both = compare(read_side(str(runs[0])), read_side(str(runs[1])))
+    assert both["comparable"] and both["benchmarks"]["tinyworld"]["n"] == 30
+
+
+def order_of(folder):
+    asked = (folder / "world" / "test.jsonl").read_text().splitlines()
+    places = {json.loads(line)["id"]: place for place, line in enumerate(asked)}
+    return lambda line: places[line["question"]["id"]]
+
+
+def test_an_interrupted_evaluation_asks_only_what_is_missing(made, small, tmp_path, monkeypatch):
+    from dgpo_cli.pipelines.agents import Agent
+
+    folder, _, first, _ = made
+    copy_of = tmp_path / "copy"
+    shutil.copytree(folder, copy_of)
+    run = copy_of / "runs" / "eval-teacher"
+    record = json.loads((run / "run.json").read_text())
+    record.pop("result")
+    (run / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    answers = (run / "tinyworld.jsonl").read_text().splitlines(keepends=True)
+    (run / "tinyworld.jsonl").write_text("".join(answers[:15]))
+    asked, finished = [], Agent.finished
+    monkeypatch.setattr(Agent, "finished", lambda self, pairs, **kw: asked.extend(pairs) or finished(self, pairs, **kw))
+    work = Quickstart(copy_of, seed=3, device="cpu", say=lambda _: None, bar=no_bar, settings=small)
+    assert asdict(work.evaluate("teacher", copy_of / "runs" / "teacher")) == first["rows"]["teacher"]
+    assert len(asked) == 30 - 14
+
+
+def test_the_same_weights_in_another_time_leave_the_budget_as_it_is(made, tmp_path):
+    folder, _, _, work = made
+    copy_of = tmp_path / "copy"
+    shutil.copytree(folder, copy_of)
+    again = Quickstart(copy_of, seed=3, device="cpu", say=lambda _: None, bar=no_bar, settings=work.recipe)
+    seconds = again.budget("dgpo")
+    record = copy_of / "runs" / "dgpo" / "run.json"
+    changed = json.loads(record.read_text())
+    changed["result"]["seconds"] = seconds + 100
+    record.write_text(json.dumps(changed))
+    assert again.budget("dgpo") == seconds
+    shutil.copytree(folder / "runs" / "student" / "best", copy_of / "runs" / "dgpo" / "best", dirs_exist_ok=True)
+    assert again.budget("dgpo") == seconds + 100, "of other weights"
 
 
 def test_rl_rows_start_from_the_cold_start_and_kd_longer_gets_dgpos_time(made):

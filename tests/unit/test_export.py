@@ -14,7 +14,7 @@ from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Passage
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model, save_model
-from dgpo_cli.pipelines.benchmarks import weights_digest
+from dgpo_cli.pipelines.measurement import weights_digest
 from dgpo_cli.qa_sets import read_questions
 from tiny import bpe_tokenizer, qwen
 

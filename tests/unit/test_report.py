@@ -201,6 +201,30 @@ def test_runs_are_named_as_everywhere_or_are_the_last_ones(dgpo, folder: Path) -
     assert f"of the last runs: {', '.join(names)}" in said.err
 
 
+def test_damaged_runs_are_left_out_of_the_last_ones_and_named(dgpo, folder: Path) -> None:
+    make(folder / "runs")
+    (folder / "runs" / "train" / "run.json").write_text("{")
+    said = dgpo("report", "--json")
+    assert set(json.loads(said.out)["names"]) == {"first", "second"}
+    assert "Left out, since damaged: train (" in said.err
+    for name in ("first", "second"):
+        (folder / "runs" / name / "run.json").write_text("{")
+    assert "error: Left out, since damaged: first, second, train" in " ".join(dgpo("report").errors)
+
+
+def test_two_evaluations_differ_only_over_the_sets_that_both_answered(tmp_path: Path) -> None:
+    from dgpo_cli.pipelines.run_records import RunRecords
+
+    def run(name: str, **sets: dict[str, object]) -> RunRecords:
+        headers = {s: {"settings": {"top_k": 3} | told} for s, told in sets.items()}
+        return RunRecords(tmp_path, {}, {}, [], [], name, headers=headers)
+
+    runs = [run("a", nq={}, hotpotqa={"seed": 1}), run("b", nq={}, hotpotqa={"seed": 2}), run("c", musique={"seed": 3})]
+    assert report._differing(runs) == [
+        "Not comparable as they stand: the evaluations of hotpotqa differ in seed (a: 1; b: 2)."
+    ]
+
+
 def test_a_report_without_any_run_says_how_to_make_one(dgpo) -> None:
     ended = dgpo("report")
     assert (ended.status, ended.errors) == (1, ["error: there are no runs below this folder"])

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from dgpo_cli.core.config import load_toml
-from dgpo_cli.core.run_dir import RunDir, check_space, is_locked, list_runs, read_run
+from dgpo_cli.core.disk import check_space
+from dgpo_cli.core.run_dir import RunDir, is_locked, list_runs, read_run
 from dgpo_cli.core.run_identity import config_digest
 from dgpo_cli.errors import ConfigError, InputError
 
@@ -111,8 +112,12 @@ def test_out_never_mixes_with_a_folder_of_other_things(folder: Path) -> None:
 
 def test_out_takes_a_folder_whose_run_was_killed_at_once(folder: Path) -> None:
     Path("mine").mkdir()
-    Path("mine/lock").write_text("123")
+    Path("mine/.lock").write_text("123")
     assert begin(out=Path("mine")).path == Path("mine")
+    Path("keys").mkdir()
+    Path("keys/lock").write_text("a file of the user's")
+    with pytest.raises(ConfigError, match="no run folder"):
+        begin(out=Path("keys"))
 
 
 def test_paths_count_as_absolute(folder: Path) -> None:

@@ -105,7 +105,7 @@ def evaluate(
         samples=samples,
         arcap=arcap,
         max_searches=limits.pop("max_turns"),
-        **limits,
+        **limits,  # type: ignore[arg-type]  # numbers, every one
         wave=batch_size,
         seed=seed,
         device=device or "auto",

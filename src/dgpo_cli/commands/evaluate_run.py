@@ -13,11 +13,7 @@ from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.load import LoadedModel
-    from dgpo_cli.pipelines.agents import Agent
     from dgpo_cli.pipelines.benchmarks import Benchmark, EvalSettings
-    from dgpo_cli.retrieval.base import Retriever
 
 _WITH_COMPARE = {"compare", "json", "quiet"}
 
@@ -78,12 +74,10 @@ def measure(
     fresh: bool,
 ) -> dict[str, Any]:
     """Load the model, answer what is not answered yet, write and return the report."""
-    from dgpo_cli.core.run_dir import RunDir, check_space
-    from dgpo_cli.models.codec import Codec
+    from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.models.load import load_model
-    from dgpo_cli.pipelines import arcap
-    from dgpo_cli.pipelines import benchmarks as pipeline
-    from dgpo_cli.pipelines.identity import contents, dated
+    from dgpo_cli.pipelines import measurement
+    from dgpo_cli.pipelines.identity import contents
     from dgpo_cli.train.devices import inference_dtype, training_device
 
     # vLLM loads the weights by itself; here they only tell what is measured.
@@ -91,43 +85,15 @@ def measure(
     loaded = load_model(settings.model, device=where, dtype=inference_dtype(where, settings.model, settings.precision))
     if loaded.raw is not None:
         console.warn(loaded.raw)
-    identity = pipeline.identity(settings, benchmarks, loaded)
-    places = contents(identity)
-    with RunDir.open("eval", identity, out=out, resume=resume, fresh=fresh, inputs=places) as run:
-        codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, loaded.protocol))
-        agent = _agent(settings, loaded, codec, benchmarks[0].index.retriever)
-        headers = pipeline.record_headers(settings, loaded, agent, benchmarks)
-        total = sum(len(b.questions) for b in benchmarks) * settings.samples
-        done = pipeline.answered(run.path, benchmarks)
-        check_space(run.path, (total - done) * pipeline.BYTES_PER_QUESTION)
+    identity = measurement.identity(settings, benchmarks, loaded)
+    with RunDir.open("eval", identity, out=out, resume=resume, fresh=fresh, inputs=contents(identity)) as run:
+        done, total = measurement.answered(run.path, benchmarks), measurement.num_draws(settings, benchmarks)
         console.info(f"going on with {run.path}: {done} of {total} answered" if run.resumed else f"run {run.path}")
-        with console.progress("questions", "question") as progress:
-            reports = pipeline.run_benchmarks(
-                agent, benchmarks, run.path, headers, samples=settings.samples, progress=progress
-            )
-        report = pipeline.report_json(settings, loaded, agent, benchmarks, reports, headers) | {"run": str(run.path)}
-        if settings.arcap:
-            with console.progress("gold context", "question") as progress:
-                gold = arcap.run_gold(agent, benchmarks, run.path, headers, samples=settings.samples, progress=progress)
-            report = arcap.with_arcap(report, gold)
-        pipeline.write_report(run.path, report)
+        _, report = measurement.measure(run, settings, benchmarks, loaded, bar=console.progress)
         # With failed searches the run stays unfinished: the same command asks those questions again.
         if report["complete"]:
             run.finish({"em": report["avg"]["em"], "benchmarks": {n: b["em"] for n, b in report["benchmarks"].items()}})
     return report
-
-
-def _agent(settings: EvalSettings, loaded: LoadedModel, codec: Codec, retriever: Retriever) -> Agent:
-    from dgpo_cli.pipelines.agents import Agent
-    from dgpo_cli.pipelines.engines import vllm_engine
-    from dgpo_cli.train.devices import inference_dtype, training_device
-
-    rollout = settings.rollout()
-    if settings.engine == "vllm":
-        dtype = str(inference_dtype(training_device(settings.device))).removeprefix("torch.")
-        engine = vllm_engine(loaded.source, codec, max_tokens=rollout.max_tokens, dtype=dtype, seed=settings.seed)
-        return Agent(engine, codec, retriever, rollout)
-    return Agent.of(loaded.model, codec, retriever, rollout)
 
 
 def show_report(console: Console, report: dict[str, Any]) -> None:

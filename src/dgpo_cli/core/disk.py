@@ -1,4 +1,4 @@
-"""Room on a disk: taken before a file is mapped, and told as such where there is none.
+"""Room on a disk: asked for before long work, taken before a file is mapped, and told as such where there is none.
 
 Writing to a mapped file on a full disk kills the process, so its room is taken before.
 """
@@ -8,7 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+from pathlib import Path
 from typing import BinaryIO
+
+from dgpo_cli.errors import ConfigError
 
 _BLOCK = 1 << 20
 _NUMBERED = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)  # libraries in Rust; Arrow
@@ -19,6 +23,20 @@ _OF_PATHS = (  # what pathlib raises as RuntimeError and open as ValueError, by 
     ("embedded null ", errno.ENOENT, "No path holds a NUL character"),
 )
 _NO_SUCH_CALL = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # on this file system
+
+
+def check_space(path: Path, needed_bytes: int) -> None:
+    """Raises ConfigError if the disk of `path` has less than `needed_bytes` free."""
+    free = shutil.disk_usage(path).free
+    if free < needed_bytes:
+        raise ConfigError(
+            f"{path} needs {_gigabytes(needed_bytes)} GB of disk, {_gigabytes(free)} GB are free",
+            hint="free some space (`dgpo runs --prune`), or give --out on another disk",
+        )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f}" if size >= 1e8 else f"{size / 1e9:.6f}".rstrip("0").rstrip(".")
 
 
 def reserve(stream: BinaryIO, size: int) -> None:

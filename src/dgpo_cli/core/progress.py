@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 _EVERY_S = 0.5  # while nothing gets done: more often than anybody looks
@@ -13,6 +14,10 @@ class Progress(Protocol):
     """`note` is a short line of the work's own figures, such as "EM 45.0 %, 1,234 tokens/s"."""
 
     def __call__(self, done: int, total: int, /, note: str = "") -> None: ...
+
+
+Bar = Callable[[str, str], AbstractContextManager[Progress]]
+"""A progress bar while a block lasts, from what is done and the unit that it is counted in."""
 
 
 class Pace:

@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +29,7 @@ from dgpo_cli.core.records import dump_line, parse_line, to_json, write_atomic, 
 from dgpo_cli.core.run_identity import config_digest, differences, plain
 from dgpo_cli.core.run_names import find_run
 from dgpo_cli.core.schema import check, read_record
+from dgpo_cli.core.versions import git_commit, versions
 from dgpo_cli.errors import BusyError, ConfigError
 
 _DISCARDED = "discarded"  # status of a run that is being replaced by another in its folder
@@ -51,7 +49,6 @@ _RUN = schema.record(
     },
 )
 _METRICS = schema.record({"step": schema.whole(0)})
-_PACKAGES = ("dgpo-cli", "torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "bm25s", "numpy")
 
 
 class RunDir:
@@ -161,8 +158,8 @@ class RunDir:
             "digest": digest,
             "seed": config.get("seed"),
             "created": begun,
-            "versions": _versions(),
-            "git_commit": _git_commit(),
+            "versions": versions(),
+            "git_commit": git_commit(),
         } | ({"inputs": portable(dict(inputs))} if inputs else {})
         write_atomic(self.path / "run.json", to_json(record, indent=1, ensure_ascii=True) + "\n")
         return self
@@ -268,20 +265,6 @@ def measured(row: Mapping[str, Any], name: str) -> float | None:
     return value if schema.is_number(value) else None
 
 
-def check_space(path: Path, needed_bytes: int) -> None:
-    """Raises ConfigError if the disk of `path` has less than `needed_bytes` free."""
-    free = shutil.disk_usage(path).free
-    if free < needed_bytes:
-        raise ConfigError(
-            f"{path} needs {_gigabytes(needed_bytes)} GB of disk, {_gigabytes(free)} GB are free",
-            hint="free some space (`dgpo runs --prune`), or give --out on another disk",
-        )
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f}" if size >= 1e8 else f"{size / 1e9:.6f}".rstrip("0").rstrip(".")
-
-
 def read_run(path: Path) -> dict[str, Any]:
     """The content of run.json. Raises InputError if it is damaged."""
     record: dict[str, Any] = read_record(path / "run.json", _RUN, hint=f"move the folder {path} away")
@@ -320,30 +303,5 @@ def _is_used(path: Path) -> bool:
     if not path.exists():
         return False
     return not path.is_dir() or any(
-        p.name not in (".lock", "lock", "config.toml") and not folders.is_unfinished(p) for p in path.iterdir()
+        p.name not in (lock_inside(path).name, "config.toml") and not folders.is_unfinished(p) for p in path.iterdir()
     )
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _git_commit() -> str | None:
-    try:
-        result = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()

@@ -156,7 +156,7 @@ def _setting_differences(a: Side, b: Side, names: Sequence[str]) -> Iterator[dic
         yield {"setting": "question sets", "benchmarks": names, "a": sets[0], "b": sets[1]}
     found: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for name in names:
-        ours, theirs = _settings(a.benchmarks[name].header), _settings(b.benchmarks[name].header)
+        ours, theirs = conditions(a.benchmarks[name].header), conditions(b.benchmarks[name].header)
         for setting, value in ours.items():
             # A corpus that neither side tells may be any two.
             if value != theirs[setting] or (setting == "corpus" and value is None):
@@ -166,11 +166,17 @@ def _setting_differences(a: Side, b: Side, names: Sequence[str]) -> Iterator[dic
         yield difference | {"benchmarks": where}
 
 
-def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: header["settings"].get(name) for name in ROLLOUT} | {
-        "corpus": header["index"].get("corpus_digest"),
-        "index": header["index"].get("digest"),
-        "questions": header["questions"].get("digest"),
-        "limit": header["questions"].get("limit"),
+def conditions(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides answers beside the model, as the header of their records tells it; None for what it does not tell.
+
+    Two evaluations can be compared where all of it is the same.
+    """
+    settings, index, questions = (header.get(name, {}) for name in ("settings", "index", "questions"))
+    return {name: settings.get(name) for name in ROLLOUT} | {
+        "engine": settings.get("engine", "transformers"),
+        "corpus": index.get("corpus_digest"),
+        "index": index.get("digest"),
+        "questions": questions.get("digest"),
+        "limit": questions.get("limit"),
         "date": header.get("protocol", {}).get("date"),
     }

@@ -108,7 +108,7 @@ def _cache(digest: str) -> Path:
 
 
 def _require_space(parent: Path, header: Header) -> None:
-    from dgpo_cli.core.run_dir import check_space
+    from dgpo_cli.core.disk import check_space
 
     parent.mkdir(parents=True, exist_ok=True)
     check_space(parent, header.weights * _BYTES_PER_WEIGHT)

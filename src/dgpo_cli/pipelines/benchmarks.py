@@ -1,36 +1,22 @@
-"""A model on QA sets: questions and an index for each, answers recorded as they come, one report."""
+"""QA sets to measure a model on: settings, and questions and an index for each set."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import get_args
 
-from dgpo_cli.core import schema
 from dgpo_cli.core.device import Precision
-from dgpo_cli.core.progress import Progress
-from dgpo_cli.core.records import RecordFile, to_json, write_atomic
 from dgpo_cli.core.types import Question, question_to_json
 from dgpo_cli.engine.registry import EngineName
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.evaluate.published import Conditions
-from dgpo_cli.evaluate.run import evaluate
-from dgpo_cli.evaluate.summary import Report, macro_average
-from dgpo_cli.pipelines.beside_paper import published_average, published_em, published_row
 from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions
-from dgpo_cli.reporting.evaluation import markdown
 from dgpo_cli.retrieval.open import OpenIndex, check_index, is_server, open_index
 from dgpo_cli.retrieval.rerank import RerankConfig
 from dgpo_cli.rollout.settings import RolloutSettings
-
-if TYPE_CHECKING:
-    from dgpo_cli.models.load import LoadedModel
-    from dgpo_cli.pipelines.agents import Agent
-
-BYTES_PER_QUESTION = 60_000  # ours: a record of four searches with three passages each, rounded up
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +41,7 @@ class EvalSettings:
     device: str = "auto"
     engine: EngineName = "transformers"
     precision: Precision = "auto"
+    stop_repeats: bool = True  # ours, ends an episode that repeats itself
     rerank: RerankConfig = field(default_factory=RerankConfig)
 
     def __post_init__(self) -> None:
@@ -81,7 +68,7 @@ class EvalSettings:
             temperature=self.temperature,
             seed=self.seed,
             wave=self.wave,
-            stop_repeats=True,
+            stop_repeats=self.stop_repeats,
         )
 
 
@@ -152,179 +139,3 @@ def open_benchmarks(settings: EvalSettings, bench_dir: Path | None) -> list[Benc
         Benchmark(name, load_questions(name, bench_dir=bench_dir, limit=settings.limit), opened[settings.indexes[name]])
         for name in settings.benchmarks
     ]
-
-
-def identity(settings: EvalSettings, benchmarks: Iterable[Benchmark], loaded: LoadedModel) -> dict[str, Any]:
-    """What decides the answers, for the run folder: the same identity goes on, another one starts anew."""
-    return asdict(settings) | {
-        "weights": weights_digest(loaded),
-        "protocol": loaded.protocol.digest,
-        "computed_in": computed_in(loaded),  # what `precision` comes to on this machine
-        "corpora": {b.name: b.index.digest for b in benchmarks},
-        "questions": {b.name: b.questions_digest for b in benchmarks},
-    }
-
-
-def computed_in(loaded: LoadedModel) -> str:
-    """The precision of the weights, as float32 or bfloat16."""
-    return str(loaded.model.dtype).removeprefix("torch.")
-
-
-def weights_digest(loaded: LoadedModel) -> str:
-    """Of a folder the hash of its weights, of a hub model its commit."""
-    if not loaded.source.local:
-        return f"{loaded.source.location}@{loaded.model.config._commit_hash}"
-    digest = hashlib.sha256()
-    for path in sorted(Path(loaded.source.location).glob("*.safetensors")):
-        with open(path, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
-def answered(folder: Path, benchmarks: Iterable[Benchmark]) -> int:
-    """Draws that a run folder holds."""
-    files = (folder / f"{benchmark.name}.jsonl" for benchmark in benchmarks)
-    return sum(max(0, file.read_bytes().count(b"\n") - 1) for file in files if file.is_file())
-
-
-def record_headers(
-    settings: EvalSettings, loaded: LoadedModel, agent: Agent, benchmarks: Iterable[Benchmark]
-) -> dict[str, dict[str, Any]]:
-    """By benchmark, what its record file says about how its answers came about: all that `--compare` looks at."""
-    shared = {
-        "model": {
-            "name": settings.model,
-            "location": loaded.source.location,
-            "weights": weights_digest(loaded),
-            "protocol": loaded.protocol.name,
-            "parameters": loaded.model.num_parameters(),
-        },
-        "protocol": agent.codec.protocol.to_json(),
-        "settings": agent.settings.to_json()
-        | {"capacity": agent.engine.capacity, "samples": settings.samples, "computed_in": computed_in(loaded)}
-        | ({} if settings.engine == "transformers" else {"engine": settings.engine}),
-    }
-    return {
-        b.name: shared
-        | {
-            "index": {"location": b.index.location, "digest": b.index.digest, **_corpus(b.index)}
-            | ({"rerank": asdict(settings.rerank)} if b.index.reranked else {}),
-            "questions": {"digest": b.questions_digest, "limit": settings.limit},
-        }
-        for b in benchmarks
-    }
-
-
-def run_benchmarks(
-    agent: Agent,
-    benchmarks: Sequence[Benchmark],
-    folder: Path,
-    headers: Mapping[str, Mapping[str, Any]],
-    *,
-    samples: int = 1,
-    progress: Progress | None = None,
-) -> dict[str, Report]:
-    """Answer everything that `folder` has no record of, into `folder`/NAME.jsonl."""
-    from dgpo_cli.models.load import keep_tokenizer
-
-    keep_tokenizer(folder, agent.codec.tokenizer)
-    total, before = sum(len(benchmark.questions) for benchmark in benchmarks) * samples, 0
-    reports = {}
-    for benchmark in benchmarks:
-
-        def tell(done: int, _: int, /, note: str = "", *, before: int = before) -> None:
-            if progress is not None:
-                progress(before + done, total, note)
-
-        path, header = folder / f"{benchmark.name}.jsonl", headers[benchmark.name]
-        with RecordFile(path, key="key", schema="evaluation", meta=header) as records:
-            reports[benchmark.name] = evaluate(
-                benchmark.questions,
-                run_batch=replace(agent, retriever=benchmark.index.retriever).finished,
-                decode=agent.codec.decode,
-                samples=samples,
-                records=records,
-                progress=tell,
-            )
-        before += len(benchmark.questions) * samples
-    return reports
-
-
-_SHARE = schema.number(0, 1)
-REPORT = schema.record(  # what others than its writer read of report.json
-    {
-        "model": schema.record({"weights": schema.text()}),
-        "complete": schema.FLAG,
-        "decoding": schema.record({"temperature": schema.number(0)}),
-        "benchmarks": schema.map_of(
-            schema.record(
-                {
-                    "n": schema.whole(0),
-                    "em": _SHARE,
-                    "f1": _SHARE,
-                    "em_interval": schema.record({"low": _SHARE, "high": _SHARE}),
-                    "index": schema.record(
-                        {"passages": schema.maybe(schema.whole(0)), "retriever": schema.maybe(schema.text())}
-                    ),
-                }
-            )
-        ),
-    }
-)
-
-
-def report_json(
-    settings: EvalSettings,
-    loaded: LoadedModel,
-    agent: Agent,
-    benchmarks: Sequence[Benchmark],
-    reports: Mapping[str, Report],
-    headers: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """The object that `dgpo eval --json` prints and report.json keeps, without ARCap."""
-    row, parameters = published_row(loaded.source), loaded.model.num_parameters() / 1e9
-    described = {
-        b.name: reports[b.name].to_json()
-        | {"index": headers[b.name]["index"], "questions": headers[b.name]["questions"]}
-        | {"published": published_em(row, _conditions(settings, b, reports[b.name], parameters))}
-        for b in benchmarks
-    }
-    rollout = agent.settings
-    return {
-        "benchmarks": described,
-        "avg": macro_average(reports) | {"published": published_average(row, described)},
-        "complete": not any(report.failed_searches for report in reports.values()),
-        "model": headers[benchmarks[0].name]["model"],
-        "decoding": {"temperature": rollout.temperature, "seed": rollout.seed, "samples": settings.samples},
-        "rollout": rollout.to_json() | {"capacity": agent.engine.capacity, "computed_in": computed_in(loaded)},
-    }
-
-
-def write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    write_atomic(folder / "report.json", to_json(report, indent=1) + "\n")
-    write_atomic(folder / "report.md", markdown(report))
-
-
-def _corpus(index: OpenIndex) -> dict[str, Any]:
-    manifest = index.manifest
-    if manifest is None:
-        return {"corpus_digest": None, "passages": None, "retriever": None}
-    return {
-        "corpus_digest": manifest.corpus_digest,
-        "passages": manifest.passages,
-        "retriever": manifest.retriever,
-    }
-
-
-def _conditions(settings: EvalSettings, benchmark: Benchmark, report: Report, parameters: float) -> Conditions:
-    corpus = _corpus(benchmark.index)
-    return Conditions(
-        benchmark.name,
-        report.overall.n,
-        corpus["passages"],
-        corpus["retriever"],
-        settings.top_k,
-        settings.max_searches,
-        settings.temperature,
-        parameters,
-    )

@@ -11,10 +11,11 @@ import torch
 
 from dgpo_cli.core import folders
 from dgpo_cli.core.config import load_toml, to_toml
+from dgpo_cli.core.disk import check_space
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.core.run_dir import check_space, list_runs, measured, read_metrics, read_run
+from dgpo_cli.core.run_dir import list_runs, measured, read_metrics, read_run
 from dgpo_cli.core.schema import read_record
 from dgpo_cli.errors import ConfigError, ModelError
 from dgpo_cli.models import gguf
@@ -23,7 +24,7 @@ from dgpo_cli.models.load import LoadedModel, load_model, write_model
 from dgpo_cli.models.model_card import CardFacts, Measurement, Stage, render
 from dgpo_cli.models.sources import ModelSource, resolve
 from dgpo_cli.objectives.registry import OBJECTIVES, create
-from dgpo_cli.pipelines.benchmarks import REPORT, weights_digest
+from dgpo_cli.pipelines.measurement import REPORT, weights_digest
 from dgpo_cli.pipelines.settings import deviations
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -18,10 +18,11 @@ import torch
 
 from dgpo_cli.core.child import end_with_parent
 from dgpo_cli.core.figures import percent
-from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.progress import Bar, Progress
 from dgpo_cli.core.recipes import shipped
 from dgpo_cli.errors import DgpoError
-from dgpo_cli.pipelines.stages import Bar, Say, Stages
+from dgpo_cli.pipelines.project import Say
+from dgpo_cli.pipelines.stages import Stages
 from dgpo_cli.train.devices import training_device
 
 RL_ROWS = ("ppo", "dgpo_k1", "dgpo")
@@ -49,7 +50,7 @@ class Quickstart(Stages):
         with self._beside(BESIDE, cold, teacher):
             dgpo = self._row("dgpo", cold, teacher)
             longer = self.recipe["kd"] | {
-                "seconds": self.result("dgpo")["seconds"],
+                "seconds": self.budget("dgpo"),
                 "steps": 1_000_000,
                 "schedule": "constant",
             }

@@ -9,33 +9,28 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.figures import percent
+from dgpo_cli.core.progress import Bar
 from dgpo_cli.core.recipes import shipped
-from dgpo_cli.core.records import RecordFile, read_records, write_atomic, write_jsonl_atomic
+from dgpo_cli.core.records import read_records, write_atomic, write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.run_identity import config_digest
-from dgpo_cli.core.types import Question, question_to_json
-from dgpo_cli.evaluate.run import evaluate
+from dgpo_cli.core.types import question_to_json
 from dgpo_cli.evaluate.stats import paired_difference
 from dgpo_cli.evaluate.summary import Report
-from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import keep_tokenizer, load_model
 from dgpo_cli.models.sources import resolve
-from dgpo_cli.pipelines.agents import Agent, rollout_settings
 from dgpo_cli.pipelines.distill_data import run_distill_data
-from dgpo_cli.pipelines.identity import dated
+from dgpo_cli.pipelines.project import Say
 from dgpo_cli.pipelines.settings import GOLD, DistillDataSettings
-from dgpo_cli.pipelines.stages import Bar, Say, Stages
+from dgpo_cli.pipelines.stages import Stages
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.qa_sets.real import corpus_rows, files, split
 from dgpo_cli.retrieval.build import build_index
-from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.train.devices import inference_dtype, training_device
 
 RL_ROWS = ("dgpo", "ppo", "dgpo_k1")
 ROWS = ("raw", "cold-start", "teacher", "student", "kd_longer", "ppo", "dgpo_k1", "dgpo")
@@ -82,6 +77,8 @@ class RealRow:
 
 class RealPath(Stages):
     """`bench_dir` holds questions and corpora; what is made from them lies in `folder`."""
+
+    bench = "real"
 
     def __init__(
         self,
@@ -246,50 +243,15 @@ class RealPath(Stages):
         return options | {"lr": max(scores, key=lambda lr: scores[lr])}
 
     def measure(self, name: str, model: Path, count: int | None = None) -> RealRow:
-        """Greedy answers to the first `count` test questions; every answer is on disk as soon as it is there."""
-        settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0, stop_repeats=True)
-        questions = read_questions(self.world_folder / "test.jsonl")[:count]
-        config = {
-            "model": str(model),
-            "benchmarks": ["real"],  # the file of its records, for `dgpo report`
-            "rollout": settings.to_json(),
-            "questions": len(questions),
-            "index": str(self.index_folder),
-            "data": str(self.world_folder / "test.jsonl"),
-        }
-
-        def work(run: RunDir) -> Mapping[str, Any]:
-            row = RealRow.of(self._answers(run, model, questions))
-            run.finish(asdict(row))
-            return asdict(row)
-
-        row = RealRow(**self._stage(f"eval-{name}", "eval", config, work))
+        """Greedy answers to the first `count` test questions."""
+        found = self.measured(name, model, count, lambda report: asdict(RealRow.of(report)), stop_repeats=True)
+        row = RealRow(**found)
         row = replace(row, em_interval=(row.em_interval[0], row.em_interval[1]))
         self._say(
             f"{name}: EM {percent(row.em)}, F1 {percent(row.f1)}, {row.searches:.2f} searches, "
             f"{percent(row.answered)} answered, {row.questions} questions"
         )
         return row
-
-    def _answers(self, run: RunDir, model: Path, questions: Sequence[Question]) -> Report:
-        device = training_device(self.device)
-        loaded = load_model(str(model), device=device, dtype=inference_dtype(device, str(model)))
-        codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, loaded.protocol))
-        settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0, stop_repeats=True)
-        keep_tokenizer(run.path, loaded.tokenizer)
-        agent = Agent.of(loaded.model, codec, open_index(self.index_folder).retriever, settings)
-        meta = {"protocol": codec.protocol.to_json(), "settings": settings.to_json()}
-        with (
-            RecordFile(run.path / "real.jsonl", key="key", schema="evaluation", meta=meta) as records,
-            self._bar(run.path.name, "question") as progress,
-        ):
-            return evaluate(
-                questions,
-                run_batch=agent.finished,
-                decode=codec.decode,
-                records=records,
-                progress=progress,
-            )
 
 
 def _shared(first: Mapping[str, float], second: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:

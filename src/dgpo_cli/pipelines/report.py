@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -22,6 +22,7 @@ from dgpo_cli.core.run_dir import measured
 from dgpo_cli.core.run_list import spoken_model, summarize_runs
 from dgpo_cli.core.run_names import find_run, short_names
 from dgpo_cli.errors import ConfigError, DgpoError
+from dgpo_cli.evaluate.compare import conditions
 from dgpo_cli.evaluate.stats import paired_difference
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import kept_tokenizer, load_tokenizer
@@ -32,8 +33,6 @@ from dgpo_cli.reporting.charts import charts
 from dgpo_cli.reporting.report_page import render
 
 LAST = 8  # runs of a page that names none: as many as there are colours
-# Settings of an evaluation that do not decide its answers: they name the model, or places, or how many run at once.
-_NOT_COMPARED = {"model", "weights", "indexes", "wave", "device"}
 
 
 def write_report(runs: Sequence[Path], target: Path, *, questions: int) -> dict[str, Any]:
@@ -44,11 +43,12 @@ def write_report(runs: Sequence[Path], target: Path, *, questions: int) -> dict[
     Returns {"path", "bytes", "runs", "names", "questions", "warnings"}.
     Raises DgpoError for what is no run folder.
     """
-    found = [find_run(path) or path for path in runs] or _last_runs()
+    found, damaged = ([find_run(path) or path for path in runs], []) if runs else _last_runs()
     opened = [open_run(path) for path in dict.fromkeys(path.resolve() for path in found)]
     for run, name in zip(opened, short_names([run.path for run in opened]), strict=True):
         run.name = name
     content = gather(opened, questions)
+    content["warnings"] += damaged
     page = render(content, charts([(run.name, run.rows) for run in opened]))
     write_atomic(target, page)
     return {
@@ -61,12 +61,21 @@ def write_report(runs: Sequence[Path], target: Path, *, questions: int) -> dict[
     }
 
 
-def _last_runs() -> list[Path]:
-    """Raises ConfigError if there is none."""
-    made = [summary.path for summary in summarize_runs(Path()) if summary.status != "damaged"]
+def _last_runs() -> tuple[list[Path], list[str]]:
+    """Those that can be read, and a line about those that cannot. Raises ConfigError if none can."""
+    summaries = summarize_runs(Path())
+    problems = {summary.name: summary.problem for summary in summaries if summary.status == "damaged"}
+    made = [summary.path for summary in summaries if summary.status != "damaged"]
+    left_out = []
+    if problems:
+        name, problem = next(iter(problems.items()))
+        left_out = [f"Left out, since damaged: {', '.join(problems)} ({name}: {problem})."]
     if not made:
-        raise ConfigError("there are no runs below this folder", hint="make some with `dgpo quickstart`, or name a RUN")
-    return made[-LAST:]
+        raise ConfigError(
+            left_out[0].rstrip(".") if left_out else "there are no runs below this folder",
+            hint="make some with `dgpo quickstart`, or name a RUN",
+        )
+    return made[-LAST:], left_out
 
 
 def gather(runs: Sequence[RunRecords], limit: int) -> dict[str, Any]:
@@ -142,16 +151,24 @@ def _pairs(runs: Sequence[RunRecords]) -> dict[str, Any]:
 
 def _differing(runs: Sequence[RunRecords]) -> list[str]:
     """What makes the evaluations no fair comparison: settings, questions or corpora that are not the same."""
-    evaluations = [run for run in runs if run.record["command"] == "eval"]
-    if len(evaluations) < 2:
-        return []
-    lines = []
-    for name in sorted({name for run in evaluations for name in run.config} - _NOT_COMPARED):
-        values = [run.config.get(name) for run in evaluations]
-        if any(value != values[0] for value in values):
-            shown = "; ".join(f"{run.name}: {value}" for run, value in zip(evaluations, values, strict=True))
-            lines.append(f"Not comparable as they stand: the evaluations differ in {name} ({shown}).")
-    return lines
+    found: dict[str, list[str]] = {}
+    sets = dict.fromkeys(name for run in runs for name in run.headers)
+    for question_set in sets:
+        sides = {run.name: conditions(run.headers[question_set]) for run in runs if question_set in run.headers}
+        for setting in next(iter(sides.values())):
+            values = [side[setting] for side in sides.values()]
+            if any(value != values[0] for value in values):
+                shown = "; ".join(f"{name}: {value}" for name, value in zip(sides, values, strict=True))
+                found.setdefault(f"{setting} ({shown})", []).append(question_set)
+    return [
+        f"Not comparable as they stand: the evaluations{_over(where, sets)} differ in {what}."
+        for what, where in found.items()
+    ]
+
+
+def _over(where: Sequence[str], sets: Collection[str]) -> str:
+    """Of which question sets, where it is not all of them."""
+    return "" if len(where) == len(sets) else f" of {', '.join(where)}"
 
 
 def _alarms(runs: Sequence[RunRecords]) -> list[str]:

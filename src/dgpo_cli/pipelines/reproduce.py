@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from dgpo_cli.core import schema
+from dgpo_cli.core.progress import Bar
 from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.core.run_identity import config_digest
 from dgpo_cli.errors import InputError
 from dgpo_cli.evaluate.stats import nested_interval
+from dgpo_cli.pipelines.project import Say
 from dgpo_cli.pipelines.reproduce_rows import BASE_ROWS, RowSpec, row_specs
-from dgpo_cli.pipelines.stages import Bar, Row, Say, Stages
+from dgpo_cli.pipelines.stages import Row, Stages
 from dgpo_cli.reporting.ladder import Difference, LadderRow
 
 _SHARED = ("world", "faults", "distill-data", "rollout", "teacher", "student")

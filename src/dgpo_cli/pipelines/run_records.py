@@ -41,6 +41,7 @@ class RunRecords:
     reports: dict[str, Report] = field(default_factory=dict)  # by question set
     right: dict[str, bool] = field(default_factory=dict)  # by answer to a question set
     groups: dict[str, str] = field(default_factory=dict)  # by key of everything that can be read
+    headers: dict[str, dict[str, Any]] = field(default_factory=dict)  # of an evaluation, by file of answers
 
     @property
     def model(self) -> str:
@@ -81,6 +82,8 @@ def open_run(path: Path) -> RunRecords:
     else:
         files = [(path / VALIDATION_FILE, "evaluation"), (path / ROLLOUTS_FILE, ROLLOUTS)]
     run = RunRecords(path, record, config, read_metrics(path), [entry for entry in files if entry[0].is_file()])
+    if record["command"] == "eval":
+        run.headers = {file.stem: read_records(file, schema)[0] for file, schema in run.files}
     by_set: dict[str, list[Outcome]] = {}
     for key, group, trajectory, _ in run.episodes():
         run.groups[key] = group

@@ -7,39 +7,31 @@ goes on.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Qwen2ForCausalLM
 
-from dgpo_cli.core import folders, schema
 from dgpo_cli.core.config import apply_options
-from dgpo_cli.core.locks import Lock, lock_inside
-from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.core.run_dir import RunDir, differing, measured, read_metrics, read_run
+from dgpo_cli.core.run_dir import RunDir, measured, read_metrics
 from dgpo_cli.core.run_identity import config_digest
-from dgpo_cli.errors import BusyError, ConfigError
-from dgpo_cli.evaluate.run import evaluate
 from dgpo_cli.evaluate.summary import Report
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import load_model, load_tokenizer, save_model
+from dgpo_cli.models.load import load_tokenizer, save_model
 from dgpo_cli.models.sources import ModelSource
-from dgpo_cli.pipelines.agents import Agent, rollout_settings
+from dgpo_cli.pipelines.agents import rollout_settings
 from dgpo_cli.pipelines.demonstrations import write_demonstrations, write_reading_exercises
 from dgpo_cli.pipelines.distill_data import run_distill_data
-from dgpo_cli.pipelines.identity import contents
 from dgpo_cli.pipelines.kd import run_kd
+from dgpo_cli.pipelines.project import Project
 from dgpo_cli.pipelines.rl import run_rl
-from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings, RolloutOptions
+from dgpo_cli.pipelines.settings import DistillDataSettings, KDSettings, RLSettings
 from dgpo_cli.qa_sets import read_questions
-from dgpo_cli.reporting.training_line import best_validation
 from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.tinyworld.demonstrations import Demonstrator, Fault
@@ -47,10 +39,6 @@ from dgpo_cli.tinyworld.files import write_world
 from dgpo_cli.tinyworld.sizes import STUDENT, TEACHER, ModelSize, qwen2_config
 from dgpo_cli.tinyworld.world import World, build_world
 from dgpo_cli.train.devices import training_device
-
-_FOLDERS, _FILES = ("world", "index", "models", "runs"), ("demonstrations.jsonl", "reading.jsonl", "results.json")
-Say = Callable[[str], None]
-Bar = Callable[[str, str], AbstractContextManager[Progress]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,44 +65,10 @@ class Row:
         )
 
 
-_WORLD = schema.record({"digest": schema.text()}, {"seed": schema.maybe(schema.whole())})
-_FINISHED = schema.record({"result": schema.map_of(schema.ANYTHING)})
+class Stages(Project):
+    """`settings` are a recipe with the tables that the stages are named after."""
 
-
-class Stages:
-    """`folder` keeps everything that is made. `say` gets one line per stage, `bar` makes a progress bar."""
-
-    def __init__(
-        self, folder: Path, *, seed: int, device: str, say: Say, bar: Bar, settings: Mapping[str, Any]
-    ) -> None:
-        self.folder, self.seed, self.device = folder, seed, str(training_device(device))
-        self._say, self._bar = say, bar
-        self.recipe = dict(settings)
-        self.rollout = apply_options(RolloutOptions, self.recipe["rollout"])
-        self.world_folder, self.index_folder = folder / "world", folder / "index"
-        self.reused: list[str] = []
-        self.may_replace: Callable[[str], bool] = lambda _: False  # asked once, before finished work is replaced
-        self._allowed = False
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """The folder for this process and those that it starts; what killed ones left unfinished in it is deleted."""
-        with Lock.inside(self.folder, hint="wait for it, or give another --out"):
-            for part in _FOLDERS:
-                folders.settle(self.folder / part)
-            for folder in (self.folder, self.world_folder):
-                folders.sweep(folder)
-            for left in list((self.folder / "runs").rglob(lock_inside(Path()).name)):
-                with suppress(BusyError), Lock.inside(left.parent):
-                    folders.sweep(left.parent)
-            yield
-
-    def forget(self) -> None:
-        """Delete everything that was made; anything else in the folder stays."""
-        for part in _FOLDERS:
-            folders.remove(self.folder / part)
-        for part in _FILES:
-            (self.folder / part).unlink(missing_ok=True)
+    bench = "tinyworld"
 
     def start(self) -> tuple[Path, Path, Path]:
         """Student before anything is distilled, teacher, and the teacher's right trajectories."""
@@ -126,9 +80,6 @@ class Stages:
         teacher = self._teacher(world)
         trajectories = self._distill_data(teacher)
         return self._reader(world), teacher, trajectories
-
-    def path(self, stage: str) -> Path:
-        return self.folder / "runs" / stage
 
     def _world(self) -> World:
         world = build_world(self.seed)
@@ -266,89 +217,10 @@ class Stages:
         self._stage(stage, "rl", asdict(settings), work)
         return self.path(stage)
 
-    def _stage(
-        self,
-        stage: str,
-        command: str,
-        config: Mapping[str, Any],
-        work: Callable[[RunDir], Mapping[str, Any]],
-    ) -> Mapping[str, Any]:
-        """Do a stage unless its folder holds a finished run of the same settings on the same inputs.
-
-        The settings only say where the inputs lie: what counts is what is in them. Raises ConfigError where finished
-        work would have to be replaced and nobody allows it.
-        """
-        path = self.path(stage)
-        seen = contents(config)
-        record = read_run(path) if (path / "run.json").is_file() else {}
-        same = record.get("digest") == config_digest(command, config, seen)
-        if same and record["status"] == "finished":
-            self._reuse(stage)
-            return dict(record["result"])
-        if record and not same:
-            self._replace(path, record["status"] == "finished", differing(path, config, seen))
-        started = time.perf_counter()
-        with RunDir.open(command, config, out=path, fresh=not same, inputs=seen) as run:
-            result = work(run)
-            best = best_validation(result.get("best"), run.metrics())
-        self._say(f"{stage}: {time.perf_counter() - started:.0f} s{best}")
-        return result
-
-    def _replace(self, path: Path, finished: bool, why: str) -> None:
-        """Say that what is in `path` has to be made anew; of finished work only if that is allowed."""
-        if finished and not self._allowed:
-            self._allowed = self.may_replace(f"{path} is finished, and what is asked for now differs: {why}")
-            if not self._allowed:
-                raise ConfigError(
-                    f"{path} is finished and would be replaced: {why}",
-                    hint="give --replace to make it and what follows from it anew, or another --out",
-                )
-        self._say(f"{path.name}: made anew ({why})")
-
-    def result(self, stage: str) -> Mapping[str, Any]:
-        path = self.path(stage)
-        record = schema.check(read_run(path), _FINISHED, f"{path / 'run.json'} is damaged", hint=f"delete {path}")
-        return dict(record["result"])
-
-    def made_world(self) -> dict[str, Any] | None:
-        """What the world was made from; None where none is there."""
-        stamp = self.world_folder / "world.json"
-        if not stamp.is_file():
-            return None
-        made: dict[str, Any] = schema.read_record(stamp, _WORLD, hint=f"delete {stamp}")
-        return made
-
-    def _reuse(self, what: str) -> None:
-        self.reused.append(what)
-        self._say(f"{what}: done before, reused")
-
     def evaluate(self, name: str, model: Path) -> Row:
         """EM on held-out test questions, greedy."""
-        settings = replace(rollout_settings(self.rollout, self.seed), temperature=0.0, wave=200)
-        config = {
-            "model": str(model),
-            "rollout": settings.to_json(),
-            "questions": self.recipe["world"]["test_questions"],
-            "index": str(self.index_folder),
-            "data": str(self.world_folder / "test.jsonl"),
-        }
-
-        def work(run: RunDir) -> Mapping[str, Any]:
-            device = training_device(self.device)
-            loaded = load_model(str(model), device=device)
-            agent = Agent.of(
-                loaded.model,
-                Codec(loaded.tokenizer, loaded.protocol),
-                open_index(self.index_folder).retriever,
-                settings,
-            )
-            questions = read_questions(self.world_folder / "test.jsonl")[: config["questions"]]
-            report = evaluate(questions, run_batch=agent.finished, decode=agent.codec.decode)
-            row = asdict(Row.of(report))
-            run.finish(row)
-            return row
-
-        return Row(**self._stage(f"eval-{name}", "eval", config, work))
+        count = self.recipe["world"]["test_questions"]
+        return Row(**self.measured(name, model, count, lambda report: asdict(Row.of(report)), wave=200))
 
     def validation_curve(self, stage: str) -> list[tuple[float, float]]:
         """Validation EM over training seconds."""
