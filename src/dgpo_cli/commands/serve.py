@@ -56,7 +56,8 @@ def serve(
     """
     from dgpo_cli.core.config import apply_options, parse_options
     from dgpo_cli.core.extras import require
-    from dgpo_cli.retrieval.open import is_server, open_index
+    from dgpo_cli.retrieval.open import open_index
+    from dgpo_cli.retrieval.registry import is_server
 
     for module in ("fastapi", "uvicorn", "prometheus_client", "cachetools"):
         require(module, "serve", "`dgpo serve`")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from transformers import PreTrainedModel
 
@@ -13,7 +13,6 @@ from dgpo_cli.core.types import Question, Trajectory
 from dgpo_cli.engine.base import Engine
 from dgpo_cli.engine.inprocess import Blend, InProcessEngine
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.pipelines.settings import RolloutOptions
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.rewards import exact_match
 from dgpo_cli.rewards.registry import Reward
@@ -91,5 +90,5 @@ def grade(trajectory: Trajectory) -> Trajectory:
     return trajectory.with_score(exact_match.score(trajectory.question, trajectory))
 
 
-def rollout_settings(options: RolloutOptions, seed: int) -> RolloutSettings:
+def rollout_settings(options: Any, seed: int) -> RolloutSettings:
     return RolloutSettings(**asdict(options), seed=seed)

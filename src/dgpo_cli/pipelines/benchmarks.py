@@ -14,7 +14,8 @@ from dgpo_cli.core.types import Question, question_to_json
 from dgpo_cli.engine.registry import EngineName
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions
-from dgpo_cli.retrieval.open import OpenIndex, check_index, is_server, open_index
+from dgpo_cli.retrieval.open import OpenIndex, check_index, open_index
+from dgpo_cli.retrieval.registry import is_address, is_server
 from dgpo_cli.retrieval.rerank import RerankConfig
 from dgpo_cli.rollout.settings import RolloutSettings
 
@@ -105,12 +106,12 @@ def parse_indexes(text: str, benchmarks: Sequence[str]) -> dict[str, str]:
     parts = [text] if Path(text).exists() else text.split(",")  # a comma may stand in the name of a folder
     for part in filter(None, (part.strip() for part in parts)):
         name, separator, location = part.partition("=")
-        if separator and "/" not in name:  # an address may hold = after its first slash
+        if separator and "/" not in name and not is_server(part):  # an address may hold = after its first slash
             last = canonical_name(name)
             named[last] = location
-        elif last is not None and is_server(named[last]) and is_server(part):
+        elif last is not None and is_address(named[last]) and is_address(part):
             named[last] += f",{part}"
-        elif default is not None and last is None and is_server(default) and is_server(part):
+        elif default is not None and last is None and is_address(default) and is_address(part):
             default += f",{part}"
         elif default is not None:
             raise ConfigError(

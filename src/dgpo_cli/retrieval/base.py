@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
@@ -20,6 +20,19 @@ class Retriever(Protocol):
         A blank query, or one that matches nothing, gives an empty list.
         Raises RetrievalError when the engine itself fails; it never returns made-up hits.
         """
+        ...
+
+
+class ServedRetriever(Retriever, Protocol):
+    """A retriever without an index folder: a server, or the API of a search engine. `registry.py` finds the class."""
+
+    @classmethod
+    def open(cls, location: str, /) -> Self:
+        """By its address, or by "package.module:Class?name=value". Raises ConfigError for one that cannot be."""
+        ...
+
+    def check(self) -> None:
+        """Ask once, with little patience: long work is about to begin. Raises RetrievalError without an answer."""
         ...
 
 

@@ -11,7 +11,7 @@ from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.device import use_device
 from dgpo_cli.retrieval.manifest import Manifest, check_hashes, read_manifest
-from dgpo_cli.retrieval.registry import retriever_class
+from dgpo_cli.retrieval.registry import is_server, retriever_class, served_retriever
 from dgpo_cli.retrieval.rerank import RerankConfig, Reranked
 from dgpo_cli.retrieval.store import PassageStore
 
@@ -33,19 +33,13 @@ class OpenIndex:
         return f"{index}+{self.reranked}" if self.reranked else index
 
 
-def is_server(location: str | Path) -> bool:
-    return str(location).startswith(("http://", "https://"))
-
-
 def check_index(location: str | Path) -> None:
     """Ask before models are loaded: a server must answer one search, a folder must hold a whole index.
 
     Milvus, where the folder's rows are in it, must answer. Raises RetrievalError. Cheap, since no index is read.
     """
     if is_server(location):
-        from dgpo_cli.retrieval.remote import check_server
-
-        check_server(str(location))
+        served_retriever(str(location)).check()
     else:
         manifest = read_manifest(Path(location))
         if manifest.retriever == "milvus":
@@ -74,9 +68,7 @@ def with_reranker(opened: OpenIndex, rerank: RerankConfig) -> OpenIndex:
 
 def _open(location: str | Path) -> OpenIndex:
     if is_server(location):
-        from dgpo_cli.retrieval.remote import RemoteRetriever
-
-        return OpenIndex(str(location), RemoteRetriever(str(location)), None, None)
+        return OpenIndex(str(location), served_retriever(str(location)), None, None)
     directory = Path(location)
     manifest = read_manifest(directory)
     check_hashes(directory, manifest, whole=False)

@@ -11,7 +11,7 @@ import time
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from dgpo_cli.core.http import Failed, JsonClient, Refused
 from dgpo_cli.core.schema import Mismatch, either, maybe, number, record, require, text, whole
@@ -53,12 +53,6 @@ def use_access(access: ServerAccess) -> None:
     _access = access
 
 
-def check_server(location: str) -> None:
-    """Ask once, with little patience: long work is about to begin. Raises RetrievalError where nothing answers."""
-    access = replace(_access, timeout_s=min(_access.timeout_s, 10.0), attempts=min(_access.attempts, 2))
-    RemoteRetriever(location, access).search(["are you there"], 1)
-
-
 def split_urls(location: str) -> list[str]:
     """ "http://a,http://b" to the addresses of their /retrieve. Raises ConfigError for anything but http(s)."""
     urls = []
@@ -88,6 +82,15 @@ class RemoteRetriever:
         self._next = 0
         self._resting = dict.fromkeys(self._urls, -math.inf)  # until when
         self._served: tuple[str, str] | None = None  # the first server that named its index, and the name
+
+    @classmethod
+    def open(cls, location: str, /) -> Self:
+        return cls(location)
+
+    def check(self) -> None:
+        access = self._access
+        quick = replace(access, timeout_s=min(access.timeout_s, 10.0), attempts=min(access.attempts, 2))
+        RemoteRetriever(",".join(self._urls), quick).search(["are you there"], 1)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         results: list[list[Hit]] = [[] for _ in queries]
