@@ -80,14 +80,14 @@ test-versions: $(VERSIONS)/.installed
 
 load-test: venv
 	@test -n '$(INDEX)' || { echo 'error: name an index folder: make load-test INDEX=indexes/wiki' >&2; exit 1; }
-	$(BIN)/python tests/bench/serve_load.py --index '$(INDEX)' --seconds $(SECONDS)
+	$(BIN)/python benchmarks/serve_load.py --index '$(INDEX)' --seconds $(SECONDS)
 
 bench: venv
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/rollout.py
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/teacher_8bit.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rollout.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/teacher_8bit.py
 
 bench-gpu: venv
-	$(BIN)/python tests/bench/gpu.py --peers '$(PEERS)/bin/python' $(if $(ROWS),--only $(ROWS)) $(if $(SMALL),--small)
+	$(BIN)/python benchmarks/gpu.py --peers '$(PEERS)/bin/python' $(if $(ROWS),--only $(ROWS)) $(if $(SMALL),--small)
 
 # trl and liger-kernel get an environment of their own: nothing here needs them, and Liger brings triton.
 $(PEERS)/.installed: pyproject.toml constraints.txt
@@ -96,12 +96,12 @@ $(PEERS)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 bench-step: $(PEERS)/.installed
-	$(PEERS)/bin/python tests/bench/kd_step.py
-	$(PEERS)/bin/python tests/bench/rl_step.py
-	$(PEERS)/bin/python tests/bench/rl_end_to_end.py
+	$(PEERS)/bin/python benchmarks/kd_step.py
+	$(PEERS)/bin/python benchmarks/rl_step.py
+	$(PEERS)/bin/python benchmarks/rl_end_to_end.py
 
 bench-lexical: venv
-	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/lexical.py --folder '$(FOLDER)' --sizes '$(SIZES)'
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/lexical.py --folder '$(FOLDER)' --sizes '$(SIZES)'
 
 lint: venv
 	$(BIN)/ruff check .
@@ -115,4 +115,4 @@ docs: venv
 
 clean:
 	rm -rf $(VENV) build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +

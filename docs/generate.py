@@ -20,12 +20,12 @@ from dgpo_cli.core import registry
 from dgpo_cli.core.config import describe
 from dgpo_cli.objectives.base import Need
 from dgpo_cli.objectives.registry import OBJECTIVES, create
-from dgpo_cli.pipelines.settings import KDSettings, RLSettings, RolloutOptions
+from dgpo_cli.training.settings import KDSettings, RLSettings, RolloutOptions
 
 ROOT = Path(__file__).parent.parent
 HIDDEN_OPTIONS = {"--install-completion", "--show-completion", "--help"}
 # Where deviations from the reference are declared that concern every method trained by reinforcement.
-LOOP_MODULES = ("dgpo_cli.core.protocol", "dgpo_cli.rollout.loop", "dgpo_cli.train.credit")
+LOOP_MODULES = ("dgpo_cli.core.protocol", "dgpo_cli.agent.loop", "dgpo_cli.training.credit")
 
 
 def walk(command: Any, path: str = "dgpo") -> Iterator[tuple[str, Any]]:

@@ -217,12 +217,25 @@ def _watch(folder: str, record: Path, die_at: int) -> Callable[[], int]:
 
 
 # What commands import where they need it.
-_OF_BM25 = ("bm25s", "dgpo_cli.commands.index", "dgpo_cli.retrieval.bm25", "dgpo_cli.retrieval.build")
+_OF_BM25 = (
+    "bm25s",
+    "dgpo_cli.commands.index.command",
+    "dgpo_cli.retrieval.lexical.bm25",
+    "dgpo_cli.retrieval.index.build",
+)
 _OF_ALL = (
-    *("faiss", "matplotlib.figure", "plotext", "safetensors.torch", "torch", *_OF_BM25, "dgpo_cli.retrieval.dense"),
+    *(
+        "faiss",
+        "matplotlib.figure",
+        "plotext",
+        "safetensors.torch",
+        "torch",
+        *_OF_BM25,
+        "dgpo_cli.retrieval.dense.retriever",
+    ),
     *("transformers.models.bert.modeling_bert", "transformers.models.qwen2.modeling_qwen2", "dgpo_cli.commands.kd"),
-    *("dgpo_cli.pipelines.benchmarks", "dgpo_cli.pipelines.distill_data", "dgpo_cli.pipelines.kd"),
-    *("dgpo_cli.pipelines.quickstart", "dgpo_cli.pipelines.rl", "dgpo_cli.reporting.curves"),
+    *("dgpo_cli.evaluation.suite", "dgpo_cli.training.teacher.distill_data", "dgpo_cli.training.kd"),
+    *("dgpo_cli.offline.quickstart", "dgpo_cli.training.rl", "dgpo_cli.viewing.curves"),
 )
 
 
@@ -262,7 +275,7 @@ def _told(write: Callable[..., Any], place: int) -> Callable[..., Any]:
 
 def small_quickstart() -> None:
     """Few steps of everything in one process; a clock that goes on by being read, as one row has another's time."""
-    from dgpo_cli.pipelines import quickstart
+    from dgpo_cli.offline import quickstart
 
     settings = quickstart.recipe()
     settings["world"] |= {"test_questions": 6, "validation_questions": 4, "demonstrations": 10}
@@ -292,7 +305,8 @@ def leave_leftovers() -> None:
 
 def small_shards() -> None:
     """Several shards of a small corpus."""
-    from dgpo_cli.retrieval import parts, vectors
+    from dgpo_cli.retrieval.dense import vectors
+    from dgpo_cli.retrieval.index import parts
 
     vectors.SHARD = parts.SHARD = 2
 

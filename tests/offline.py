@@ -13,12 +13,12 @@ from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.types import StopReason, Trajectory
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model, save_model
-from dgpo_cli.pipelines.settings import RolloutOptions
+from dgpo_cli.offline.world.files import write_world
+from dgpo_cli.offline.world.sizes import ModelSize, qwen2_config
+from dgpo_cli.offline.world.world import WorldSize, build_world
 from dgpo_cli.qa_sets import read_questions
-from dgpo_cli.retrieval.build import build_index
-from dgpo_cli.tinyworld.files import write_world
-from dgpo_cli.tinyworld.sizes import ModelSize, qwen2_config
-from dgpo_cli.tinyworld.world import WorldSize, build_world
+from dgpo_cli.retrieval.index.build import build_index
+from dgpo_cli.training.settings import RolloutOptions
 
 ROLLOUT = RolloutOptions(
     top_k=2,

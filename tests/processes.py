@@ -50,7 +50,7 @@ def _work(
 ) -> None:
     from accelerate import PartialState
 
-    from dgpo_cli.train.devices import world
+    from dgpo_cli.models.devices import world
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | environment

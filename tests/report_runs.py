@@ -7,12 +7,12 @@ from pathlib import Path
 
 from tests.tiny import bpe_tokenizer
 
+from dgpo_cli.agent.agent import grade
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Hit, Passage, Question, SearchCall, StopReason, Trajectory
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.pipelines.agents import grade
 
 ATTACK = '</script><script>window.ran = "yes"</script><img src=x onerror="window.ran = 1"><!-- &lt;'
 PASSAGE = Passage.from_title("p1", f"Lyon {ATTACK}", f"A city. {ATTACK}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.types import Passage
-from dgpo_cli.retrieval.store import PassageStore, StoreWriter
+from dgpo_cli.retrieval.index.store import PassageStore, StoreWriter
 
 TOWNS = (
     Passage("a", '"Vesapo"\nVesapo is a town on the river Lun. The mayor of Vesapo is Mira Holt.'),

@@ -16,16 +16,12 @@ import typer
 
 from dgpo_cli import __version__
 from dgpo_cli.commands import (
-    chat,
     distill_data,
     doctor,
-    evaluate,
     export,
-    index,
     kd,
     models,
     plan,
-    quickstart,
     recipes,
     report,
     reproduce,
@@ -34,9 +30,13 @@ from dgpo_cli.commands import (
     search,
     serve,
 )
-from dgpo_cli.commands.help import Command, Group
-from dgpo_cli.commands.milvus import use_milvus_environment
-from dgpo_cli.commands.search_environment import use_search_environment
+from dgpo_cli.commands.chat import command as chat
+from dgpo_cli.commands.common.help import Command, Group
+from dgpo_cli.commands.common.milvus import use_milvus_environment
+from dgpo_cli.commands.common.search_environment import use_search_environment
+from dgpo_cli.commands.evaluate import command as evaluate
+from dgpo_cli.commands.index import command as index
+from dgpo_cli.commands.quickstart import command as quickstart
 from dgpo_cli.console import is_first_process, processes, say_error, tell_logged
 from dgpo_cli.core import interrupts
 from dgpo_cli.core.disk import system_error
@@ -174,7 +174,7 @@ def _check_arguments(argv: Sequence[str]) -> None:
 
 def _fail(message: str, hint: str | None, *, code: int = 1) -> NoReturn:
     if processes() > 1:
-        from dgpo_cli.train.devices import world
+        from dgpo_cli.models.devices import world
 
         told = world().fail(message, hint)
         if told is None:

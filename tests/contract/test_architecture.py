@@ -17,12 +17,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = (
     {"errors", "__init__"},
     {"core"},
-    {"tinyworld"},
-    {"retrieval", "models", "objectives", "rewards", "qa_sets"},
+    {"formats"},
+    {"models", "retrieval", "objectives", "rewards", "qa_sets"},
     {"engine"},
-    {"rollout"},
-    {"train", "evaluate", "reporting", "serving"},
-    {"pipelines"},
+    {"agent"},
+    {"training", "evaluation", "serving"},
+    {"offline", "planning", "viewing", "export"},
     {"console"},
     {"commands"},
     {"cli"},
@@ -76,9 +76,11 @@ def test_imports_go_down_only(path: Path) -> None:
 
 
 def test_the_import_rule_sees_a_violation() -> None:
-    source = "def f():\n    from dgpo_cli.train.step import x\nimport dgpo_cli.models.load\nfrom dgpo_cli import cli\n"
+    source = (
+        "def f():\n    from dgpo_cli.training.step import x\nimport dgpo_cli.models.load\nfrom dgpo_cli import cli\n"
+    )
     assert wrong_imports(source, "retrieval") == [
-        "line 2: retrieval imports train",
+        "line 2: retrieval imports training",
         "line 3: retrieval imports models",
         "line 4: retrieval imports cli",
     ]

@@ -12,7 +12,7 @@ ALLOWED = {
     "core/untrusted.py": "the reader itself",
     "core/records.py": "as_read: what this process wrote",
     "models/codec.py": "what the tokenizers library says of a tokenizer that it has read",
-    "train/world.py": "what the processes of one run send each other",
+    "models/processes.py": "what the processes of one run send each other",
 }
 PARSERS = {"load", "loads", "JSONDecoder", "raw_decode"}
 

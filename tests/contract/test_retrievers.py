@@ -14,7 +14,7 @@ from tests.tiny_encoder import make_encoder
 
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.retrieval.base import Retriever
-from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import check_index, open_index
 from dgpo_cli.retrieval.registry import RETRIEVERS, SERVERS, is_server
 

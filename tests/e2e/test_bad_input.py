@@ -22,7 +22,7 @@ from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question, StopReason, Trajectory
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.models.load import save_model
-from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.index.build import build_index
 from tiny import bpe_tokenizer, qwen
 
 PROTOCOL = Protocol("tiny", "{question}\n", "no action\n", chat_template=False)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parents[1] / "bench"
-SOURCES = BENCH.parents[1] / "src"
+BENCH = Path(__file__).parents[2] / "benchmarks"
+SOURCES = BENCH.parent / "src"
 FAKE_VLLM = """
 from types import SimpleNamespace
 __version__ = "0"
@@ -29,7 +29,7 @@ class LLM:
 
 @pytest.fixture
 def bench(monkeypatch):
-    """A module of tests/bench by name, as its scripts import it."""
+    """A module of benchmarks by name, as its scripts import it."""
     monkeypatch.syspath_prepend(str(BENCH))
 
     def load(name):
@@ -105,7 +105,7 @@ def test_the_table_of_the_docs_is_the_one_of_the_results(bench):
     gpu = bench("gpu")
     kept = json.loads(gpu.KEPT.read_text()) if gpu.KEPT.exists() else {}
     document = gpu.DOCS.read_text()
-    assert gpu.render(document, kept) == document, "python tests/bench/gpu.py --render"
+    assert gpu.render(document, kept) == document, "python benchmarks/gpu.py --render"
     told = {"device": "NVIDIA H100", "versions": {"torch": "2.11.0"}}
     shown = gpu.table({"kd_step": {"state": "done", "figures": ["1 s", "2 GB"], "seconds": 7.0, "told": told}})
     assert shown.endswith("\n\nMeasured on NVIDIA H100, torch 2.11.0.\n")

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from dgpo_cli.commands import chat as command
-from dgpo_cli.commands.chat_screen import Screen
-from dgpo_cli.commands.chat_talk import converse as conversation
+from dgpo_cli.agent.agent import Agent
+from dgpo_cli.agent.settings import RolloutSettings
+from dgpo_cli.commands.chat import command
+from dgpo_cli.commands.chat.screen import Screen
+from dgpo_cli.commands.chat.talk import converse as conversation
 from dgpo_cli.console import Console
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.records import write_jsonl_atomic
@@ -22,11 +24,9 @@ from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import save_model
-from dgpo_cli.pipelines.agents import Agent
-from dgpo_cli.pipelines.chat import Chat, TagStream
-from dgpo_cli.pipelines.trajectory_files import read_trajectories
-from dgpo_cli.retrieval.build import build_index
-from dgpo_cli.rollout.settings import RolloutSettings
+from dgpo_cli.retrieval.index.build import build_index
+from dgpo_cli.training.teacher.trajectory_files import read_trajectories
+from dgpo_cli.viewing.chat import Chat, TagStream
 from tiny import bpe_tokenizer, qwen
 
 SCRIPTS = {

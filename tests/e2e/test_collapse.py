@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tests.offline import ROLLOUT
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
+from dgpo_cli.agent.agent import rollout_settings
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir, read_metrics
@@ -22,19 +23,18 @@ from dgpo_cli.core.types import question_to_json
 from dgpo_cli.errors import TrainingError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import save_model
-from dgpo_cli.pipelines.agents import rollout_settings
-from dgpo_cli.pipelines.demonstrations import write_demonstrations
-from dgpo_cli.pipelines.kd import run_kd
-from dgpo_cli.pipelines.rl import run_rl
-from dgpo_cli.pipelines.settings import KDSettings, RLSettings
-from dgpo_cli.pipelines.validation import VALIDATION_FILE
-from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.offline.demonstrations import write_demonstrations
+from dgpo_cli.offline.world.demonstrator import Demonstrator, Fault
+from dgpo_cli.offline.world.files import write_world
+from dgpo_cli.offline.world.sizes import ModelSize, qwen2_config
+from dgpo_cli.offline.world.world import WorldSize, build_world
+from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.tinyworld.demonstrations import Demonstrator, Fault
-from dgpo_cli.tinyworld.files import write_world
-from dgpo_cli.tinyworld.sizes import ModelSize, qwen2_config
-from dgpo_cli.tinyworld.world import WorldSize, build_world
-from dgpo_cli.train.collapse import CollapseSettings
+from dgpo_cli.training.collapse import CollapseSettings
+from dgpo_cli.training.kd import run_kd
+from dgpo_cli.training.rl import run_rl
+from dgpo_cli.training.run.validation import VALIDATION_FILE
+from dgpo_cli.training.settings import KDSettings, RLSettings
 
 pytestmark = pytest.mark.slow
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from dgpo_cli.agent import identity
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.run_dir import read_run
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import save_model
-from dgpo_cli.pipelines import identity
-from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.index.build import build_index
 from tiny import bpe_tokenizer, qwen
 
 TEMPLATE = "Today is {{ strftime_now('%d %m %Y') }}. {% for m in messages %}{{ m.content }}{% endfor %}"

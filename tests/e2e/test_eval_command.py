@@ -12,14 +12,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from dgpo_cli.commands.evaluate import evaluate
+from dgpo_cli.commands.evaluate.command import evaluate
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.errors import ConfigError, InputError, ModelError
 from dgpo_cli.models.load import save_model
 from dgpo_cli.qa_sets import SEVEN
-from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.index.build import build_index
 from tiny import bpe_tokenizer, qwen
 
 app = typer.Typer()
@@ -131,7 +131,7 @@ def test_the_same_command_again_starts_a_run_of_its_own_only_after_the_first_has
 def test_killed_in_the_middle_and_started_again(made, here):
     args = arguments(made, "--bench", "nq,triviaqa,popqa", "--temperature", "1", "--batch-size", "2", "--json")
     whole = json.loads(run(*args, "--out", str(here / "whole")).stdout)
-    code = "import typer; from dgpo_cli.commands.evaluate import evaluate; typer.run(evaluate)"
+    code = "import typer; from dgpo_cli.commands.evaluate.command import evaluate; typer.run(evaluate)"
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         [sys.executable, "-c", code, *args, "--out", str(here / "killed")],
@@ -249,7 +249,7 @@ def test_the_precision_is_chosen_recorded_and_compared(made, here, monkeypatch):
     """An evaluation in bf16 neither goes on in float32 nor passes for one."""
     import torch
 
-    from dgpo_cli.train import devices
+    from dgpo_cli.models import devices
 
     ask = ("--bench", "nq", "--limit", "2")
     run(*arguments(made, *ask, "-o", "precision=float32"))

@@ -14,7 +14,7 @@ from tests.offline import ROLLOUT
 from tests.retrieval_corpora import write_corpus
 from tests.tiny_encoder import make_encoder
 
-from dgpo_cli.pipelines.distill_data import distill_data
+from dgpo_cli.training.teacher.distill_data import distill_data
 
 FLAGS = [
     f"-orollout.{name}={getattr(ROLLOUT, name)}"
@@ -108,7 +108,7 @@ def test_index_overwrite(corpus: Path, tmp_path: Path, retriever: str) -> None:
     """The old index is another one, so that each may be told from the other; one of them is there at any moment."""
     import shutil
 
-    from dgpo_cli.retrieval.build import build_index
+    from dgpo_cli.retrieval.index.build import build_index
 
     shutil.copytree(corpus, tmp_path / "made")
     build_index(corpus / "c.jsonl", tmp_path / "made" / "indexes" / "c", settings={"k1": 2.0})

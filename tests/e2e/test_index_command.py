@@ -14,15 +14,15 @@ from tests.documents import pdf
 from tests.retrieval_corpora import TOWNS, write_corpus, write_lines
 from tests.tiny import bpe_tokenizer
 
+from dgpo_cli.agent.agent import Agent
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.pipelines.agents import Agent
-from dgpo_cli.pipelines.chat import Chat
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.rollout.settings import RolloutSettings
+from dgpo_cli.viewing.chat import Chat
 
 QUESTIONS = (
     {"id": "1", "question": "who is the mayor of Vesapo?", "golden_answers": ["Mira Holt"], "supporting_ids": ["a"]},

@@ -23,7 +23,7 @@ KILLS, SHARD, SHARDS = 10, 8, 130
 # The command itself, over small shards that take a moment each, so that every moment can be hit.
 CODE = f"""
 import sys, time
-from dgpo_cli.retrieval import vectors
+from dgpo_cli.retrieval.dense import vectors
 from dgpo_cli.cli import main
 vectors.SHARD = {SHARD}
 encode = vectors.Encoder.encode

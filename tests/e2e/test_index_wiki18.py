@@ -21,7 +21,7 @@ from tests.conftest import SOURCES
 from tests.retrieval_corpora import TOWNS, write_corpus
 from tests.tiny_encoder import make_encoder
 
-from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
+from dgpo_cli.retrieval.dense.encoder import Encoder, EncoderConfig
 from dgpo_cli.retrieval.open import open_index
 
 COMMIT = "0" * 40

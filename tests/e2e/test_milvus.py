@@ -21,13 +21,13 @@ from tests.retrieval_corpora import write_corpus
 from tests.tiny import bpe_tokenizer
 from tests.tiny_encoder import make_encoder
 
+from dgpo_cli.agent.agent import Agent
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.pipelines.agents import Agent
-from dgpo_cli.pipelines.chat import Chat
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.rollout.settings import RolloutSettings
+from dgpo_cli.viewing.chat import Chat
 
 
 @pytest.fixture(autouse=True)

@@ -25,10 +25,10 @@ from tests.served import served
 from tests.tiny_encoder import make_encoder, words_of
 
 from dgpo_cli.qa_sets import read_questions
-from dgpo_cli.retrieval import milvus_connection
-from dgpo_cli.retrieval.milvus_collection import MilvusCollection
-from dgpo_cli.retrieval.milvus_connection import MilvusAccess
 from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.retrieval.remote.milvus import connection as milvus_connection
+from dgpo_cli.retrieval.remote.milvus.collection import MilvusCollection
+from dgpo_cli.retrieval.remote.milvus.connection import MilvusAccess
 
 FLAGS = [f"-orollout.{name}={getattr(ROLLOUT, name)}" for name in ROLLOUT.__slots__ if name != "temperature"]
 

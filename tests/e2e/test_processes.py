@@ -20,18 +20,18 @@ from tests.e2e.test_resume import (  # noqa: F401 - a fixture
 from tests.processes import together
 from torch.distributed.tensor import DTensor
 
+from dgpo_cli.agent import loop as rollout_loop
 from dgpo_cli.core.protocol import Turn
 from dgpo_cli.core.run_dir import RunDir, read_run
 from dgpo_cli.core.types import Score
 from dgpo_cli.errors import DgpoError, TrainingError
+from dgpo_cli.models.devices import leave, world
 from dgpo_cli.models.load import load_model, save_model
-from dgpo_cli.pipelines import training
-from dgpo_cli.pipelines.kd import run_kd
-from dgpo_cli.pipelines.rl import run_rl
 from dgpo_cli.rewards import exact_match
-from dgpo_cli.rollout import loop as rollout_loop
-from dgpo_cli.train import credit, loop, step
-from dgpo_cli.train.devices import leave, world
+from dgpo_cli.training import credit, loop, step
+from dgpo_cli.training.kd import run_kd
+from dgpo_cli.training.rl import run_rl
+from dgpo_cli.training.run import lifecycle
 
 SLOW = pytest.mark.slow
 ROUNDING = {"rel": 1e-4, "abs": 2e-6}  # of losses: sums in another order, then some steps of Adam with them
@@ -68,8 +68,8 @@ def work(kind, settings, out, progress=None):
 
     spy(loop, "samples_of", lambda given, made: seen.extend(_episodes(given[1])))
     spy(step, "micro_batches", lambda given, made: taken.append(len(given[0])))
-    spy(training, "train", lambda given, made: learners.append(given[0]))
-    with training.open_together(lambda: RunDir.open(kind, asdict(settings), out=out)) as run:
+    spy(lifecycle, "train", lambda given, made: learners.append(given[0]))
+    with lifecycle.open_together(lambda: RunDir.open(kind, asdict(settings), out=out)) as run:
         {"kd": run_kd, "rl": run_rl}[kind](settings, run, keep=1, progress=progress)
     leave()
     digest = hashlib.sha256()

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from dgpo_cli.cli import app
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.pipelines import quickstart
-from dgpo_cli.pipelines.quickstart import ROWS, Quickstart, recipe
+from dgpo_cli.offline import quickstart
+from dgpo_cli.offline.quickstart import ROWS, Quickstart, recipe
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def test_every_row_is_measured_on_the_same_questions(made):
 
 
 def test_evaluations_are_runs_of_which_report_and_compare_show_everything(made, tmp_path):
-    from dgpo_cli.evaluate.compare import compare, read_side
-    from dgpo_cli.pipelines.report import write_report
+    from dgpo_cli.evaluation.compare import compare, read_side
+    from dgpo_cli.viewing.report import write_report
 
     folder, _, result, _ = made
     runs = [folder / "runs" / f"eval-{row}" for row in ROWS]
@@ -74,7 +74,7 @@ def order_of(folder):
 
 
 def test_an_interrupted_evaluation_asks_only_what_is_missing(made, small, tmp_path, monkeypatch):
-    from dgpo_cli.pipelines.agents import Agent
+    from dgpo_cli.agent.agent import Agent
 
     folder, _, first, _ = made
     copy_of = tmp_path / "copy"
@@ -204,7 +204,7 @@ def test_the_command_tells_what_comes_next_and_prepares_it(made, small, tmp_path
 def test_the_recipe_has_only_settings_that_exist():
     """Every shipped value reaches a settings class; an unknown one would be refused there."""
     from dgpo_cli.core.config import apply_options
-    from dgpo_cli.pipelines.settings import KDSettings, RLSettings, RolloutOptions
+    from dgpo_cli.training.settings import KDSettings, RLSettings, RolloutOptions
 
     shipped = recipe()
     apply_options(RolloutOptions, shipped["rollout"])

@@ -1,4 +1,4 @@
-"""One training step on models of the true size of Qwen2.5-0.5B, at a bounded cost: see tests/bench/real_size.py."""
+"""One training step on models of the true size of Qwen2.5-0.5B, at a bounded cost: see benchmarks/real_size.py."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).parents[1] / "bench" / "real_size.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "real_size.py"
 
 
 # kd keeps the student and its moments in float32, as the command does: 8 GB of the bound.

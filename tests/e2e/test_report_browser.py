@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.report_runs import ATTACK, make
 
-from dgpo_cli.pipelines.report import write_report
+from dgpo_cli.viewing.report import write_report
 
 BROWSER = shutil.which("chromium")
 pytestmark = [

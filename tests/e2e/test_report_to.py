@@ -24,20 +24,20 @@ import torch
 import yaml
 from tests.offline import ROLLOUT, Offline
 
+from dgpo_cli.agent.agent import rollout_settings
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.run_dir import RunDir, read_metrics
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_tokenizer
 from dgpo_cli.models.sources import resolve
-from dgpo_cli.pipelines.agents import rollout_settings
-from dgpo_cli.pipelines.demonstrations import write_demonstrations
-from dgpo_cli.pipelines.kd import run_kd
-from dgpo_cli.pipelines.settings import KDSettings
-from dgpo_cli.pipelines.tracking import TRACKERS, tracked
+from dgpo_cli.offline.demonstrations import write_demonstrations
+from dgpo_cli.offline.world.demonstrator import Demonstrator, Fault
+from dgpo_cli.offline.world.world import WorldSize, build_world
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.tinyworld.demonstrations import Demonstrator, Fault
-from dgpo_cli.tinyworld.world import WorldSize, build_world
-from dgpo_cli.train.collapse import Alarm
+from dgpo_cli.training.collapse import Alarm
+from dgpo_cli.training.kd import run_kd
+from dgpo_cli.training.run.tracking import TRACKERS, tracked
+from dgpo_cli.training.settings import KDSettings
 
 os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")  # read once, when trackio is imported
 

@@ -13,10 +13,10 @@ from dgpo_cli.cli import app
 from dgpo_cli.core.config import apply_options, load_toml
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives import registry
-from dgpo_cli.pipelines import reproduce, reproduce_rows
-from dgpo_cli.pipelines.reproduce import Ladder, table
-from dgpo_cli.pipelines.reproduce_rows import choose, recipe, row_specs
-from dgpo_cli.pipelines.settings import KDSettings, RLSettings
+from dgpo_cli.offline import reproduce, reproduce_rows
+from dgpo_cli.offline.reproduce import Ladder, table
+from dgpo_cli.offline.reproduce_rows import choose, recipe, row_specs
+from dgpo_cli.training.settings import KDSettings, RLSettings
 
 ROWS = ["kd", "dgpo", "opd", "kd-kd"]
 

@@ -9,21 +9,21 @@ import pytest
 from safetensors.torch import load_file
 from tests.offline import ROLLOUT
 
+from dgpo_cli.agent.agent import Agent, rollout_settings
 from dgpo_cli.core.protocol import Turn
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model
-from dgpo_cli.pipelines.agents import Agent, rollout_settings
-from dgpo_cli.pipelines.distill_data import distill_data
-from dgpo_cli.pipelines.kd import run_kd
-from dgpo_cli.pipelines.rl import run_rl
-from dgpo_cli.pipelines.settings import KDSettings, RLSettings
-from dgpo_cli.pipelines.trajectory_files import read_trajectories
-from dgpo_cli.pipelines.validation import evaluator
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.train import checkpoint, loop
+from dgpo_cli.training import checkpoint, loop
+from dgpo_cli.training.kd import run_kd
+from dgpo_cli.training.rl import run_rl
+from dgpo_cli.training.run.validation import evaluator
+from dgpo_cli.training.settings import KDSettings, RLSettings
+from dgpo_cli.training.teacher.distill_data import distill_data
+from dgpo_cli.training.teacher.trajectory_files import read_trajectories
 
 
 class Killed(BaseException):
@@ -400,8 +400,8 @@ def test_leftovers_of_kills_are_gone_with_the_next_start(offline, trajectories, 
 @pytest.fixture
 def broken_index(monkeypatch):
     """An index that fails at every search, until it is undone."""
-    from dgpo_cli.retrieval.bm25 import BM25Retriever
-    from dgpo_cli.rollout import loop as rollout_loop
+    from dgpo_cli.agent import loop as rollout_loop
+    from dgpo_cli.retrieval.lexical.bm25 import BM25Retriever
 
     def fail(self, queries, k):
         raise RetrievalError("the index is on fire")

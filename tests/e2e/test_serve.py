@@ -15,7 +15,7 @@ from tests.served import ask, served
 
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.retrieval.remote import RemoteRetriever, ServerAccess
+from dgpo_cli.retrieval.remote.search_r1 import RemoteRetriever, ServerAccess
 
 TOKEN = "correct-horse-battery-staple"
 QUERIES = ["the river that flows through a town", "Who directed the film?", "näve 川"]

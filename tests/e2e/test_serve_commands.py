@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.bench.serve_load import percentile
+from benchmarks.serve_load import percentile
 from tests.conftest import SOURCES
 from tests.e2e.test_resume import assert_same_run, logged
 from tests.offline import ROLLOUT
@@ -22,12 +22,12 @@ from tests.served import ask, served
 
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.qa_sets import read_questions
-from dgpo_cli.retrieval import remote
-from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.retrieval.remote import ServerAccess
+from dgpo_cli.retrieval.remote import search_r1
+from dgpo_cli.retrieval.remote.search_r1 import ServerAccess
 
-BENCH = Path(__file__).parents[1] / "bench" / "serve_load.py"
+BENCH = Path(__file__).parents[2] / "benchmarks" / "serve_load.py"
 PATH = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
 TOKEN = "correct-horse-battery-staple"
 
@@ -35,7 +35,7 @@ TOKEN = "correct-horse-battery-staple"
 @pytest.fixture
 def access(monkeypatch):
     """What the command line sets for the process is set back."""
-    monkeypatch.setattr(remote, "_access", ServerAccess())
+    monkeypatch.setattr(search_r1, "_access", ServerAccess())
 
 
 def rl(dgpo, offline, student, index, out, *options):

@@ -138,7 +138,7 @@ def test_defaults_fit_themselves_and_a_resumed_run_keeps_them(dgpo, folder, plac
 def test_out_of_memory_ends_in_one_line_and_the_same_command_goes_on_with_less(
     dgpo, folder, places, monkeypatch, error
 ):
-    from dgpo_cli.train import loop
+    from dgpo_cli.training import loop
 
     argv = f"{RL} --steps 3 -o save_every=1 -o rollout.max_tokens=200 --out r".format(**places).split()
     step, calls = loop.optimizer_step, []

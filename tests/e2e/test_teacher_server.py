@@ -17,17 +17,17 @@ from tests.model_server import ModelServer
 from tests.offline import ROLLOUT
 from transformers import Qwen2ForCausalLM
 
+from dgpo_cli.agent.agent import rollout_settings
+from dgpo_cli.agent.loop import run_episodes
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.engine.scripted import ScriptedEngine
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_tokenizer, save_model
-from dgpo_cli.pipelines.agents import rollout_settings
-from dgpo_cli.pipelines.trajectory_files import read_trajectories
+from dgpo_cli.offline.world.demonstrator import passages_in
+from dgpo_cli.offline.world.sizes import ModelSize, qwen2_config
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.rollout.loop import run_episodes
-from dgpo_cli.tinyworld.demonstrations import passages_in
-from dgpo_cli.tinyworld.sizes import ModelSize, qwen2_config
+from dgpo_cli.training.teacher.trajectory_files import read_trajectories
 
 KEY = "s3cret-teacher-key"
 

@@ -8,7 +8,7 @@ import pytest
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.models.sources import read_protocol
-from dgpo_cli.pipelines.trajectory_files import read_trajectories
+from dgpo_cli.training.teacher.trajectory_files import read_trajectories
 
 SMALL = ("-orollout.max_new_tokens=16", "-orollout.max_prompt_tokens=64", "-orollout.wave=8")
 
@@ -109,7 +109,7 @@ def test_every_limit_of_training_reaches_the_next_command_and_can_be_overridden(
     ended = dgpo(*ask, "-orollout.wave=3", "--dry-run")
     assert ended.status != 0 and "wave" in ended.err
     seen = []
-    from dgpo_cli.pipelines.agents import Agent
+    from dgpo_cli.agent.agent import Agent
 
     original = Agent.run
 

@@ -9,11 +9,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dgpo_cli.models.critic import Critic, SharedCritic
 from dgpo_cli.objectives import registry
-from dgpo_cli.train.batch import Sample
-from dgpo_cli.train.learner import Learner, Optimizer, enable_gradient_checkpointing
-from dgpo_cli.train.optimizer_settings import OptimizerSettings
-from dgpo_cli.train.signals import logprobs
-from dgpo_cli.train.step import optimizer_step
+from dgpo_cli.training.batch import Sample
+from dgpo_cli.training.learner import Learner, Optimizer, enable_gradient_checkpointing
+from dgpo_cli.training.optimizer_settings import OptimizerSettings
+from dgpo_cli.training.signals import logprobs
+from dgpo_cli.training.step import optimizer_step
 
 CPU = torch.device("cpu")
 VOCABULARY = 2_000

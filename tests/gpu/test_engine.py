@@ -7,11 +7,11 @@ import torch
 from tests.gpu.models import CPU, VOCABULARY, Words, model, sequences
 
 from dgpo_cli.engine.base import Sampling
-from dgpo_cli.engine.burst import Burst
-from dgpo_cli.engine.inprocess import InProcessEngine
+from dgpo_cli.engine.in_process.engine import InProcessEngine
+from dgpo_cli.engine.in_process.graphs import Burst
 from dgpo_cli.models import varlen
+from dgpo_cli.models.lm_head import hidden_states
 from dgpo_cli.models.packed import Packed
-from dgpo_cli.models.vocab import hidden_states
 from dgpo_cli.models.ways import WAYS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -53,7 +53,7 @@ def test_graphs_are_the_function_and_bursts_are_one_token_at_a_time(slots, monke
     made = model().to("cuda")
     graphs = episodes(made, 8, slots=slots)
     single = episodes(made, 1, slots=slots)
-    monkeypatch.setattr("dgpo_cli.engine.burst._Graphs", lambda function, device: None)
+    monkeypatch.setattr("dgpo_cli.engine.in_process.graphs._Graphs", lambda function, device: None)
     eager = episodes(made, 8, slots=slots)
     assert graphs == eager
     different = [i for i, (a, b) in enumerate(zip(graphs, single, strict=True)) if a[0] != b[0]]

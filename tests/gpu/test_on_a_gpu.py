@@ -19,13 +19,13 @@ from tests.gpu.models import CPU, Words, learner, model, samples, sequences, ste
 from tests.offline import make_without_index, write_one_trajectory
 
 from dgpo_cli.engine.base import Sampling
-from dgpo_cli.engine.inprocess import InProcessEngine
+from dgpo_cli.engine.in_process.engine import InProcessEngine
+from dgpo_cli.models.lm_head import hidden_states
 from dgpo_cli.models.packed import Packed
-from dgpo_cli.models.vocab import hidden_states
-from dgpo_cli.retrieval.device_search import DeviceSearch
-from dgpo_cli.retrieval.vectors import ExactSearch
-from dgpo_cli.train.fit import Memory, largest_micro_batch
-from dgpo_cli.train.signals import logprobs
+from dgpo_cli.retrieval.dense.device_search import DeviceSearch
+from dgpo_cli.retrieval.dense.vectors import ExactSearch
+from dgpo_cli.training.run.fit import Memory, largest_micro_batch
+from dgpo_cli.training.signals import logprobs
 
 pytestmark = pytest.mark.gpu
 HAS_8_BIT = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
@@ -140,7 +140,7 @@ def test_training_without_memory_ends_in_one_line_and_goes_on_from_its_state(
     device: torch.device, dgpo: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second of three steps gets no memory: from the card where there is one, from the allocator otherwise."""
-    from dgpo_cli.train import loop
+    from dgpo_cli.training import loop
 
     real_step, calls = loop.optimizer_step, []
 

@@ -22,22 +22,22 @@ from dgpo_cli.core.types import Passage, Question, StopReason, Trajectory
 from dgpo_cli.core.untrusted import questions_in
 from dgpo_cli.core.workspace import KEYS, Workspace
 from dgpo_cli.errors import DgpoError
-from dgpo_cli.evaluate.compare import read_side
+from dgpo_cli.evaluation.compare import read_side
+from dgpo_cli.export.export import measurements
 from dgpo_cli.models import gguf
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.shapes import shape_from
 from dgpo_cli.models.sources import ModelSource, config_values, read_protocol
-from dgpo_cli.pipelines import fitting
-from dgpo_cli.pipelines.export import measurements
-from dgpo_cli.pipelines.jobs import kept_sizes
-from dgpo_cli.pipelines.reproduce import read_record
-from dgpo_cli.pipelines.stages import Stages
-from dgpo_cli.pipelines.trajectory_files import read_trajectories
+from dgpo_cli.offline.reproduce import read_record
+from dgpo_cli.offline.stages import Stages
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.qa_sets.demonstrations import read_demonstrations
-from dgpo_cli.retrieval.manifest import read_manifest
-from dgpo_cli.retrieval.parts import read_part
-from dgpo_cli.retrieval.vectors import shard_fault
+from dgpo_cli.retrieval.dense.vectors import shard_fault
+from dgpo_cli.retrieval.index.manifest import read_manifest
+from dgpo_cli.retrieval.index.parts import read_part
+from dgpo_cli.training.run import fitting
+from dgpo_cli.training.sizes.jobs import kept_sizes
+from dgpo_cli.training.teacher.trajectory_files import read_trajectories
 from tiny import bpe_tokenizer
 
 SAMPLE, ALL = 100, 20_000  # mutated records for each reader

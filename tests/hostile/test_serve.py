@@ -42,7 +42,7 @@ def test_every_answer_is_one_that_the_description_names(offline) -> None:  # typ
 def test_64_clients_for_three_minutes(offline, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     ended = subprocess.run(
         [
-            sys.executable, str(ROOT / "tests" / "bench" / "serve_load.py"), "--index", str(offline.index),
+            sys.executable, str(ROOT / "benchmarks" / "serve_load.py"), "--index", str(offline.index),
             "--seconds", str(SECONDS), "--clients", "64",
         ],
         capture_output=True, text=True, timeout=SECONDS + 300, check=False, cwd=tmp_path,

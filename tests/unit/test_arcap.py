@@ -6,22 +6,22 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dgpo_cli.agent.agent import Agent
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
 from dgpo_cli.core.types import Passage, Question, StopReason
-from dgpo_cli.engine.inprocess import InProcessEngine
+from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.engine.scripted import ScriptedEngine
-from dgpo_cli.evaluate.arcap import GoldContext, GoldReader, find_gold, gold_codec, gold_protocol
+from dgpo_cli.evaluation.arcap import GoldContext, GoldReader, find_gold, gold_codec, gold_protocol
+from dgpo_cli.evaluation.gold_context import run_gold, with_arcap
+from dgpo_cli.evaluation.suite import Benchmark
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.pipelines.agents import Agent
-from dgpo_cli.pipelines.arcap import run_gold, with_arcap
-from dgpo_cli.pipelines.benchmarks import Benchmark
-from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.offline.world.demonstrator import passages_in, read_answer
+from dgpo_cli.offline.world.files import write_world
+from dgpo_cli.offline.world.tokenizer import build_tokenizer
+from dgpo_cli.offline.world.world import WorldSize, build_world
+from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.rollout.settings import RolloutSettings
-from dgpo_cli.tinyworld.demonstrations import passages_in, read_answer
-from dgpo_cli.tinyworld.files import write_world
-from dgpo_cli.tinyworld.tokenizer import build_tokenizer
-from dgpo_cli.tinyworld.world import WorldSize, build_world
 from tiny import bpe_tokenizer, qwen
 
 CORPUS = [

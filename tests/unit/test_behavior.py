@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests.unit.test_train_step import learner, shared_learner, trajectories
 
-from dgpo_cli.train import signals
-from dgpo_cli.train.credit import rollout_sample
+from dgpo_cli.training import signals
+from dgpo_cli.training.credit import rollout_sample
 
 
 def fill(made, data):

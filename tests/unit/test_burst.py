@@ -9,19 +9,19 @@ from tests.tiny import bpe_tokenizer, qwen
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from dgpo_cli.agent import loop
+from dgpo_cli.agent.loop import run_episodes
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.protocol import DEFAULT, Turn
 from dgpo_cli.core.types import Hit, Passage, Question
 from dgpo_cli.engine.base import Sampling, TurnEnd
-from dgpo_cli.engine.burst import Burst
-from dgpo_cli.engine.decode import Decoder
-from dgpo_cli.engine.draw import NextTokens
-from dgpo_cli.engine.inprocess import Blend, InProcessEngine
-from dgpo_cli.engine.sizes import bucket
-from dgpo_cli.engine.weights import Weights
+from dgpo_cli.engine.in_process.decoder import Decoder
+from dgpo_cli.engine.in_process.draw import NextTokens
+from dgpo_cli.engine.in_process.engine import Blend, InProcessEngine
+from dgpo_cli.engine.in_process.graphs import Burst
+from dgpo_cli.engine.in_process.sizes import bucket
+from dgpo_cli.engine.in_process.weights import Weights
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.rollout import loop
-from dgpo_cli.rollout.loop import run_episodes
-from dgpo_cli.rollout.settings import RolloutSettings
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_masters_are_rounded_anew_by_every_step(codec, tied, monkeypatch):
     assert torch.equal(weights.head, half.get_output_embeddings().weight)
     assert len(weights.places()) == 1 + len(list(masters.get_decoder().parameters()))
 
-    monkeypatch.setattr("dgpo_cli.engine.inprocess.Decoder", partial(Decoder, dtype=torch.bfloat16))
+    monkeypatch.setattr("dgpo_cli.engine.in_process.engine.Decoder", partial(Decoder, dtype=torch.bfloat16))
     engine = InProcessEngine(masters, codec, slots=2, capacity=64, burst=4)
     engine.open([5, 6, 7], Sampling(0.0, 30, ()))
     ids, logprobs = [5, 6, 7], []
@@ -236,7 +236,7 @@ def test_masters_are_rounded_anew_by_every_step(codec, tied, monkeypatch):
 def test_graphs_write_what_the_function_writes(codec, temperature, monkeypatch):
     model = qwen(len(codec.tokenizer)).to("cuda", torch.bfloat16)
     captured = episodes(model, codec, burst=8, temperature=temperature, count=24, longest=60)
-    monkeypatch.setattr("dgpo_cli.engine.burst._Graphs", lambda function, device: None)
+    monkeypatch.setattr("dgpo_cli.engine.in_process.graphs._Graphs", lambda function, device: None)
     assert captured == episodes(model, codec, burst=8, temperature=temperature, count=24, longest=60)
 
 

@@ -10,9 +10,9 @@ from tests.unit.test_burst import episodes
 
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.engine.base import Sampling
-from dgpo_cli.engine.cache import SlotCache
-from dgpo_cli.engine.inprocess import InProcessEngine
-from dgpo_cli.engine.sizes import PASS_TOKENS, cache_bytes, grown, pass_tokens
+from dgpo_cli.engine.in_process.cache import SlotCache
+from dgpo_cli.engine.in_process.engine import InProcessEngine
+from dgpo_cli.engine.in_process.sizes import PASS_TOKENS, cache_bytes, grown, pass_tokens
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.codec import Codec
 
@@ -108,7 +108,7 @@ def test_a_cache_that_is_made_anew_writes_the_same_episodes(codec, monkeypatch, 
     model = qwen(len(codec.tokenizer))
     expected = episodes(model, codec, burst=burst, temperature=temperature, count=16, slots=12, longest=40)
     monkeypatch.setattr(SlotCache, "_map", lambda self, layers: None)
-    monkeypatch.setattr("dgpo_cli.engine.sizes._LEAST_LENGTH", 8)
+    monkeypatch.setattr("dgpo_cli.engine.in_process.sizes._LEAST_LENGTH", 8)
     sizes = set()
     make_room = SlotCache.make_room
 

@@ -9,10 +9,10 @@ from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from dgpo_cli.commands import chat_history
-from dgpo_cli.commands.chat_history import history_file, kept_history
-from dgpo_cli.commands.chat_prompt import asking
-from dgpo_cli.commands.chat_talk import COMMANDS
+from dgpo_cli.commands.chat import history as chat_history
+from dgpo_cli.commands.chat.history import history_file, kept_history
+from dgpo_cli.commands.chat.prompt import asking
+from dgpo_cli.commands.chat.talk import COMMANDS
 from dgpo_cli.console import Console
 
 ARGUMENTS = {name: argument for name, (argument, _) in COMMANDS.items()}
@@ -138,7 +138,7 @@ def test_history_that_goes_away_ends_nothing(state):
 def test_the_library_is_imported_by_nothing_but_a_conversation():
     import subprocess
 
-    imports = "import sys, dgpo_cli.commands.chat, dgpo_cli.commands.chat_talk"
+    imports = "import sys, dgpo_cli.commands.chat.command, dgpo_cli.commands.chat.talk"
     probe = f"{imports}; print('prompt_toolkit' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"

@@ -36,7 +36,7 @@ QUICKSTART = """
 import os, time
 from pathlib import Path
 from dgpo_cli.core.locks import Lock
-from dgpo_cli.pipelines import quickstart
+from dgpo_cli.offline import quickstart
 
 def forever(self, row, start, teacher):
     with Lock.inside(Path("run")):

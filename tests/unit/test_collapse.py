@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.train.collapse import Alarm, CollapseSettings, Guard, rules
+from dgpo_cli.training.collapse import Alarm, CollapseSettings, Guard, rules
 
 
 def ringing(metric: str, values: list[float | None], **settings: float) -> list[Alarm]:

@@ -7,10 +7,10 @@ import pytest
 from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
 from dgpo_cli.core.types import Question, StopReason, Trajectory
 from dgpo_cli.errors import InputError
-from dgpo_cli.evaluate.compare import compare, read_side
-from dgpo_cli.evaluate.run import evaluate
-from dgpo_cli.evaluate.stats import mean_interval, mean_paired_difference, paired_difference, wilson
-from dgpo_cli.reporting.comparison import heading, notes, table
+from dgpo_cli.evaluation.compare import compare, read_side
+from dgpo_cli.evaluation.comparison_tables import heading, notes, table
+from dgpo_cli.evaluation.run import evaluate
+from dgpo_cli.evaluation.stats import mean_interval, mean_paired_difference, paired_difference, wilson
 
 SETTINGS = {
     "seed": 0,

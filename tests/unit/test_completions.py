@@ -8,18 +8,18 @@ import pytest
 from tests.model_server import ModelServer as StandIn
 from tests.tiny import bpe_tokenizer
 
+from dgpo_cli.agent.loop import run_episodes
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.protocol import CLOSING_TAGS, DEFAULT
 from dgpo_cli.core.types import Hit, Passage, Question, StopReason
-from dgpo_cli.engine import model_server
 from dgpo_cli.engine.base import Sampling, TurnEnd
-from dgpo_cli.engine.completions import CompletionsWriter
-from dgpo_cli.engine.model_server import ModelServer, ServerAccess, base_url, choose_model
 from dgpo_cli.engine.scripted import ScriptedEngine
-from dgpo_cli.engine.turnwise import TurnwiseEngine
+from dgpo_cli.engine.turnwise import model_server
+from dgpo_cli.engine.turnwise.completions import CompletionsWriter
+from dgpo_cli.engine.turnwise.engine import TurnwiseEngine
+from dgpo_cli.engine.turnwise.model_server import ModelServer, ServerAccess, base_url, choose_model
 from dgpo_cli.errors import ConfigError, ModelError
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.rollout.loop import run_episodes
-from dgpo_cli.rollout.settings import RolloutSettings
 
 ACCESS = ServerAccess(concurrency=4, timeout_s=5.0, attempts=4, pause_s=0.0)
 CLOSES = {"</search>": "<search>", "</answer>": "<answer>"}
@@ -246,7 +246,7 @@ def test_a_server_in_trouble_is_asked_again(serve, codec, monkeypatch):
     server = serve(lambda prompt: "<answer> a </answer>")
     engine = engine_of(server, codec, replace(ACCESS, pause_s=0.5))
     pauses = []
-    monkeypatch.setattr("dgpo_cli.engine.model_server.time.sleep", pauses.append)
+    monkeypatch.setattr("dgpo_cli.engine.turnwise.model_server.time.sleep", pauses.append)
     server.failures = [(429, "slow down", {"Retry-After": "7"}), (503, "loading", {}), None]
     slot = engine.open(codec.text_ids("q"), STOP)
     assert codec.decode(play(engine)[slot].token_ids) == "<answer> a </answer>"
@@ -397,7 +397,7 @@ def test_the_pause_is_bounded(serve, codec, monkeypatch):
     server = serve(lambda prompt: "<answer> a </answer>")
     engine = engine_of(server, codec)
     pauses = []
-    monkeypatch.setattr("dgpo_cli.engine.model_server.time.sleep", pauses.append)
+    monkeypatch.setattr("dgpo_cli.engine.turnwise.model_server.time.sleep", pauses.append)
     server.failures = [(429, "", {"Retry-After": "86400"})]
     engine.open(codec.text_ids("q"), STOP)
     play(engine)

@@ -18,7 +18,7 @@ from dgpo_cli.core.records import dump_line, to_json
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import StopReason, Trajectory
 from dgpo_cli.errors import TrainingError
-from dgpo_cli.evaluate.stats import (
+from dgpo_cli.evaluation.stats import (
     Interval,
     bootstrap_interval,
     mean_paired_difference,
@@ -28,11 +28,11 @@ from dgpo_cli.evaluate.stats import (
     wilson,
 )
 from dgpo_cli.objectives.advantage import masked_mean, masked_whiten
-from dgpo_cli.pipelines.kd import nll
-from dgpo_cli.pipelines.training import run_training
-from dgpo_cli.train.collapse import CollapseSettings, Guard
-from dgpo_cli.train.loop import Plan, run_step
-from dgpo_cli.train.source import Sequences
+from dgpo_cli.training.collapse import CollapseSettings, Guard
+from dgpo_cli.training.kd import nll
+from dgpo_cli.training.loop import Plan, run_step
+from dgpo_cli.training.run.lifecycle import run_training
+from dgpo_cli.training.source import Sequences
 
 STUDENT_WRITES = ("ppo", "dgpo", "grpo", "opd", "minillm")
 TEACHER_WRITES = ("seqkd", "kd", "gkd", "taid", "distillm")

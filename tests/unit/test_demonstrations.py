@@ -10,11 +10,11 @@ from dgpo_cli.core.types import Passage, Question, SearchCall, StopReason, Traje
 from dgpo_cli.errors import InputError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import save_model
-from dgpo_cli.pipelines import gold
-from dgpo_cli.pipelines.keeping import kept
-from dgpo_cli.pipelines.trajectory_files import read_trajectories
 from dgpo_cli.qa_sets.demonstrations import read_demonstrations
 from dgpo_cli.rewards import exact_match
+from dgpo_cli.training.teacher import gold
+from dgpo_cli.training.teacher.keeping import kept
+from dgpo_cli.training.teacher.trajectory_files import read_trajectories
 
 PASSAGES = {
     "Vesapo": "Vesapo is a river town in the north. Its mayor is Ora Lint, who wrote many books.",

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from dgpo_cli.core import hub
-from dgpo_cli.pipelines import doctor
-from dgpo_cli.pipelines.doctor import Check, Device, judge
+from dgpo_cli.planning import doctor
+from dgpo_cli.planning.doctor import Check, Device, judge
 
 SOUND = {name: Check(name, "ok", "") for name in ("packages", "memory", "disk", "hub")}
 

@@ -17,8 +17,8 @@ from transformers import (
 
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.engine.base import Sampling, TurnEnd
-from dgpo_cli.engine.decode import Decoder
-from dgpo_cli.engine.inprocess import Blend, InProcessEngine
+from dgpo_cli.engine.in_process.decoder import Decoder
+from dgpo_cli.engine.in_process.engine import Blend, InProcessEngine
 from dgpo_cli.engine.sampling import sample, stream_key, uniforms
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models.codec import Codec

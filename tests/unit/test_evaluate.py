@@ -8,21 +8,21 @@ from dataclasses import replace
 
 import pytest
 
+from dgpo_cli.agent.loop import finished_episodes
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.progress import Pace, Steps
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.types import Hit, Passage, Question, StopReason
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.errors import InputError, RetrievalError
-from dgpo_cli.evaluate import run
-from dgpo_cli.evaluate.published import ARCAP, ROWS, WIKI18_PASSAGES, Conditions, differences, row_for
-from dgpo_cli.evaluate.stats import Interval, bootstrap_interval
-from dgpo_cli.evaluate.summary import Report, macro_average
+from dgpo_cli.evaluation import run
+from dgpo_cli.evaluation.published import ARCAP, ROWS, WIKI18_PASSAGES, Conditions, differences, row_for
+from dgpo_cli.evaluation.stats import Interval, bootstrap_interval
+from dgpo_cli.evaluation.summary import Report, macro_average
+from dgpo_cli.evaluation.tables import markdown, notes, tables
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.qa_sets import QA_SETS
-from dgpo_cli.reporting.evaluation import markdown, notes, tables
-from dgpo_cli.rollout.loop import finished_episodes
-from dgpo_cli.rollout.settings import RolloutSettings
 from tiny import bpe_tokenizer
 
 WAVE = 6

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Passage
+from dgpo_cli.evaluation.measurement import weights_digest
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model, save_model
-from dgpo_cli.pipelines.measurement import weights_digest
 from dgpo_cli.qa_sets import read_questions
 from tiny import bpe_tokenizer, qwen
 

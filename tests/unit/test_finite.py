@@ -5,10 +5,10 @@ import torch
 from tests.unit.test_train_step import learner, trajectories
 
 from dgpo_cli.errors import ModelError
-from dgpo_cli.train.batch import pack
-from dgpo_cli.train.credit import rollout_sample, teacher_samples
-from dgpo_cli.train.signals import fill
-from dgpo_cli.train.step import accumulate
+from dgpo_cli.training.batch import pack
+from dgpo_cli.training.credit import rollout_sample, teacher_samples
+from dgpo_cli.training.signals import fill
+from dgpo_cli.training.step import accumulate
 
 
 def overflowing(method, options=None):

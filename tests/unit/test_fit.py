@@ -11,14 +11,14 @@ from tests.tiny import qwen
 from tests.unit.test_train_step import CODEC, learner, trajectories
 
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.engine.decode import Decoder
-from dgpo_cli.engine.inprocess import InProcessEngine
+from dgpo_cli.engine.in_process.decoder import Decoder
+from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.pipelines.fitting import fill, fit
-from dgpo_cli.train import fit as fitting
-from dgpo_cli.train.credit import student_samples
-from dgpo_cli.train.fit import Memory, Search, largest_micro_batch
-from dgpo_cli.train.step import optimizer_step
+from dgpo_cli.training.credit import student_samples
+from dgpo_cli.training.run import fit as fitting
+from dgpo_cli.training.run.fit import Memory, Search, largest_micro_batch
+from dgpo_cli.training.run.fitting import fill, fit
+from dgpo_cli.training.step import optimizer_step
 
 CPU = torch.device("cpu")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -12,13 +12,13 @@ from tests.processes import together
 from tests.unit.test_train_step import learner
 
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.engine.inprocess import InProcessEngine
+from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.pipelines import fitting, training
-from dgpo_cli.pipelines.fitting import fit
-from dgpo_cli.train.devices import leave, world
-from dgpo_cli.train.fit import Memory
-from dgpo_cli.train.world import Failed
+from dgpo_cli.models.devices import leave, world
+from dgpo_cli.models.processes import Failed
+from dgpo_cli.training.run import fitting, lifecycle
+from dgpo_cli.training.run.fit import Memory
+from dgpo_cli.training.run.fitting import fit
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 LENGTH, SEQUENCES = 40, 12
@@ -60,7 +60,7 @@ def fitted(method, room, out):
 
     fitting.largest_micro_batch.__globals__["accumulate"], fitting.fill = counting, filling
     said = []
-    with training.open_together(lambda: RunDir.open("rl", {"seed": 0}, out=out)) as run:
+    with lifecycle.open_together(lambda: RunDir.open("rl", {"seed": 0}, out=out)) as run:
         found = fit(
             run,
             made,

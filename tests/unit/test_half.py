@@ -9,20 +9,20 @@ from tests.tiny import bpe_tokenizer, qwen
 
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.engine.base import Sampling
-from dgpo_cli.engine.inprocess import InProcessEngine
+from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.models import half
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic
+from dgpo_cli.models.devices import inference_dtype
 from dgpo_cli.models.half import compute_dtype, compute_in_half, pays_off
+from dgpo_cli.models.lm_head import hidden_states, token_logprobs
 from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.models.packed import Packed
-from dgpo_cli.models.vocab import hidden_states, token_logprobs
 from dgpo_cli.objectives import registry
-from dgpo_cli.train.batch import Sample, pack
-from dgpo_cli.train.devices import inference_dtype
-from dgpo_cli.train.learner import Learner, Optimizer
-from dgpo_cli.train.optimizer_settings import OptimizerSettings
-from dgpo_cli.train.step import accumulate
+from dgpo_cli.training.batch import Sample, pack
+from dgpo_cli.training.learner import Learner, Optimizer
+from dgpo_cli.training.optimizer_settings import OptimizerSettings
+from dgpo_cli.training.step import accumulate
 
 CPU = torch.device("cpu")
 V = 300

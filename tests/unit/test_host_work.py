@@ -15,16 +15,16 @@ from torch.utils._pytree import tree_flatten
 
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.engine.base import Sampling
-from dgpo_cli.engine.burst import Burst
-from dgpo_cli.engine.decode import Decoder
-from dgpo_cli.engine.draw import NextTokens
-from dgpo_cli.engine.inprocess import InProcessEngine
-from dgpo_cli.engine.passes import Pass
-from dgpo_cli.engine.weights import Weights
+from dgpo_cli.engine.in_process.decoder import Decoder
+from dgpo_cli.engine.in_process.draw import NextTokens
+from dgpo_cli.engine.in_process.engine import InProcessEngine
+from dgpo_cli.engine.in_process.graphs import Burst
+from dgpo_cli.engine.in_process.passes import Pass
+from dgpo_cli.engine.in_process.weights import Weights
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.train.batch import pack
-from dgpo_cli.train.credit import teacher_samples
-from dgpo_cli.train.step import accumulate
+from dgpo_cli.training.batch import pack
+from dgpo_cli.training.credit import teacher_samples
+from dgpo_cli.training.step import accumulate
 
 META = torch.device("meta")
 _VIEWS = {"view", "_unsafe_view", "slice", "select", "transpose", "t", "expand", "unsqueeze", "squeeze", "alias",

@@ -18,10 +18,10 @@ from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import keep_tokenizer
 from dgpo_cli.objectives.registry import create
-from dgpo_cli.pipelines import report
-from dgpo_cli.pipelines.kept_episodes import MAX_KEPT, KeptEpisodes
-from dgpo_cli.pipelines.settings import RLSettings
-from dgpo_cli.train.batch import Sample
+from dgpo_cli.training.batch import Sample
+from dgpo_cli.training.run.kept_episodes import MAX_KEPT, KeptEpisodes
+from dgpo_cli.training.settings import RLSettings
+from dgpo_cli.viewing import report
 
 CODEC = Codec(bpe_tokenizer(), TINYWORLD)
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.bench.limits import Machine, Shape, Work, bounds, decode_work, kd_work, update_work
+from benchmarks.limits import Machine, Shape, Work, bounds, decode_work, kd_work, update_work
 
 # 8 hidden, 4 heads of 2 dimensions, 2 key-value heads: queries and output 64 each, keys and values 32 each;
 # feed-forward 3 * 8 * 3 = 72; so 264 weights a layer, of which 64 make keys and values.
@@ -50,7 +50,7 @@ def test_bounds_are_work_over_rates():
 
 def test_what_bounds_a_row_is_measured_beside_it():
     """The script that uses these formulas, on its shortest row."""
-    script = Path(__file__).parents[1] / "bench" / "what_bounds.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "what_bounds.py"
     ended = subprocess.run(
         [sys.executable, str(script), "--rows", "rl"], capture_output=True, text=True, check=False, timeout=300
     )

@@ -13,11 +13,11 @@ from dgpo_cli.core.text import composed, contains_answer, f1, normalize_answer, 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.core.untrusted import visible, visible_json
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.pipelines.chat import TagStream
-from dgpo_cli.retrieval.documents import Unreadable, read_document
-from dgpo_cli.retrieval.split import passages
-from dgpo_cli.retrieval.words import WordTokenizer
+from dgpo_cli.retrieval.corpus.documents import Unreadable, read_document
+from dgpo_cli.retrieval.corpus.split import passages
+from dgpo_cli.retrieval.lexical.words import WordTokenizer
 from dgpo_cli.rewards.format_score import has_valid_structure
+from dgpo_cli.viewing.chat import TagStream
 from tiny import bpe_tokenizer
 
 # `repeat` makes a text of about so many characters out of each.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dgpo_cli.evaluate.stats import nested_interval
+from dgpo_cli.evaluation.stats import nested_interval
 
 
 def slow(groups, over_groups, resamples=3000):

@@ -8,8 +8,8 @@ import torch
 from tests.tiny import qwen
 
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.train.learner import Optimizer
-from dgpo_cli.train.optimizer_settings import OptimizerSettings
+from dgpo_cli.training.learner import Optimizer
+from dgpo_cli.training.optimizer_settings import OptimizerSettings
 
 
 def wide_model():
@@ -93,7 +93,7 @@ def test_without_bitsandbytes_there_is_one_clear_line(monkeypatch):
 
 def test_one_kernel_for_all_tensors_updates_as_the_others_do_and_goes_on_from_a_saved_state(monkeypatch):
     (plain, one) = made("adamw")
-    monkeypatch.setattr("dgpo_cli.train.learner._adam", lambda parameters: torch.optim.AdamW(parameters, fused=True))
+    monkeypatch.setattr("dgpo_cli.training.learner._adam", lambda parameters: torch.optim.AdamW(parameters, fused=True))
     (fused, two), (again, three) = made("adamw"), made("adamw")
     train(plain, one, 6)
     train(fused, two, 3)

@@ -4,15 +4,15 @@ import json
 
 import pytest
 
+from dgpo_cli.agent.loop import run_episodes
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.types import Hit, Passage, Question
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
-from dgpo_cli.evaluate.outcome import ErrorKind, evidence_recall, grade, is_format_valid
-from dgpo_cli.evaluate.run import evaluate
+from dgpo_cli.evaluation.outcome import ErrorKind, evidence_recall, grade, is_format_valid
+from dgpo_cli.evaluation.run import evaluate
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.rollout.loop import run_episodes
-from dgpo_cli.rollout.settings import RolloutSettings
 from tiny import bpe_tokenizer
 
 PASSAGES = {

@@ -8,9 +8,9 @@ from tests.tiny import qwen
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from dgpo_cli.models.critic import Critic
+from dgpo_cli.models.lm_head import hidden_states
 from dgpo_cli.models.packed import Packed
-from dgpo_cli.models.vocab import hidden_states
-from dgpo_cli.train.learner import enable_gradient_checkpointing
+from dgpo_cli.training.learner import enable_gradient_checkpointing
 
 CPU = torch.device("cpu")
 LENGTHS = (9, 1, 30, 4, 4, 17)  # two of one length in a row

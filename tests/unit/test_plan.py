@@ -16,13 +16,13 @@ from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.critic import Critic
 from dgpo_cli.models.random_init import configuration
 from dgpo_cli.models.shapes import SHAPES, shape_of
-from dgpo_cli.pipelines import memory
-from dgpo_cli.pipelines.plan import CARDS, card_of, plan
-from dgpo_cli.pipelines.settings import RolloutOptions
-from dgpo_cli.pipelines.timing import Speed, episode_tokens, seconds_by_phase
-from dgpo_cli.train import step
+from dgpo_cli.planning.plan import CARDS, card_of, plan
+from dgpo_cli.planning.timing import Speed, episode_tokens, seconds_by_phase
+from dgpo_cli.training import step
+from dgpo_cli.training.settings import RolloutOptions
+from dgpo_cli.training.sizes import memory
 
-BENCH = Path(__file__).parents[1] / "bench" / "plan_memory.py"
+BENCH = Path(__file__).parents[2] / "benchmarks" / "plan_memory.py"
 QWEN = SHAPES["qwen-0.5b"]
 JOB = memory.Job(
     student=QWEN, reader=SHAPES["qwen-3b"], reader_8bit=False, distribution=False, rl=True, reference=False,

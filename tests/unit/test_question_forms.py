@@ -11,7 +11,7 @@ import pytest
 
 from dgpo_cli.core.types import Question
 from dgpo_cli.errors import InputError
-from dgpo_cli.pipelines.benchmarks import parse_indexes
+from dgpo_cli.evaluation.suite import parse_indexes
 from dgpo_cli.qa_sets import load_questions, read_questions, training_set
 
 ROW = {"id": "q1", "question": "who?", "golden_answers": ["Holt"]}

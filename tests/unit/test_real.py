@@ -12,9 +12,9 @@ from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.text import normalize_answer
 from dgpo_cli.errors import InputError
 from dgpo_cli.models.load import save_model
-from dgpo_cli.pipelines.real import RealPath, recipe
-from dgpo_cli.pipelines.report import write_report
+from dgpo_cli.offline.real import RealPath, recipe
 from dgpo_cli.qa_sets.real import files, split
+from dgpo_cli.viewing.report import write_report
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 TOWNS = [f"{a}{b}" for a in ("Ve", "Ka", "Or", "Li", "Tu", "Mo") for b in ("sapo", "rimo", "leta", "duna")]

@@ -11,7 +11,7 @@ from dgpo_cli.core import recipes
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.aliases import ALIASES
-from dgpo_cli.pipelines.plan import GIB, card_of, fits, plan
+from dgpo_cli.planning.plan import GIB, card_of, fits, plan
 
 NAMES = recipes.names()
 RUNS = [(name, stage) for name in NAMES for stage in recipes.load(name).stages]

@@ -6,12 +6,12 @@ import pytest
 from tests.tiny import bpe_tokenizer, qwen
 from tests.unit.test_rollout import ANSWER, CODEC, SEARCH, Library, question, run
 
+from dgpo_cli.agent.loop import run_episodes
+from dgpo_cli.agent.repeats import EVERY, loop_end
+from dgpo_cli.agent.settings import RolloutSettings
+from dgpo_cli.agent.transcript import outcome
 from dgpo_cli.core.types import StopReason
-from dgpo_cli.engine.inprocess import InProcessEngine
-from dgpo_cli.reporting.transcript import outcome
-from dgpo_cli.rollout.loop import run_episodes
-from dgpo_cli.rollout.repeats import EVERY, loop_end
-from dgpo_cli.rollout.settings import RolloutSettings
+from dgpo_cli.engine.in_process.engine import InProcessEngine
 
 RAW = "I am a model that knows of no tags."
 

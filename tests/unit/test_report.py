@@ -18,9 +18,9 @@ from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import keep_tokenizer
-from dgpo_cli.pipelines import report
-from dgpo_cli.reporting.charts import running_mean
-from dgpo_cli.reporting.report_page import embed
+from dgpo_cli.viewing import report
+from dgpo_cli.viewing.charts import running_mean
+from dgpo_cli.viewing.report_page import embed
 
 
 class Page(HTMLParser):
@@ -213,7 +213,7 @@ def test_damaged_runs_are_left_out_of_the_last_ones_and_named(dgpo, folder: Path
 
 
 def test_two_evaluations_differ_only_over_the_sets_that_both_answered(tmp_path: Path) -> None:
-    from dgpo_cli.pipelines.run_records import RunRecords
+    from dgpo_cli.viewing.run_records import RunRecords
 
     def run(name: str, **sets: dict[str, object]) -> RunRecords:
         headers = {s: {"settings": {"top_k": 3} | told} for s, told in sets.items()}

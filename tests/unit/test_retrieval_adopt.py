@@ -15,10 +15,10 @@ from tests.tiny_encoder import WORDS, make_encoder
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, InputError
-from dgpo_cli.retrieval import adopt
-from dgpo_cli.retrieval.build import build_index
-from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
-from dgpo_cli.retrieval.manifest import read_manifest
+from dgpo_cli.retrieval.dense.encoder import Encoder, EncoderConfig
+from dgpo_cli.retrieval.index import import_faiss
+from dgpo_cli.retrieval.index.build import build_index
+from dgpo_cli.retrieval.index.manifest import read_manifest
 from dgpo_cli.retrieval.open import open_index
 
 COUNT = 120
@@ -194,7 +194,7 @@ def test_a_file_on_another_disk_is_copied(
     def refuse(*_: object) -> None:
         raise OSError("another device")
 
-    monkeypatch.setattr(adopt.os, "link", refuse)
+    monkeypatch.setattr(import_faiss.os, "link", refuse)
     take_over(filled(encoded, "SQ8"))
     copied = tmp_path / "taken" / "faiss.index"
     assert copied.stat().st_nlink == 1

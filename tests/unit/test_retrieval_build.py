@@ -18,11 +18,11 @@ from tests.tiny_encoder import make_encoder
 from dgpo_cli.core import checksums
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import BusyError, ConfigError, InputError, RetrievalError
-from dgpo_cli.retrieval import manifest as manifests
-from dgpo_cli.retrieval.build import build_index
-from dgpo_cli.retrieval.check import check_integrity
+from dgpo_cli.retrieval.index import manifest as manifests
+from dgpo_cli.retrieval.index.build import build_index
+from dgpo_cli.retrieval.index.check import check_integrity
+from dgpo_cli.retrieval.index.store import PASSAGES
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.retrieval.store import PASSAGES
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def test_a_killed_build_leaves_no_index_and_the_next_one_replaces_its_leftovers(
     corpus = write_corpus(tmp_path / "c.jsonl", (Passage(str(n), f"passage number {n}") for n in range(4_000)))
     out = tmp_path / "index"
     code = (
-        "import os, signal, sys; from pathlib import Path; from dgpo_cli.retrieval.build import build_index\n"
+        "import os, signal, sys; from pathlib import Path; from dgpo_cli.retrieval.index.build import build_index\n"
         "def kill(done, total):\n"
         "    if done == 2000: os.kill(os.getpid(), signal.SIGKILL)\n"
         "build_index(Path(sys.argv[1]), Path(sys.argv[2]), progress=kill)\n"

@@ -10,9 +10,9 @@ from tests.retrieval_corpora import TOWNS, stored, write_corpus
 
 from dgpo_cli.core.types import Hit, Passage, Question
 from dgpo_cli.errors import RetrievalError
-from dgpo_cli.retrieval import check
-from dgpo_cli.retrieval.build import build_index
-from dgpo_cli.retrieval.check import check_integrity, measure, self_recall
+from dgpo_cli.retrieval.index import check
+from dgpo_cli.retrieval.index.build import build_index
+from dgpo_cli.retrieval.index.check import check_integrity, measure, self_recall
 from dgpo_cli.retrieval.open import OpenIndex, open_index
 
 

@@ -14,7 +14,7 @@ from tests.retrieval_corpora import TOWNS, write_corpus
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import InputError
-from dgpo_cli.retrieval.corpus import CorpusReport, corpus_digest, corpus_name, read_corpus
+from dgpo_cli.retrieval.corpus.reader import CorpusReport, corpus_digest, corpus_name, read_corpus
 
 GOOD = b'{"id": "good", "contents": "\\"T\\"\\ntext"}\n'
 BAD_LINES = {

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.retrieval import device_search
+from dgpo_cli.retrieval.dense import device_search
+from dgpo_cli.retrieval.dense.device_search import DeviceSearch, exact_search
+from dgpo_cli.retrieval.dense.vectors import ExactSearch
 from dgpo_cli.retrieval.device import device, use_device
-from dgpo_cli.retrieval.device_search import DeviceSearch, exact_search
-from dgpo_cli.retrieval.vectors import ExactSearch
 
 CPU = torch.device("cpu")
 

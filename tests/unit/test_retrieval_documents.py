@@ -13,10 +13,10 @@ from tests.documents import PAGE, pdf
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import InputError
-from dgpo_cli.retrieval import documents
-from dgpo_cli.retrieval.build import build_index
-from dgpo_cli.retrieval.corpus import CorpusReport, corpus_digest, read_corpus
-from dgpo_cli.retrieval.documents import Document, Section, Unreadable, read_document
+from dgpo_cli.retrieval.corpus import documents
+from dgpo_cli.retrieval.corpus.documents import Document, Section, Unreadable, read_document
+from dgpo_cli.retrieval.corpus.reader import CorpusReport, corpus_digest, read_corpus
+from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import open_index
 
 
@@ -146,7 +146,7 @@ def test_files_that_are_none_are_skipped(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
     (tmp_path / "huge.txt").write_text("x" * 60)
     (tmp_path / "README").write_text("x")
-    monkeypatch.setattr("dgpo_cli.retrieval.folder.LARGEST", 50)
+    monkeypatch.setattr("dgpo_cli.retrieval.corpus.folder.LARGEST", 50)
     passages, report = read(tmp_path)
     assert [p.id for p in passages] == ["a.txt#1"]
     assert report.kinds == {"not a file": 2, "too large": 1, "unknown kind": 1}

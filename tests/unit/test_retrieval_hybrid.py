@@ -12,9 +12,9 @@ from tests.retrieval_corpora import write_corpus
 from tests.tiny_encoder import make_encoder
 
 from dgpo_cli.errors import ConfigError, RetrievalError
-from dgpo_cli.retrieval.build import build_index
 from dgpo_cli.retrieval.hybrid import HybridConfig, fuse
-from dgpo_cli.retrieval.manifest import read_manifest
+from dgpo_cli.retrieval.index.build import build_index
+from dgpo_cli.retrieval.index.manifest import read_manifest
 from dgpo_cli.retrieval.open import open_index
 
 RANKINGS = st.lists(st.permutations(range(8)).map(lambda rows: rows[:5]), min_size=1, max_size=3)

@@ -15,12 +15,12 @@ from tests.retrieval_corpora import TOWNS, stored
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
-from dgpo_cli.retrieval import postings
-from dgpo_cli.retrieval.bm25 import FOLDER, BM25Config, BM25Retriever
-from dgpo_cli.retrieval.rank_bm25 import RankBM25Config, RankBM25Retriever
-from dgpo_cli.retrieval.ranking import top_rows
-from dgpo_cli.retrieval.vocabulary import HASHES, Vocabulary, write_vocabulary
-from dgpo_cli.retrieval.words import Language, WordTokenizer
+from dgpo_cli.retrieval.lexical import postings
+from dgpo_cli.retrieval.lexical.bm25 import FOLDER, BM25Config, BM25Retriever
+from dgpo_cli.retrieval.lexical.rank_bm25 import RankBM25Config, RankBM25Retriever
+from dgpo_cli.retrieval.lexical.ranking import top_rows
+from dgpo_cli.retrieval.lexical.vocabulary import HASHES, Vocabulary, write_vocabulary
+from dgpo_cli.retrieval.lexical.words import Language, WordTokenizer
 
 WORDS = st.sampled_from(["river", "town", "mayor", "novel", "harbour", "north", "weavers", "bridge", "of", "the"])
 TEXTS = st.lists(st.lists(WORDS, min_size=1, max_size=8).map(" ".join), min_size=2, max_size=12)
@@ -235,7 +235,7 @@ def test_many_queries_give_what_each_gives_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: set[int]
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda process: cores, raising=False)
-    monkeypatch.setattr("dgpo_cli.retrieval.bm25._THREADED", 0)
+    monkeypatch.setattr("dgpo_cli.retrieval.lexical.bm25._THREADED", 0)
     retriever = bm25(tmp_path, list(TOWNS))
     queries = ["mayor of Vesapo", "novel", "", "river Lun town"] * 50
     assert retriever.search(queries, 3) == [retriever.search([query], 3)[0] for query in queries]

@@ -19,14 +19,14 @@ from tests.tiny_encoder import make_encoder
 
 from dgpo_cli.core import extras
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
-from dgpo_cli.retrieval import milvus_load
-from dgpo_cli.retrieval.build import build_index
-from dgpo_cli.retrieval.check import check_integrity
-from dgpo_cli.retrieval.manifest import read_manifest
-from dgpo_cli.retrieval.milvus import MilvusConfig
-from dgpo_cli.retrieval.milvus_collection import MilvusCollection
-from dgpo_cli.retrieval.milvus_connection import MilvusAccess, connect, use_access
+from dgpo_cli.retrieval.index.build import build_index
+from dgpo_cli.retrieval.index.check import check_integrity
+from dgpo_cli.retrieval.index.manifest import read_manifest
 from dgpo_cli.retrieval.open import check_index, open_index
+from dgpo_cli.retrieval.remote.milvus import load as milvus_load
+from dgpo_cli.retrieval.remote.milvus.collection import MilvusCollection
+from dgpo_cli.retrieval.remote.milvus.connection import MilvusAccess, connect, use_access
+from dgpo_cli.retrieval.remote.milvus.retriever import MilvusConfig
 
 BM25 = {"k1": "0.9", "stemmer": "english"}
 

@@ -16,10 +16,11 @@ from tests.tiny_encoder import WORDS, make_encoder
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
-from dgpo_cli.retrieval import parts, vectors
-from dgpo_cli.retrieval.build import build_index
+from dgpo_cli.retrieval.dense import vectors
+from dgpo_cli.retrieval.index import parts
+from dgpo_cli.retrieval.index.build import build_index
+from dgpo_cli.retrieval.index.parts import build_part, build_together, merge_parts, parse_part, read_part
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.retrieval.parts import build_part, build_together, merge_parts, parse_part, read_part
 
 LONG = " ".join(["river"] * 60)
 

@@ -14,7 +14,7 @@ import pytest
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.retrieval.remote import RemoteRetriever, ServerAccess, split_urls, use_access
+from dgpo_cli.retrieval.remote.search_r1 import RemoteRetriever, ServerAccess, split_urls, use_access
 
 Reply = tuple[int, Any]
 DOCUMENT = {"id": "7", "contents": '"Vesapo"\na town'}

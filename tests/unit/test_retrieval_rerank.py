@@ -14,8 +14,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
-from dgpo_cli.retrieval.build import build_index
-from dgpo_cli.retrieval.encoder import Encoder, EncoderConfig
+from dgpo_cli.retrieval.dense.encoder import Encoder, EncoderConfig
+from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.retrieval.rerank import RerankConfig
 

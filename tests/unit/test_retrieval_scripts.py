@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.retrieval import scripts
-from dgpo_cli.retrieval.build import build_index
-from dgpo_cli.retrieval.check import self_recall, uncut_share
-from dgpo_cli.retrieval.manifest import read_manifest
+from dgpo_cli.retrieval.index.build import build_index
+from dgpo_cli.retrieval.index.check import self_recall, uncut_share
+from dgpo_cli.retrieval.index.manifest import read_manifest
+from dgpo_cli.retrieval.lexical import scripts
+from dgpo_cli.retrieval.lexical.words import WordTokenizer
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.retrieval.words import WordTokenizer
 
 # Two passages each, and a question that shares words with the first one alone.
 LANGUAGES = {
@@ -203,7 +203,7 @@ def test_a_passage_matches_where_it_shares_a_word(
 def test_passages_that_score_nothing_come_after_those_that_do() -> None:
     import numpy as np
 
-    from dgpo_cli.retrieval.ranking import with_unscored
+    from dgpo_cli.retrieval.lexical.ranking import with_unscored
 
     scores = np.array([0.0, 2.0, 0.0, -1.0, 0.0, 0.0])
     held, shared = np.array([0, 1, 3, 4, 5]), np.array([1, 1, 2, 2, 1])

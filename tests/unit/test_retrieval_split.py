@@ -7,7 +7,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgpo_cli.retrieval.split import passages, sentences, size
+from dgpo_cli.retrieval.corpus.split import passages, sentences, size
 
 
 def test_sentences_end_where_a_reader_would_end_them() -> None:

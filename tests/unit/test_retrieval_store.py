@@ -13,9 +13,10 @@ from tests.retrieval_corpora import TOWNS, stored
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import RetrievalError
-from dgpo_cli.retrieval import identities, store
-from dgpo_cli.retrieval.identities import SeenIds
-from dgpo_cli.retrieval.store import OFFSETS, PASSAGES, PassageStore, StoreWriter
+from dgpo_cli.retrieval.corpus import seen_ids
+from dgpo_cli.retrieval.corpus.seen_ids import SeenIds
+from dgpo_cli.retrieval.index import store
+from dgpo_cli.retrieval.index.store import OFFSETS, PASSAGES, PassageStore, StoreWriter
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
@@ -103,7 +104,7 @@ def test_seen_ids_agree_with_a_set(ids: list[str]) -> None:
 
 
 def test_seen_ids_agree_with_a_set_when_hashes_are_sorted_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identities, "_RECENT", 4)
+    monkeypatch.setattr(seen_ids, "_RECENT", 4)
     seen = SeenIds()
     ids = [f"p{number * 7919 % 100}" for number in range(100)]
     assert all(seen.add(identity) for identity in ids)

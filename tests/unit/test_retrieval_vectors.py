@@ -17,15 +17,15 @@ from tests.tiny_encoder import WORDS, make_encoder
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
-from dgpo_cli.retrieval import compressed, vectors
-from dgpo_cli.retrieval.build import build_index
-from dgpo_cli.retrieval.check import check_integrity
-from dgpo_cli.retrieval.compressed import RECALL_AT, build_compressed, default_factory, measure, set_probes
-from dgpo_cli.retrieval.dense import DenseConfig
-from dgpo_cli.retrieval.encoder import Encoder
+from dgpo_cli.retrieval.dense import approximate, vectors
+from dgpo_cli.retrieval.dense.approximate import RECALL_AT, build_compressed, default_factory, measure, set_probes
+from dgpo_cli.retrieval.dense.encoder import Encoder
+from dgpo_cli.retrieval.dense.retriever import DenseConfig
+from dgpo_cli.retrieval.dense.vectors import ExactSearch, encode_passages, open_vectors
+from dgpo_cli.retrieval.index.build import build_index
+from dgpo_cli.retrieval.index.check import check_integrity
+from dgpo_cli.retrieval.index.parts import build_part
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.retrieval.parts import build_part
-from dgpo_cli.retrieval.vectors import ExactSearch, encode_passages, open_vectors
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_what_a_killed_build_left_with_a_flipped_bit_is_encoded_again(
 def test_kill_at_any_shard_then_the_same_command_gives_the_same_index(tmp_path: Path, encoder_folder: Path) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl", (Passage(str(n), f"{WORDS[n]} {WORDS[-n]} town") for n in range(20)))
     code = (
-        "import os, signal, sys; from pathlib import Path; from dgpo_cli.retrieval import build, vectors\n"
+        "import os, signal, sys; from pathlib import Path; from dgpo_cli.retrieval.index import build, vectors\n"
         "vectors.SHARD = 3\n"
         "def kill(done, total):\n"
         "    if done == int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -191,9 +191,9 @@ def test_recall_is_measured_against_exact_search_and_probes_grow_until_it_is_eno
 
 def test_every_list_gets_enough_vectors_to_be_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    evenly = compressed._evenly
-    monkeypatch.setattr(compressed, "_TRAINED_ON", 300)
-    monkeypatch.setattr(compressed, "_evenly", lambda rows, wanted: asked.append(wanted) or evenly(rows, wanted))
+    evenly = approximate._evenly
+    monkeypatch.setattr(approximate, "_TRAINED_ON", 300)
+    monkeypatch.setattr(approximate, "_evenly", lambda rows, wanted: asked.append(wanted) or evenly(rows, wanted))
     for factory in ("IVF16,SQ8", "IVF4,SQ8", "SQ8"):
         build_compressed(unit_vectors(2_000).astype(np.float16), factory)
     assert asked == [640, 300, 300]

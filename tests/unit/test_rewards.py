@@ -3,16 +3,16 @@
 import pytest
 from tests.tiny import bpe_tokenizer
 
+from dgpo_cli.agent.agent import Agent
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.config import apply_options, parse_options
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.types import Hit, Passage, Question, SearchCall, StopReason, Trajectory
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.pipelines.agents import Agent
-from dgpo_cli.pipelines.settings import RLSettings
 from dgpo_cli.rewards import format_score, registry
-from dgpo_cli.rollout.settings import RolloutSettings
+from dgpo_cli.training.settings import RLSettings
 
 THINK, ANSWER = "<think> who? </think>", "<answer> Ada Lovelace </answer>"
 ROUND = "<search> engine </search>\n\n<information>Doc 1(Title: x) Ada Lovelace wrote it</information>\n\n"

@@ -1,7 +1,7 @@
 """The bound of a rollout by hand: a model of two layers, one episode and two, a machine of round figures."""
 
 import pytest
-from tests.bench.roofline import (
+from benchmarks.roofline import (
     Machine,
     Step,
     bound,

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 
 from dgpo_cli.core.types import Hit, Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
-from dgpo_cli.pipelines.benchmarks import parse_indexes
+from dgpo_cli.evaluation.suite import parse_indexes
 from dgpo_cli.serving.app import SearchServer
 from dgpo_cli.serving.batcher import Batcher, Busy
 from dgpo_cli.serving.connections import bound_logs, places

@@ -8,8 +8,8 @@ from dgpo_cli.core.types import Question, Score, StopReason, Trajectory
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.distillm import DistiLLM
 from dgpo_cli.objectives.gkd import GKD
-from dgpo_cli.train.replay import ReplayBuffer
-from dgpo_cli.train.source import MAX_DRAWS, Mixture, Rollouts, TeacherTrajectories
+from dgpo_cli.training.replay import ReplayBuffer
+from dgpo_cli.training.source import MAX_DRAWS, Mixture, Rollouts, TeacherTrajectories
 
 
 def trajectory(name, sample=0, total=0.0, writer="teacher"):

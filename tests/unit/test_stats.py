@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgpo_cli.evaluate.stats import (
+from dgpo_cli.evaluation.stats import (
     RESAMPLES,
     Interval,
     bootstrap_interval,

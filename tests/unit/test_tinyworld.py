@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 from tests.offline import ROLLOUT
 
+from dgpo_cli.agent.agent import rollout_settings
 from dgpo_cli.core.protocol import TAG_TOKENS, TINYWORLD
 from dgpo_cli.core.text import exact_match
 from dgpo_cli.core.types import Hit
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.pipelines.agents import rollout_settings
-from dgpo_cli.pipelines.demonstrations import write_demonstrations, write_reading_exercises
-from dgpo_cli.pipelines.trajectory_files import read_trajectories
-from dgpo_cli.tinyworld.demonstrations import Demonstrator, Fault, query
-from dgpo_cli.tinyworld.names import ENDINGS, STARTS
-from dgpo_cli.tinyworld.tokenizer import build_tokenizer
-from dgpo_cli.tinyworld.world import KINDS, SPLITS, WorldSize, build_world, shuffled
+from dgpo_cli.offline.demonstrations import write_demonstrations, write_reading_exercises
+from dgpo_cli.offline.world.demonstrator import Demonstrator, Fault, query
+from dgpo_cli.offline.world.names import ENDINGS, STARTS
+from dgpo_cli.offline.world.tokenizer import build_tokenizer
+from dgpo_cli.offline.world.world import KINDS, SPLITS, WorldSize, build_world, shuffled
+from dgpo_cli.training.teacher.trajectory_files import read_trajectories
 
 RIGHT = Fault(by_kind={})
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgpo_cli.train.batch import Sample, micro_batches, pack
+from dgpo_cli.training.batch import Sample, micro_batches, pack
 
 CPU = torch.device("cpu")
 

@@ -11,18 +11,18 @@ from tests.tiny import bpe_tokenizer, qwen
 from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.types import Question, Score, StopReason, Trajectory
 from dgpo_cli.engine.base import Sampling
-from dgpo_cli.engine.inprocess import InProcessEngine
+from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.errors import TrainingError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic, SharedCritic
 from dgpo_cli.objectives import registry
-from dgpo_cli.train import checkpoint
-from dgpo_cli.train.batch import Sample
-from dgpo_cli.train.credit import samples_of, student_samples, teacher_samples
-from dgpo_cli.train.learner import Learner, Optimizer, enable_gradient_checkpointing
-from dgpo_cli.train.optimizer_settings import OptimizerSettings
-from dgpo_cli.train.source import Sequences
-from dgpo_cli.train.step import optimizer_step
+from dgpo_cli.training import checkpoint
+from dgpo_cli.training.batch import Sample
+from dgpo_cli.training.credit import samples_of, student_samples, teacher_samples
+from dgpo_cli.training.learner import Learner, Optimizer, enable_gradient_checkpointing
+from dgpo_cli.training.optimizer_settings import OptimizerSettings
+from dgpo_cli.training.source import Sequences
+from dgpo_cli.training.step import optimizer_step
 
 CODEC = Codec(bpe_tokenizer(), DEFAULT)
 V = CODEC.vocabulary_size

@@ -10,7 +10,7 @@ from tests.tiny import bpe_tokenizer
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.types import Question
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.reporting.training_line import EPISODE_EVERY_S, TrainingLine, best_validation, glimpse, glimpses
+from dgpo_cli.training.run.progress_line import EPISODE_EVERY_S, TrainingLine, best_validation, glimpse, glimpses
 
 STEP = {
     "reward": 0.421, "entropy": 0.713, "teacher_k1_wrong": 0.0123, "behavior_kl": 9.0, "searches": 1.44,

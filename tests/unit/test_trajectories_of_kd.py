@@ -12,7 +12,7 @@ from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.types import Question, StopReason, Trajectory
 from dgpo_cli.errors import InputError
 from dgpo_cli.models.sources import ModelSource
-from dgpo_cli.pipelines.trajectory_files import read_trajectories, require_known_tokens
+from dgpo_cli.training.teacher.trajectory_files import read_trajectories, require_known_tokens
 
 GOOD = Trajectory(
     Question("1", "Who?", ("A",), "x"), (5, 6, 7), (False, True, True), (0.0, -1.0, -0.5), (), StopReason.ANSWERED, "A"

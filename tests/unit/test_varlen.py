@@ -6,9 +6,9 @@ from tests.tiny import qwen
 from torch.nn.functional import scaled_dot_product_attention
 
 from dgpo_cli.models import packed, varlen
+from dgpo_cli.models.lm_head import hidden_states
 from dgpo_cli.models.packed import Packed
 from dgpo_cli.models.varlen import Grouping
-from dgpo_cli.models.vocab import hidden_states
 
 CPU = torch.device("cpu")
 LENGTHS = (9, 1, 30, 4, 4, 17)

@@ -11,12 +11,12 @@ from tests.tiny import bpe_tokenizer
 
 from dgpo_cli.core.protocol import CLOSING_TAGS, DEFAULT, TINYWORLD
 from dgpo_cli.engine.base import Sampling, TurnEnd
-from dgpo_cli.engine.turnwise import TurnwiseEngine
-from dgpo_cli.engine.vllm import VLLMWriter, require_vllm
+from dgpo_cli.engine.turnwise.engine import TurnwiseEngine
+from dgpo_cli.engine.turnwise.vllm import VLLMWriter, require_vllm
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_tokenizer
-from dgpo_cli.pipelines.trajectory_files import read_trajectories
+from dgpo_cli.training.teacher.trajectory_files import read_trajectories
 
 STOP = Sampling(temperature=1.0, max_new_tokens=40, stop=CLOSING_TAGS, seed=3)
 

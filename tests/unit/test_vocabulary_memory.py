@@ -8,11 +8,11 @@ import pytest
 import torch
 from tests.tiny import qwen
 
-from dgpo_cli.models.vocab import token_logprobs
+from dgpo_cli.models.lm_head import token_logprobs
 from dgpo_cli.objectives import registry
-from dgpo_cli.train.fit import Memory
-from dgpo_cli.train.learner import Learner
-from dgpo_cli.train.step import FIELDS, vocabulary_pass
+from dgpo_cli.training.learner import Learner
+from dgpo_cli.training.run.fit import Memory
+from dgpo_cli.training.step import FIELDS, vocabulary_pass
 
 V, CHUNK = 20_000, 64
 CASES = {

@@ -7,9 +7,9 @@ import torch
 from tests.processes import together
 
 from dgpo_cli.errors import TrainingError
-from dgpo_cli.train import world as module
-from dgpo_cli.train.devices import training_device, world
-from dgpo_cli.train.world import ALONE, Failed, World
+from dgpo_cli.models import processes as module
+from dgpo_cli.models.devices import training_device, world
+from dgpo_cli.models.processes import ALONE, Failed, World
 
 
 def test_shares_go_longest_first_to_whom_has_least():

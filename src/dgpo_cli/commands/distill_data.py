@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dgpo_cli.commands.next_steps import after_distill_data
-from dgpo_cli.commands.shared import (
+from dgpo_cli.commands.common.next_steps import after_distill_data
+from dgpo_cli.commands.common.options import (
     BenchDirOption,
     ConfigOption,
     DeviceOption,
@@ -26,7 +26,7 @@ from dgpo_cli.commands.shared import (
     settings_from,
     show_settings,
 )
-from dgpo_cli.commands.teacher import (
+from dgpo_cli.commands.common.teacher import (
     EngineOption,
     NameOption,
     TokenizerOption,
@@ -36,8 +36,8 @@ from dgpo_cli.commands.teacher import (
     teacher_key,
     teacher_values,
 )
-from dgpo_cli.commands.trained import as_trained
-from dgpo_cli.commands.training_options import (
+from dgpo_cli.commands.common.trained import as_trained
+from dgpo_cli.commands.common.training_options import (
     IndexOption,
     QuestionsOption,
     Teacher8bitFlag,
@@ -88,13 +88,13 @@ def distill_data(
     `dgpo distill-data --teacher-url http://gpu-1:8000/v1 --tokenizer qwen-0.5b` ·
     `dgpo distill-data --teacher gold --tokenizer smollm2-135m --data questions.jsonl`
     """
+    from dgpo_cli.agent.identity import contents
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.core.workspace import Workspace
     from dgpo_cli.models.sources import search_limits
-    from dgpo_cli.pipelines.checks import check_distill
-    from dgpo_cli.pipelines.distill_data import questions_of, run_distill_data
-    from dgpo_cli.pipelines.identity import contents
-    from dgpo_cli.pipelines.settings import DistillDataSettings
+    from dgpo_cli.planning.checks import check_distill
+    from dgpo_cli.training.settings import DistillDataSettings
+    from dgpo_cli.training.teacher.distill_data import questions_of, run_distill_data
 
     console = Console(json_output=json, quiet=quiet)
     before = recorded(config, set_, "distill-data")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from dgpo_cli.commands.shared import JsonFlag, QuietFlag
+from dgpo_cli.commands.common.options import JsonFlag, QuietFlag
 from dgpo_cli.console import Console
 
 
@@ -18,7 +18,7 @@ def doctor(json: JsonFlag = False, quiet: QuietFlag = False) -> None:
 
     Example: `dgpo doctor`
     """
-    from dgpo_cli.pipelines.doctor import diagnose
+    from dgpo_cli.planning.doctor import diagnose
 
     console = Console(json_output=json, quiet=quiet)
     with console.progress("looking around", "check") as progress:

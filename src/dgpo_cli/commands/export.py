@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dgpo_cli.commands.next_steps import after_export
-from dgpo_cli.commands.shared import JsonFlag, QuietFlag
+from dgpo_cli.commands.common.next_steps import after_export
+from dgpo_cli.commands.common.options import JsonFlag, QuietFlag
 from dgpo_cli.console import Console
 
 
@@ -35,7 +35,7 @@ def export(
     Examples: `dgpo export rl-0003 my-agent` · `dgpo export rl-0003 my-agent --dtype bfloat16 --push me/my-agent`
     """
     from dgpo_cli.errors import ConfigError
-    from dgpo_cli.pipelines import export as pipeline
+    from dgpo_cli.export import export as pipeline
 
     console = Console(json_output=json, quiet=quiet)
     if public and push is None:

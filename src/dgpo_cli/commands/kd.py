@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.given import given_names
-from dgpo_cli.commands.shared import (
+from dgpo_cli.commands.common.given import given_names
+from dgpo_cli.commands.common.options import (
     ConfigOption,
     DeviceOption,
     DryRunFlag,
@@ -26,8 +26,8 @@ from dgpo_cli.commands.shared import (
     settings_from,
     show_settings,
 )
-from dgpo_cli.commands.trained import as_trained
-from dgpo_cli.commands.training_options import (
+from dgpo_cli.commands.common.trained import as_trained
+from dgpo_cli.commands.common.training_options import (
     DescribeOption,
     EpisodesFlag,
     FitFlag,
@@ -44,7 +44,7 @@ from dgpo_cli.commands.training_options import (
 from dgpo_cli.console import Console, processes
 
 if TYPE_CHECKING:
-    from dgpo_cli.pipelines.settings import KDSettings
+    from dgpo_cli.training.settings import KDSettings
 
 
 def kd(
@@ -85,10 +85,10 @@ def kd(
 
     Example: `dgpo kd --student qwen-0.5b --teacher qwen-3b --epochs 5`
     """
-    from dgpo_cli.pipelines.checks import check_kd
-    from dgpo_cli.pipelines.ingredients import kd_objective
-    from dgpo_cli.pipelines.settings import KDSettings
-    from dgpo_cli.pipelines.tracking import parse_trackers
+    from dgpo_cli.planning.checks import check_kd
+    from dgpo_cli.training.ingredients import kd_objective
+    from dgpo_cli.training.run.tracking import parse_trackers
+    from dgpo_cli.training.settings import KDSettings
 
     console = Console(json_output=json, quiet=quiet)
     if list_ or describe:
@@ -125,7 +125,7 @@ def kd(
     if dry_run:
         console.result(show_settings(console, settings) | {"fitted": sizes})
         return
-    from dgpo_cli.pipelines.kd import run_kd
+    from dgpo_cli.training.kd import run_kd
 
     with training_run(console, "kd", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run:
         show = console.info if episodes else None
@@ -141,8 +141,8 @@ def _with_index(console: Console, settings: KDSettings, before: dict[str, Any]) 
     """Where the student searches: the index given, else, for a method that needs one, the remembered; and how."""
     from dataclasses import replace
 
-    from dgpo_cli.pipelines.ingredients import kd_objective, searches
-    from dgpo_cli.pipelines.trajectory_files import recorded_limits
+    from dgpo_cli.training.ingredients import kd_objective, searches
+    from dgpo_cli.training.teacher.trajectory_files import recorded_limits
 
     if settings.index is None and searches(kd_objective(settings)):
         settings = replace(settings, index=choose_index(console, None))

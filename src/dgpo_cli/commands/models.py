@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dgpo_cli.commands.shared import JsonFlag
+from dgpo_cli.commands.common.options import JsonFlag
 from dgpo_cli.console import Console
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.shared import JsonFlag, SetOption
+from dgpo_cli.commands.common.options import JsonFlag, SetOption
 from dgpo_cli.console import Console
 from dgpo_cli.core.machine import GIB
 
@@ -23,8 +23,8 @@ def plan(
     """
     from dgpo_cli.core.config import parse_options
     from dgpo_cli.core.recipes import load
-    from dgpo_cli.pipelines import plan as plans
-    from dgpo_cli.pipelines.timing import ASSUMPTIONS
+    from dgpo_cli.planning import plan as plans
+    from dgpo_cli.planning.timing import ASSUMPTIONS
 
     console = Console(json_output=json)
     chosen = load(recipe)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.shared import JsonFlag
+from dgpo_cli.commands.common.options import JsonFlag
 from dgpo_cli.console import Console
 
 
@@ -40,7 +40,7 @@ def recipes(
 
 
 def _row(recipe: Any) -> dict[str, Any]:
-    from dgpo_cli.pipelines.plan import card_of, fits, plan
+    from dgpo_cli.planning.plan import card_of, fits, plan
 
     card = card_of(recipe.card)
     stages = plan(recipe, {}, card)

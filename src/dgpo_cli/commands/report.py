@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dgpo_cli.commands.shared import JsonFlag, QuietFlag
+from dgpo_cli.commands.common.options import JsonFlag, QuietFlag
 from dgpo_cli.console import Console
 
 
@@ -32,7 +32,7 @@ def report(
     """
     from dgpo_cli.core.extras import require
     from dgpo_cli.core.folders import sole_writer
-    from dgpo_cli.pipelines.report import write_report
+    from dgpo_cli.viewing.report import write_report
 
     require("matplotlib", "plots", "`dgpo report`")
     console = Console(json_output=json, quiet=quiet)

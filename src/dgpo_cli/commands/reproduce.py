@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.shared import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, ReplaceFlag, replacing
+from dgpo_cli.commands.common.options import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, ReplaceFlag, replacing
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import percent
 
 if TYPE_CHECKING:
-    from dgpo_cli.pipelines.reproduce import Ladder, Record
-    from dgpo_cli.reporting.ladder import LadderRow
+    from dgpo_cli.offline.ladder import LadderRow
+    from dgpo_cli.offline.reproduce import Ladder, Record
 
 AGAINST = "dgpo"
 
@@ -45,7 +45,7 @@ def reproduce(
     """
     from dgpo_cli.core.config import to_toml
     from dgpo_cli.core.extras import require
-    from dgpo_cli.pipelines.reproduce_rows import choose, recipe, row_specs
+    from dgpo_cli.offline.reproduce_rows import choose, recipe, row_specs
 
     console = Console(json_output=json, quiet=quiet)
     settings = recipe(scale, teacher)
@@ -56,7 +56,7 @@ def reproduce(
         return
     if not search:
         require("matplotlib", "plots", "the page of `dgpo reproduce`")
-    from dgpo_cli.pipelines.reproduce import Ladder
+    from dgpo_cli.offline.reproduce import Ladder
 
     folder = (results or out / "results").resolve() / teacher
     ladders = [
@@ -100,9 +100,9 @@ def _show(
     console: Console, ladders: list[Ladder], made: list[dict[str, Record]], folder: Path, scale: str, teacher: str
 ) -> None:
     from dgpo_cli.core.records import write_atomic
-    from dgpo_cli.pipelines.reproduce import table
-    from dgpo_cli.reporting.curves import save_chart
-    from dgpo_cli.reporting.ladder import HEADER, cells, page
+    from dgpo_cli.offline.ladder import HEADER, cells, page
+    from dgpo_cli.offline.reproduce import table
+    from dgpo_cli.viewing.curves import save_chart
 
     rows = table(ladders[0].specs, made, AGAINST)
     console.table(

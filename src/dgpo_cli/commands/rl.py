@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.given import given_names
-from dgpo_cli.commands.shared import (
+from dgpo_cli.commands.common.given import given_names
+from dgpo_cli.commands.common.options import (
     BenchDirOption,
     ConfigOption,
     DeviceOption,
@@ -26,8 +26,8 @@ from dgpo_cli.commands.shared import (
     settings_from,
     show_settings,
 )
-from dgpo_cli.commands.trained import as_trained
-from dgpo_cli.commands.training_options import (
+from dgpo_cli.commands.common.trained import as_trained
+from dgpo_cli.commands.common.training_options import (
     DescribeOption,
     EpisodesFlag,
     FitFlag,
@@ -48,7 +48,7 @@ from dgpo_cli.commands.training_options import (
 from dgpo_cli.console import Console, processes
 
 if TYPE_CHECKING:
-    from dgpo_cli.pipelines.settings import RLSettings
+    from dgpo_cli.training.settings import RLSettings
 
 
 def rl(
@@ -95,10 +95,10 @@ def rl(
     Example: `dgpo rl --teacher qwen-3b --teacher-8bit`
     """
     from dgpo_cli.models.sources import search_limits
-    from dgpo_cli.pipelines.checks import check_rl
-    from dgpo_cli.pipelines.ingredients import agents
-    from dgpo_cli.pipelines.settings import RLSettings
-    from dgpo_cli.pipelines.tracking import parse_trackers
+    from dgpo_cli.planning.checks import check_rl
+    from dgpo_cli.training.ingredients import agents
+    from dgpo_cli.training.run.tracking import parse_trackers
+    from dgpo_cli.training.settings import RLSettings
 
     console = Console(json_output=json, quiet=quiet)
     if list_ or describe:
@@ -132,7 +132,7 @@ def rl(
     if dry_run:
         console.result(show_settings(console, settings) | {"fitted": sizes})
         return
-    from dgpo_cli.pipelines.rl import run_rl
+    from dgpo_cli.training.rl import run_rl
 
     with training_run(console, "rl", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run:
         show = console.info if episodes else None

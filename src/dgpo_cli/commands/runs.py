@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.shared import JsonFlag, QuietFlag
+from dgpo_cli.commands.common.options import JsonFlag, QuietFlag
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import age, percent, shortened
 from dgpo_cli.errors import ConfigError

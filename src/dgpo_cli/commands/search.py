@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dgpo_cli.commands.search_options import RerankOption, rerank_config
-from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, choose_index
+from dgpo_cli.commands.common.options import DeviceOption, JsonFlag, QuietFlag, choose_index
+from dgpo_cli.commands.common.search_options import RerankOption, rerank_config
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.search_environment import TOKEN_VARIABLE, search_token, sendable_token
-from dgpo_cli.commands.shared import DeviceOption, JsonFlag, QuietFlag, choose_index
+from dgpo_cli.commands.common.options import DeviceOption, JsonFlag, QuietFlag, choose_index
+from dgpo_cli.commands.common.search_environment import TOKEN_VARIABLE, search_token, sendable_token
 from dgpo_cli.console import Console
 from dgpo_cli.core.untrusted import read_text
 from dgpo_cli.errors import ConfigError

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dgpo_cli.models.lm_head import hidden_states
 from dgpo_cli.models.packed import Packed
-from dgpo_cli.models.vocab import hidden_states
 
 
 class Critic(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
-from dgpo_cli.retrieval.store import PassageStore
+from dgpo_cli.retrieval.index.store import PassageStore
 
 
 class Retriever(Protocol):

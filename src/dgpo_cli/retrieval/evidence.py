@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dgpo_cli.core.text import is_empty_answer, normalize_answer
 from dgpo_cli.core.types import Passage, SearchCall
 from dgpo_cli.core.wrapping import wrapped
-from dgpo_cli.retrieval.scripts import spaceless_runs
+from dgpo_cli.retrieval.lexical.scripts import spaceless_runs
 
 _JUDGEMENTS = ("yes", "no")  # an answer that judges quotes nothing
 # After the mark that ends a sentence, but not after an initial; and between lines.

@@ -15,10 +15,10 @@ import numpy as np
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.retrieval.bm25 import BM25Config, BM25Retriever
-from dgpo_cli.retrieval.dense import DenseConfig, DenseRetriever
-from dgpo_cli.retrieval.ranking import best_rows, hits
-from dgpo_cli.retrieval.store import PassageStore
+from dgpo_cli.retrieval.dense.retriever import DenseConfig, DenseRetriever
+from dgpo_cli.retrieval.index.store import PassageStore
+from dgpo_cli.retrieval.lexical.bm25 import BM25Config, BM25Retriever
+from dgpo_cli.retrieval.lexical.ranking import best_rows, hits
 
 
 @dataclass(frozen=True, slots=True)

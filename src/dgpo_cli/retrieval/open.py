@@ -10,10 +10,10 @@ from dgpo_cli.core.config import apply_options
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.device import use_device
-from dgpo_cli.retrieval.manifest import Manifest, check_hashes, read_manifest
+from dgpo_cli.retrieval.index.manifest import Manifest, check_hashes, read_manifest
+from dgpo_cli.retrieval.index.store import PassageStore
 from dgpo_cli.retrieval.registry import is_server, retriever_class, served_retriever
 from dgpo_cli.retrieval.rerank import RerankConfig, Reranked
-from dgpo_cli.retrieval.store import PassageStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def check_index(location: str | Path) -> None:
     else:
         manifest = read_manifest(Path(location))
         if manifest.retriever == "milvus":
-            from dgpo_cli.retrieval.milvus_connection import connect
+            from dgpo_cli.retrieval.remote.milvus.connection import connect
 
             connect(manifest.settings["uri"])
 

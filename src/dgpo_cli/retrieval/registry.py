@@ -11,15 +11,15 @@ from dgpo_cli.core.config import apply_options
 from dgpo_cli.retrieval.base import IndexedRetriever, ServedRetriever
 
 RETRIEVERS: dict[str, str] = {
-    "bm25": "dgpo_cli.retrieval.bm25:BM25Retriever",
-    "rank-bm25": "dgpo_cli.retrieval.rank_bm25:RankBM25Retriever",
-    "dense": "dgpo_cli.retrieval.dense:DenseRetriever",
+    "bm25": "dgpo_cli.retrieval.lexical.bm25:BM25Retriever",
+    "rank-bm25": "dgpo_cli.retrieval.lexical.rank_bm25:RankBM25Retriever",
+    "dense": "dgpo_cli.retrieval.dense.retriever:DenseRetriever",
     "hybrid": "dgpo_cli.retrieval.hybrid:HybridRetriever",
-    "milvus": "dgpo_cli.retrieval.milvus:MilvusRetriever",
+    "milvus": "dgpo_cli.retrieval.remote.milvus.retriever:MilvusRetriever",
 }
 SERVERS: dict[str, str] = {  # by the scheme of the address
-    "http": "dgpo_cli.retrieval.remote:RemoteRetriever",
-    "https": "dgpo_cli.retrieval.remote:RemoteRetriever",
+    "http": "dgpo_cli.retrieval.remote.search_r1:RemoteRetriever",
+    "https": "dgpo_cli.retrieval.remote.search_r1:RemoteRetriever",
 }
 
 Config = TypeVar("Config")

@@ -14,8 +14,8 @@ from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.base import Retriever
+from dgpo_cli.retrieval.dense.encoder import load_safely
 from dgpo_cli.retrieval.device import device
-from dgpo_cli.retrieval.encoder import load_safely
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from dgpo_cli import __version__
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import RetrievalError
-from dgpo_cli.retrieval.remote import INDEX_HEADER
+from dgpo_cli.retrieval.remote.search_r1 import INDEX_HEADER
 from dgpo_cli.serving.batcher import Batcher, Busy
 from dgpo_cli.serving.metrics import Metrics
 from dgpo_cli.serving.settings import ServeSettings

@@ -1,0 +1,94 @@
+"""A model that can be asked questions: engine, codec, retriever and rollout settings put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypedDict
+
+from transformers import PreTrainedModel
+
+from dgpo_cli.agent.loop import Listener, finished_episodes, run_episodes
+from dgpo_cli.agent.settings import RolloutSettings
+from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.types import Question, Trajectory
+from dgpo_cli.engine.base import Engine
+from dgpo_cli.engine.in_process.engine import Blend, InProcessEngine
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.retrieval.base import Retriever
+from dgpo_cli.rewards import exact_match
+from dgpo_cli.rewards.registry import Reward
+
+
+class _Means(TypedDict):
+    engine: Engine
+    codec: Codec
+    retriever: Retriever
+    settings: RolloutSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    engine: Engine
+    codec: Codec
+    retriever: Retriever
+    settings: RolloutSettings
+    reward: Reward | None = None  # exact match by default
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        codec: Codec,
+        retriever: Retriever,
+        settings: RolloutSettings,
+        blend: Blend | None = None,
+        reward: Reward | None = None,
+    ) -> Agent:
+        """Slots for one wave; the model's parameters are read in place, so training it trains the agent."""
+        engine = InProcessEngine(model, codec, slots=settings.wave, capacity=settings.max_tokens, blend=blend)
+        return cls(engine, codec, retriever, settings, reward)
+
+    def with_settings(self, **changes: float) -> Agent:
+        """The same engine under other settings (`wave` cannot grow)."""
+        return replace(self, settings=replace(self.settings, **changes))  # type: ignore[arg-type]
+
+    def run(
+        self,
+        questions: Sequence[tuple[Question, int]],
+        *,
+        on_event: Listener | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Trajectory]:
+        """Graded trajectories of (question, sample) pairs, in order."""
+        return map(self._graded, run_episodes(questions, on_event=on_event, progress=progress, **self._means()))
+
+    def finished(
+        self, questions: Sequence[tuple[Question, int]], /, *, progress: Progress | None = None
+    ) -> Iterator[Trajectory]:
+        """Graded trajectories of (question, sample) pairs, each as soon as it is finished."""
+        return map(self._graded, finished_episodes(questions, progress=progress, **self._means()))
+
+    def _means(self) -> _Means:
+        return {
+            "engine": self.engine,
+            "codec": self.codec,
+            "retriever": self.retriever,
+            "settings": self.settings,
+        }
+
+    def _graded(self, trajectory: Trajectory) -> Trajectory:
+        return grade(trajectory) if self.reward is None else self._rewarded(trajectory, self.reward)
+
+    def _rewarded(self, trajectory: Trajectory, reward: Reward) -> Trajectory:
+        """Scored by its text after the prompt, observations included."""
+        start = trajectory.written.index(True) if trajectory.num_written else len(trajectory.written)
+        return trajectory.with_score(reward(trajectory, self.codec.decode(trajectory.token_ids[start:])))
+
+
+def grade(trajectory: Trajectory) -> Trajectory:
+    return trajectory.with_score(exact_match.score(trajectory.question, trajectory))
+
+
+def rollout_settings(options: Any, seed: int) -> RolloutSettings:
+    return RolloutSettings(**asdict(options), seed=seed)

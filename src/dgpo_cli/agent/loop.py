@@ -1,0 +1,275 @@
+"""The think / search / answer loop over many questions at once (Search-R1, arXiv 2503.09516, algorithm 1).
+
+Deviations from the reference: a turn stops at its closing tag while it is generated (the reference generates to the
+limit and cuts), sampled ids are kept (it decodes and tokenizes again), an episode that runs out of room ends as
+`max_tokens` (it drops the oldest context), and a failed search ends the episode instead of becoming text. Where
+`stop_repeats` is set, an episode ends in the turn that repeats itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+
+from dgpo_cli.agent import events
+from dgpo_cli.agent.episode import Episode
+from dgpo_cli.agent.repeats import EVERY, loop_end
+from dgpo_cli.agent.settings import RolloutSettings
+from dgpo_cli.core.progress import Pace, Progress
+from dgpo_cli.core.protocol import CLOSING_TAGS, parse_turn
+from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory
+from dgpo_cli.engine.base import Engine, Event, Sampling, TurnEnd
+from dgpo_cli.errors import RetrievalError
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.retrieval.base import Retriever
+
+Listener = Callable[[events.Event], None]
+
+
+def run_episodes(
+    questions: Sequence[tuple[Question, int]],
+    *,
+    engine: Engine,
+    codec: Codec,
+    retriever: Retriever,
+    settings: RolloutSettings,
+    on_event: Listener | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Trajectory]:
+    """Trajectories in the order of `questions`, each a (question, sample index) pair; see `finished_episodes`."""
+    made: dict[int, Trajectory] = {}
+    finished = _finished(questions, engine, codec, retriever, settings, on_event, progress)
+    with closing(finished):
+        for place in range(len(questions)):
+            while place not in made:
+                index, trajectory = next(finished)
+                made[index] = trajectory
+            yield made.pop(place)
+        next(finished, None)  # has nothing left, and says so
+
+
+def finished_episodes(
+    questions: Sequence[tuple[Question, int]],
+    *,
+    engine: Engine,
+    codec: Codec,
+    retriever: Retriever,
+    settings: RolloutSettings,
+    on_event: Listener | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Trajectory]:
+    """Trajectories of (question, sample index) pairs, each as soon as it is finished.
+
+    `settings.wave` episodes are open at once; where one ends the next begins. Which episodes share a step depends on
+    token counts alone, so the same call makes the same trajectories. An episode's draws depend on its seed and key, so
+    a call with some of the questions makes the same ones, up to the last bits of sums over another batch.
+    """
+    with closing(_finished(questions, engine, codec, retriever, settings, on_event, progress)) as finished:
+        for _, trajectory in finished:
+            yield trajectory
+
+
+def _finished(
+    questions: Sequence[tuple[Question, int]],
+    engine: Engine,
+    codec: Codec,
+    retriever: Retriever,
+    settings: RolloutSettings,
+    on_event: Listener | None,
+    progress: Progress | None,
+) -> Generator[tuple[int, Trajectory]]:
+    """(place in `questions`, trajectory) of each episode that got finished."""
+    pace = Pace(progress, len(questions))
+    with _Rollout(questions, engine, codec, retriever, settings, on_event) as rollout:
+        while rollout.queue or rollout.by_slot:
+            rollout.step()
+            while rollout.ended:
+                episode = rollout.ended.popleft()
+                yield episode.index, episode.trajectory()
+            pace.tell(rollout.finished, rollout.written)
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Queries that are answered while others write; their episodes go on when those are at token `due`."""
+
+    due: int
+    episodes: Sequence[Episode]
+    answers: Future[list[SearchCall]]
+
+
+class _Rollout:
+    def __init__(
+        self,
+        questions: Sequence[tuple[Question, int]],
+        engine: Engine,
+        codec: Codec,
+        retriever: Retriever,
+        settings: RolloutSettings,
+        on_event: Listener | None,
+    ) -> None:
+        self.engine, self.codec = engine, codec
+        self.retriever, self.settings, self.on_event = retriever, settings, on_event
+        self.capacity = min(engine.capacity, settings.max_tokens)
+        self.queue = deque(enumerate(questions))
+        self.by_slot: dict[int, Episode] = {}
+        self.waiting: list[Episode] = []  # with a query that nobody answers yet
+        self.searching: deque[_Search] = deque()
+        self.ended: deque[Episode] = deque()  # finished and not taken yet
+        self.tokens = 0  # that an episode would have written that never stops
+        self.finished = self.written = 0  # episodes, and tokens of all of them
+        self.searcher = ThreadPoolExecutor(1, thread_name_prefix="search") if settings.overlap_steps else None
+
+    def __enter__(self) -> _Rollout:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self.searcher is not None:
+            self.searcher.shutdown(cancel_futures=True)
+        for slot in list(self.by_slot):
+            self.engine.close(slot)
+
+    def step(self) -> None:
+        """A step of the engine, and what follows from it."""
+        while self.queue and len(self.by_slot) < self.settings.wave:
+            index, (question, sample) = self.queue.popleft()
+            self._open(Episode(index, question, sample))
+        while self.searching and self.searching[0].due <= self.tokens:
+            self._go_on(self.searching.popleft())
+        stepped = self.engine.step()
+        self.tokens += max((len(event.token_ids) for event in stepped), default=1)
+        for event in stepped:
+            episode = self.by_slot[event.slot]
+            event, looped = self._up_to_loop(episode, event)
+            episode.write(event)
+            self.written += len(event.token_ids)
+            if self.on_event is not None:
+                text = episode.new_text(b"".join(map(self.codec.token_bytes, event.token_ids)))
+                if text:
+                    self.on_event(events.TokenText(episode.index, text))
+            if looped:
+                episode.turns += 1
+                episode.invalid_actions += 1
+                self._finish(episode, StopReason.LOOP)
+            elif event.end is not None:
+                self._end_turn(episode, event.end)
+        # Searching in large batches keeps retrieval cheap; a quarter of the open episodes keeps the others from idling.
+        if self.waiting and (not stepped or 4 * len(self.waiting) >= len(self.by_slot)):
+            self._search()
+        elif not stepped and self.searching:
+            self._go_on(self.searching.popleft())
+
+    def _open(self, episode: Episode) -> None:
+        prompt = self.codec.prompt_ids(episode.question.text)
+        episode.read(prompt.ids)
+        episode.escaped_tags += prompt.escaped
+        if len(prompt.ids) > min(self.settings.max_prompt_tokens, self.capacity - 1):
+            self._end(episode, StopReason.MAX_TOKENS)
+            return
+        sampling = Sampling(
+            temperature=self.settings.temperature,
+            max_new_tokens=self.settings.max_new_tokens,
+            stop=CLOSING_TAGS,
+            seed=self.settings.seed,
+            key=episode.key,
+        )
+        episode.slot = self.engine.open(prompt.ids, sampling)
+        self.by_slot[episode.slot] = episode
+
+    def _up_to_loop(self, episode: Episode, event: Event) -> tuple[Event, bool]:
+        """What counts of an event, and whether the episode ends with it in a loop."""
+        seen, new = len(episode.token_ids) - episode.turn_start, len(event.token_ids)
+        if not self.settings.stop_repeats or (seen + new) // EVERY == seen // EVERY:
+            return event, False
+        count = loop_end([*episode.turn, *event.token_ids], seen)
+        if count is None:
+            return event, False
+        kept = count - seen
+        return Event(event.slot, event.token_ids[:kept], event.logprobs[:kept]), True
+
+    def _end_turn(self, episode: Episode, end: TurnEnd) -> None:
+        turn = parse_turn(self.codec.decode(episode.turn))
+        episode.turns += 1
+        before, episode.invalid_turn = episode.invalid_turn, None if turn.action else turn.kept.strip()
+        repeated = self.settings.stop_repeats and not turn.action and episode.invalid_turn == before
+        final = episode.turns > self.settings.max_turns
+        if turn.action == "answer":
+            episode.answer = turn.content
+            self._finish(episode, StopReason.ANSWERED)
+        elif end is TurnEnd.LENGTH and len(episode.token_ids) >= self.capacity:
+            self._finish(episode, StopReason.MAX_TOKENS)
+        elif turn.action == "search" and not final:
+            episode.query = turn.content
+            self.waiting.append(episode)
+            self._tell(events.SearchStarted(episode.index, turn.content))
+        else:
+            episode.invalid_actions += turn.action is None
+            if final or repeated:
+                self._finish(episode, StopReason.MAX_TURNS if final else StopReason.REPEATED_TURN)
+            else:
+                correction = self.codec.correction_ids().ids
+                self._tell(events.Correction(episode.index, self.codec.protocol.correction))
+                self._extend(episode, correction)
+
+    def _search(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        # The order of turn ends depends on the batch; the order of queries must not.
+        waiting.sort(key=lambda episode: episode.index)
+        queries = [episode.query or "" for episode in waiting]
+        if self.searcher is not None:
+            answers = self.searcher.submit(self._calls, queries)
+        else:
+            answers = Future()
+            answers.set_result(self._calls(queries))
+        self.searching.append(_Search(self.tokens + self.settings.overlap_steps, waiting, answers))
+
+    def _calls(self, queries: Sequence[str]) -> list[SearchCall]:
+        started = time.perf_counter()
+        try:
+            asked = [*dict.fromkeys(queries)]  # episodes of one question often ask the same
+            found = dict(zip(asked, self.retriever.search(asked, self.settings.top_k), strict=True))
+        except RetrievalError as error:
+            return [SearchCall(query, (), time.perf_counter() - started, error.message) for query in queries]
+        seconds = (time.perf_counter() - started) / len(queries)
+        return [SearchCall(query, tuple(found[query]), seconds) for query in queries]
+
+    def _go_on(self, search: _Search) -> None:
+        for episode, call in zip(search.episodes, search.answers.result(), strict=True):
+            episode.searches.append(call)
+            episode.query = None
+            self._tell(events.SearchDone(episode.index, call))
+            if call.error is not None:
+                self._finish(episode, StopReason.SEARCH_FAILED)
+                continue
+            passages = [hit.passage for hit in call.hits]
+            encoded = self.codec.observation_ids(passages, self.settings.max_observation_tokens)
+            episode.escaped_tags += encoded.escaped
+            episode.truncated_observations += encoded.truncated
+            self._extend(episode, encoded.ids)
+
+    def _extend(self, episode: Episode, ids: tuple[int, ...]) -> None:
+        """Append what the model reads next; an episode without room for it and an answer ends here."""
+        if len(episode.token_ids) + len(ids) >= self.capacity:
+            self._finish(episode, StopReason.MAX_TOKENS)
+            return
+        episode.read(ids)
+        self.engine.extend(episode.slot, ids)
+
+    def _finish(self, episode: Episode, stop: StopReason) -> None:
+        del self.by_slot[episode.slot]
+        self.engine.close(episode.slot)
+        self._end(episode, stop)
+
+    def _end(self, episode: Episode, stop: StopReason) -> None:
+        episode.stop = stop
+        self.finished += 1
+        self.ended.append(episode)
+        self._tell(events.Finished(episode.index, episode.trajectory()))
+
+    def _tell(self, event: events.Event) -> None:
+        if self.on_event is not None:
+            self.on_event(event)

@@ -1,0 +1,42 @@
+"""What the environment says about search servers, and what a token is that can be sent."""
+
+from __future__ import annotations
+
+import os
+
+from dgpo_cli.errors import ConfigError
+
+TOKEN_VARIABLE, TIMEOUT_VARIABLE = "DGPO_SEARCH_TOKEN", "DGPO_SEARCH_TIMEOUT"
+
+
+def search_token() -> str | None:
+    """The token of search servers, asked for by `dgpo serve` and sent by everything that searches; None if unset."""
+    value = os.environ.get(TOKEN_VARIABLE)
+    return sendable_token(value, TOKEN_VARIABLE) if value else None
+
+
+_NEW_TOKEN = "make one: python -c 'import secrets; print(secrets.token_hex(32))' > token.txt"
+
+
+def sendable_token(text: str, source: str, hint: str = _NEW_TOKEN) -> str:
+    """A token as it goes into a header. Raises ConfigError, which does not show it, for one that cannot."""
+    token = text.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(f"{source} holds no token, which is one word of letters, digits and signs", hint=hint)
+    return token
+
+
+def use_search_environment() -> None:
+    """Let every search server that is opened from now on be asked as the environment says."""
+    token, timeout = search_token(), os.environ.get(TIMEOUT_VARIABLE)
+    if token is None and not timeout:
+        return
+    from dgpo_cli.retrieval.remote.search_r1 import ServerAccess, use_access
+
+    try:
+        timeout_s = float(timeout) if timeout else ServerAccess().timeout_s
+    except ValueError:
+        timeout_s = 0.0
+    if not 0 < timeout_s < float("inf"):
+        raise ConfigError(f"{TIMEOUT_VARIABLE} = {timeout!r} is no number of seconds", hint="give one, such as 120")
+    use_access(ServerAccess(token=token, timeout_s=timeout_s))

@@ -1,0 +1,75 @@
+"""Settings that a model was trained with, as defaults of the next command: what was given wins, with a word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from dgpo_cli.console import Console
+
+if TYPE_CHECKING:
+    from dgpo_cli.agent.settings import RolloutSettings
+    from dgpo_cli.training.settings import AskSettings, DistillDataSettings, KDSettings, RLSettings, RolloutOptions
+
+Settings = TypeVar("Settings", "DistillDataSettings", "KDSettings", "RLSettings")
+
+AskOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        "--set",
+        metavar="NAME=VALUE",
+        help="How episodes run, passages are reranked, and the precision: -o rollout.max_observation_tokens=200.",
+    ),
+]
+
+
+def ask_options(options: Sequence[str] | None, **flags: int | None) -> tuple[dict[str, int], AskSettings]:
+    """Limits of episodes that -o or a flag gives, the flag winning, and all that -o gives. Raises ConfigError."""
+    from dgpo_cli.core.config import apply_options, parse_options
+    from dgpo_cli.training.settings import AskSettings
+
+    settings = apply_options(AskSettings, parse_options(options or ()))
+    given = asdict(settings.rollout) | {name: value for name, value in flags.items() if value is not None}
+    return {name: value for name, value in given.items() if value is not None}, settings
+
+
+def trained_limits(
+    console: Console,
+    given: Mapping[str, Any],
+    limits: tuple[dict[str, int], str],
+    model: str,
+    rollout: RolloutSettings | RolloutOptions,
+) -> dict[str, int]:
+    """Limits that were not given, from `limits` as `search_limits` tells them.
+
+    One line says where they are from, and a warning names each that was given and is another one. Where neither says
+    how long an observation is, it takes a quarter of a small context of `model` at most: room for two searches.
+    """
+    from dgpo_cli.models.sources import context_of
+
+    values, origin = limits
+    chosen = {name: value for name, value in values.items() if name not in given}
+    if chosen:
+        console.info(", ".join(f"{name}: {value}" for name, value in chosen.items()) + f" ({origin})")
+    for name, value in values.items():
+        if origin.startswith("as ") and given.get(name, value) != value:
+            console.warn(f"{name} is {given[name]}, and {value} would be {origin}: answers may get worse")
+    context = context_of(model)
+    if "max_observation_tokens" not in {**given, **chosen} and context is not None:
+        room = min(context, rollout.max_tokens) // 4
+        if room < rollout.max_observation_tokens:
+            console.info(f"max_observation_tokens: {room} (a quarter of {model}'s context)")
+            chosen["max_observation_tokens"] = room
+    return chosen
+
+
+def as_trained(
+    console: Console, settings: Settings, before: Mapping[str, Any], limits: tuple[dict[str, int], str], model: str
+) -> Settings:
+    """Settings whose rollout, where `before` (--config and -o) leaves it open, has `limits` and suits `model`."""
+    changes = trained_limits(console, before.get("rollout", {}), limits, model, settings.rollout)
+    return replace(settings, rollout=replace(settings.rollout, **changes))  # type: ignore[arg-type]

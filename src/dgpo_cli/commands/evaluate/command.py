@@ -1,0 +1,134 @@
+"""`dgpo eval`: a model on QA sets, resumable, beside the paper's row."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dgpo_cli.commands.common.next_steps import choose_bench
+from dgpo_cli.commands.common.options import (
+    BenchDirOption,
+    DeviceOption,
+    DryRunFlag,
+    FreshFlag,
+    JsonFlag,
+    OutOption,
+    QuietFlag,
+    ResumeOption,
+    absolute,
+    choose,
+    choose_index,
+)
+from dgpo_cli.commands.common.teacher import EngineOption, require_engine
+from dgpo_cli.commands.common.trained import AskOption, ask_options, trained_limits
+from dgpo_cli.commands.evaluate import run
+from dgpo_cli.console import Console
+from dgpo_cli.core.workspace import Workspace
+
+
+def evaluate(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Option(help="Alias, hub id, folder or run; the last run's best by default.")
+    ] = None,
+    bench: Annotated[
+        str | None,
+        typer.Option(help="`all` (the seven), or names: nq,hotpotqa,tinyworld; what was asked last, else all."),
+    ] = None,
+    bench_dir: BenchDirOption = None,
+    index: Annotated[
+        str | None,
+        typer.Option(help="Index folder or server for all sets, or NAME=DIR,...; the current one by default."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="First N questions of each set.")] = None,
+    temperature: Annotated[
+        float, typer.Option(help="0 is greedy; 1 is how the paper's released code evaluates.")
+    ] = 0.0,
+    samples: Annotated[
+        int, typer.Option(help="Draws per question, with --temperature above 0: mean EM and pass@k.")
+    ] = 1,
+    arcap: Annotated[
+        bool, typer.Option("--arcap", help="Also the paper's ARCap: answers from gold passages, first query, steps.")
+    ] = False,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Nothing is asked: compare two earlier evaluations, question by question."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", "-k", help="Passages per search; as the model was trained by default.")
+    ] = None,
+    max_searches: Annotated[
+        int | None, typer.Option(help="Turns that may search, one more may only answer; as trained by default.")
+    ] = None,
+    engine: EngineOption = None,
+    batch_size: Annotated[int, typer.Option(help="Questions at once.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    device: DeviceOption = None,
+    options: AskOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = None,
+    fresh: FreshFlag = False,
+    dry_run: DryRunFlag = False,
+    json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Measure a model on question sets: exact match with intervals, what was retrieved, why answers were wrong.
+
+    Interrupted, the same command goes on where it stopped. docs/evaluation.md defines every figure.
+
+    Examples: `dgpo eval` · `dgpo eval --model dgpo-qwen-0.5b --bench nq,hotpotqa --limit 200` ·
+    `dgpo eval --samples 8 --temperature 1` · `dgpo eval --compare eval-0001 eval-0002` ·
+    `dgpo eval --bench-dir questions --index hotpotqa=indexes/hotpot,musique=indexes/musique --bench hotpotqa,musique`
+    """
+    from dgpo_cli.agent.settings import RolloutSettings
+    from dgpo_cli.evaluation.suite import EvalSettings, open_benchmarks, parse_benchmarks, parse_indexes
+    from dgpo_cli.models.sources import search_limits
+    from dgpo_cli.planning.checks import check_eval
+
+    console = Console(json_output=json, quiet=quiet)
+    if compare is not None:
+        run.compare(console, context, compare)
+        return
+    asked, bench_dir = choose_bench(console, bench, bench_dir)
+    names = parse_benchmarks(asked)
+    chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
+    where = choose_index(console, index)
+    given, asked_for = ask_options(options, top_k=top_k, max_turns=max_searches)
+    limits = trained_limits(console, given, search_limits(chosen), chosen, RolloutSettings()) | given
+    settings = EvalSettings(
+        model=chosen,
+        benchmarks=names,
+        indexes={name: absolute(location) for name, location in parse_indexes(where, names).items()},
+        limit=limit,
+        temperature=temperature,
+        samples=samples,
+        arcap=arcap,
+        max_searches=limits.pop("max_turns"),
+        **limits,  # type: ignore[arg-type]  # numbers, every one
+        wave=batch_size,
+        seed=seed,
+        device=device or "auto",
+        engine=engine or "transformers",  # type: ignore[arg-type]  # settings refuse any other word
+        rerank=asked_for.rerank,
+        precision=asked_for.precision,
+    )
+    settings.rollout()  # refuses impossible values before anything is loaded
+    require_engine(settings.engine)
+    benchmarks = open_benchmarks(settings, bench_dir)
+    check_eval(
+        settings.model,
+        settings.rollout(),
+        [question for benchmark in benchmarks for question in benchmark.questions],
+        device=settings.device,
+        loaded=settings.engine == "transformers",
+        say=console.info,
+    )
+    if dry_run:
+        run.show_plan(console, settings, benchmarks)
+        return
+    Workspace().remember(by="dgpo eval", bench=asked, bench_dir=None if bench_dir is None else absolute(str(bench_dir)))
+    report = run.measure(console, settings, benchmarks, out=out, resume=resume, fresh=fresh)
+    run.show_report(console, report)
+    console.next(f"dgpo report {report['run']}")
+    console.result(report)

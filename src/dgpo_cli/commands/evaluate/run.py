@@ -1,0 +1,106 @@
+"""What `dgpo eval` does once its settings are known: measure, compare, show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dgpo_cli.commands.common.options import show_settings
+from dgpo_cli.console import Console
+from dgpo_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dgpo_cli.evaluation.suite import Benchmark, EvalSettings
+
+_WITH_COMPARE = {"compare", "json", "quiet"}
+
+
+def compare(console: Console, context: typer.Context, sides: tuple[str, str]) -> None:
+    """Two earlier evaluations. Raises ConfigError for an option that would have no effect."""
+    from dgpo_cli.evaluation import compare as comparing
+    from dgpo_cli.evaluation.comparison_tables import heading, notes, table
+
+    given = [name for name in context.params if _is_given(context, name) and name not in _WITH_COMPARE]
+    if given:
+        raise ConfigError(
+            f"--compare reads two finished evaluations, so --{given[0].replace('_', '-')} has no effect",
+            hint="give --compare A B alone, or with --json",
+        )
+    result = comparing.compare(*(comparing.read_side(side) for side in sides))
+    for line in heading(result):
+        console.print(line)
+    shown = table(result)
+    console.table(shown.title, shown.columns, shown.rows)
+    for note in notes(result):
+        console.print(note)
+    console.result(result)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def show_plan(console: Console, settings: EvalSettings, benchmarks: Sequence[Benchmark]) -> None:
+    """--dry-run: the settings and what would be asked."""
+    from dgpo_cli.evaluation.gold_context import gold_contexts
+    from dgpo_cli.models.sources import resolve
+
+    source = resolve(settings.model)
+    counts = {benchmark.name: len(benchmark.questions) for benchmark in benchmarks}
+    result = show_settings(console, settings) | {"location": source.location, "num_questions": counts}
+    columns, rows = (
+        ["benchmark", "questions", "index"],
+        [[b.name, counts[b.name], b.index.location] for b in benchmarks],
+    )
+    if settings.arcap:
+        result["gold"] = {name: context.to_json() for name, context in gold_contexts(benchmarks).items()}
+        columns.append("with gold context")
+        rows = [[*row, result["gold"][row[0]]["questions"]] for row in rows]
+    console.table("", columns, rows)
+    console.result(result)
+
+
+def measure(
+    console: Console,
+    settings: EvalSettings,
+    benchmarks: Sequence[Benchmark],
+    *,
+    out: Path | None,
+    resume: Path | None,
+    fresh: bool,
+) -> dict[str, Any]:
+    """Load the model, answer what is not answered yet, write and return the report."""
+    from dgpo_cli.agent.identity import contents
+    from dgpo_cli.core.run_dir import RunDir
+    from dgpo_cli.evaluation import measurement
+    from dgpo_cli.models.devices import inference_dtype, training_device
+    from dgpo_cli.models.load import load_model
+
+    # vLLM loads the weights by itself; here they only tell what is measured.
+    where = training_device("cpu" if settings.engine == "vllm" else settings.device)
+    loaded = load_model(settings.model, device=where, dtype=inference_dtype(where, settings.model, settings.precision))
+    if loaded.raw is not None:
+        console.warn(loaded.raw)
+    identity = measurement.identity(settings, benchmarks, loaded)
+    with RunDir.open("eval", identity, out=out, resume=resume, fresh=fresh, inputs=contents(identity)) as run:
+        done, total = measurement.answered(run.path, benchmarks), measurement.num_draws(settings, benchmarks)
+        console.info(f"going on with {run.path}: {done} of {total} answered" if run.resumed else f"run {run.path}")
+        _, report = measurement.measure(run, settings, benchmarks, loaded, bar=console.progress)
+        # With failed searches the run stays unfinished: the same command asks those questions again.
+        if report["complete"]:
+            run.finish({"em": report["avg"]["em"], "benchmarks": {n: b["em"] for n, b in report["benchmarks"].items()}})
+    return report
+
+
+def show_report(console: Console, report: dict[str, Any]) -> None:
+    from dgpo_cli.evaluation.tables import notes, tables
+
+    for table in tables(report):
+        console.table(table.title, table.columns, table.rows)
+    for note in notes(report):
+        console.print(note)
+    console.print(f"report: {report['run']}/report.md")

@@ -1,0 +1,97 @@
+"""`dgpo quickstart --real`: a real language model learns to search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli.commands.common.examples import example_questions
+from dgpo_cli.commands.common.options import absolute, replacing
+from dgpo_cli.console import Console
+from dgpo_cli.errors import ConfigError
+
+
+def run_real(
+    console: Console,
+    out: Path,
+    bench_dir: Path | None,
+    *,
+    seed: int,
+    device: str,
+    rl: bool,
+    dry_run: bool,
+    fresh: bool,
+    replace: bool,
+) -> None:
+    """The short path, or with `rl` the longer one; says at the end how to talk to the model."""
+    from dgpo_cli.core.config import to_toml
+    from dgpo_cli.offline.real import RealPath, recipe
+    from dgpo_cli.qa_sets.real import files
+
+    if bench_dir is None:
+        raise ConfigError(
+            "--real needs questions and the passages that answer them",
+            hint="give --bench-dir DIR with NAME.jsonl and corpus_NAME.jsonl, such as hotpotqa",
+        )
+    sets = files(bench_dir)
+    if dry_run:
+        console.print(to_toml(recipe()))
+        console.result(recipe() | {"sets": list(sets)})
+        return
+    folders = (out.resolve(), bench_dir.resolve())
+    work = RealPath(*folders, seed=seed, device=device, say=console.info, bar=console.progress)
+    work.may_replace = replacing(console, replace)
+    with work.alone():
+        if fresh:
+            work.forget()
+        result = work.ladder() if rl else work.run()
+    _show(console, result)
+    _remember(result, out)
+    console.print(
+        f"{result['seconds']:.0f} s in this call; everything is in {out}/, figures are in {out}/results.json\n"
+        f"Talk to it over those passages:  dgpo chat\n"
+        f"A question that it can look up:  {example_questions(out, 1)[0]}\n"
+        f"Over texts of your own:          dgpo index FOLDER, then dgpo chat --model {out}/runs/cold-start\n"
+        f"Look at what it did:             dgpo report {out}/runs/eval-cold-start"
+    )
+    if not rl:
+        console.print(
+            f"Go on with rewards, for hours:   dgpo quickstart --real --rl --bench-dir {bench_dir} --out {out}"
+        )
+    console.result(result)
+
+
+def _show(console: Console, result: dict[str, Any]) -> None:
+    from dgpo_cli.core.figures import percent, percent_range
+
+    columns = ["model", "questions", "EM", "95 %", "F1", "searches", "answered", "retrieved"]
+    rows = [
+        [
+            name,
+            row["questions"],
+            percent(row["em"]),
+            percent_range(*row["em_interval"]),
+            percent(row["f1"]),
+            f"{row['searches']:.2f}",
+            percent(row["answered"]),
+            percent(row["retrieved"]),
+        ]
+        for name, row in result["rows"].items()
+    ]
+    console.table("held-out questions, greedy decoding", columns, rows)
+
+
+def _remember(result: dict[str, Any], out: Path) -> None:
+    from dgpo_cli.core.workspace import Workspace
+
+    models = result["models"]
+    Workspace().remember(
+        by="dgpo quickstart --real",
+        index=absolute(str(out / "index")),
+        questions=absolute(str(out / "world" / "train.jsonl")),
+        trajectories=absolute(str(out / "runs" / "demonstrations")),
+        teacher=models.get("teacher", models["cold-start"]),
+        student=models.get("student", models["cold-start"]),
+        model=models["cold-start"],
+        last_run=models["cold-start"],
+    )

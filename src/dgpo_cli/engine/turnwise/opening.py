@@ -1,0 +1,34 @@
+"""Engines that run a model outside of this process's own: a server's, and vLLM."""
+
+from __future__ import annotations
+
+from dgpo_cli.core.protocol import CLOSING_TAGS
+from dgpo_cli.engine.turnwise.completions import CompletionsWriter
+from dgpo_cli.engine.turnwise.engine import TurnwiseEngine
+from dgpo_cli.engine.turnwise.model_server import ModelServer, ServerAccess, context_length
+from dgpo_cli.engine.turnwise.vllm import VLLMWriter
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.sources import ModelSource, context_of
+
+_CLOSES = {tag: tag.replace("</", "<") for tag in CLOSING_TAGS}
+
+
+def served_engine(
+    server: ModelServer, codec: Codec, access: ServerAccess, *, max_tokens: int, tokenizer: str
+) -> tuple[TurnwiseEngine, bool]:
+    """An engine behind a server, and whether token ids are the sampled ones (else they are made from text here).
+
+    A slot holds what the server's model, the model that `tokenizer` names, and `max_tokens` allow. Raises ModelError.
+    """
+    writer = CompletionsWriter(server, codec, access, closes=_CLOSES)
+    limits = (max_tokens, context_length(server, access), context_of(tokenizer))
+    capacity = min(limit for limit in limits if limit is not None)
+    return TurnwiseEngine(writer, codec, capacity=capacity), writer.speaks_tokens
+
+
+def vllm_engine(source: ModelSource, codec: Codec, *, max_tokens: int, dtype: str, seed: int) -> TurnwiseEngine:
+    """`dtype` as torch calls it: "bfloat16". Raises ConfigError if vLLM is not installed."""
+    capacity = min(max_tokens, context_of(source.name) or max_tokens)
+    return TurnwiseEngine(
+        VLLMWriter(source.location, capacity=capacity, dtype=dtype, seed=seed), codec, capacity=capacity
+    )

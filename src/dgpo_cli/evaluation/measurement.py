@@ -1,0 +1,270 @@
+"""A model measured in a run folder: every answer recorded as it comes, who gave it and how, one report of all.
+
+`dgpo eval` and the stages that evaluate (quickstart, reproduce) are this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dgpo_cli.agent.identity import dated
+from dgpo_cli.core import schema
+from dgpo_cli.core.disk import check_space
+from dgpo_cli.core.progress import Bar, Progress
+from dgpo_cli.core.records import RecordFile, read_jsonl, to_json, write_atomic
+from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.evaluation.beside_paper import published_average, published_em, published_row
+from dgpo_cli.evaluation.gold_context import run_gold, with_arcap
+from dgpo_cli.evaluation.published import Conditions
+from dgpo_cli.evaluation.run import evaluate
+from dgpo_cli.evaluation.suite import Benchmark, EvalSettings
+from dgpo_cli.evaluation.summary import Report, macro_average
+from dgpo_cli.evaluation.tables import markdown
+from dgpo_cli.models.contents import file_digest
+from dgpo_cli.retrieval.base import Retriever
+from dgpo_cli.retrieval.open import OpenIndex
+
+if TYPE_CHECKING:
+    from dgpo_cli.agent.agent import Agent
+    from dgpo_cli.models.codec import Codec
+    from dgpo_cli.models.load import LoadedModel
+
+BYTES_PER_QUESTION = 60_000  # ours: a record of four searches with three passages each, rounded up
+
+
+def measure(
+    run: RunDir, settings: EvalSettings, benchmarks: Sequence[Benchmark], loaded: LoadedModel, *, bar: Bar
+) -> tuple[dict[str, Report], dict[str, Any]]:
+    """Answer everything that `run` has no record of, and write report.json and report.md into it.
+
+    Returns the reports by benchmark and the content of report.json. Whether that finishes the run, the caller says.
+    """
+    from dgpo_cli.models.codec import Codec
+
+    codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, loaded.protocol))
+    agent = _agent(settings, loaded, codec, benchmarks[0].index.retriever)
+    headers = {
+        name: _as_begun(run.path / f"{name}.jsonl", header)
+        for name, header in record_headers(settings, loaded, agent, benchmarks).items()
+    }
+    missing = num_draws(settings, benchmarks) - answered(run.path, benchmarks)
+    check_space(run.path, missing * BYTES_PER_QUESTION)
+    with bar("questions", "question") as progress:
+        reports = run_benchmarks(agent, benchmarks, run.path, headers, samples=settings.samples, progress=progress)
+    report = report_json(settings, loaded, agent, benchmarks, reports, headers) | {"run": str(run.path)}
+    if settings.arcap:
+        with bar("gold context", "question") as progress:
+            gold = run_gold(agent, benchmarks, run.path, headers, samples=settings.samples, progress=progress)
+        report = with_arcap(report, gold)
+    write_report(run.path, report)
+    return reports, report
+
+
+def _agent(settings: EvalSettings, loaded: LoadedModel, codec: Codec, retriever: Retriever) -> Agent:
+    from dgpo_cli.agent.agent import Agent
+    from dgpo_cli.engine.turnwise.opening import vllm_engine
+    from dgpo_cli.models.devices import inference_dtype, training_device
+
+    rollout = settings.rollout()
+    if settings.engine == "vllm":
+        dtype = str(inference_dtype(training_device(settings.device))).removeprefix("torch.")
+        engine = vllm_engine(loaded.source, codec, max_tokens=rollout.max_tokens, dtype=dtype, seed=settings.seed)
+        return Agent(engine, codec, retriever, rollout)
+    return Agent.of(loaded.model, codec, retriever, rollout)
+
+
+def identity(settings: EvalSettings, benchmarks: Iterable[Benchmark], loaded: LoadedModel) -> dict[str, Any]:
+    """What decides the answers, for the run folder: the same identity goes on, another one starts anew."""
+    return asdict(settings) | {
+        "weights": weights_digest(loaded),
+        "protocol": loaded.protocol.digest,
+        "computed_in": computed_in(loaded),  # what `precision` comes to on this machine
+        "corpora": {b.name: b.index.digest for b in benchmarks},
+        "questions": {b.name: b.questions_digest for b in benchmarks},
+    }
+
+
+def computed_in(loaded: LoadedModel) -> str:
+    """The precision of the weights, as float32 or bfloat16."""
+    return str(loaded.model.dtype).removeprefix("torch.")
+
+
+def weights_digest(loaded: LoadedModel) -> str:
+    """Of a folder the hash of its weights, of a hub model its commit."""
+    if not loaded.source.local:
+        return f"{loaded.source.location}@{loaded.model.config._commit_hash}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(loaded.source.location).glob("*.safetensors")):
+        digest.update(bytes.fromhex(file_digest(path)))
+    return digest.hexdigest()[:16]
+
+
+def num_draws(settings: EvalSettings, benchmarks: Iterable[Benchmark]) -> int:
+    return sum(len(benchmark.questions) for benchmark in benchmarks) * settings.samples
+
+
+def answered(folder: Path, benchmarks: Iterable[Benchmark]) -> int:
+    """Draws that a run folder holds."""
+    files = (folder / f"{benchmark.name}.jsonl" for benchmark in benchmarks)
+    return sum(max(0, file.read_bytes().count(b"\n") - 1) for file in files if file.is_file())
+
+
+def record_headers(
+    settings: EvalSettings, loaded: LoadedModel, agent: Agent, benchmarks: Iterable[Benchmark]
+) -> dict[str, dict[str, Any]]:
+    """By benchmark, what its record file says about how its answers came about: all that `--compare` looks at."""
+    shared = {
+        "model": {
+            "name": settings.model,
+            "location": loaded.source.location,
+            "weights": weights_digest(loaded),
+            "protocol": loaded.protocol.name,
+            "parameters": loaded.model.num_parameters(),
+        },
+        "protocol": agent.codec.protocol.to_json(),
+        "settings": agent.settings.to_json()
+        | {"capacity": agent.engine.capacity, "samples": settings.samples, "computed_in": computed_in(loaded)}
+        | ({} if settings.engine == "transformers" else {"engine": settings.engine}),
+    }
+    return {
+        b.name: shared
+        | {
+            "index": {"location": b.index.location, "digest": b.index.digest, **_corpus(b.index)}
+            | ({"rerank": asdict(settings.rerank)} if b.index.reranked else {}),
+            "questions": {"digest": b.questions_digest, "limit": settings.limit},
+        }
+        for b in benchmarks
+    }
+
+
+def _as_begun(file: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    """The header with the places that the file names, if it is there: model and index may have been moved since.
+
+    What is in them is in the header too, and has to be the same.
+    """
+    begun = next(read_jsonl(file), (0, {}))[1] if file.is_file() else {}
+    places = {
+        part: {name: begun[part][name] for name in ("name", "location") if name in begun[part]}
+        for part in ("model", "index")
+        if isinstance(begun.get(part), dict)
+    }
+    return dict(header) | {part: header[part] | found for part, found in places.items()}
+
+
+def run_benchmarks(
+    agent: Agent,
+    benchmarks: Sequence[Benchmark],
+    folder: Path,
+    headers: Mapping[str, Mapping[str, Any]],
+    *,
+    samples: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Report]:
+    """Answer everything that `folder` has no record of, into `folder`/NAME.jsonl."""
+    from dgpo_cli.models.load import keep_tokenizer
+
+    keep_tokenizer(folder, agent.codec.tokenizer)
+    total, before = sum(len(benchmark.questions) for benchmark in benchmarks) * samples, 0
+    reports = {}
+    for benchmark in benchmarks:
+
+        def tell(done: int, _: int, /, note: str = "", *, before: int = before) -> None:
+            if progress is not None:
+                progress(before + done, total, note)
+
+        path, header = folder / f"{benchmark.name}.jsonl", headers[benchmark.name]
+        with RecordFile(path, key="key", schema="evaluation", meta=header) as records:
+            reports[benchmark.name] = evaluate(
+                benchmark.questions,
+                run_batch=replace(agent, retriever=benchmark.index.retriever).finished,
+                decode=agent.codec.decode,
+                samples=samples,
+                records=records,
+                progress=tell,
+            )
+        before += len(benchmark.questions) * samples
+    return reports
+
+
+_SHARE = schema.number(0, 1)
+REPORT = schema.record(  # what others than its writer read of report.json
+    {
+        "model": schema.record({"weights": schema.text()}),
+        "complete": schema.FLAG,
+        "decoding": schema.record({"temperature": schema.number(0)}),
+        "benchmarks": schema.map_of(
+            schema.record(
+                {
+                    "n": schema.whole(0),
+                    "em": _SHARE,
+                    "f1": _SHARE,
+                    "em_interval": schema.record({"low": _SHARE, "high": _SHARE}),
+                    "index": schema.record(
+                        {"passages": schema.maybe(schema.whole(0)), "retriever": schema.maybe(schema.text())}
+                    ),
+                }
+            )
+        ),
+    }
+)
+
+
+def report_json(
+    settings: EvalSettings,
+    loaded: LoadedModel,
+    agent: Agent,
+    benchmarks: Sequence[Benchmark],
+    reports: Mapping[str, Report],
+    headers: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The object that `dgpo eval --json` prints and report.json keeps, without ARCap."""
+    row, parameters = published_row(loaded.source), loaded.model.num_parameters() / 1e9
+    described = {
+        b.name: reports[b.name].to_json()
+        | {"index": headers[b.name]["index"], "questions": headers[b.name]["questions"]}
+        | {"published": published_em(row, _conditions(settings, b, reports[b.name], parameters))}
+        for b in benchmarks
+    }
+    rollout = agent.settings
+    return {
+        "benchmarks": described,
+        "avg": macro_average(reports) | {"published": published_average(row, described)},
+        "complete": not any(report.failed_searches for report in reports.values()),
+        "model": headers[benchmarks[0].name]["model"],
+        "decoding": {"temperature": rollout.temperature, "seed": rollout.seed, "samples": settings.samples},
+        "rollout": rollout.to_json() | {"capacity": agent.engine.capacity, "computed_in": computed_in(loaded)},
+    }
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+    write_atomic(folder / "report.json", to_json(report, indent=1) + "\n")
+    write_atomic(folder / "report.md", markdown(report))
+
+
+def _corpus(index: OpenIndex) -> dict[str, Any]:
+    manifest = index.manifest
+    if manifest is None:
+        return {"corpus_digest": None, "passages": None, "retriever": None}
+    return {
+        "corpus_digest": manifest.corpus_digest,
+        "passages": manifest.passages,
+        "retriever": manifest.retriever,
+    }
+
+
+def _conditions(settings: EvalSettings, benchmark: Benchmark, report: Report, parameters: float) -> Conditions:
+    corpus = _corpus(benchmark.index)
+    return Conditions(
+        benchmark.name,
+        report.overall.n,
+        corpus["passages"],
+        corpus["retriever"],
+        settings.top_k,
+        settings.max_searches,
+        settings.temperature,
+        parameters,
+    )

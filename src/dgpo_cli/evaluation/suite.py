@@ -1,0 +1,142 @@
+"""QA sets to measure a model on: settings, and questions and an index for each set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from dgpo_cli.agent.settings import RolloutSettings
+from dgpo_cli.core.device import Precision
+from dgpo_cli.core.types import Question, question_to_json
+from dgpo_cli.engine.registry import EngineName
+from dgpo_cli.errors import ConfigError
+from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions
+from dgpo_cli.retrieval.open import OpenIndex, check_index, open_index
+from dgpo_cli.retrieval.registry import is_address, is_server
+from dgpo_cli.retrieval.rerank import RerankConfig
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSettings:
+    """`indexes` maps every benchmark to an index folder or server."""
+
+    model: str
+    benchmarks: tuple[str, ...]
+    indexes: dict[str, str]
+    limit: int | None = None  # first questions of each benchmark
+    temperature: float = 0.0  # ours; the paper's released code samples at 1
+    samples: int = 1  # draws per question
+    arcap: bool = False  # also with gold context
+    top_k: int = 3  # paper
+    max_searches: int = 4  # paper
+    max_new_tokens: int = 500  # paper, per turn
+    max_observation_tokens: int = 500  # paper
+    max_prompt_tokens: int = 2048  # paper
+    max_tokens: int = 4096  # paper, whole episode
+    wave: int = 64  # ours, questions at once
+    seed: int = 0
+    device: str = "auto"
+    engine: EngineName = "transformers"
+    precision: Precision = "auto"
+    stop_repeats: bool = True  # ours, ends an episode that repeats itself
+    rerank: RerankConfig = field(default_factory=RerankConfig)
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit = {self.limit} leaves no question", hint="give a limit of 1 or more")
+        if self.engine not in get_args(EngineName):
+            raise ConfigError(f"no engine {self.engine!r}", hint=f"known: {', '.join(get_args(EngineName))}")
+        if self.samples < 1:
+            raise ConfigError(f"samples = {self.samples} leaves no answer", hint="give --samples 1 or more")
+        if self.samples > 1 and self.temperature == 0:
+            raise ConfigError(
+                f"{self.samples} samples at temperature 0 are one answer {self.samples} times",
+                hint="give --temperature 1",
+            )
+
+    def rollout(self) -> RolloutSettings:
+        return RolloutSettings(
+            max_turns=self.max_searches,
+            top_k=self.top_k,
+            max_new_tokens=self.max_new_tokens,
+            max_observation_tokens=self.max_observation_tokens,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            seed=self.seed,
+            wave=self.wave,
+            stop_repeats=self.stop_repeats,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    name: str
+    questions: list[Question]
+    index: OpenIndex
+
+    @property
+    def questions_digest(self) -> str:
+        lines = (json.dumps(question_to_json(question), sort_keys=True) for question in self.questions)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def parse_benchmarks(text: str) -> tuple[str, ...]:
+    """QA sets in the order given, each once; `all` is the paper's seven. Raises ConfigError for an unknown one."""
+    names: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        names += SEVEN if part == "all" else [canonical_name(part)]
+    if not names:
+        raise ConfigError(f"no benchmark in {text!r}", hint="give --bench all, or names such as --bench nq,hotpotqa")
+    return tuple(dict.fromkeys(names))
+
+
+def parse_indexes(text: str, benchmarks: Sequence[str]) -> dict[str, str]:
+    """ "DIR" for every benchmark, "NAME=DIR" for one, or both, comma-separated; addresses in a row are one index.
+
+    Raises ConfigError for an unknown benchmark, a second default, or a benchmark that is left without an index.
+    """
+    default: str | None = None
+    named: dict[str, str] = {}
+    last: str | None = None  # the benchmark just named
+    parts = [text] if Path(text).exists() else text.split(",")  # a comma may stand in the name of a folder
+    for part in filter(None, (part.strip() for part in parts)):
+        name, separator, location = part.partition("=")
+        if separator and "/" not in name and not is_server(part):  # an address may hold = after its first slash
+            last = canonical_name(name)
+            named[last] = location
+        elif last is not None and is_address(named[last]) and is_address(part):
+            named[last] += f",{part}"
+        elif default is not None and last is None and is_address(default) and is_address(part):
+            default += f",{part}"
+        elif default is not None:
+            raise ConfigError(
+                f"two indexes for all benchmarks: {default} and {part}", hint="write --index NAME=DIR,..."
+            )
+        else:
+            default, last = part, None
+    indexes = {name: named.get(name, default) for name in benchmarks}
+    missing = [name for name, location in indexes.items() if not location]
+    if missing:
+        raise ConfigError(
+            f"no index for {', '.join(missing)}", hint=f"write --index {missing[0]}=DIR,... or one DIR for all"
+        )
+    return {name: str(location) for name, location in indexes.items()}
+
+
+def open_benchmarks(settings: EvalSettings, bench_dir: Path | None) -> list[Benchmark]:
+    """Questions and open indexes; an index that several benchmarks use is opened once."""
+    for location in dict.fromkeys(settings.indexes.values()):
+        check_index(location)
+    opened = {
+        location: open_index(location, device=settings.device, rerank=settings.rerank)
+        for location in dict.fromkeys(settings.indexes.values())
+    }
+    return [
+        Benchmark(name, load_questions(name, bench_dir=bench_dir, limit=settings.limit), opened[settings.indexes[name]])
+        for name in settings.benchmarks
+    ]

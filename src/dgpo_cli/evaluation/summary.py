@@ -1,0 +1,133 @@
+"""Graded episodes summed up: per QA set, per hop count, and over QA sets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dgpo_cli.evaluation.outcome import ErrorKind, Outcome
+from dgpo_cli.evaluation.stats import Interval, mean_interval, pass_at_k, share_interval
+
+_MEANS = ("f1", "substring", "format_valid", "first_hit", "answer_retrieved", "searches", "turns", "written_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Shares and means. A question that was drawn several times counts once, with the mean of its draws, in `em`;
+    the other means and the counts are over all draws."""
+
+    n: int  # questions
+    draws: int
+    em: float
+    em_interval: Interval  # Wilson's with one draw per question or no spread, else a bootstrap over questions
+    pass_at: Mapping[str, float]  # by k; empty with one draw per question
+    f1: float
+    substring: float
+    format_valid: float
+    first_hit: float
+    first_hit_interval: Interval
+    answer_retrieved: float
+    evidence_recall: float | None  # over the draws whose question has known gold passages
+    with_gold: int  # questions that have
+    searches: float
+    turns: float
+    written_tokens: float
+    invalid_actions: int  # in all, like the counts below
+    truncated_observations: int
+    escaped_tags: int
+    errors: Mapping[str, int]  # every kind, in order of precedence
+    stops: Mapping[str, int]
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome]) -> Summary:
+        by_question: dict[str, list[Outcome]] = {}
+        for outcome in outcomes:
+            by_question.setdefault(outcome.question, []).append(outcome)
+        groups = list(by_question.values())
+        right = [(sum(o.em for o in group), len(group)) for group in groups]
+        hits = [(sum(o.first_hit for o in group), len(group)) for group in groups]
+        recalls = [o.evidence_recall for o in outcomes if o.evidence_recall is not None]
+        errors = Counter(o.error for o in outcomes if o.error is not None)
+        means = {name: _mean(getattr(o, name) for o in outcomes) for name in _MEANS}
+        return cls(
+            n=len(groups),
+            draws=len(outcomes),
+            em=_mean(count / n for count, n in right),
+            em_interval=share_interval(right),
+            pass_at=_pass_at(right),
+            first_hit_interval=share_interval(hits),
+            evidence_recall=_mean(recalls) if recalls else None,
+            with_gold=sum(group[0].evidence_recall is not None for group in groups),
+            invalid_actions=sum(o.invalid_actions for o in outcomes),
+            truncated_observations=sum(o.truncated_observations for o in outcomes),
+            escaped_tags=sum(o.escaped_tags for o in outcomes),
+            errors={kind.value: errors[kind] for kind in ErrorKind},
+            stops=dict(sorted(Counter(o.stop.value for o in outcomes).items())),
+            **means,
+        )
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else 0.0
+
+
+def _pass_at(groups: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """pass@k for k = 1, 2, 4, ... and the number of draws, over the questions with k draws or more."""
+    most = max((n for _, n in groups), default=0)
+    if most < 2:
+        return {}
+    ks = sorted({*(1 << power for power in range(most.bit_length())), most})
+    return {str(k): _mean(pass_at_k(n, count, k) for count, n in groups if n >= k) for k in ks}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One benchmark. Draws whose search failed are in none of the summaries."""
+
+    outcomes: tuple[Outcome, ...]  # in the order of the questions, draws of one question together
+    failed_searches: int
+    failure: str | None  # cause of the first failed search
+    overall: Summary
+    by_hops: Mapping[int, Summary]
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome], failures: Sequence[str] = ()) -> Report:
+        hops = sorted({o.hops for o in outcomes if o.hops is not None})
+        return cls(
+            outcomes=tuple(outcomes),
+            failed_searches=len(failures),
+            failure=failures[0] if failures else None,
+            overall=Summary.of(outcomes),
+            by_hops={h: Summary.of([o for o in outcomes if o.hops == h]) for h in hops},
+        )
+
+    @property
+    def asked(self) -> int:
+        """Draws, failed ones included."""
+        return len(self.outcomes) + self.failed_searches
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self.overall) | {
+            "asked": self.asked,
+            "failed_searches": self.failed_searches,
+            "failure": self.failure,
+            "hops": {str(hops): asdict(summary) for hops, summary in self.by_hops.items()},
+        }
+
+
+def macro_average(reports: Mapping[str, Report]) -> dict[str, Any]:
+    """The paper's average: every benchmark counts the same, whatever its size."""
+    summaries = [report.overall for report in reports.values()]
+    if not summaries:
+        raise ValueError("an average of no benchmark")
+    names = ("em", "f1", "substring", "format_valid", "first_hit", "answer_retrieved", "searches")
+    means = {name: _mean(getattr(summary, name) for summary in summaries) for name in names}
+    ks = [k for k in summaries[0].pass_at if all(k in summary.pass_at for summary in summaries)]
+    return means | {
+        "em_interval": asdict(mean_interval([(summary.em, summary.em_interval) for summary in summaries])),
+        "pass_at": {k: _mean(summary.pass_at[k] for summary in summaries) for k in ks},
+        "benchmarks": len(summaries),
+    }

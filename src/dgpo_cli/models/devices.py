@@ -1,0 +1,80 @@
+"""Where training runs: in which processes, and on which device.
+
+Apart from `training/run/tracking.py` the only file that imports accelerate.
+"""
+
+from __future__ import annotations
+
+import functools
+from datetime import timedelta
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+
+from dgpo_cli.core.device import Precision, named_device
+from dgpo_cli.errors import ConfigError
+from dgpo_cli.models.half import pays_off
+from dgpo_cli.models.load import load_config
+from dgpo_cli.models.processes import World
+
+# One that waits for another's share of a step is not stuck; where a process died, the launcher ends the others.
+PATIENCE = timedelta(hours=2)  # ours
+
+
+@functools.cache
+def world() -> World:
+    """The processes that `accelerate launch` (or torchrun) started, on a GPU each or on the CPU; else this one alone.
+
+    Raises ConfigError where the launch asks for what training does not do.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import get_int_from_env, parse_flag_from_env
+
+    launched = get_int_from_env(["WORLD_SIZE"], 1) if get_int_from_env(["RANK"], -1) >= 0 else 1
+    options = {"timeout": PATIENCE} if launched > 1 else {}
+    # Without a GPU accelerate would take several processes for one each, unless it is told to use the CPU.
+    state = PartialState(cpu=launched > 1 and not torch.accelerator.is_available(), **options)
+    if state.num_processes != launched:
+        raise ConfigError(
+            f"{launched} processes were launched, and {state.device} is trained on by one", hint="start one: `dgpo`"
+        )
+    sharded = launched > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if sharded and parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
+        raise ConfigError("FSDP with weights offloaded to the CPU", hint="launch with --fsdp_offload_params false")
+    if sharded and not hasattr(FSDPModule, "reset_iter_state"):
+        raise ConfigError(f"FSDP with torch {torch.__version__}", hint="it needs 2.13: pip install -U torch")
+    device = torch.device(state.device)
+    return World(
+        state.process_index,
+        state.num_processes,
+        torch.device("cpu") if device.type == "cpu" else device,
+        sharded=sharded,
+    )
+
+
+def leave() -> None:
+    """The end of a run in several processes, once all have come to it."""
+    from accelerate import PartialState
+
+    world().gather(None)
+    PartialState().destroy_process_group()
+
+
+def training_device(name: str = "auto") -> torch.device:
+    """`auto` takes what `accelerate` finds; otherwise a torch device name. Raises ConfigError if it is not usable."""
+    everyone = world()
+    if everyone.size > 1 and name not in ("auto", everyone.device.type):
+        raise ConfigError(
+            f"device {name!r} for {everyone.size} processes, and {everyone.device} is this one's",
+            hint="leave --device out; without GPUs (CUDA_VISIBLE_DEVICES=) they train on the CPU",
+        )
+    if name == "auto" or everyone.size > 1:
+        return everyone.device
+    return named_device(name)
+
+
+def inference_dtype(device: torch.device, model: str | None = None, precision: Precision = "auto") -> torch.dtype:
+    """Of a model that is only read: bf16 on CUDA, and on a CPU where that pays off for `model`, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    return torch.bfloat16 if model is not None and pays_off(device, load_config(model), precision) else torch.float32

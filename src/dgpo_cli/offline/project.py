@@ -1,0 +1,194 @@
+"""A folder in which stages make one thing from another: world, index, models, runs.
+
+A stage that is done is not done again; a stage that was interrupted goes on. What counts is what a stage was made from,
+not where that lies, so the folder can be moved.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli.agent.identity import contents, location_digest
+from dgpo_cli.core import folders, schema
+from dgpo_cli.core.config import apply_options
+from dgpo_cli.core.locks import Lock, lock_inside
+from dgpo_cli.core.progress import Bar
+from dgpo_cli.core.records import write_atomic
+from dgpo_cli.core.run_dir import RunDir, differing, read_run
+from dgpo_cli.core.run_identity import config_digest
+from dgpo_cli.errors import BusyError, ConfigError
+from dgpo_cli.evaluation.measurement import measure
+from dgpo_cli.evaluation.suite import Benchmark, EvalSettings
+from dgpo_cli.evaluation.summary import Report
+from dgpo_cli.models.devices import inference_dtype, training_device
+from dgpo_cli.models.load import load_model
+from dgpo_cli.qa_sets import read_questions
+from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.training.run.progress_line import best_validation
+from dgpo_cli.training.settings import RolloutOptions
+
+_FOLDERS = ("world", "index", "models", "runs")
+_FILES = ("demonstrations.jsonl", "reading.jsonl", "results.json", "budgets.json")
+Say = Callable[[str], None]
+
+_WORLD = schema.record({"digest": schema.text()}, {"seed": schema.maybe(schema.whole())})
+_FINISHED = schema.record({"result": schema.map_of(schema.ANYTHING)})
+_BUDGETS = schema.map_of(schema.record({"weights": schema.text(), "seconds": schema.number(0)}))
+
+
+class Project:
+    """`folder` keeps everything that is made. `say` gets one line per stage, `bar` makes a progress bar."""
+
+    bench: str  # what the test questions are called in records
+
+    def __init__(
+        self, folder: Path, *, seed: int, device: str, say: Say, bar: Bar, settings: Mapping[str, Any]
+    ) -> None:
+        self.folder, self.seed, self.device = folder, seed, str(training_device(device))
+        self._say, self._bar = say, bar
+        self.recipe = dict(settings)
+        self.rollout = apply_options(RolloutOptions, self.recipe["rollout"])
+        self.world_folder, self.index_folder = folder / "world", folder / "index"
+        self.reused: list[str] = []
+        self.may_replace: Callable[[str], bool] = lambda _: False  # asked once, before finished work is replaced
+        self._allowed = False
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The folder for this process and those that it starts; what killed ones left unfinished in it is deleted."""
+        with Lock.inside(self.folder, hint="wait for it, or give another --out"):
+            for part in _FOLDERS:
+                folders.settle(self.folder / part)
+            for folder in (self.folder, self.world_folder):
+                folders.sweep(folder)
+            for left in list((self.folder / "runs").rglob(lock_inside(Path()).name)):
+                with suppress(BusyError), Lock.inside(left.parent):
+                    folders.sweep(left.parent)
+            yield
+
+    def forget(self) -> None:
+        """Delete everything that was made; anything else in the folder stays."""
+        for part in _FOLDERS:
+            folders.remove(self.folder / part)
+        for part in _FILES:
+            (self.folder / part).unlink(missing_ok=True)
+
+    def path(self, stage: str) -> Path:
+        return self.folder / "runs" / stage
+
+    def _stage(
+        self,
+        stage: str,
+        command: str,
+        config: Mapping[str, Any],
+        work: Callable[[RunDir], Mapping[str, Any]],
+    ) -> Mapping[str, Any]:
+        """Do a stage unless its folder holds a finished run of the same settings on the same inputs.
+
+        The settings only say where the inputs lie: what counts is what is in them. Raises ConfigError where finished
+        work would have to be replaced and nobody allows it.
+        """
+        path = self.path(stage)
+        seen = contents(config)
+        record = read_run(path) if (path / "run.json").is_file() else {}
+        same = record.get("digest") == config_digest(command, config, seen)
+        if same and record["status"] == "finished":
+            self._reuse(stage)
+            return dict(record["result"])
+        if record and not same:
+            self._replace(path, record["status"] == "finished", differing(path, config, seen))
+        started = time.perf_counter()
+        with RunDir.open(command, config, out=path, fresh=not same, inputs=seen) as run:
+            result = work(run)
+            best = best_validation(result.get("best"), run.metrics())
+        self._say(f"{stage}: {time.perf_counter() - started:.0f} s{best}")
+        return result
+
+    def _replace(self, path: Path, finished: bool, why: str) -> None:
+        """Say that what is in `path` has to be made anew; of finished work only if that is allowed."""
+        if finished and not self._allowed:
+            self._allowed = self.may_replace(f"{path} is finished, and what is asked for now differs: {why}")
+            if not self._allowed:
+                raise ConfigError(
+                    f"{path} is finished and would be replaced: {why}",
+                    hint="give --replace to make it and what follows from it anew, or another --out",
+                )
+        self._say(f"{path.name}: made anew ({why})")
+
+    def result(self, stage: str) -> Mapping[str, Any]:
+        path = self.path(stage)
+        record = schema.check(read_run(path), _FINISHED, f"{path / 'run.json'} is damaged", hint=f"delete {path}")
+        return dict(record["result"])
+
+    def made_world(self) -> dict[str, Any] | None:
+        """What the world was made from; None where none is there."""
+        stamp = self.world_folder / "world.json"
+        if not stamp.is_file():
+            return None
+        made: dict[str, Any] = schema.read_record(stamp, _WORLD, hint=f"delete {stamp}")
+        return made
+
+    def _reuse(self, what: str) -> None:
+        self.reused.append(what)
+        self._say(f"{what}: done before, reused")
+
+    def budget(self, stage: str) -> float:
+        """Training seconds of a finished stage, for another one to have as many.
+
+        Decided once: trained again to the same weights, which takes other seconds, the stage leaves the other as it is.
+        """
+        file, weights = self.folder / "budgets.json", location_digest(self.path(stage))
+        known = schema.read_record(file, _BUDGETS, hint=f"delete {file}") if file.is_file() else {}
+        if known.get(stage, {}).get("weights") != weights:
+            known |= {stage: {"weights": weights, "seconds": self.result(stage)["seconds"]}}
+            write_atomic(file, json.dumps(known, indent=1) + "\n")
+        return float(known[stage]["seconds"])
+
+    def measured(
+        self,
+        name: str,
+        model: Path,
+        count: int | None,
+        summarize: Callable[[Report], Mapping[str, Any]],
+        *,
+        wave: int | None = None,
+        stop_repeats: bool = False,
+    ) -> Mapping[str, Any]:
+        """What is made of the greedy answers of `model` to the first `count` test questions.
+
+        They are a run like that of `dgpo eval`.
+        """
+        data, limits = self.world_folder / "test.jsonl", self.rollout
+        settings = EvalSettings(
+            model=str(model),
+            benchmarks=(self.bench,),
+            indexes={self.bench: str(self.index_folder)},
+            limit=count,
+            top_k=limits.top_k,
+            max_searches=limits.max_turns,
+            max_new_tokens=limits.max_new_tokens,
+            max_observation_tokens=limits.max_observation_tokens,
+            max_prompt_tokens=limits.max_prompt_tokens,
+            max_tokens=limits.max_tokens,
+            wave=wave or limits.wave,
+            seed=self.seed,
+            device=self.device,
+            stop_repeats=stop_repeats,
+        )
+
+        def work(run: RunDir) -> Mapping[str, Any]:
+            device = training_device(self.device)
+            loaded = load_model(str(model), device=device, dtype=inference_dtype(device, str(model)))
+            benchmark = Benchmark(self.bench, read_questions(data)[:count], open_index(self.index_folder))
+            reports, _ = measure(run, settings, [benchmark], loaded, bar=self._bar)
+            result = summarize(reports[self.bench])
+            run.finish(result)
+            return result
+
+        return self._stage(f"eval-{name}", "eval", asdict(settings) | {"data": str(data)}, work)

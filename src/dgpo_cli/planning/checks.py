@@ -1,0 +1,208 @@
+"""What can be found wrong with a run before its folder is made and a model is loaded.
+
+`--dry-run` stops after it and the run itself goes on from it. Nothing here imports torch or transformers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from dgpo_cli.agent.settings import RolloutSettings
+from dgpo_cli.core.protocol import Protocol
+from dgpo_cli.core.types import Question
+from dgpo_cli.errors import ConfigError, InputError
+from dgpo_cli.models import hub
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.sources import ModelSource, context_of, load_protocol, resolve
+from dgpo_cli.models.tokenizer_file import require_same_tokenizer, tokenizer_file
+from dgpo_cli.qa_sets import read_questions
+from dgpo_cli.retrieval.open import check_index
+from dgpo_cli.rewards import registry as rewards
+from dgpo_cli.training.ingredients import (
+    common_text,
+    kd_objective,
+    needs_teacher,
+    rl_objective,
+    searches,
+    training_questions,
+)
+from dgpo_cli.training.settings import DistillDataSettings, KDSettings, RLSettings, RolloutOptions
+from dgpo_cli.training.sizes import memory
+from dgpo_cli.training.sizes.jobs import Room, Sizes, Training, fitted, require_room_to_write, told, training_job
+from dgpo_cli.training.source import require_batch
+from dgpo_cli.training.teacher.trajectory_files import read_trajectories, require_known_tokens
+
+_log = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+_SHORTEST = 256  # questions among which the shortest prompt is looked for where none fits
+
+
+def check_rl(settings: RLSettings, *, given: Collection[str] = (), say: Say | None = None, processes: int = 1) -> Sizes:
+    """What can be found wrong before a model is loaded; returns the sizes that were fitted to the memory.
+
+    `given` are the settings that the user named, which are never fitted. Raises DgpoError.
+    """
+    objective = rl_objective(settings)
+    check_index(settings.index)
+    rewards.weighted(settings.reward)
+    student = readable(settings.student)
+    tokenizer, text = tokenizer_file(student), load_protocol(student)
+    if needs_teacher(objective):
+        assert settings.teacher is not None
+        teacher = readable(settings.teacher)
+        require_same_tokenizer(tokenizer, tokenizer_file(teacher))
+        text = common_text(text, load_protocol(teacher))
+    questions, validation = training_questions(settings)
+    require_batch(questions, settings.batch_size)
+    if not validation and say is not None:
+        say("no question is held out, so that the last weights are kept: give --eval-data, or 20 questions and more")
+    longest = longest_episode(settings.rollout, settings.student)
+    codec = Codec(tokenizer, text[0])
+    check_prompts([*questions, *validation], codec, settings.rollout, longest, say)
+    return sizes_of(settings, settings.student, longest, given=given, say=say, processes=processes)
+
+
+def check_kd(settings: KDSettings, *, given: Collection[str] = (), say: Say | None = None, processes: int = 1) -> Sizes:
+    """As `check_rl`. The trajectories are read, so that a bad line is found before a model is loaded."""
+    objective = kd_objective(settings)
+    if settings.index is not None:
+        check_index(settings.index)
+    elif settings.rerank.model is not None:
+        raise ConfigError("rerank.model has no effect where nothing is searched", hint="give --index and --eval-data")
+    data = read_trajectories(Path(settings.trajectories))
+    if not data.trajectories:
+        raise ConfigError(f"{data.path} holds no trajectory", hint="make some with `dgpo distill-data`")
+    student = readable(settings.student)
+    tokenizer = tokenizer_file(student)
+    codec = Codec(tokenizer, Protocol.from_json(data.protocol))
+    if data.tokenizer not in (None, codec.digest):
+        raise InputError(
+            f"{data.path} holds tokens of another tokenizer than the one of {settings.student}",
+            hint="train a student of the teacher's family, or make new data: `dgpo distill-data`",
+        )
+    if objective.needs:
+        require_same_tokenizer(tokenizer, tokenizer_file(readable(settings.teacher)))
+        require_known_tokens(data, readable(settings.teacher))
+    require_known_tokens(data, student)
+    if data.unwritten:
+        _log.warning(
+            "%s: %d trajectories hold no token that a model wrote and are left out, the first on line %d",
+            data.path, len(data.unwritten), data.unwritten[0],
+        )  # fmt: skip
+    longest = max(len(trajectory.token_ids) for trajectory in data.trajectories)
+    episode = longest_episode(settings.rollout, settings.student)
+    asked = {t.question.key: t.question for t in data.trajectories} if searches(objective) else {}
+    if settings.eval_questions is not None:
+        validation = read_questions(Path(settings.eval_questions))[: settings.eval_limit]
+        asked |= {question.key: question for question in validation}
+    if asked:
+        check_prompts(list(asked.values()), codec, settings.rollout, episode, say)
+    if searches(objective):
+        longest = max(longest, episode)
+    return sizes_of(settings, settings.student, longest, given=given, say=say, processes=processes)
+
+
+def check_distill(settings: DistillDataSettings, questions: Sequence[Question], *, say: Say | None = None) -> None:
+    """As `check_rl`, for a teacher that writes."""
+    check_index(settings.index)
+    name = settings.tokenizer or settings.teacher
+    source = readable(name)
+    capacity = longest_episode(settings.rollout, name)
+    check_prompts(questions, Codec(tokenizer_file(source), load_protocol(source)[0]), settings.rollout, capacity, say)
+    if settings.teacher_url is None and not settings.written and settings.engine == "transformers":
+        _check_room(
+            name, settings.rollout.wave, capacity, settings.device, "-o rollout.wave=", say, settings.teacher_8bit
+        )
+
+
+def check_eval(
+    model: str, rollout: RolloutSettings, questions: Sequence[Question], *, device: str, loaded: bool, say: Say | None
+) -> None:
+    """As `check_rl`, for a model that is measured; `loaded` in this process, and not by an engine of its own."""
+    source = readable(model)
+    capacity = longest_episode(rollout, model)
+    check_prompts(questions, Codec(tokenizer_file(source), load_protocol(source)[0]), rollout, capacity, say)
+    if loaded:
+        _check_room(model, min(rollout.wave, len(questions)), capacity, device, "--batch-size ", say)
+
+
+def _check_room(
+    name: str, wave: int, capacity: int, device: str, waves: str, say: Say | None, eight_bit: bool = False
+) -> None:
+    word = require_room_to_write(
+        name, eight_bit=eight_bit, wave=wave, capacity=capacity, room=Room.on(device), waves=waves
+    )
+    if word is not None and say is not None:
+        say(word)
+
+
+def readable(name: str) -> ModelSource:
+    """Raises ModelError for a model that is neither here nor to be had now."""
+    source = resolve(name)
+    if not source.local:
+        hub.must_be_local(source.location)
+    return source
+
+
+def longest_episode(rollout: RolloutOptions | RolloutSettings, model: str) -> int:
+    """Tokens that an episode may have: the settings' limit, or the model's context where that is less."""
+    context = context_of(model)
+    return rollout.max_tokens if context is None else min(context, rollout.max_tokens)
+
+
+def check_prompts(
+    questions: Sequence[Question],
+    codec: Codec,
+    rollout: RolloutOptions | RolloutSettings,
+    capacity: int,
+    say: Say | None = None,
+) -> int:
+    """How many prompts are too long to be answered, which is said. Raises ConfigError if all are, or none could be.
+
+    A token is at least a byte, and a byte becomes four where a look-alike of a tag is escaped: only prompts that may be
+    too long are turned into tokens.
+    """
+    limit = min(rollout.max_prompt_tokens, capacity - 1)
+    frame = len(codec.prompt_ids("").ids)
+    sizes = {question.key: 4 * len(question.text.encode(errors="surrogatepass")) + 2 for question in questions}
+    long = sorted((q for q in questions if frame + sizes[q.key] > limit), key=lambda q: sizes[q.key])
+    if frame > limit:
+        long = long[:_SHORTEST]
+    if not long:
+        return 0
+    counts = [len(codec.prompt_ids(question.text).ids) for question in long]
+    too_long = sum(count > limit for count in counts)
+    setting = f"rollout.max_prompt_tokens = {rollout.max_prompt_tokens}"
+    if limit < rollout.max_prompt_tokens:
+        setting = f"an episode has {capacity} tokens"
+    if frame > limit or too_long == len(questions):
+        raise ConfigError(
+            f"no prompt fits: the shortest has {min(counts)} tokens, and {limit} are allowed ({setting})",
+            hint=f"give -o rollout.max_prompt_tokens={min(counts)} or more, and rollout.max_tokens above it"
+            if limit == rollout.max_prompt_tokens
+            else "raise -o rollout.max_tokens, or take a model with a longer context",
+        )
+    if too_long and say is not None:
+        say(f"{too_long} of {len(questions)} prompts are longer than {limit} tokens ({setting}): they get no answer")
+    return too_long
+
+
+def sizes_of(
+    settings: Training, student: str, longest: int, *, given: Collection[str], say: Say | None, processes: int
+) -> Sizes:
+    """Sizes that had to be made smaller for the memory that is free, with a line that says so. Raises ConfigError."""
+    if settings.fit:  # tried out with the models themselves
+        return {}
+    room = Room.on(settings.device, settings.fit_gib, processes)
+
+    def parts(tried: Training) -> dict[str, float]:
+        job = training_job(tried, student=student, accelerated=room.accelerated, longest=longest)
+        return memory.in_process(job)
+
+    found = fitted(settings, parts, room, given, longest)
+    if found and say is not None:
+        say(told(found, room))
+    return found

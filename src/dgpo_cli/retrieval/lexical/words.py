@@ -1,0 +1,112 @@
+"""The word tokenizer behind every lexical retriever: lower case, words of two characters or more, no stop words.
+
+This is what bm25s does by default (its pattern, its English list, no stemmer), so figures made with it carry over.
+Stemming is Snowball's, after the stop words are gone, as there. Text is brought to NFC first. Of Chinese, Thai or Hindi
+that pattern makes no words (scripts.py), so a corpus that needs it gets words of any script instead; English is cut
+alike by both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, TypeVar
+
+from dgpo_cli.core.text import composed
+from dgpo_cli.retrieval.lexical import scripts
+
+Language = Literal[
+    "none", "english", "german", "dutch", "french", "spanish", "portuguese", "italian", "russian", "swedish",
+    "norwegian", "danish", "turkish",
+]  # fmt: skip
+# "unicode" cuts words of any script, "words" as bm25s does; "auto" is decided when an index is built.
+Tokenizer = Literal["auto", "words", "unicode"]
+AUTO_SHARE = 0.01  # of all characters; English Wikipedia has up to 0.0008 that bm25s's pattern cannot cut
+_LOST = 0.5  # share of a passage's characters from which on it is hardly found
+_WORD = re.compile(r"(?u)\b\w\w+\b")
+
+
+def stop_words(language: Language) -> frozenset[str]:
+    if language == "none":
+        return frozenset()
+    from bm25s import stopwords as lists
+
+    return frozenset(vars(lists)[f"STOPWORDS_{'EN' if language == 'english' else language.upper()}"])
+
+
+class WordConfig(Protocol):
+    """The settings of a lexical retriever that decide its words."""
+
+    @property
+    def stopwords(self) -> Language: ...
+    @property
+    def stemmer(self) -> Language: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+
+class WordTokenizer:
+    """Counts what it sees. Not for several threads at once: a stemmer keeps a cache.
+
+    `cut` "plain" is bm25s's without NFC, of indexes that do not say how they were made.
+    """
+
+    def __init__(
+        self,
+        stopwords: Language = "english",
+        stemmer: Language = "none",
+        cut: Literal["plain", "words", "unicode"] = "plain",
+    ) -> None:
+        self._skip = stop_words(stopwords)
+        self._stem: Callable[[list[str]], list[str]] | None = None
+        if stemmer != "none":
+            import Stemmer
+
+            self._stem = Stemmer.Stemmer(stemmer).stemWords
+        self.cut = cut
+        self.characters = self.uncut = self.lost = 0  # see `state`
+
+    def words(self, text: str) -> list[str]:
+        self.characters += len(text)
+        found = _WORD.findall(text.lower()) if text.isascii() or self.cut == "plain" else self._beyond_ascii(text)
+        kept = [word for word in found if word not in self._skip]
+        return kept if self._stem is None else self._stem(kept)
+
+    def _beyond_ascii(self, text: str) -> list[str]:
+        text = composed(text).lower()
+        uncut = scripts.uncut(text)
+        self.uncut += uncut
+        self.lost += uncut > _LOST * len(text)
+        return scripts.cut(text) if self.cut == "unicode" else _WORD.findall(text)
+
+    @property
+    def share(self) -> float:
+        """Of all characters so far, those that bm25s's pattern cannot cut into words."""
+        return self.uncut / max(1, self.characters)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What an index records of it: its name, the share, and the passages that are mostly of such characters."""
+        return {"tokenizer": self.cut, "uncut_share": round(self.share, 6), "uncut_passages": self.lost}
+
+
+Made = TypeVar("Made")
+
+
+def with_words(config: WordConfig, make: Callable[[WordTokenizer], Made]) -> tuple[Made, dict[str, Any]]:
+    """What `make` makes of all passages with the tokenizer that they need, and the state of it for the index.
+
+    `make` is called again where bm25s's words turn out not to do.
+    """
+    first: Literal["words", "unicode"] = "words" if config.tokenizer == "auto" else config.tokenizer
+    words = WordTokenizer(config.stopwords, config.stemmer, first)
+    made = make(words)
+    if config.tokenizer == "auto" and words.share >= AUTO_SHARE:
+        words = WordTokenizer(config.stopwords, config.stemmer, "unicode")
+        made = make(words)
+    return made, words.state
+
+
+def words_of(config: WordConfig, state: Mapping[str, Any]) -> WordTokenizer:
+    """The tokenizer with which an index was built."""
+    return WordTokenizer(config.stopwords, config.stemmer, state.get("tokenizer", "plain"))

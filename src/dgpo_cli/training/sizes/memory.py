@@ -1,0 +1,251 @@
+"""Memory of a training step from sizes alone. docs/plan.md derives every term; nothing here is fitted to a machine.
+
+Symbols: M tokens of a micro-batch, N trained tokens of it, n of a vocabulary chunk, V and H and I and Q the
+widths of vocabulary, hidden state, feed-forward layer and queries. All figures are bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dgpo_cli.engine.in_process import sizes
+from dgpo_cli.models.shapes import Shape
+
+FLOAT, HALF = 4, 2  # bytes
+CUDA_CONTEXT = 1.0e9  # assumed: context, kernels and workspaces of the libraries
+FRAGMENTATION = 0.05  # assumed: share of the rest that PyTorch's caching allocator holds without using it
+LIBRARIES = 0.45e9  # measured: PyTorch and transformers in a process without a GPU
+SAMPLED_LOGITS = 1 << 23  # turned into tokens at once (engine/sampling.py), four float32 buffers of them
+# Logits whose losses are computed at once, on a CPU and on CUDA (training/step.py), and the float32 buffers of that
+# size that are alive at its highest, counted in the code of the losses (docs/plan.md).
+BLOCK_LOGITS = (1 << 20, 1 << 24)
+_BUFFERS_CE, _BUFFERS_POLICY, _BUFFERS_KD, _BUFFERS_FULL_KL = 3.0, 3.25, 4.25, 5.25
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a training stage keeps in memory. `reader` is a frozen teacher, `reference` a frozen copy of the student."""
+
+    student: Shape
+    reader: Shape | None
+    reader_8bit: bool
+    distribution: bool  # the loss compares whole distributions with the reader's
+    rl: bool  # a critic, advantages and rollouts
+    reference: bool
+    tokens: int  # M
+    trained: int  # N
+    chunk: int  # n
+    slots: int  # episodes that run together; 0 without rollouts
+    capacity: int  # tokens of one episode
+    checkpointing: bool
+    accelerated: bool  # bf16 autocast over float32 weights, as on CUDA; else float32 throughout
+    shared_critic: bool = False  # a head on the student's hidden states instead of a model
+    adam_8bit: bool = False
+
+    @property
+    def own_critic(self) -> bool:
+        return self.rl and not self.shared_critic
+
+    @property
+    def compute(self) -> int:
+        return HALF if self.accelerated else FLOAT
+
+
+def by_part(job: Job) -> dict[str, float]:
+    """Bytes by part at the highest point of a step. Parts add up to the total; `work` ones never coincide."""
+    student = job.student
+    critic = critic_trained(student) if job.own_critic else student.hidden + 1 if job.rl else 0
+    trained = student.parameters + critic
+    frozen_head = (
+        student.head_parameters if job.own_critic and not student.tied else 0
+    )  # the critic's unused output layer
+    parts: dict[str, float] = {
+        "student weights": FLOAT * student.parameters,
+        "critic weights": FLOAT * (critic + frozen_head),
+        "gradients": FLOAT * trained,
+        "optimizer": moments(job, trained),
+        "teacher": reader_bytes(job),
+        "reference": FLOAT * student.parameters if job.reference else 0,
+        "KV cache": kv_cache(job),
+        "16-bit copy": writing_copy(job),
+        "captured graphs": captured(job),
+    }
+    parts |= _work(job)
+    if job.accelerated:
+        parts["allocator overhead"] = CUDA_CONTEXT + FRAGMENTATION * sum(parts.values())
+    return {name: value for name, value in parts.items() if value}
+
+
+def critic_trained(student: Shape) -> int:
+    """Parameters of the critic that train: the body, the embedding, and a head of width 1."""
+    return student.body + student.head_parameters + student.hidden + 1
+
+
+def moments(job: Job, trained: int) -> float:
+    """Two for every trained value: float32, or a byte and a 256th of a float32 scale. Embeddings stay in float32, and
+    so do norms and biases, which are counted as if they did not.
+    """
+    if not job.adam_8bit:
+        return 2 * FLOAT * trained
+    wide = job.student.head_parameters * (2 if job.own_critic else 1)
+    return 2 * FLOAT * wide + 2 * (1 + FLOAT / 256) * (trained - wide)
+
+
+def adam_temporary(job: Job) -> float:
+    """AdamW goes over all tensors at once on CUDA and one by one on a CPU; bitsandbytes' kernels work in place."""
+    if job.accelerated:
+        return 0.0 if job.adam_8bit else FLOAT * job.student.parameters
+    return FLOAT * job.student.head_parameters
+
+
+def reader_bytes(job: Job) -> float:
+    """In 8 bit only the linear maps of the layers are; embedding, output layer and norms stay in 16."""
+    reader = job.reader
+    if reader is None:
+        return 0
+    if not job.reader_8bit:
+        return job.compute * reader.parameters
+    linear = reader.layers * reader.layer_linear
+    return linear + job.compute * (reader.parameters - linear)
+
+
+def kv_cache(job: Job) -> float:
+    """Of as many episodes as run together, each at its longest."""
+    return sizes.cache_bytes(
+        [job.capacity] * job.slots,
+        layers=job.student.layers,
+        kv_width=job.student.kv_width,
+        itemsize=job.compute,
+        slots=job.slots,
+        capacity=job.capacity,
+        accelerated=job.accelerated,
+    )
+
+
+def writing_copy(job: Job) -> float:
+    """On CUDA what is written with, rounded from the float32 masters before every step of the engine."""
+    return HALF * job.student.parameters if job.accelerated and job.slots else 0.0
+
+
+def captured(job: Job) -> float:
+    """Logits of one token of all slots, in 16 and 32 bit, and the draw: CUDA graphs keep what they work on."""
+    if not (job.accelerated and job.slots):
+        return 0.0
+    logits = job.slots * job.student.vocabulary
+    return (HALF + FLOAT) * logits + 4 * FLOAT * min(logits, SAMPLED_LOGITS)
+
+
+def kept_per_token(shape: Shape, *, accelerated: bool) -> float:
+    """Bytes that one layer keeps for its backward pass, per token.
+
+    Two norms (input, normalized, scaled), query / key / value / output of attention with keys and values repeated for
+    every head, and gate, activated gate, up and product of the feed-forward layer. Under autocast the residual stream
+    and the norms are float32, the inputs of linear maps bf16.
+    """
+    hidden, query, inner = shape.hidden, shape.query_width, shape.intermediate
+    if accelerated:
+        return 2 * (2 * FLOAT + HALF) * hidden + HALF * (4 * query + 4 * inner)
+    return FLOAT * (6 * hidden + 4 * query + 4 * inner)
+
+
+def activations(job: Job) -> float:
+    """Of student and critic, which are differentiated together."""
+    shape = job.student
+    layer = kept_per_token(shape, accelerated=job.accelerated)
+    per_token = shape.layers * (FLOAT * shape.hidden if job.checkpointing else layer)
+    models = 2 if job.own_critic else 1
+    weights_in_half = HALF * shape.layers * shape.layer_linear if job.accelerated and not job.checkpointing else 0
+    edges = 4 * FLOAT * shape.hidden  # embedding, last norm
+    return models * (job.tokens * (per_token + edges) + weights_in_half)
+
+
+def _work(job: Job) -> dict[str, float]:
+    """The most expensive of: a vocabulary chunk, the reader's pass, a layer's backward pass, the optimizer, a prefill.
+
+    The first three come on top of the activations, the last two without them.
+    """
+    shape = job.student
+    kept = activations(job)
+    flat = (4 if job.own_critic else 3) * FLOAT * job.trained * shape.hidden  # hidden states, their copy and gradients
+    if job.distribution and job.reader is not None:
+        flat += job.compute * job.trained * job.reader.hidden
+    layer = job.tokens * (
+        kept_per_token(shape, accelerated=job.accelerated) * (2 if job.checkpointing else 0)
+        + job.compute * 3 * shape.intermediate
+    )
+    embedding = 2 * FLOAT * shape.head_parameters  # a gradient beside the one that it is added to
+    with_activations = {
+        "vocabulary chunk": vocabulary_chunk(job),
+        "teacher's pass": reader_pass(job) if job.distribution else 0.0,
+        "layer in hand": max(layer, 0.0),
+    }
+    without = {
+        "optimizer step": adam_temporary(job),
+        "embedding gradient": float(embedding),
+        "prefill": prefill(job),
+        "teacher's pass": 0.0 if job.distribution else reader_pass(job) + logprob_chunk(job),
+    }
+    name, size = max(with_activations.items(), key=lambda item: item[1])
+    other, alone = max(without.items(), key=lambda item: item[1])
+    if kept + flat + size >= alone:
+        return {"activations": kept + flat, name: size}
+    return {other: alone}
+
+
+def vocabulary_chunk(job: Job) -> float:
+    """Logits, and what the loss makes of a block of them; in 16 bit also the output layer, or later its gradient."""
+    tokens, vocabulary = min(job.chunk, job.trained), job.student.vocabulary
+    logits = FLOAT * tokens * vocabulary
+    block = FLOAT * vocabulary * min(tokens, max(1, BLOCK_LOGITS[job.accelerated] // vocabulary))
+    if job.rl:
+        buffers = _BUFFERS_FULL_KL if job.distribution else _BUFFERS_POLICY
+    else:
+        buffers = _BUFFERS_KD if job.distribution else _BUFFERS_CE
+    losses = (2 if job.distribution else 1) * logits + buffers * block
+    if not job.accelerated:
+        return losses
+    half = HALF * job.student.head_parameters
+    return max(losses + half, 1.5 * logits + 2 * half)  # a half: the gradient in 16 bit
+
+
+def logprob_chunk(job: Job) -> float:
+    return 3 * FLOAT * min(job.chunk, job.trained) * job.student.vocabulary
+
+
+def reader_pass(job: Job) -> float:
+    """A forward pass without gradient: residual stream, a norm, and the feed-forward layer of one layer at a time."""
+    if job.reader is None:
+        return 0.0
+    return job.compute * job.tokens * (3 * job.reader.hidden + 3 * job.reader.intermediate)
+
+
+def prefill(job: Job) -> float:
+    """Activations of one layer in a reading pass."""
+    if not job.slots:
+        return 0.0
+    shape = job.student
+    most = sizes.pass_tokens(shape.hidden, shape.intermediate, job.compute, accelerated=job.accelerated)
+    tokens = min(max(most, job.capacity), job.slots * job.capacity)
+    return job.compute * tokens * (3 * shape.hidden + 3 * shape.intermediate)
+
+
+def in_process(job: Job) -> dict[str, float]:
+    """`by_part` with what a process takes before it holds a model; on CUDA that is in the allocator's part already."""
+    return by_part(job) | ({} if job.accelerated else {"libraries": LIBRARIES})
+
+
+def of_writing(shape: Shape, *, eight_bit: bool, slots: int, capacity: int, accelerated: bool) -> dict[str, float]:
+    """Bytes by part of a model that is only asked: evaluation, chat, a teacher that writes trajectories."""
+    job = Job(
+        student=shape, reader=shape, reader_8bit=eight_bit, distribution=False, rl=False, reference=False, tokens=0,
+        trained=0, chunk=0, slots=slots, capacity=capacity, checkpointing=False, accelerated=accelerated,
+    )  # fmt: skip
+    parts = {
+        "weights": reader_bytes(job),
+        "KV cache": kv_cache(job),
+        "prefill": prefill(job),
+        "logits": 3.0 * FLOAT * slots * shape.vocabulary,
+    }
+    if accelerated:
+        return parts | {"allocator overhead": CUDA_CONTEXT + FRAGMENTATION * sum(parts.values())}
+    return parts | {"libraries": LIBRARIES}

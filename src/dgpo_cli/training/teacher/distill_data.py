@@ -1,0 +1,181 @@
+"""The teacher answers questions in the search loop; its trajectories are kept for the cold start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dgpo_cli.agent.identity import dated
+from dgpo_cli.core.figures import percent
+from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.protocol import Protocol
+from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
+from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken_search
+from dgpo_cli.engine.turnwise.model_server import ModelServer
+from dgpo_cli.models.sources import context_of, load_protocol, resolve
+from dgpo_cli.qa_sets import training_set
+from dgpo_cli.qa_sets.demonstrations import read_demonstrations
+from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.training.settings import GOLD, DistillDataSettings
+from dgpo_cli.training.teacher.keeping import Keep, kept, require_found, supported
+
+if TYPE_CHECKING:
+    from dgpo_cli.agent.agent import Agent
+    from dgpo_cli.engine.base import Engine
+
+
+def questions_of(settings: DistillDataSettings, bench_dir: Path | None = None) -> list[Question]:
+    """The questions that are answered. Raises InputError where the teacher cannot answer any."""
+    if settings.demonstrations is not None:
+        return [entry.question for entry in read_demonstrations(Path(settings.demonstrations))]
+    questions = training_set(settings.questions, bench_dir)
+    return supported(questions) if settings.written else questions
+
+
+def run_distill_data(
+    settings: DistillDataSettings,
+    run: RunDir,
+    *,
+    questions: Sequence[Question],
+    progress: Progress | None,
+    key: str | None = None,
+) -> dict[str, Any]:
+    """Load or reach what the settings name, and let the teacher answer `questions`. `key` is for the teacher's server.
+
+    With a server the trajectories are in the tokens of `settings.tokenizer`; the header of their file and the summary
+    tell whether those were sampled or made from the server's text.
+    """
+    agent, origin = _teacher(settings, run, questions, key)
+    summary = origin | distill_data(
+        agent,
+        questions,
+        samples=settings.samples,
+        keep=settings.keep,
+        always_search=settings.always_search,
+        folder=run.path,
+        progress=progress,
+        origin=origin,
+    )
+    if settings.teacher == GOLD:
+        require_found(summary, run.path)
+    run.finish(summary)
+    return summary
+
+
+def _teacher(
+    settings: DistillDataSettings, run: RunDir, questions: Sequence[Question], key: str | None
+) -> tuple[Agent, dict[str, Any]]:
+    """The teacher, and what a record says about where its token ids are from."""
+    from dgpo_cli.agent.agent import Agent, rollout_settings
+    from dgpo_cli.engine.turnwise.opening import served_engine, vllm_engine
+    from dgpo_cli.models.codec import Codec
+    from dgpo_cli.models.devices import inference_dtype, training_device
+    from dgpo_cli.models.load import load_model, load_tokenizer
+    from dgpo_cli.training.teacher.written import file_script, gold_script, written_engine
+
+    retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
+    rollout = rollout_settings(settings.rollout, settings.seed)
+    if not settings.written and settings.teacher_url is None and settings.engine == "transformers":
+        device = training_device(settings.device)
+        dtype = inference_dtype(device, None if settings.teacher_8bit else settings.teacher, settings.precision)
+        loaded = load_model(settings.teacher, device=device, dtype=dtype, eight_bit=settings.teacher_8bit)
+        protocol = _asked(settings, loaded.protocol, trained=loaded.trained_with_protocol)
+        codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, protocol))
+        return Agent.of(loaded.model, codec, retriever, rollout), {}
+    source = resolve(settings.tokenizer or settings.teacher)
+    own, trained = load_protocol(source)
+    tokenizer = load_tokenizer(source)
+    codec = Codec(tokenizer, dated(run, tokenizer, _asked(settings, own, trained=trained)))
+    if settings.written:
+        script = gold_script(questions) if settings.demonstrations is None else file_script(settings.demonstrations)
+        capacity = min(rollout.max_tokens, context_of(source.name) or rollout.max_tokens)
+        engine: Engine = written_engine(codec, script, capacity)
+        return Agent(engine, codec, retriever, rollout), {"written_by": settings.demonstrations or settings.teacher}
+    if settings.teacher_url is None:
+        weights = str(inference_dtype(training_device(settings.device))).removeprefix("torch.")
+        engine = vllm_engine(source, codec, max_tokens=rollout.max_tokens, dtype=weights, seed=settings.seed)
+        return Agent(engine, codec, retriever, rollout), {}
+    server = ModelServer(settings.teacher_url, settings.teacher, key)
+    engine, sampled = served_engine(
+        server, codec, settings.server, max_tokens=rollout.max_tokens, tokenizer=source.name
+    )
+    return Agent(engine, codec, retriever, rollout), {"token_ids": "sampled" if sampled else "from text"}
+
+
+def _asked(settings: DistillDataSettings, protocol: Protocol, *, trained: bool) -> Protocol:
+    """The text of a model that has none of its own may ask for a search before every answer."""
+    return protocol.always_searching() if settings.always_search and not trained else protocol
+
+
+def distill_data(
+    agent: Agent,
+    questions: Sequence[Question],
+    *,
+    samples: int,
+    keep: Keep,
+    folder: Path,
+    progress: Progress | None,
+    always_search: bool = False,
+    origin: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write `folder`/episodes.jsonl (all) and `folder`/trajectories.jsonl (kept, see `kept`); returns a summary.
+
+    Resumable at any moment: an episode is in the file as soon as it is finished, and only those that are missing are
+    generated. Their draws are those of an undisturbed call where the engine runs here; a server may write others.
+    Raises RetrievalError when too many episodes fail to search; such episodes are asked again by the next call.
+    """
+    from dgpo_cli.models.load import keep_tokenizer
+
+    keep_tokenizer(folder, agent.codec.tokenizer)
+    limits = agent.settings
+    protocol = agent.codec.protocol.with_limits(limits.to_json())
+    meta = {
+        "protocol": protocol.to_json(),
+        "settings": agent.settings.to_json(),
+        "tokenizer": agent.codec.digest,
+        **(origin or {}),
+    }
+    pairs = [(question, sample) for question in questions for sample in range(samples)]
+    keys = [attempt_key(question, sample) for question, sample in pairs]
+    failures: list[str] = []
+    with RecordFile(folder / "episodes.jsonl", key="key", schema="trajectories", meta=meta) as records:
+        missing = [pair for pair, key in zip(pairs, keys, strict=True) if key not in records.keys]
+        before, right, made_now = len(pairs) - len(missing), 0, 0
+
+        def tell(done: int, _: int, /, note: str = "") -> None:
+            if progress is not None:
+                share = f"{percent(right / made_now)} right, " if made_now else ""
+                progress(before + done, len(pairs), share + note)
+
+        tell(0, len(missing))
+        for trajectory in agent.finished(missing, progress=tell):
+            if trajectory.failed_search is not None:  # the next call asks again
+                failures.append(trajectory.failed_search)
+                refuse_broken_search(failures, len(pairs))
+                continue
+            records.append({"key": trajectory.key} | trajectory.to_json())
+            made_now += 1
+            right += trajectory.score is not None and trajectory.score.correct
+        place = {key: number for number, key in enumerate(keys)}
+        made = [t for t in records.made(Trajectory.from_json) if t.key in place]
+    made.sort(key=lambda t: place[t.key])
+    taken = [t for t in made if kept(t, keep, agent.codec, always_search=always_search)]
+    header = {"schema": "trajectories", "version": 1} | meta
+    write_jsonl_atomic(folder / "trajectories.jsonl", [header, *({"key": t.key} | t.to_json() for t in taken)])
+    return summary(made, taken, len(failures)) | {"path": str(folder / "trajectories.jsonl")}
+
+
+def summary(made: Sequence[Trajectory], kept: Sequence[Trajectory], failed: int) -> dict[str, Any]:
+    count = max(1, len(made))
+    return {
+        "episodes": len(made),
+        "kept": len(kept),
+        "share_kept": len(kept) / count,
+        "em": sum(t.score.correct for t in made if t.score is not None) / count,
+        "searches": sum(len(t.searches) for t in made) / count,
+        "tokens": sum(len(t.token_ids) for t in made) / count,
+        "written_tokens": sum(t.num_written for t in made) / count,
+        "failed_searches": failed,
+    }

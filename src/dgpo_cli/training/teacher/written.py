@@ -1,0 +1,37 @@
+"""Teachers that are no models: demonstrations from a file, and the one that knows the supporting passages.
+
+What they write goes through the same search loop as a model's turns: observations are what the index returns, tokens
+are those of the student's tokenizer, and what is kept is decided by the same rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dgpo_cli.core.types import Question, attempt_key
+from dgpo_cli.engine.scripted import Script, ScriptedEngine
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.qa_sets.demonstrations import read_demonstrations
+from dgpo_cli.training.teacher import gold
+
+
+def written_engine(codec: Codec, script: Script, max_tokens: int) -> ScriptedEngine:
+    return ScriptedEngine(codec, script, capacity=max_tokens, by_key=True, logprob=None)
+
+
+def file_script(path: str) -> Script:
+    """What a file of demonstrations says to its questions. Raises InputError."""
+    steps = {attempt_key(entry.question, 0): entry.steps for entry in read_demonstrations(Path(path))}
+
+    def script(key: str, read: Sequence[str]) -> str:
+        # A turn beyond the last one: only where the loop allows fewer searches than the demonstration makes.
+        step = steps[key][min(len(read), len(steps[key]) - 1)]
+        return gold.step_text(step.think, step.action, step.content)
+
+    return script
+
+
+def gold_script(questions: Sequence[Question]) -> Script:
+    by_key = {attempt_key(question, 0): question for question in questions}
+    return lambda key, read: gold.turn(by_key[key], read)

@@ -1,0 +1,114 @@
+"""A conversation of independent questions: every question is an episode of its own, nothing is carried over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dgpo_cli.agent.loop import Listener
+from dgpo_cli.agent.transcript import markdown
+from dgpo_cli.core.protocol import TAG_TOKENS
+from dgpo_cli.core.records import RecordFile, write_atomic, write_jsonl_atomic
+from dgpo_cli.core.types import Question, Trajectory
+from dgpo_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from dgpo_cli.agent.agent import Agent
+
+
+class Chat:
+    """Asks `agent`; a question that did not come to its end leaves nothing behind: the next one gets a new agent."""
+
+    def __init__(self, make_agent: Callable[[], Agent]) -> None:
+        self._make_agent = make_agent
+        self.agent = make_agent()
+        self.episodes: list[Trajectory] = []
+        self._underway = False
+
+    @property
+    def top_k(self) -> int:
+        return self.agent.settings.top_k
+
+    @top_k.setter
+    def top_k(self, value: int) -> None:
+        """Raises ConfigError for a value below 1."""
+        self.agent = self.agent.with_settings(top_k=value)
+
+    def ask(self, text: str, on_event: Listener | None = None) -> Trajectory:
+        """The episode of one question. `on_event` is told what happens as it happens."""
+        question = Question(str(len(self.episodes) + 1), text, (), "chat")
+        if self._underway:
+            self.agent = replace(self._make_agent(), settings=self.agent.settings)
+        self._underway = True
+        (episode,) = self.agent.run([(question, 0)], on_event=on_event)
+        self._underway = False
+        episode = replace(episode, score=None)  # there is no gold answer to score it by
+        self.episodes.append(episode)
+        return episode
+
+    def save(self, path: Path) -> None:
+        """All episodes: trajectory records in a .jsonl file, a Markdown transcript in any other.
+
+        Raises InputError if the file exists or cannot be written, or nothing was asked yet.
+        """
+        if not self.episodes:
+            raise InputError("there is nothing to save yet", hint="ask a question first")
+        if path.exists():
+            raise InputError(f"{path} exists", hint="give another file name")
+        try:
+            self._write(path)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}", hint="give a file that you may write") from error
+
+    def _write(self, path: Path) -> None:
+        if path.suffix == ".jsonl":
+            codec, settings = self.agent.codec, self.agent.settings
+            header = {"schema": "trajectories", "version": RecordFile.version}
+            header |= {"protocol": codec.protocol.to_json(), "settings": settings.to_json()}
+            write_jsonl_atomic(path, [header, *({"key": t.key} | t.to_json() for t in self.episodes)])
+        else:
+            write_atomic(path, markdown(self.episodes, self.agent.codec.decode))
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text inside one of the agent's tags (`tag` is its name, None outside any), or a tag itself."""
+
+    text: str
+    tag: str | None
+    is_tag: bool = False
+
+
+_TAG = re.compile("|".join(map(re.escape, TAG_TOKENS)))
+
+
+class TagStream:
+    """Cuts text that arrives bit by bit into pieces; a tag that may still be completed is held back."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._tag: str | None = None
+
+    def feed(self, text: str) -> list[Piece]:
+        pieces, text, place = [], self._held + text, 0
+        for match in _TAG.finditer(text):
+            pieces.append(Piece(text[place : match.start()], self._tag))
+            name = match[0].strip("</>")
+            pieces.append(Piece(match[0], name, is_tag=True))
+            self._tag = None if match[0].startswith("</") else name
+            place = match.end()
+        rest = text[place:]
+        begun = rest.rfind("<")
+        held = begun >= 0 and any(tag.startswith(rest[begun:]) for tag in TAG_TOKENS)
+        self._held = rest[begun:] if held else ""
+        pieces.append(Piece(rest[:begun] if held else rest, self._tag))
+        return [piece for piece in pieces if piece.text]
+
+    def flush(self) -> list[Piece]:
+        """What was held back, at the end of a turn; the next turn starts outside any tag."""
+        rest = [Piece(self._held, self._tag)] if self._held else []
+        self._held, self._tag = "", None
+        return rest

@@ -1,0 +1,238 @@
+"""What `dgpo report` shows of run folders: curves, evaluations side by side, and episodes to read.
+
+Episodes come from the records that a run keeps: every answer of `dgpo eval`, every episode of `dgpo distill-data`, and
+of training the last periodic evaluation and a sample of the rollouts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli import __version__
+from dgpo_cli.core.figures import duration, p_value, percent, percent_range, points, points_range
+from dgpo_cli.core.protocol import Protocol
+from dgpo_cli.core.records import write_atomic
+from dgpo_cli.core.run_dir import measured
+from dgpo_cli.core.run_list import spoken_model, summarize_runs
+from dgpo_cli.core.run_names import find_run, short_names
+from dgpo_cli.errors import ConfigError, DgpoError
+from dgpo_cli.evaluation.compare import conditions
+from dgpo_cli.evaluation.stats import paired_difference
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.load import kept_tokenizer, load_tokenizer
+from dgpo_cli.models.sources import resolve
+from dgpo_cli.viewing.charts import charts
+from dgpo_cli.viewing.episode_text import attempt
+from dgpo_cli.viewing.report_page import render
+from dgpo_cli.viewing.run_records import RunRecords, open_run
+
+LAST = 8  # runs of a page that names none: as many as there are colours
+
+
+def write_report(runs: Sequence[Path], target: Path, *, questions: int) -> dict[str, Any]:
+    """Write the page of `runs`, by name or folder, to `target`; `questions` of each set can be read in it.
+
+    Without runs it is about the last LAST that began.
+
+    Returns {"path", "bytes", "runs", "names", "questions", "warnings"}.
+    Raises DgpoError for what is no run folder.
+    """
+    found, damaged = ([find_run(path) or path for path in runs], []) if runs else _last_runs()
+    opened = [open_run(path) for path in dict.fromkeys(path.resolve() for path in found)]
+    for run, name in zip(opened, short_names([run.path for run in opened]), strict=True):
+        run.name = name
+    content = gather(opened, questions)
+    content["warnings"] += damaged
+    page = render(content, charts([(run.name, run.rows) for run in opened]))
+    write_atomic(target, page)
+    return {
+        "path": str(target),
+        "bytes": len(page.encode()),
+        "runs": [str(run.path) for run in opened],
+        "names": [run.name for run in opened],
+        "questions": len(content["questions"]),
+        "warnings": content["warnings"],
+    }
+
+
+def _last_runs() -> tuple[list[Path], list[str]]:
+    """Those that can be read, and a line about those that cannot. Raises ConfigError if none can."""
+    summaries = summarize_runs(Path())
+    problems = {summary.name: summary.problem for summary in summaries if summary.status == "damaged"}
+    made = [summary.path for summary in summaries if summary.status != "damaged"]
+    left_out = []
+    if problems:
+        name, problem = next(iter(problems.items()))
+        left_out = [f"Left out, since damaged: {', '.join(problems)} ({name}: {problem})."]
+    if not made:
+        raise ConfigError(
+            left_out[0].rstrip(".") if left_out else "there are no runs below this folder",
+            hint="make some with `dgpo quickstart`, or name a RUN",
+        )
+    return made[-LAST:], left_out
+
+
+def gather(runs: Sequence[RunRecords], limit: int) -> dict[str, Any]:
+    """The page's content as JSON, charts not included."""
+    asked, warnings = _questions(runs, limit)
+    return {
+        "version": f"dgpo {__version__}",
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "runs": [{"name": run.name, "path": str(run.path), "logged": bool(run.rows)} for run in runs],
+        "summary": _summary(runs),
+        "evaluations": _evaluations(runs),
+        "pairs": _pairs(runs),
+        "warnings": [*_alarms(runs), *_differing(runs), *warnings],
+        "questions": asked,
+    }
+
+
+def _summary(runs: Sequence[RunRecords]) -> dict[str, Any]:
+    rows = []
+    for run in runs:
+        result = run.record.get("result") or {}
+        steps = max((int(row["step"]) for row in run.rows), default=None)
+        ems = [em for row in run.rows if (em := measured(row, "eval_em")) is not None]
+        best = max(ems, default=measured(result, "em"))
+        model = run.config.get("model") or run.config.get("student") or run.config.get("teacher")
+        seconds = max((s for row in run.rows if (s := measured(row, "seconds")) is not None), default=None)
+        rows.append(
+            [
+                run.record["command"],
+                run.config.get("method"),
+                None if model is None else spoken_model(str(model)),
+                run.record["status"],
+                run.record["created"][:16].replace("T", " "),
+                None if steps is None else f"{steps:,}",
+                None if best is None else percent(best),
+                None if seconds is None else duration(seconds),
+            ]
+        )
+    columns = ["run", "command", "method", "model", "status", "started (UTC)", "steps", "best EM", "training time"]
+    return {"columns": columns, "rows": rows}
+
+
+def _evaluations(runs: Sequence[RunRecords]) -> dict[str, Any]:
+    rows: list[list[Any]] = []
+    for place, run in enumerate(runs):
+        for name, report in run.reports.items():
+            groups = [("all", report.overall)]
+            if len(report.by_hops) > 1:
+                groups += [(str(hops), summary) for hops, summary in report.by_hops.items()]
+            for hops, s in groups:
+                interval = percent_range(s.em_interval.low, s.em_interval.high)
+                shares = [percent(value) for value in (s.f1, s.answer_retrieved)]
+                numbers = [f"{s.searches:.2f}", f"{s.written_tokens:.0f}", str(s.invalid_actions)]
+                rows.append([place, name, hops, f"{s.n:,}", percent(s.em), interval, *shares, *numbers])
+    columns = ["run", "question set", "hops", "n", "EM", "95 %", "F1", "answer retrieved", "searches"]
+    return {"columns": [*columns, "tokens written", "without action"], "rows": rows}
+
+
+def _pairs(runs: Sequence[RunRecords]) -> dict[str, Any]:
+    """Every two evaluations over the questions that both were asked."""
+    rows = []
+    for first, second in combinations([run for run in runs if run.record["command"] == "eval"], 2):
+        common = first.right.keys() & second.right.keys()
+        if not common:
+            continue
+        paired = paired_difference({k: first.right[k] for k in common}, {k: second.right[k] for k in common})
+        interval = points_range(paired.interval.low, paired.interval.high)
+        counts = [str(paired.n), str(paired.worse), str(paired.better)]
+        rows.append([first.name, second.name, *counts, points(paired.difference), interval, p_value(paired.p_value)])
+    columns = ["A", "B", "questions", "only A right", "only B right", "B minus A (points)", "95 %", "p (sign test)"]
+    return {"columns": columns, "rows": rows}
+
+
+def _differing(runs: Sequence[RunRecords]) -> list[str]:
+    """What makes the evaluations no fair comparison: settings, questions or corpora that are not the same."""
+    found: dict[str, list[str]] = {}
+    sets = dict.fromkeys(name for run in runs for name in run.headers)
+    for question_set in sets:
+        sides = {run.name: conditions(run.headers[question_set]) for run in runs if question_set in run.headers}
+        for setting in next(iter(sides.values())):
+            values = [side[setting] for side in sides.values()]
+            if any(value != values[0] for value in values):
+                shown = "; ".join(f"{name}: {value}" for name, value in zip(sides, values, strict=True))
+                found.setdefault(f"{setting} ({shown})", []).append(question_set)
+    return [
+        f"Not comparable as they stand: the evaluations{_over(where, sets)} differ in {what}."
+        for what, where in found.items()
+    ]
+
+
+def _over(where: Sequence[str], sets: Collection[str]) -> str:
+    """Of which question sets, where it is not all of them."""
+    return "" if len(where) == len(sets) else f" of {', '.join(where)}"
+
+
+def _alarms(runs: Sequence[RunRecords]) -> list[str]:
+    """What the collapse guard of training runs saw, and what followed."""
+    return [
+        f"{run.name}, step {row['step']}: {row['alarm']} (mean {row['metric']} {row['mean']:.4g}, "
+        f"threshold {row['threshold']:.4g}): {row['action']}."
+        for run in runs
+        for row in run.rows
+        if "alarm" in row
+    ]
+
+
+def _questions(runs: Sequence[RunRecords], limit: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """`limit` questions of each set, and as many rollouts, with every run's attempt; and what could not be shown.
+
+    Which ones is a fixed draw by their keys, the same for every run; questions that more runs answered come first.
+    """
+    answered = Counter(key for run in runs for key in run.groups)
+    groups = {key: group for run in runs for key, group in run.groups.items()}
+    by_group: dict[str, list[str]] = {}
+    for key in sorted(answered, key=lambda k: (-answered[k], hashlib.sha256(k.encode()).digest())):
+        by_group.setdefault(groups[key], []).append(key)
+    wanted = {key for keys in by_group.values() for key in keys[:limit]}
+    warnings = [
+        f"Of {len(keys):,} episodes of {name}, {limit} are shown; --questions takes more."
+        for name, keys in by_group.items()
+        if len(keys) > limit
+    ]
+    shown: dict[str, dict[str, Any]] = {}
+    for place, run in enumerate(runs):
+        codec: Codec | None = None
+        known = False
+        for key, group, trajectory, header in run.episodes():
+            if key not in wanted:
+                continue
+            if not known:
+                codec, known = _codec(run, header, warnings), True
+            question = trajectory.question
+            entry = shown.setdefault(
+                key,
+                {
+                    "key": key,
+                    "bench": group,
+                    "text": question.text,
+                    "answers": list(question.answers),
+                    "hops": question.hops,
+                    "attempts": {},
+                },
+            )
+            entry["attempts"][str(place)] = attempt(trajectory, codec)
+    return list(shown.values()), warnings
+
+
+def _codec(run: RunRecords, header: dict[str, Any], warnings: list[str]) -> Codec | None:
+    """Of the tokenizer that the run kept, else its model's; without it the page shows what needs no text."""
+    try:
+        tokenizer = kept_tokenizer(run.path) or load_tokenizer(resolve(run.model))
+        codec = Codec(tokenizer, Protocol.from_json(header["protocol"]))
+    except DgpoError as error:
+        reason = error.message
+    else:
+        if header.get("tokenizer") in (None, codec.digest):
+            return codec
+        reason = f"its tokens are not those of {run.model} as it is now"
+    warnings.append(f"{run.name}: the text of its episodes cannot be shown ({reason}).")
+    return None

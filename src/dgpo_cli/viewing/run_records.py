@@ -1,0 +1,101 @@
+"""A run folder as `dgpo report` reads it: its record, what it logged, and the episodes that it kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dgpo_cli.core.config import load_toml
+from dgpo_cli.core.records import read_records
+from dgpo_cli.core.run_dir import read_metrics, read_run
+from dgpo_cli.core.types import Trajectory
+from dgpo_cli.errors import ConfigError, InputError
+from dgpo_cli.evaluation.outcome import Outcome, grade
+from dgpo_cli.evaluation.summary import Report
+from dgpo_cli.training.run.kept_episodes import ROLLOUTS_FILE
+from dgpo_cli.training.run.kept_episodes import SCHEMA as ROLLOUTS
+from dgpo_cli.training.run.validation import VALIDATION_FILE
+
+
+class Kept(NamedTuple):
+    """An episode, and what it is shown under: rollouts of training are apart from answers to a question set."""
+
+    key: str
+    group: str
+    trajectory: Trajectory
+    header: dict[str, Any]
+
+
+@dataclass(slots=True)
+class RunRecords:
+    """One run folder, with the files of episodes in it by question set."""
+
+    path: Path
+    record: dict[str, Any]
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    files: list[tuple[Path, str]]  # and the schema of their records
+    name: str = ""
+    reports: dict[str, Report] = field(default_factory=dict)  # by question set
+    right: dict[str, bool] = field(default_factory=dict)  # by answer to a question set
+    groups: dict[str, str] = field(default_factory=dict)  # by key of everything that can be read
+    headers: dict[str, dict[str, Any]] = field(default_factory=dict)  # of an evaluation, by file of answers
+
+    @property
+    def model(self) -> str:
+        """Whose tokens the episodes are made of."""
+        if self.record["command"] == "distill-data":
+            return str(self.config.get("tokenizer") or self.config.get("teacher"))
+        return str(self.config.get("model")) if self.record["command"] == "eval" else str(self.path)
+
+    def episodes(self) -> Iterator[Kept]:
+        """Every episode in the order of its file. Raises InputError naming file and line."""
+        for file, schema in self.files:
+            header, rows = read_records(file, schema)
+            for line, row in rows:
+                try:
+                    trajectory = Trajectory.from_json(row)
+                    step = int(row["step"]) if schema == ROLLOUTS else None
+                except (KeyError, ValueError, TypeError) as error:
+                    raise InputError(
+                        f"{file}:{line}: not an episode ({error!r})", hint="make the run again with --fresh"
+                    ) from error
+                if step is None:
+                    yield Kept(trajectory.key, trajectory.question.qa_set, trajectory, header)
+                else:
+                    name = f"{trajectory.question.qa_set}, rollouts of training"
+                    yield Kept(f"step {step}/{trajectory.key}", name, trajectory, header)
+
+
+def open_run(path: Path) -> RunRecords:
+    """Raises ConfigError if `path` is no run folder, InputError if it is damaged."""
+    if not (path / "run.json").is_file():
+        raise ConfigError(f"{path} is not a run folder", hint="`dgpo runs` lists them")
+    record = read_run(path)
+    config = load_toml(path / "config.toml") if (path / "config.toml").is_file() else {}
+    if record["command"] == "eval":
+        files = [(path / f"{name}.jsonl", "evaluation") for name in config.get("benchmarks", ())]
+    elif record["command"] == "distill-data":
+        files = [(path / "episodes.jsonl", "trajectories")]
+    else:
+        files = [(path / VALIDATION_FILE, "evaluation"), (path / ROLLOUTS_FILE, ROLLOUTS)]
+    run = RunRecords(path, record, config, read_metrics(path), [entry for entry in files if entry[0].is_file()])
+    if record["command"] == "eval":
+        run.headers = {file.stem: read_records(file, schema)[0] for file, schema in run.files}
+    by_set: dict[str, list[Outcome]] = {}
+    for key, group, trajectory, _ in run.episodes():
+        run.groups[key] = group
+        if key != trajectory.key:  # a rollout at the temperature of training is no measure of the model
+            continue
+        outcome = grade(trajectory, _no_text)
+        run.right[key] = outcome.em
+        by_set.setdefault(group, []).append(outcome)
+    run.reports = {name: Report.of(outcomes) for name, outcomes in by_set.items()}
+    return run
+
+
+def _no_text(_ids: Sequence[int]) -> str:
+    """Only the format of turns is read off their text; it is not shown, and a run can be without its tokenizer."""
+    return ""
