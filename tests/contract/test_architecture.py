@@ -87,6 +87,50 @@ def test_the_import_rule_sees_a_violation() -> None:
     assert wrong_imports("from dgpo_cli.core.types import Hit", "retrieval") == []
 
 
+MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+MOST = 9  # packages that one package imports, beside `errors`, which all of them raise
+
+
+def modules_of(path: Path) -> set[str]:
+    """Modules of this package that a file imports: at its top, where it needs them, or for types only."""
+    named: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dgpo_cli."):
+            named |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name.removeprefix("dgpo_cli.") for name in named} & set(MODULES)
+
+
+def test_no_package_imports_more_than_nine_others() -> None:
+    """Commands put together what a person asked for, so that each of their files is held by itself."""
+    found: dict[str, set[str]] = {}
+    for path in FILES:
+        owner = name_of(path)
+        packages = {module.split(".")[0] for module in modules_of(path)} - {owner, "errors", "__init__"}
+        found.setdefault(str(path.relative_to(PACKAGE)) if owner == "commands" else owner, set()).update(packages)
+    assert {name: sorted(others) for name, others in found.items() if len(others) > MOST} == {}
+
+
+def ring_of(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a ring, the first one again at its end; empty where there is none."""
+    done: set[str] = set()
+
+    def visit(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        ring = next((ring for other in sorted(graph[module]) if (ring := visit(other, [*way, module]))), [])
+        done.add(module)
+        return ring
+
+    return next((ring for module in sorted(graph) if (ring := visit(module, []))), [])
+
+
+def test_no_modules_import_each_other_in_a_ring() -> None:
+    assert ring_of({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert ring_of({name: modules_of(path) for name, path in MODULES.items()}) == []
+
+
 def test_only_the_console_imports_rich() -> None:
     users = {
         name_of(p)

@@ -52,3 +52,15 @@ def test_the_pages_name_only_commands_and_options_that_exist() -> None:
                 f"{page.name}: dgpo {call}" for w in words if w.startswith("--") and w.rstrip(",.") not in options
             ]
     assert wrong == []
+
+
+def test_the_architecture_page_names_what_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    sources = ROOT / "src" / "dgpo_cli"
+    named = re.findall(r"`((?:\w+/)*\w+(?:/|\.py))`", page)
+    assert len(named) > 20
+    places = (sources, *(sources / package for package in ("retrieval", "engine", "training", "offline", "commands")))
+    missing = [name for name in named if not any((place / name).exists() for place in (*places, ROOT))]
+    assert missing == []
+    packages = {path.name.removesuffix(".py") for path in sources.iterdir() if not path.name.startswith(("_", "py."))}
+    assert {name for name in packages - {"recipes"} if f"`{name}`" not in page} == set()

@@ -10,6 +10,7 @@ import typer
 
 from dgpo_cli.commands.common.options import absolute, choose
 from dgpo_cli.commands.common.search_environment import sendable_token
+from dgpo_cli.commands.common.training_options import choose_teacher
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError, ModelError
 
@@ -76,7 +77,7 @@ def teacher_values(
                 f"{flag} has no effect without --teacher-url, --teacher gold or --demonstrations",
                 hint="give one of them",
             )
-        chosen = choose(console, "teacher", teacher or before.get("teacher"), "qwen-3b", hint="give --teacher")
+        chosen = choose_teacher(console, teacher or before.get("teacher"))
         return {"teacher": absolute(chosen)}
     if teacher is not None:
         raise ConfigError(

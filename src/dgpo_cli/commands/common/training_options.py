@@ -18,7 +18,8 @@ from dgpo_cli.core.figures import duration
 if TYPE_CHECKING:
     from dgpo_cli.core.run_dir import RunDir
 
-TeacherOption = Annotated[str | None, typer.Option(help="Alias, hub id, folder or run; qwen-3b by default.")]
+TEACHER = "qwen-3b"  # the paper's
+TeacherOption = Annotated[str | None, typer.Option(help=f"Alias, hub id, folder or run; {TEACHER} by default.")]
 Teacher8bitFlag = Annotated[bool | None, typer.Option("--teacher-8bit", help="Load the teacher in 8 bit.")]
 QuestionsOption = Annotated[
     str | None, typer.Option(help="QA sets or question files, comma-separated; nq,hotpotqa by default.")
@@ -42,7 +43,8 @@ ListFlag = Annotated[bool, typer.Option("--list", help="List the methods, then s
 
 
 def choose_teacher(console: Console, given: str | None) -> str:
-    return choose(console, "teacher", given, "qwen-3b", hint="give --teacher")
+    """A teacher that was given, else the one that this folder remembers, else TEACHER."""
+    return choose(console, "teacher", given, TEACHER, hint="give --teacher")
 
 
 def choose_questions(console: Console, given: str | None) -> str:
