@@ -50,7 +50,7 @@ RL = {
 }
 SMALL = {
     "rollout": {"max_prompt_tokens": 2048, "max_new_tokens": 200, "max_tokens": 4096, "wave": 4},
-    "rl": {"steps": 2, "batch_size": 4, "eval_every": 2, "eval_questions": 2, "save_every": 1},
+    "rl": {"steps": 2, "batch_size": 4, "eval_every": 2, "eval_limit": 2, "save_every": 1},
     "demonstrations": {"questions": 24},
 }  # fmt: skip
 

@@ -62,14 +62,19 @@ def kd(folder: Path, student: LoadedModel, teacher: LoadedModel) -> dict[str, An
     codec = Codec(teacher.tokenizer, PROTOCOL)
     agent = Agent.of(teacher.model, codec, index(folder), rollout_settings(ROLLOUT, 0))
     distill_data(agent, QUESTIONS, samples=1, keep="all", folder=folder, progress=None)
-    settings = KDSettings("s", "t", str(folder), steps=1, batch_size=2, validation_share=0.0, lr=1e-4)
+    settings = KDSettings(
+        student="s", teacher="t", trajectories=str(folder), steps=1, batch_size=2, validation_share=0.0, lr=1e-4
+    )
     with RunDir.open("kd", asdict(settings), out=folder / "run") as run:
         return distil(settings, run, student=student, teacher=teacher, data=read_trajectories(folder))
 
 
 def rl(folder: Path, student: LoadedModel, teacher: LoadedModel, form: str) -> dict[str, Any]:
     settings = RLSettings(
-        *("s", "t", "i", "q"),
+        student="s",
+        teacher="t",
+        index="i",
+        questions="q",
         objective={"kl_form": form, "kl_coef": 0.1},
         steps=1,
         batch_size=2,

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 from collections.abc import Iterator
+from dataclasses import MISSING, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dgpo_cli.core import registry
 from dgpo_cli.core.config import describe
 from dgpo_cli.objectives.base import Need
 from dgpo_cli.objectives.registry import OBJECTIVES, create
-from dgpo_cli.training.settings import KDSettings, RLSettings, RolloutOptions
+from dgpo_cli.training.settings import KDSettings, RLSettings
 
 ROOT = Path(__file__).parent.parent
 HIDDEN_OPTIONS = {"--install-completion", "--show-completion", "--help"}
@@ -94,17 +94,8 @@ def method_page(name: str) -> str:
     if rewarded:
         lines += ["## Deviations of the loop around it", ""]
         lines += [f"- {text}" for text in _loop_deviations()] + [""]
-    notes = describe(objective.Config)
-    if notes:
-        lines += ["## Settings", "", f"Given as `-o objective.NAME=VALUE` to `dgpo {command}`.", ""]
-        lines += ["| name | type | default | meaning | source |", "|---|---|---|---|---|"]
-        lines += [
-            f"| `{n.name}` | {_cell(n.type)} | `{n.default}` | {_cell(n.help)} | {_cell(n.source)} |" for n in notes
-        ]
-        lines.append("")
-    lines += _run_settings(RLSettings if rewarded else KDSettings, command)
-    if rewarded:
-        lines += _run_settings(RolloutOptions, command, section="rollout")
+    lines += _settings("", objective.Config, "objective.", command)
+    lines += _settings(" of the run", RLSettings if rewarded else KDSettings, "", command)
     return "\n".join(lines)
 
 
@@ -114,17 +105,22 @@ def _loop_deviations() -> list[str]:
     return [_cell(p.partition(":")[2]) for p in paragraphs if p.startswith("Deviation")]
 
 
-def _run_settings(cls: type, command: str, section: str = "") -> list[str]:
-    """A dataclass of run settings as a table; the comment beside a field says where its default is from."""
-    prefix = f"{section}." if section else ""
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(cls), flags=re.MULTILINE))
-    lines = [f"## Settings of the {section or 'run'}", "", f"Given as `-o {prefix}NAME=VALUE` to `dgpo {command}`.", ""]
-    lines += ["| name | default | source |", "|---|---|---|"]
-    for note in describe(cls):
-        if not isinstance(note.default, dict) and not hasattr(note.default, "__dataclass_fields__"):
-            default = "" if repr(note.default).startswith("<") else f"`{note.default}`"
-            lines.append(f"| `{note.name}` | {default} | {_cell(comments.get(note.name, ''))} |")
-    return [*lines, ""]
+def _settings(of: str, cls: type, prefix: str, command: str) -> list[str]:
+    """A settings class as a table, and after it those of its sections."""
+    notes = describe(cls)
+    sections = [note for note in notes if is_dataclass(note.default)]
+    plain = [note for note in notes if note not in sections and not isinstance(note.default, dict)]
+    if not notes:
+        return []
+    lines = [f"## Settings{of}", "", f"Given as `-o {prefix}NAME=VALUE` to `dgpo {command}`.", ""]
+    lines += ["| name | type | default | meaning | source |", "|---|---|---|---|---|"]
+    for note in plain:
+        default = "" if note.default is MISSING else f"`{note.default}`"
+        lines.append(f"| `{note.name}` | {_cell(note.type)} | {default} | {_cell(note.help)} | {_cell(note.source)} |")
+    lines.append("")
+    for section in sections:
+        lines += _settings(f" of `{section.name}`", type(section.default), f"{section.name}.", command)
+    return lines
 
 
 def pages() -> dict[Path, str]:

@@ -283,7 +283,7 @@ def small_quickstart() -> None:
     settings["teacher"] |= {"steps": 2, "eval_every": 2}
     settings["student"] |= {"steps": 2, "eval_every": 2}
     settings["kd"] |= {"steps": 2, "eval_every": 2}
-    settings["rl"] |= {"steps": 2, "batch_size": 4, "eval_every": 1, "save_every": 1, "eval_questions": 4}
+    settings["rl"] |= {"steps": 2, "batch_size": 4, "eval_every": 1, "save_every": 1, "eval_limit": 4}
     quickstart.recipe = lambda: settings
     os.cpu_count = lambda: 1
     now = 0.0

@@ -28,7 +28,7 @@ def arguments(offline, steps, *more):
     return [
         *("rl", "--student", str(offline.student), "--teacher", str(offline.teacher), "--index", str(offline.index)),
         *("--data", str(offline.questions("train")), "--eval-data", str(offline.questions("validation"))),
-        *("--steps", str(steps), "--batch-size", "4", "-oeval_questions=2", "-osave_every=2", "--json", *FLAGS, *more),
+        *("--steps", str(steps), "--batch-size", "4", "-oeval_limit=2", "-osave_every=2", "--json", *FLAGS, *more),
     ]
 
 

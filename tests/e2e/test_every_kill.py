@@ -79,7 +79,7 @@ def rl(offline, method: str) -> list[object]:
     return [
         *("rl", "--student", offline.student, "--teacher", offline.teacher, "--index", offline.index, "-q"),
         *("--data", offline.questions("train"), "--eval-data", offline.questions("validation"), "--method", method),
-        *("--steps", 3, "--batch-size", 4, "--lr", 0.01, "-osave_every=2", "-oeval_every=1", "-oeval_questions=2"),
+        *("--steps", 3, "--batch-size", 4, "--lr", 0.01, "-osave_every=2", "-oeval_every=1", "-oeval_limit=2"),
         *("-owarmup_steps=0", "--on-collapse", "rollback", *samples, *FLAGS),
     ]
 

@@ -102,6 +102,6 @@ def test_rl(offline, tmp_path, form):
         *("rl", "--student", offline.student, "--teacher", offline.teacher, "--index", offline.index),
         *("--data", offline.questions("train"), "--eval-data", offline.questions("validation")),
         *("--steps", 30, "--batch-size", 8, "--lr", 0.01, "--kl-form", form, "--kl-coef", 0.1),
-        *("-osave_every=4", "-oeval_every=8", "-oeval_questions=8", "-owarmup_steps=0", *FLAGS),
+        *("-osave_every=4", "-oeval_every=8", "-oeval_limit=8", "-owarmup_steps=0", *FLAGS),
     ]
     assert_same_run(*disturbed(tmp_path, arguments, "runs/rl-0001/metrics.jsonl", [1, 10, 23]))

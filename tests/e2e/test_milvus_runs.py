@@ -323,6 +323,6 @@ def test_rl_over_a_file_after_kills(tmp_path: Path, offline: Any, searcher: Path
         *("rl", "--student", searcher, "--teacher", offline.teacher, "--index", "index"),
         *("--data", offline.questions("train"), "--eval-data", offline.questions("validation")),
         *("--steps", 30, "--batch-size", 8, "--lr", 0.01, "--kl-coef", 0.1),
-        *("-osave_every=4", "-oeval_every=8", "-oeval_questions=8", "-owarmup_steps=0", *FLAGS),
+        *("-osave_every=4", "-oeval_every=8", "-oeval_limit=8", "-owarmup_steps=0", *FLAGS),
     ]
     assert_same_run(*disturbed(tmp_path, arguments, "runs/rl-0001/metrics.jsonl", [1, 10, 23]))

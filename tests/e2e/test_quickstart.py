@@ -24,7 +24,7 @@ def small():
     settings["teacher"] |= {"steps": 4, "eval_every": 2}
     settings["student"] |= {"steps": 2, "eval_every": 2}
     settings["kd"] |= {"steps": 4, "eval_every": 2}
-    settings["rl"] |= {"steps": 2, "batch_size": 16, "eval_every": 1, "save_every": 1, "eval_questions": 10}
+    settings["rl"] |= {"steps": 2, "batch_size": 16, "eval_every": 1, "save_every": 1, "eval_limit": 10}
     settings["search"] = {"lr": [1e-3, 2e-3]}
     return settings
 

@@ -226,7 +226,7 @@ def test_both_commands_report_and_stdout_holds_the_result_alone(offline: Offline
     kd = dgpo("kd", *common, "--data", str(data), "--method", "seqkd", "--batch-size", "4", "-o", "eval_every=1")
     rollout = [x for name, value in asdict(ROLLOUT).items() for x in ("-o", f"rollout.{name}={value}")]
     questions = ["--index", str(offline.index), "--data", str(offline.questions("train"))]
-    rl = dgpo("rl", *common, *questions, "--method", "ppo", "--batch-size", "4", "-o", "eval_questions=2", *rollout)
+    rl = dgpo("rl", *common, *questions, "--method", "ppo", "--batch-size", "4", "-o", "eval_limit=2", *rollout)
     for ended in (kd, rl):
         assert ended.status == 0, ended.err
         run = Path(json.loads(ended.out)["run"])

@@ -28,7 +28,7 @@ def small():
     settings["distill-data"] |= {"questions": 30, "keep": "all"}
     for stage in ("teacher", "student", "kd"):
         settings[stage] |= {"steps": 2, "eval_every": 1}
-    settings["rl"] |= {"steps": 2, "batch_size": 16, "eval_every": 1, "save_every": 1, "eval_questions": 10}
+    settings["rl"] |= {"steps": 2, "batch_size": 16, "eval_every": 1, "save_every": 1, "eval_limit": 10}
     for row in settings["rows"].values():
         row |= {key: value for key, value in (("steps", 2), ("batch_size", 8), ("eval_every", 1)) if key in row}
     settings["search"] = {"kd": [1e-3, 2e-3], "rl": [1e-3]}

@@ -152,7 +152,7 @@ def test_rl(dgpo: Callable[..., Any], folder: Path, offline: Any, searcher: Path
     ended = dgpo(
         *("rl", "--student", str(searcher), "--teacher", str(offline.teacher), "--index", str(offline.index)),
         *("--data", str(offline.questions("train")), "--eval-data", str(offline.questions("train"))),
-        *("--steps", "1", "--batch-size", "4", "--out", "rl", "--device", "cpu", "-oeval_questions=20"),
+        *("--steps", "1", "--batch-size", "4", "--out", "rl", "--device", "cpu", "-oeval_limit=20"),
         *(*FLAGS, *options),
     )
     assert ended.status == 0, ended.err

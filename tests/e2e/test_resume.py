@@ -85,7 +85,7 @@ def rl_settings(offline, method, **options):
         teacher=str(offline.teacher),
         index=str(offline.index),
         questions=str(offline.questions("train")),
-        validation=str(offline.questions("validation")),
+        eval_data=str(offline.questions("validation")),
         method=method,
         objective={"kl_coef": 0.1} | options,
         steps=6,
@@ -95,7 +95,7 @@ def rl_settings(offline, method, **options):
         warmup_steps=0,
         critic_lr=1e-2,
         eval_every=3,
-        eval_questions=4,
+        eval_limit=4,
         save_every=2,
         keep_episodes=3,
         device="cpu",
@@ -154,6 +154,20 @@ def test_kd_ends_with_the_same_weights(offline, trajectories, tmp_path, calls):
     expected = train("kd", settings, tmp_path / "whole")
     result = interrupt("kd", settings, tmp_path / "killed", calls)
     assert result["steps"] == expected["steps"] and result["best"] == expected["best"]
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize(("method", "calls"), [("kd", [3]), ("seqkd", [3, 4, 2]), ("gkd", [7]), ("taid", [3, 5])])
+def test_kd_killed_in_the_middle_of_an_epoch_goes_on_from_there(offline, trajectories, tmp_path, method, calls):
+    """An epoch has four steps; a state is saved after each third one, and after the evaluation at its end."""
+    settings = replace(kd_settings(offline, trajectories, method), save_every=3)
+    train("kd", replace(settings, save_every=None), tmp_path / "whole")
+    first, *others = calls
+    with pytest.raises(Killed):
+        train("kd", settings, tmp_path / "killed", KilledAt(first + 2))
+    states = [path.name for path in checkpoint.list_states(tmp_path / "killed" / "state")]
+    assert states == [f"step-{max(3 * (first // 3), 4 * (first // 4)):08d}"]
+    interrupt("kd", settings, tmp_path / "killed", others)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 

@@ -44,7 +44,7 @@ def rl(dgpo, offline, student, index, out, *options):
         *("rl", "--student", str(student), "--teacher", str(offline.teacher), "--index", str(index)),
         *("--data", str(offline.questions("train")), "--eval-data", str(offline.questions("validation"))),
         *("--steps", "4", "--batch-size", "8", "--lr", "0.01", "--kl-coef", "0.1", "--out", out, "--device", "cpu"),
-        *("-oeval_every=2", "-oeval_questions=4", "-owarmup_steps=0", *rollout, *options),
+        *("-oeval_every=2", "-oeval_limit=4", "-owarmup_steps=0", *rollout, *options),
     )
 
 

@@ -76,7 +76,7 @@ def test_what_was_used_is_recorded_for_the_next_command(dgpo, commands, offline,
     limits = read_protocol(folder / "runs/kd-0001/best/protocol.json")
     assert (limits.top_k, limits.max_turns) == (1, 3)
     # The teacher was trained with 2 passages, the student with 1: the text is the same, so they fit together.
-    trained = (*commands["rl"], "--student", "kd-0001", "--steps", "1", "-oeval_questions=2", "-orollout.max_turns=1")
+    trained = (*commands["rl"], "--student", "kd-0001", "--steps", "1", "-oeval_limit=2", "-orollout.max_turns=1")
     ended = dgpo(*trained)
     assert ended.status == 0, ended.err
     assert "top_k: 1, " in ended.err and "warning: max_turns is 1, and 3 would be as " in ended.err
@@ -149,7 +149,7 @@ def test_a_model_that_was_never_trained_to_search_is_told_of(dgpo, offline, fold
     assert ended.status == 0 and line in " ".join(ended.err.split())
     trained = dgpo("eval", "--model", str(offline.student), *ask)
     assert trained.status == 0 and "never trained" not in trained.err
-    steps = ("--steps", "1", "-oeval_questions=2")
+    steps = ("--steps", "1", "-oeval_limit=2")
     raw = [part.replace("prompt_tokens=64", "prompt_tokens=300") for part in commands["rl"]]  # its text is longer
     ended = dgpo(*raw, "--student", "./raw", "--method", "ppo", *steps)
     assert line in " ".join(ended.err.split())

@@ -112,7 +112,7 @@ def small(model: Path) -> dict:
     settings["demonstrations"] |= {"questions": 16}
     settings["student"] |= {"demonstrations": 4}
     settings["kd_longer"] |= {"steps": 2, "batch_size": 2}
-    settings["rl"] |= {"steps": 2, "batch_size": 2, "eval_every": 2, "eval_questions": 2, "save_every": 1}
+    settings["rl"] |= {"steps": 2, "batch_size": 2, "eval_every": 2, "eval_limit": 2, "save_every": 1}
     for table in ("cold-start", "teacher"):
         settings[table] |= {"batch_size": 4}
     return settings

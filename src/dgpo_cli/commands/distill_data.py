@@ -93,8 +93,8 @@ def distill_data(
     from dgpo_cli.core.workspace import Workspace
     from dgpo_cli.models.sources import search_limits
     from dgpo_cli.planning.checks import check_distill
-    from dgpo_cli.training.settings import DistillDataSettings
     from dgpo_cli.training.teacher.distill_data import questions_of, run_distill_data
+    from dgpo_cli.training.teacher.settings import DistillDataSettings
 
     console = Console(json_output=json, quiet=quiet)
     before = recorded(config, set_, "distill-data")

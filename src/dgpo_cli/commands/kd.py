@@ -86,7 +86,7 @@ def kd(
     Example: `dgpo kd --student qwen-0.5b --teacher qwen-3b --epochs 5`
     """
     from dgpo_cli.planning.checks import check_kd
-    from dgpo_cli.training.ingredients import kd_objective
+    from dgpo_cli.training.ingredients import kd_objective, needs_teacher
     from dgpo_cli.training.run.tracking import parse_trackers
     from dgpo_cli.training.settings import KDSettings
 
@@ -107,7 +107,7 @@ def kd(
         ),
         "method": method,
         "index": None if index is None else absolute(index),
-        "eval_questions": None if eval_data is None else absolute(eval_data),
+        "eval_data": None if eval_data is None else absolute(eval_data),
         "lr": lr,
         "epochs": epochs,
         "steps": steps,
@@ -133,7 +133,7 @@ def kd(
             result = run_kd(
                 settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show, sizes=sizes
             )
-        teacher = settings.teacher if kd_objective(settings).needs else None
+        teacher = settings.teacher if needs_teacher(kd_objective(settings)) else None
         follow(console, "kd", run, result, {"index": settings.index, "teacher": teacher})
 
 

@@ -113,7 +113,7 @@ def rl(
         "index": choose_index(console, index or before.get("index")),
         "questions": choose_questions(console, data or before.get("questions")),
         "bench_dir": None if bench_dir is None else absolute(str(bench_dir)),
-        "validation": None if eval_data is None else absolute(eval_data),
+        "eval_data": None if eval_data is None else absolute(eval_data),
         "method": method,
         "objective": {name: value for name, value in objective.items() if value is not None},
         "lr": lr,

@@ -8,9 +8,9 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dgpo_cli.core.registry import is_outside
 from dgpo_cli.core.untrusted import LARGEST_RECORD, decoded, read_bytes
@@ -28,6 +28,48 @@ class FieldNote:
     default: Any
     source: str
     help: str
+
+
+Range = Literal["positive", "not negative", "share"]  # above 0; 0 or more; from 0 up to below 1
+
+
+def note(help: str = "", *, source: str = "", range: Range | None = None) -> dict[str, str]:
+    """Metadata of a setting: `source` says where its default is from, `range` what `require_ranges` asks of it.
+
+    A subclass that changes the default of a setting inherits what it does not say anew.
+    """
+    said = {"help": help, "source": source, "range": range}
+    return {name: value for name, value in said.items() if value}
+
+
+def setting(default: T, help: str = "", *, source: str = "", range: Range | None = None) -> T:
+    """A field of a settings dataclass with its default and `note`."""
+    value: T = field(default=default, metadata=note(help, source=source, range=range))
+    return value
+
+
+def require_ranges(settings: object) -> None:
+    """Raises ConfigError for a number out of its range; None is in every one, and no range has a NaN."""
+    for name, metadata in _metadata(type(settings)).items():
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        match metadata.get("range"):
+            case "positive" if not 0 < value < math.inf:
+                raise ConfigError(f"{name} = {value} is not positive", hint=f"give {name} a value above 0")
+            case "not negative" if not 0 <= value < math.inf:
+                raise ConfigError(f"{name} = {value} is negative", hint=f"give {name} 0 or more")
+            case "share" if not 0 <= value < 1:
+                raise ConfigError(f"{name} = {value}", hint=f"give {name} a value from 0 up to below 1")
+
+
+def _metadata(cls: type) -> dict[str, dict[str, Any]]:
+    """By field, what the class and those that it inherits from say about it."""
+    merged: dict[str, dict[str, Any]] = {f.name: {} for f in fields(cls)}
+    for base in reversed(cls.__mro__):
+        for name, found in vars(base).get("__dataclass_fields__", {}).items():
+            merged[name] |= found.metadata
+    return merged
 
 
 def load_toml(path: Path) -> dict[str, Any]:
@@ -153,14 +195,14 @@ def _name_one(kind: Any) -> str:
 
 def describe(cls: type) -> list[FieldNote]:
     """The settings of a dataclass in order, with the `source` and `help` of their metadata."""
-    hints = typing.get_type_hints(cls)
+    hints, metadata = typing.get_type_hints(cls), _metadata(cls)
     return [
         FieldNote(
             f.name,
             _name(hints[f.name]),
             f.default_factory() if f.default_factory is not MISSING else f.default,
-            f.metadata.get("source", ""),
-            f.metadata.get("help", ""),
+            metadata[f.name].get("source", ""),
+            metadata[f.name].get("help", ""),
         )
         for f in fields(cls)
     ]

@@ -14,6 +14,7 @@ from typing import Any
 
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.run_names import find_run
+from dgpo_cli.core.setting_names import as_today
 from dgpo_cli.errors import ConfigError
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -47,7 +48,7 @@ def load(name: str) -> Recipe:
     about = table.get("recipe", {})
     if unknown := set(table) - {"recipe", *STAGES}:
         raise ConfigError(f"{path}: unknown table {sorted(unknown)[0]!r}", hint=f"use recipe, {', '.join(STAGES)}")
-    stages = {stage: dict(table[stage]) for stage in STAGES if stage in table}
+    stages = {stage: as_today(stage, table[stage]) for stage in STAGES if stage in table}
     if "base" in about:
         base = load(about["base"])
         stages = {s: merged(base.stages.get(s, {}), stages.get(s, {})) for s in STAGES if s in {*base.stages, *stages}}
@@ -64,7 +65,7 @@ def config_of(given: Path | None, command: str) -> dict[str, Any]:
     path = _path(str(given)) if run is None else run / "config.toml"
     table = load_toml(path)
     if path.parent != FOLDER and not {"recipe", *STAGES} & {k for k, v in table.items() if isinstance(v, dict)}:
-        return table
+        return as_today(command, table)
     recipe = load(str(given))
     if command not in recipe.stages:
         raise ConfigError(f"recipe {recipe.name} has no [{command}]", hint=f"it has {', '.join(recipe.stages)}")

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core.setting_names import as_first_written
+
 
 def config_digest(command: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> str:
     """Two runs with the same digest do the same work.
@@ -15,7 +17,8 @@ def config_digest(command: str, config: Mapping[str, Any], inputs: Mapping[str, 
     `inputs` tells by location what is in it: it counts by its contents, wherever it lies and whatever it is called.
     """
     found = dict(inputs or {})
-    parts = [command, _by_contents(plain(config), found), *([sorted(found.values())] if found else [])]
+    first = plain(as_first_written(command, config))
+    parts = [command, _by_contents(first, found), *([sorted(found.values())] if found else [])]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

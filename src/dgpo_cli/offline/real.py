@@ -29,8 +29,8 @@ from dgpo_cli.offline.stages import Stages
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.qa_sets.real import corpus_rows, files, split
 from dgpo_cli.retrieval.index.build import build_index
-from dgpo_cli.training.settings import GOLD, DistillDataSettings
 from dgpo_cli.training.teacher.distill_data import run_distill_data
+from dgpo_cli.training.teacher.settings import GOLD, DistillDataSettings
 
 RL_ROWS = ("dgpo", "ppo", "dgpo_k1")
 ROWS = ("raw", "cold-start", "teacher", "student", "kd_longer", "ppo", "dgpo_k1", "dgpo")

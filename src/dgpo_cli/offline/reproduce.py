@@ -18,6 +18,7 @@ from dgpo_cli.core import schema
 from dgpo_cli.core.progress import Bar
 from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.core.run_identity import config_digest
+from dgpo_cli.core.setting_names import as_first_written
 from dgpo_cli.errors import InputError
 from dgpo_cli.evaluation.stats import nested_interval
 from dgpo_cli.offline.ladder import Difference, LadderRow
@@ -100,7 +101,12 @@ class Ladder(Stages):
             return config_digest(name, shared | {"seed": self.seed})
         spec = self.specs[name]
         before = [self.digest(other) for other in (spec.start, spec.as_long_as) if other is not None]
-        own = {"command": spec.command, "settings": spec.settings, "before": before, "seed": self.seed}
+        own = {
+            "command": spec.command,
+            "settings": as_first_written(spec.command, spec.settings),
+            "before": before,
+            "seed": self.seed,
+        }
         return config_digest(name, shared | own)
 
     def search(self, names: Sequence[str]) -> list[dict[str, Any]]:

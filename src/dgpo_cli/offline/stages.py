@@ -37,8 +37,9 @@ from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.training.kd import run_kd
 from dgpo_cli.training.rl import run_rl
-from dgpo_cli.training.settings import DistillDataSettings, KDSettings, RLSettings
+from dgpo_cli.training.settings import KDSettings, RLSettings
 from dgpo_cli.training.teacher.distill_data import run_distill_data
+from dgpo_cli.training.teacher.settings import DistillDataSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,7 @@ class Stages(Project):
     def _validation_of_kd(self) -> dict[str, Any]:
         """What decides which weights of a kd stage are the best: EM on validation questions."""
         return {
-            "eval_questions": str(self.world_folder / "validation.jsonl"),
+            "eval_data": str(self.world_folder / "validation.jsonl"),
             "eval_limit": self.recipe["world"]["validation_questions"],
         }
 
@@ -203,7 +204,7 @@ class Stages(Project):
                 "teacher": str(teacher),
                 "index": str(self.index_folder),
                 "questions": str(self.world_folder / "train.jsonl"),
-                "validation": str(self.world_folder / "validation.jsonl"),
+                "eval_data": str(self.world_folder / "validation.jsonl"),
                 "seed": self.seed,
                 "device": self.device,
                 "rollout": asdict(self.rollout),

@@ -28,10 +28,11 @@ from dgpo_cli.training.ingredients import (
     searches,
     training_questions,
 )
-from dgpo_cli.training.settings import DistillDataSettings, KDSettings, RLSettings, RolloutOptions
+from dgpo_cli.training.settings import KDSettings, RLSettings, RolloutOptions
 from dgpo_cli.training.sizes import memory
 from dgpo_cli.training.sizes.jobs import Room, Sizes, Training, fitted, require_room_to_write, told, training_job
 from dgpo_cli.training.source import require_batch
+from dgpo_cli.training.teacher.settings import DistillDataSettings
 from dgpo_cli.training.teacher.trajectory_files import read_trajectories, require_known_tokens
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def check_rl(settings: RLSettings, *, given: Collection[str] = (), say: Say | No
     `given` are the settings that the user named, which are never fitted. Raises DgpoError.
     """
     objective = rl_objective(settings)
+    assert settings.index is not None
     check_index(settings.index)
     rewards.weighted(settings.reward)
     student = readable(settings.student)
@@ -83,9 +85,11 @@ def check_kd(settings: KDSettings, *, given: Collection[str] = (), say: Say | No
             f"{data.path} holds tokens of another tokenizer than the one of {settings.student}",
             hint="train a student of the teacher's family, or make new data: `dgpo distill-data`",
         )
-    if objective.needs:
-        require_same_tokenizer(tokenizer, tokenizer_file(readable(settings.teacher)))
-        require_known_tokens(data, readable(settings.teacher))
+    if needs_teacher(objective):
+        assert settings.teacher is not None
+        teacher = readable(settings.teacher)
+        require_same_tokenizer(tokenizer, tokenizer_file(teacher))
+        require_known_tokens(data, teacher)
     require_known_tokens(data, student)
     if data.unwritten:
         _log.warning(
@@ -95,8 +99,8 @@ def check_kd(settings: KDSettings, *, given: Collection[str] = (), say: Say | No
     longest = max(len(trajectory.token_ids) for trajectory in data.trajectories)
     episode = longest_episode(settings.rollout, settings.student)
     asked = {t.question.key: t.question for t in data.trajectories} if searches(objective) else {}
-    if settings.eval_questions is not None:
-        validation = read_questions(Path(settings.eval_questions))[: settings.eval_limit]
+    if settings.eval_data is not None:
+        validation = read_questions(Path(settings.eval_data))[: settings.eval_limit]
         asked |= {question.key: question for question in validation}
     if asked:
         check_prompts(list(asked.values()), codec, settings.rollout, episode, say)

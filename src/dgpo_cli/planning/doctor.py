@@ -203,8 +203,8 @@ Counted = Callable[[Room], tuple[dict[str, float], Sizes]]  # bytes by part, and
 def _tasks() -> list[tuple[str, tuple[str, ...], Counted]]:
     """(what, its models, how it is counted) for a model of a laptop and for the paper's student and teacher."""
     small, student, teacher = "smollm2-135m", "qwen-0.5b", "qwen-3b"
-    kd = KDSettings(student, teacher, "")
-    rl = RLSettings(student, teacher, "", "")
+    kd = KDSettings(student=student, teacher=teacher, trajectories="")
+    rl = RLSettings(student=student, teacher=teacher, index="", questions="")
     return [
         (f"dgpo eval, dgpo chat with {small}", (small,), partial(_asked, small)),
         (f"dgpo kd --method seqkd, {small}", (small,), partial(_trained, replace(kd, student=small, method="seqkd"))),

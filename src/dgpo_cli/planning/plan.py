@@ -10,12 +10,14 @@ from typing import Any
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.machine import GIB, free_main, num_cores
 from dgpo_cli.core.recipes import Recipe, merged
+from dgpo_cli.core.setting_names import as_today
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.shapes import shape_of
 from dgpo_cli.planning.timing import Card, Speed, seconds_by_phase
-from dgpo_cli.training.settings import DistillDataSettings, KDSettings, RLSettings, RolloutOptions
+from dgpo_cli.training.settings import KDSettings, RLSettings, RolloutOptions
 from dgpo_cli.training.sizes import memory
 from dgpo_cli.training.sizes.jobs import training_job
+from dgpo_cli.training.teacher.settings import DistillDataSettings
 
 CARDS: dict[str, Card] = {  # makers' data sheets: memory in GiB, dense bf16 arithmetic per second, bytes per second
     "rtx4090": Card(24, 165e12, 1.01e12),
@@ -80,12 +82,12 @@ def card_of(name: str) -> Card:
 def plan(recipe: Recipe, options: Mapping[str, Any], card: Card) -> list[StagePlan]:
     """Every stage of a recipe with `options` over those that know them. Raises ConfigError as the command would."""
     made = []
-    known = {name for kind, _ in _KINDS.values() for name in kind.__dataclass_fields__}
-    if unknown := set(options) - known:
-        raise ConfigError(f"no stage has an option {sorted(unknown)[0]!r}", hint="`dgpo recipes NAME` shows settings")
+    known = {stage: set(kind.__dataclass_fields__) for stage, (kind, _) in _KINDS.items()}
+    if unknown := [name for name in options if not any(as_today(s, {name: ""}).keys() <= known[s] for s in known)]:
+        raise ConfigError(f"no stage has an option {unknown[0]!r}", hint="`dgpo recipes NAME` shows settings")
     for stage, table in recipe.stages.items():
         kind, needed = _KINDS[stage]
-        own = {key: value for key, value in options.items() if key in kind.__dataclass_fields__}
+        own = {key: value for key, value in as_today(stage, options).items() if key in known[stage]}
         settings = apply_options(kind, needed | merged(table, own))
         student = recipe.stages.get("kd", {}).get("student", "qwen-0.5b-kd")
         made.append(_stage(stage, settings, student, card))

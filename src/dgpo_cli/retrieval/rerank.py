@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from dgpo_cli.core.config import setting
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import ConfigError, RetrievalError
@@ -20,10 +21,12 @@ from dgpo_cli.retrieval.device import device
 
 @dataclass(frozen=True, slots=True)
 class RerankConfig:
-    model: str | None = None  # hub id or folder of a cross-encoder with one score; none leaves the order as it is
-    depth: int = 50  # ours, passages read again per query, or k if more
-    max_length: int = 512  # ours, tokens of query and passage; of the passage the rest is cut
-    batch_size: int = 64  # ours, pairs
+    model: str | None = setting(
+        None, "hub id or folder of a cross-encoder with one score; none leaves the order as it is"
+    )
+    depth: int = setting(50, "passages read again per query, or k if more", source="ours")
+    max_length: int = setting(512, "tokens of query and passage; of the passage the rest is cut", source="ours")
+    batch_size: int = setting(64, "pairs", source="ours")
 
     def __post_init__(self) -> None:
         if min(self.depth, self.batch_size) < 1 or self.max_length < 8:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dgpo_cli.core.config import setting
 from dgpo_cli.errors import ConfigError
 
 _FAR = 1e30
@@ -22,20 +23,26 @@ OnCollapse = Literal["warn", "stop", "rollback"]
 
 @dataclass(frozen=True, slots=True)
 class CollapseSettings:
-    window: int = 5  # ours, steps whose mean is judged
-    reward_floor: float = 0.01  # ours, mean reward below it, after ...
-    reward_alive: float = 0.05  # ours, ... a step that had this
-    entropy_min: float = 0.0005  # ours, nats per token
-    entropy_rise: float = 2.0  # ours, nats per token above the lowest so far: a raw model of 50,000 words begins at 4
-    behavior_kl_max: float = 0.5  # ours, nats per token between the policy that wrote and the updated one
-    teacher_kl_rise: float = 4.0  # ours, nats per token above the lowest so far, on wrong answers
-    blank_queries_max: float = 0.5  # ours, share of searches
-    repeated_queries_max: float = 0.5  # ours, share of searches that repeat one of their episode
-    invalid_actions_max: float = 0.5  # ours, share of turns
-    right_logprob_drop: float = 1.0  # ours, nats per token below the best mean so far, of right rollouts
-    nll_rise: float = 1.0  # ours, nats per token above the lowest so far, of the teacher's text
-    lr_factor: float = 0.5  # ours, of the learning rates, at each rollback
-    max_rollbacks: int = 3  # ours, then the run ends
+    window: int = setting(5, "steps whose mean is judged", source="ours")
+    reward_floor: float = setting(0.01, "alarm: mean reward below it, once a step had reward_alive", source="ours")
+    reward_alive: float = setting(0.05, "mean reward of a step that arms that alarm", source="ours")
+    entropy_min: float = setting(0.0005, "alarm: nats per token below it", source="ours")
+    entropy_rise: float = setting(
+        2.0, "nats per token above the lowest so far: a raw model of 50,000 words begins at 4", source="ours"
+    )
+    behavior_kl_max: float = setting(
+        0.5, "nats per token between the policy that wrote and the updated one", source="ours"
+    )
+    teacher_kl_rise: float = setting(4.0, "nats per token above the lowest so far, on wrong answers", source="ours")
+    blank_queries_max: float = setting(0.5, "share of searches", source="ours")
+    repeated_queries_max: float = setting(0.5, "share of searches that repeat one of their episode", source="ours")
+    invalid_actions_max: float = setting(0.5, "share of turns", source="ours")
+    right_logprob_drop: float = setting(
+        1.0, "nats per token below the best mean so far, of right rollouts", source="ours"
+    )
+    nll_rise: float = setting(1.0, "nats per token above the lowest so far, of the teacher's text", source="ours")
+    lr_factor: float = setting(0.5, "of the learning rates, at each rollback", source="ours")
+    max_rollbacks: int = setting(3, "then the run ends", source="ours")
 
     def __post_init__(self) -> None:
         if self.window < 1:

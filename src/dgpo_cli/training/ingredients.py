@@ -11,7 +11,7 @@ from dgpo_cli.errors import ConfigError, ModelError
 from dgpo_cli.objectives import registry
 from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.qa_sets import read_questions, training_set
-from dgpo_cli.training.settings import KDSettings, RLSettings
+from dgpo_cli.training.settings import KDSettings, RLSettings, TrainSettings
 
 
 def rl_objective(settings: RLSettings) -> Objective:
@@ -24,8 +24,7 @@ def rl_objective(settings: RLSettings) -> Objective:
             f"method {settings.method!r} compares attempts at one question, and samples = 1 makes one",
             hint=f"leave samples out for {objective.default_samples}, or give 2 or more",
         )
-    if settings.teacher is None and needs_teacher(objective):
-        raise ConfigError(f"method {settings.method!r} needs a teacher", hint="give --teacher, e.g. --teacher qwen-3b")
+    _require_teacher(settings, objective)
     return objective
 
 
@@ -44,11 +43,11 @@ def training_questions(settings: RLSettings) -> tuple[list[Question], list[Quest
     """Questions to train on and to validate with; without a validation file the latter are held out of the former."""
     bench_dir = None if settings.bench_dir is None else Path(settings.bench_dir)
     questions = training_set(settings.questions, bench_dir)
-    if settings.validation is not None:
-        return questions, read_questions(Path(settings.validation))[: settings.eval_questions]
+    if settings.eval_data is not None:
+        return questions, read_questions(Path(settings.eval_data))[: settings.eval_limit]
     order = list(range(len(questions)))
     random.Random(f"held out {settings.seed}").shuffle(order)
-    held_out = set(order[: min(settings.eval_questions, len(questions) // 20)])
+    held_out = set(order[: min(settings.eval_limit, len(questions) // 20)])
     return (
         [q for i, q in enumerate(questions) if i not in held_out],
         [q for i, q in enumerate(questions) if i in held_out],
@@ -56,13 +55,19 @@ def training_questions(settings: RLSettings) -> tuple[list[Question], list[Quest
 
 
 def kd_objective(settings: KDSettings) -> Objective:
-    """Raises ConfigError for a method that trains on rewards."""
+    """Raises ConfigError for a method that trains on rewards, or one whose teacher is missing."""
     objective = registry.create(settings.method, settings.objective)
     if Need.REWARD in objective.needs:
         raise ConfigError(
             f"method {settings.method!r} trains on rewards", hint=f"use `dgpo rl --method {settings.method}`"
         )
+    _require_teacher(settings, objective)
     return objective
+
+
+def _require_teacher(settings: TrainSettings, objective: Objective) -> None:
+    if settings.teacher is None and needs_teacher(objective):
+        raise ConfigError(f"method {settings.method!r} needs a teacher", hint="give --teacher, e.g. --teacher qwen-3b")
 
 
 def searches(objective: Objective) -> bool:

@@ -30,7 +30,7 @@ from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.training.batch import Sample, micro_batches, pack
 from dgpo_cli.training.collapse import Guard
-from dgpo_cli.training.ingredients import kd_objective, searches
+from dgpo_cli.training.ingredients import kd_objective, needs_teacher, searches
 from dgpo_cli.training.learner import Learner, Optimizer, enable_gradient_checkpointing
 from dgpo_cli.training.loop import Plan
 from dgpo_cli.training.optimizer_settings import OptimizerSettings
@@ -67,7 +67,8 @@ def run_kd(
     student = load_model(settings.student, device=device, precision=settings.precision)
     teacher = None
     _require_tokens_of(data, student)
-    if kd_objective(settings).needs:
+    if needs_teacher(kd_objective(settings)):
+        assert settings.teacher is not None
         teacher = load_model(
             settings.teacher,
             device=device,
@@ -86,8 +87,8 @@ def run_kd(
             if settings.index is None
             else open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever,
             validation_questions=()
-            if settings.eval_questions is None
-            else read_questions(Path(settings.eval_questions))[: settings.eval_limit],
+            if settings.eval_data is None
+            else read_questions(Path(settings.eval_data))[: settings.eval_limit],
             keep=keep,
             progress=progress,
             warn=warn,
@@ -134,7 +135,7 @@ def distil(
     objective = kd_objective(settings)
     training, validation = split(data.trajectories, settings.validation_share, settings.seed)
     stored = TeacherTrajectories(training, settings.batch_size, settings.seed)
-    steps = settings.steps or settings.epochs * stored.steps_per_epoch
+    steps, eval_every, save_every = settings.counts(stored.steps_per_epoch)
     learner = _learner(settings, objective, student, teacher, codec, steps)
     if settings.fit:
         longest = max(len(t.token_ids) for t in training)
@@ -154,8 +155,7 @@ def distil(
         source = mixture = _mixture(settings, learner, stored, agent, steps_told.inside("episodes"))
         if show is not None:
             mixture.roll = glimpses(mixture.roll, show)
-    every = settings.eval_every if settings.eval_every is not None else stored.steps_per_epoch
-    plan = Plan(steps, eval_every=every, save_every=every, seed=settings.seed, seconds=settings.seconds)
+    plan = Plan(steps, eval_every=eval_every, save_every=save_every, seed=settings.seed, seconds=settings.seconds)
     return run_training(
         run,
         learner,

@@ -21,8 +21,8 @@ class Plan:
     steps: int
     mini_batches: int = 1  # optimizer updates per step
     critic_warmup_steps: int = 0  # steps that move the critic alone
-    eval_every: int = 0  # 0 evaluates at the end only
-    save_every: int = 0
+    eval_every: int = 0  # steps; 0 evaluates at the end only
+    save_every: int = 0  # steps; a state follows every evaluation too, so that a resumed run never repeats one
     seed: int = 0
     seconds: float | None = None  # stop after this much training time, evaluation and saving not counted
     evaluates_first: bool = False  # before the first step too
@@ -81,11 +81,10 @@ def train(
         hooks.log(step, metrics | {"seconds": seconds})
         if hooks.watch is not None:
             hooks.watch(step, metrics)
-        last = plan.ends(step, seconds)
-        if last or (plan.eval_every and step % plan.eval_every == 0):
+        evaluated = plan.ends(step, seconds) or (plan.eval_every and step % plan.eval_every == 0)
+        if evaluated:
             best = _evaluate(learner, hooks, step, best)
-        # Saved after the evaluation, so that a resumed run never repeats one.
-        if last or (plan.save_every and step % plan.save_every == 0):
+        if evaluated or (plan.save_every and step % plan.save_every == 0):
             hooks.save(step, {"best": best, "seconds": seconds, "untrained_steps": untrained})
     return Outcome(step, best, seconds, untrained)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -35,7 +36,7 @@ from dgpo_cli.training.run.progress_line import glimpses
 from dgpo_cli.training.run.validation import evaluator, team
 from dgpo_cli.training.settings import RLSettings, deviations
 from dgpo_cli.training.sizes.jobs import Sizes, with_sizes
-from dgpo_cli.training.source import Rollouts
+from dgpo_cli.training.source import Rollouts, require_batch
 
 
 def run_rl(
@@ -55,6 +56,7 @@ def run_rl(
     """
     device = training_device(settings.device)
     settings = with_sizes(settings, begin_with(run, sizes or {}, say))
+    assert settings.index is not None
     retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
     questions, validation = training_questions(settings)
     student = load_model(settings.student, device=device, precision=settings.precision)
@@ -118,7 +120,9 @@ def reinforce(
     run.note(
         deviations=deviations(asdict(settings)), computed_in=str(compute_dtype(student.model)).removeprefix("torch.")
     )
-    learner = _learner(settings, rl_objective(settings), student, teacher, codec)
+    require_batch(questions, settings.batch_size)
+    steps, eval_every, save_every = settings.counts(math.ceil(len(questions) / settings.batch_size))
+    learner = _learner(settings, rl_objective(settings), student, teacher, codec, steps)
     objective = learner.objective
     samples = settings.samples or objective.default_samples
     rollout = rollout_settings(settings.rollout, settings.seed)
@@ -145,11 +149,11 @@ def reinforce(
     if show is not None:
         source.roll = glimpses(source.roll, show)
     plan = Plan(
-        settings.steps,
+        steps,
         mini_batches=settings.mini_batches,
         critic_warmup_steps=settings.critic_warmup_steps,
-        eval_every=settings.eval_every,
-        save_every=settings.save_every,
+        eval_every=eval_every,
+        save_every=save_every,
         seed=settings.seed,
     )
     return run_training(
@@ -163,7 +167,7 @@ def reinforce(
         keep=keep,
         progress=told,
         guarding=Guarding(Guard(settings.collapse), settings.on_collapse, warn),
-        episodes=KeptEpisodes(run.path, codec, objective, each=settings.keep_episodes, steps=settings.steps),
+        episodes=KeptEpisodes(run.path, codec, objective, each=settings.keep_episodes, steps=steps),
     )
 
 
@@ -176,16 +180,21 @@ def _evaluation(
     progress: Progress | None,
 ) -> Callable[[], Mapping[str, float]]:
     """By EM on validation questions; without any there is no score, and the last weights count as the best."""
-    chosen = validation[: settings.eval_questions]
+    chosen = validation[: settings.eval_limit]
     if not chosen:
         return dict
     return evaluator(agent, chosen, folder=run.path, world=learner.world, model=learner.student, progress=progress)
 
 
 def _learner(
-    settings: RLSettings, objective: Objective, student: LoadedModel, teacher: LoadedModel | None, codec: Codec
+    settings: RLSettings,
+    objective: Objective,
+    student: LoadedModel,
+    teacher: LoadedModel | None,
+    codec: Codec,
+    steps: int,
 ) -> Learner:
-    updates = settings.steps * settings.mini_batches
+    updates = steps * settings.mini_batches
     warmup = settings.warmup_steps * settings.mini_batches
     policy = OptimizerSettings(settings.lr, settings.optimizer, warmup, beta2=settings.beta2)
     learner = Learner(

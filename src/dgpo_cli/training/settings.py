@@ -1,4 +1,4 @@
-"""Settings of the commands that train or generate: what a run folder's config.toml holds.
+"""Settings of the commands that train: what a run folder's config.toml holds, with help and the source of each default.
 
 Sources: "paper" is arXiv 2508.20324 and its released scripts, "TAID" the repository whose forward-KL code the authors
 used for the cold start, "ours" where neither says anything.
@@ -6,39 +6,39 @@ used for the cold start, "ours" where neither says anything.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from dgpo_cli.agent.settings import RolloutSettings
+from dgpo_cli.core.config import note, require_ranges, setting
 from dgpo_cli.core.device import Precision
-from dgpo_cli.engine.registry import EngineName
-from dgpo_cli.engine.turnwise.model_server import ServerAccess
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.retrieval.rerank import RerankConfig
 from dgpo_cli.training.collapse import CollapseSettings, OnCollapse
 from dgpo_cli.training.optimizer_settings import OptimizerKind, Schedule
 
-GOLD = "gold"  # the teacher that knows the supporting passages
 BehaviorKind = Literal["trainer", "engine"]
 CriticKind = Literal["own", "shared"]
+PRECISION = "bf16 on CPUs where that is faster; float32 is the same on every CPU"
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutOptions:
     """Shared by distill-data and rl."""
 
-    top_k: int = 3  # paper
-    max_turns: int = 4  # paper
-    max_new_tokens: int = 500  # paper, per turn
-    max_observation_tokens: int = 500  # paper
-    max_prompt_tokens: int = 2048  # paper
-    max_tokens: int = 4096  # paper, whole episode
-    temperature: float = 1.0  # paper
-    wave: int = 64  # ours, episodes that run together
-    overlap_steps: int = 0  # ours, tokens that others write while a search is answered; pays off beside a GPU
-    stop_repeats: bool = False  # ours, ends an episode that repeats itself; distill-data sets it
+    top_k: int = setting(3, "passages per search", source="paper")
+    max_turns: int = setting(4, "turns that may search; one more may only answer", source="paper")
+    max_new_tokens: int = setting(500, "per turn", source="paper")
+    max_observation_tokens: int = setting(500, "per search; the rest of the passages is cut", source="paper")
+    max_prompt_tokens: int = setting(2048, "of the prompt; a longer one gets no answer", source="paper")
+    max_tokens: int = setting(4096, "whole episode", source="paper")
+    temperature: float = setting(1.0, "0 is greedy", source="paper")
+    wave: int = setting(64, "episodes that run together", source="ours")
+    overlap_steps: int = setting(
+        0, "tokens that others write while a search is answered; pays off beside a GPU", source="ours"
+    )
+    stop_repeats: bool = setting(False, "ends an episode that repeats itself; distill-data sets it", source="ours")
 
     def __post_init__(self) -> None:
         RolloutSettings(**asdict(self))  # refuses values that no episode can have
@@ -62,148 +62,132 @@ class AskSettings:
 
     rerank: RerankConfig = field(default_factory=RerankConfig)
     rollout: EpisodeLimits = field(default_factory=EpisodeLimits)
-    precision: Precision = "auto"  # ours, bf16 on CPUs where that is faster; float32 is the same on every CPU
+    precision: Precision = setting("auto", PRECISION, source="ours")
 
 
-@dataclass(frozen=True, slots=True)
-class DistillDataSettings:
-    teacher: str
-    index: str
-    questions: str  # where they come from, for the record
-    keep: Literal["correct", "searched", "all"] = "correct"  # paper
-    always_search: bool = False  # ours; see arXiv 2604.04651
-    demonstrations: str | None = None  # file that says how to answer, instead of a teacher
-    samples: int = 1  # ours
-    limit: int | None = None
-    seed: int = 0
-    teacher_8bit: bool = False
-    precision: Precision = "auto"  # ours, bf16 on CPUs where that is faster; float32 is the same on every CPU
-    device: str = "auto"
-    teacher_url: str | None = None  # of a server that has `teacher`
-    tokenizer: str | None = None  # with teacher_url: the model whose tokenizer and agent text are used
-    engine: EngineName = "transformers"  # that runs a teacher which is loaded here
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """What `kd` and `rl` share. A pass is one over the trajectories of kd, or over the questions of rl."""
+
+    student: str = field(metadata=note("where training starts: alias, hub id, folder or run"))
+    teacher: str | None = setting(None, "alias, hub id, folder or run; needed by methods that compare with one")
+    index: str | None = setting(None, "index folder or server address, for what the student searches")
+    method: str = field(metadata=note("`--list` shows all"))
+    objective: dict[str, object] = field(default_factory=dict, metadata=note("settings of the method"))
+    steps: int | None = setting(None, "steps of training; none for `epochs` passes", range="positive")
+    epochs: int = field(metadata=note("passes over the data, where `steps` is none", range="positive"))
+    batch_size: int = field(metadata=note("trajectories (kd) or questions (rl) per step", range="positive"))
+    lr: float = field(metadata=note("learning rate of the student", range="positive"))
+    warmup_steps: int = field(metadata=note("steps in which the learning rate rises", range="not negative"))
+    beta2: float = field(metadata=note("of AdamW", range="share"))
+    optimizer: OptimizerKind = field(metadata=note("adamw-8bit keeps its moments in 8 bit"))
+    eval_data: str | None = setting(None, "question file whose EM decides which weights are the best")
+    eval_limit: int = setting(256, "validation questions at most", source="ours", range="not negative")
+    eval_every: int | None = setting(
+        None, "steps between evaluations; none for a pass, 0 at the end only", source="ours", range="not negative"
+    )
+    save_every: int | None = setting(
+        None,
+        "steps between saved states; none for a pass, 0 at the end only; one follows every evaluation too",
+        source="ours",
+        range="not negative",
+    )
+    micro_batch_tokens: int = setting(
+        16_384, "tokens that go through the models at once", source="ours", range="positive"
+    )
+    chunk_tokens: int = setting(256, "tokens whose distributions exist at once", source="ours", range="positive")
+    gradient_checkpointing: bool = setting(False, "compute activations again instead of keeping them")
+    fit: bool = setting(False, "micro_batch_tokens (and rollout.wave in rl) as large as the memory allows")
+    fit_gib: float | None = setting(None, "memory that `fit` may use; what is free by default", range="positive")
+    teacher_8bit: bool = setting(False, "load the teacher in 8 bit")
+    precision: Precision = setting("auto", PRECISION, source="ours")
+    on_collapse: OnCollapse = setting("warn", "warn, stop, or rollback to the best weights", source="ours")
+    seed: int = setting(0, "of every draw")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...")
     rerank: RerankConfig = field(default_factory=RerankConfig)
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
-    server: ServerAccess = field(default_factory=ServerAccess)  # how teacher_url is asked
+    collapse: CollapseSettings = field(default_factory=CollapseSettings)
 
     def __post_init__(self) -> None:
-        _positive(self, "samples", "limit")
-        if self.written:
-            if self.tokenizer is None:
-                raise ConfigError("demonstrations need the tokens of a model", hint="give --tokenizer STUDENT")
-            if self.samples != 1:
-                raise ConfigError(
-                    f"samples = {self.samples}: there is one demonstration of a question", hint="leave --samples out"
-                )
-        elif (self.teacher_url is None) != (self.tokenizer is None):
-            raise ConfigError("teacher_url and tokenizer belong together", hint="give --teacher-url and --tokenizer")
-        if (self.teacher_url is not None or self.written) and (self.teacher_8bit or self.engine != "transformers"):
-            raise ConfigError(
-                "--teacher-8bit and --engine are for a teacher that is loaded here", hint="leave them out"
-            )
-        if self.engine == "vllm" and self.teacher_8bit:
-            raise ConfigError("vLLM does not load a teacher in 8 bit here", hint="leave out --teacher-8bit")
+        require_ranges(self)
 
-    @property
-    def written(self) -> bool:
-        """Whether a script answers and no model."""
-        return self.demonstrations is not None or self.teacher == GOLD
+    def counts(self, a_pass: int) -> tuple[int, int, int]:
+        """`steps`, `eval_every` and `save_every` where a pass over the data has `a_pass` steps."""
+        return (
+            self.epochs * a_pass if self.steps is None else self.steps,
+            a_pass if self.eval_every is None else self.eval_every,
+            a_pass if self.save_every is None else self.save_every,
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class KDSettings:
-    student: str
-    teacher: str
-    trajectories: str
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KDSettings(TrainSettings):
+    trajectories: str = field(metadata=note("trajectory file or distill-data run"))
     method: str = "kd"
-    objective: dict[str, object] = field(default_factory=dict)
-    lr: float = 1e-4  # TAID
-    epochs: int = 5  # paper
-    steps: int | None = None  # overrides epochs
-    batch_size: int = 64  # TAID
-    schedule: Schedule = "cosine"  # TAID
-    warmup_steps: int = 0  # TAID
-    beta2: float = 0.999  # TAID, of AdamW
-    optimizer: OptimizerKind = "adamw"  # TAID; adamw-8bit keeps its moments in 8 bit
-    validation_share: float = 0.05  # ours
-    index: str | None = None  # for what the student searches: methods that let it write, and eval_questions
-    eval_questions: str | None = None  # the best weights by EM on these instead of likelihood (ours)
-    eval_limit: int = 256  # ours
-    eval_every: int | None = None  # steps; once per epoch by default (ours)
-    micro_batch_tokens: int = 16_384  # ours
-    chunk_tokens: int = 256  # ours, tokens whose distributions exist at once
-    gradient_checkpointing: bool = False
-    fit: bool = False  # micro_batch_tokens (and rollout.wave in rl) as large as the memory allows
-    fit_gib: float | None = None  # the memory that `fit` may use; what is free by default
-    teacher_8bit: bool = False
-    precision: Precision = "auto"  # ours, bf16 on CPUs where that is faster; float32 is the same on every CPU
-    on_collapse: OnCollapse = "warn"  # ours
-    seconds: float | None = None
-    seed: int = 0
-    device: str = "auto"
-    rerank: RerankConfig = field(default_factory=RerankConfig)
-    rollout: RolloutOptions = field(default_factory=RolloutOptions)  # of the evaluation
-    collapse: CollapseSettings = field(default_factory=CollapseSettings)
+    epochs: int = setting(5, source="paper")
+    batch_size: int = setting(64, "trajectories per step", source="TAID")
+    lr: float = setting(1e-4, source="TAID")
+    schedule: Schedule = setting("cosine", "of the learning rate", source="TAID")
+    warmup_steps: int = setting(0, source="TAID")
+    beta2: float = setting(0.999, source="TAID")
+    optimizer: OptimizerKind = setting("adamw", source="TAID")
+    validation_share: float = setting(
+        0.05,
+        "of the trajectories, by question: their likelihood decides without eval_data",
+        source="ours",
+        range="share",
+    )
+    seconds: float | None = setting(None, "end after so much training time", range="positive")
 
     def __post_init__(self) -> None:
-        _positive(self, "lr", "batch_size", "epochs", "steps", "seconds", "eval_limit", "eval_every", "fit_gib")
-        _positive(self, "micro_batch_tokens", "chunk_tokens")
-        _not_negative(self, "warmup_steps")
-        _share(self, "beta2")
-        if self.eval_questions is not None and self.index is None:
+        TrainSettings.__post_init__(self)  # `super()` does not know the class that slots make
+        if self.eval_data is not None and self.index is None:
             raise ConfigError("validation by EM needs an index", hint="give --index beside --eval-data")
-        if not 0 <= self.validation_share < 1:
-            raise ConfigError(f"validation_share = {self.validation_share}", hint="give a share from 0 up to below 1")
 
 
-@dataclass(frozen=True, slots=True)
-class RLSettings:
-    student: str
-    teacher: str | None
-    index: str
-    questions: str
-    bench_dir: str | None = None
-    validation: str | None = None  # question file of the periodic evaluation; held out of `questions` by default
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RLSettings(TrainSettings):
+    questions: str = field(metadata=note("QA sets or question files, comma-separated"))
+    bench_dir: str | None = setting(None, "folder of the QA sets instead of the hub")
     method: str = "dgpo"
-    objective: dict[str, object] = field(default_factory=dict)
-    reward: dict[str, float] = field(default_factory=dict)  # weights by part, over em = 1 (paper)
-    steps: int = 1000  # paper
-    batch_size: int = 512  # paper, questions per step
-    samples: int | None = None  # attempts at each question; the method's by default (paper 1, grpo 5 as in Search-R1)
-    mini_batches: int = 2  # paper, 256 of 512
-    lr: float = 1e-6  # paper
-    warmup_steps: int = 285  # paper, 0.285 of 1000
-    critic_lr: float = 1e-5  # paper
-    critic_warmup_lr_steps: int = 15  # paper, 0.015 of 1000
-    critic_warmup_steps: int = 0  # paper
-    beta2: float = 0.999  # paper, of AdamW
-    optimizer: OptimizerKind = "adamw"  # paper; adamw-8bit keeps its moments in 8 bit
-    behavior_logprobs: BehaviorKind = "trainer"  # paper, computed anew; those of the engine spare a forward pass
-    critic: CriticKind = "own"  # paper; shared is a head on the student's hidden states
-    eval_every: int = 200  # paper
-    eval_questions: int = 256  # ours
-    save_every: int = 50  # paper
-    keep_episodes: int = 4  # ours, of each step, to be read later; at most 1,000 of a run
-    micro_batch_tokens: int = 16_384  # ours
-    chunk_tokens: int = 256  # ours, tokens whose distributions exist at once
-    gradient_checkpointing: bool = False
-    fit: bool = False  # micro_batch_tokens (and rollout.wave in rl) as large as the memory allows
-    fit_gib: float | None = None  # the memory that `fit` may use; what is free by default
-    teacher_8bit: bool = False
-    precision: Precision = "auto"  # ours, bf16 on CPUs where that is faster; float32 is the same on every CPU
-    on_collapse: OnCollapse = "warn"  # ours
-    seed: int = 0
-    device: str = "auto"
-    rerank: RerankConfig = field(default_factory=RerankConfig)
-    rollout: RolloutOptions = field(default_factory=RolloutOptions)
-    collapse: CollapseSettings = field(default_factory=CollapseSettings)
+    reward: dict[str, float] = field(
+        default_factory=dict, metadata=note("weights by part, over em = 1", source="paper")
+    )
+    steps: int | None = setting(1000, source="paper")
+    epochs: int = setting(1, source="ours")
+    batch_size: int = setting(512, "questions per step", source="paper")
+    samples: int | None = setting(
+        None, "attempts at each question; the method's by default (paper 1, grpo 5 as in Search-R1)", range="positive"
+    )
+    mini_batches: int = setting(
+        2, "updates per step, of 256 questions each by default", source="paper", range="positive"
+    )
+    lr: float = setting(1e-6, source="paper")
+    warmup_steps: int = setting(285, "steps in which the learning rate rises, 0.285 of 1000", source="paper")
+    beta2: float = setting(0.999, source="paper")
+    optimizer: OptimizerKind = setting("adamw", source="paper")
+    critic_lr: float = setting(1e-5, "learning rate of the critic", source="paper", range="positive")
+    critic_warmup_lr_steps: int = setting(
+        15, "steps in which the critic's learning rate rises, 0.015 of 1000", source="paper", range="not negative"
+    )
+    critic_warmup_steps: int = setting(0, "steps that move the critic alone", source="paper", range="not negative")
+    behavior_logprobs: BehaviorKind = setting(
+        "trainer", 'recomputed; "engine" reuses those of sampling and saves a forward pass', source="paper"
+    )
+    critic: CriticKind = setting("own", "shared is a head on the student's hidden states", source="paper")
+    eval_data: str | None = setting(
+        None, "question file of the periodic evaluation; held out of `questions` by default"
+    )
+    eval_every: int | None = setting(200, source="paper")
+    save_every: int | None = setting(50, source="paper")
+    keep_episodes: int = setting(
+        4, "of each step, to be read later; at most 1,000 of a run", source="ours", range="not negative"
+    )
 
     def __post_init__(self) -> None:
-        _positive(self, "lr", "critic_lr", "batch_size", "mini_batches", "steps", "samples", "fit_gib")
-        _positive(self, "micro_batch_tokens", "chunk_tokens")
-        _not_negative(self, "warmup_steps", "critic_warmup_lr_steps", "critic_warmup_steps")
-        _not_negative(self, "eval_every", "eval_questions", "save_every", "keep_episodes")
-        _share(self, "beta2")
+        TrainSettings.__post_init__(self)
+        if self.index is None:
+            raise ConfigError("rl searches, and there is no index", hint="give --index")
 
 
 def deviations(config: Mapping[str, object]) -> list[str]:
@@ -214,24 +198,3 @@ def deviations(config: Mapping[str, object]) -> list[str]:
         ("behavior_logprobs", "engine"): "probability ratios are to the rollout engine's log-probabilities",
     }
     return [text for (name, value), text in known.items() if config.get(name) == value]
-
-
-def _positive(settings: object, *names: str) -> None:
-    """Of those that are set. A value that is no number is refused with them: every comparison with it is False."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"{name} = {value} is not positive", hint=f"give {name} a value above 0")
-
-
-def _not_negative(settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if value < 0:
-            raise ConfigError(f"{name} = {value} is negative", hint=f"give {name} 0 or more")
-
-
-def _share(settings: object, name: str) -> None:
-    value = getattr(settings, name)
-    if not 0 <= value < 1:
-        raise ConfigError(f"{name} = {value}", hint=f"give {name} a value from 0 up to below 1")

@@ -9,6 +9,7 @@ from typing import Any
 
 from dgpo_cli.core.config import parse_options
 from dgpo_cli.core.recipes import config_of
+from dgpo_cli.core.setting_names import as_today
 
 
 def given_names(
@@ -18,7 +19,7 @@ def given_names(
 
     An earlier run's config.toml holds every setting, of which most were nobody's choice.
     """
-    named = _flat(parse_options(options or ()))
+    named = _flat(as_today(command, parse_options(options or ())))
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     for name, value in _flat(config_of(config, command)).items():
         first, _, rest = name.partition(".")

@@ -66,7 +66,7 @@ def _rl(teacher: bool) -> str:
     except InputError:  # they would have to be given
         return "dgpo rl --help"
     kept = count - count // 20
-    if kept < RLSettings(student="", teacher=None, index="", questions="").batch_size:
+    if kept < RLSettings(student="", index="", questions="").batch_size:
         words.append(f"--batch-size {1 << (kept.bit_length() - 1)}")
     return " ".join(words)
 

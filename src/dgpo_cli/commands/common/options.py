@@ -14,6 +14,7 @@ from dgpo_cli.console import Console
 from dgpo_cli.core.config import apply_options, parse_options
 from dgpo_cli.core.recipes import config_of, merged
 from dgpo_cli.core.run_names import find_run
+from dgpo_cli.core.setting_names import as_today
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.errors import ConfigError
 
@@ -80,7 +81,7 @@ def choose_index(console: Console, given: str | None) -> str:
 
 def recorded(config: Path | None, options: Sequence[str] | None, command: str) -> dict[str, Any]:
     """What --config, a run's or a recipe's, and -o say to a command, the latter winning. Raises ConfigError."""
-    return merged(config_of(config, command), parse_options(options or ()))
+    return merged(config_of(config, command), as_today(command, parse_options(options or ())))
 
 
 def settings_from(

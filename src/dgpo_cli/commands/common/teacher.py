@@ -15,7 +15,7 @@ from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from dgpo_cli.training.settings import DistillDataSettings
+    from dgpo_cli.training.teacher.settings import DistillDataSettings
 
 KEY_VARIABLE = "DGPO_TEACHER_KEY"
 

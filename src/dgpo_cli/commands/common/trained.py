@@ -12,7 +12,8 @@ from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
     from dgpo_cli.agent.settings import RolloutSettings
-    from dgpo_cli.training.settings import AskSettings, DistillDataSettings, KDSettings, RLSettings, RolloutOptions
+    from dgpo_cli.training.settings import AskSettings, KDSettings, RLSettings, RolloutOptions
+    from dgpo_cli.training.teacher.settings import DistillDataSettings
 
 Settings = TypeVar("Settings", "DistillDataSettings", "KDSettings", "RLSettings")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dgpo_cli.core import schema
+from dgpo_cli.core.config import setting
 from dgpo_cli.core.http import Failed, JsonClient, Refused
 from dgpo_cli.errors import ConfigError, ModelError
 
@@ -23,10 +24,12 @@ _LONGEST_PAUSE = 60.0  # seconds, ours; a server may ask for more
 class ServerAccess:
     """How a server is asked; the defaults are ours."""
 
-    concurrency: int = 64  # requests in flight at once
-    timeout_s: float = 600.0  # for a connection, and for a reply once the request was sent
-    attempts: int = 6  # of every request
-    pause_s: float = 1.0  # before the second attempt; doubled before each further one, and shortened by up to half
+    concurrency: int = setting(64, "requests in flight at once")
+    timeout_s: float = setting(600.0, "for a connection, and for a reply once the request was sent")
+    attempts: int = setting(6, "of every request")
+    pause_s: float = setting(
+        1.0, "before the second attempt; doubled before each further one, and shortened by up to half"
+    )
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "timeout_s", "attempts"):

@@ -59,7 +59,7 @@ def training_job(
     rollout = settings.rollout
     objective = create(settings.method, settings.objective)
     reads = {Need.TEACHER_DISTRIBUTION, Need.TEACHER_LOGPROBS} & objective.needs
-    writes = objective.on_policy or objective.teacher_writes or (not rl and settings.eval_questions is not None)
+    writes = objective.on_policy or objective.teacher_writes or (not rl and settings.eval_data is not None)
     length = rollout.max_tokens if longest is None else longest
     tokens = tokens_at_once(settings, length)
     return Job(

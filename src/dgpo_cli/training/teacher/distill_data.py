@@ -18,8 +18,8 @@ from dgpo_cli.models.sources import context_of, load_protocol, resolve
 from dgpo_cli.qa_sets import training_set
 from dgpo_cli.qa_sets.demonstrations import read_demonstrations
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.training.settings import GOLD, DistillDataSettings
 from dgpo_cli.training.teacher.keeping import Keep, kept, require_found, supported
+from dgpo_cli.training.teacher.settings import GOLD, DistillDataSettings
 
 if TYPE_CHECKING:
     from dgpo_cli.agent.agent import Agent

@@ -1,0 +1,48 @@
+"""Settings as earlier versions wrote them: what keeps their recipes readable and their unfinished runs going on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dgpo_cli.errors import ConfigError
+
+# By command, today's name of a setting and the one before it.
+_BEFORE = {
+    "kd": {"eval_data": "eval_questions"},
+    "rl": {"eval_data": "validation", "eval_limit": "eval_questions"},
+}
+# Settings that came after the first runs, each with the value that computes what those runs computed.
+_ADDED: dict[str, dict[str, Any]] = {"kd": {}, "rl": {"epochs": 1}}
+# Those that came later and never decide what a run computes.
+_UNDECIDING = {"kd": ("save_every",), "rl": ()}
+
+
+def as_today(command: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a command under today's names. Raises ConfigError for one that is given under both."""
+    result = dict(table)
+    for today, before in _BEFORE.get(command, {}).items():
+        if before not in table:
+            continue
+        if today in table:
+            raise ConfigError(
+                f"{before} is an earlier name of {today}, and both are given to {command}", hint=f"leave out {before}"
+            )
+        result[today] = result.pop(before)
+    return result
+
+
+def as_first_written(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved settings of a run as the first version would have recorded them: what its digest is made of."""
+    before, added = _BEFORE.get(command, {}), _ADDED.get(command, {})
+    return {
+        before.get(name, name): value
+        for name, value in config.items()
+        if name not in _UNDECIDING.get(command, ()) and (name not in added or value != added[name])
+    }
+
+
+def comparable(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's config says of what it computes, under today's names."""
+    known = _ADDED.get(command, {}) | as_today(command, config)
+    return {name: value for name, value in known.items() if name not in _UNDECIDING.get(command, ())}
