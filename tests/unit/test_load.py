@@ -16,6 +16,7 @@ from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
 from dgpo_cli.errors import ConfigError, ModelError
 from dgpo_cli.models import hub
 from dgpo_cli.models.load import load_config, load_model, load_tokenizer, save_model
+from dgpo_cli.models.shapes import shape_of
 from dgpo_cli.models.sources import load_protocol, resolve
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer
 from tiny import bpe_tokenizer, qwen
@@ -335,3 +336,36 @@ def test_a_replacement_that_fails_after_a_killed_one_still_loses_nothing(tmp_pat
     with pytest.raises(OSError), folders.replacing(tmp_path / "best"):
         raise OSError(28, "No space left on device")
     assert (tmp_path / "best" / "weights").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ({"metadata": {}, "weight_map": {"a": "../outside.safetensors"}}, "is no name of a file in it"),
+        ({"metadata": {}, "weight_map": {"a": "/etc/passwd"}}, "is no name of a file in it"),
+        ({"metadata": {}, "weight_map": {"a": "gone.safetensors"}}, "is missing"),
+        ({"metadata": {}, "weight_map": {"a": 5}}, "`weight_map.a` is 5, not a non-empty text"),
+        ({"metadata": {}}, "`weight_map` is missing"),
+        ([], "it is a list of 0"),
+    ],
+)
+def test_the_list_of_shards_names_files_of_its_own_folder(copy, index, told):
+    """What lies outside is in no digest of the folder, and is nobody's model."""
+    (copy / "model.safetensors").rename(copy.parent / "outside.safetensors")
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    fails(copy, "model.safetensors.index.json", told)
+
+
+def test_weights_that_were_saved_quantized_are_refused_on_a_cpu(copy):
+    config = json.loads((copy / "config.json").read_text())
+    quantized = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (copy / "config.json").write_text(json.dumps(config | quantized))
+    fails(copy, "was saved in a quantized form, which is not computed with on a CPU")
+
+
+@pytest.mark.parametrize("size", [10**400, 1 << 40, 2.0, "2", True, 0])
+def test_sizes_are_numbers_of_something(copy, size):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": size}))
+    with pytest.raises(ModelError, match=r"config\.json has no usable num_hidden_layers \(.{1,70}\)$"):
+        shape_of(str(copy))

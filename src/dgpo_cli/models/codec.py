@@ -21,6 +21,7 @@ from dgpo_cli.core.protocol import Protocol, escape_tags, render_results
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models.chat_template import HINT, conversation_text, rendered
+from dgpo_cli.models.tokenizer_errors import require_few, tokenizer_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,6 +61,10 @@ class Codec:
 
     @cached_property
     def _bytes(self) -> list[bytes]:
+        with tokenizer_errors(self.tokenizer.name_or_path):
+            return self._byte_table()
+
+    def _byte_table(self) -> list[bytes]:
         backend = json.loads(self.tokenizer.backend_tokenizer.to_str())
         if "ByteLevel" not in json.dumps(backend["decoder"]):
             raise ModelError(
@@ -105,14 +110,18 @@ class Codec:
         return 0 if pad is None else int(pad)
 
     def _encode_anew(self, text: str, trusted: bool) -> tuple[int, ...]:
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not trusted).input_ids
+        name = self.tokenizer.name_or_path
+        with tokenizer_errors(name):
+            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not trusted).input_ids
+        require_few(len(ids), text, name)
         return tuple(int(i) for i in ids)
 
     @cached_property
     def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
         """Ids before and after the user's message, and whether the template strips the message."""
         if not (self.protocol.chat_template and self.tokenizer.chat_template):
-            return tuple(int(i) for i in self.tokenizer("", add_special_tokens=True).input_ids), (), False
+            with tokenizer_errors(self.tokenizer.name_or_path):
+                return tuple(int(i) for i in self.tokenizer("", add_special_tokens=True).input_ids), (), False
         message = [{"role": "user", "content": f"{_SENTINEL}\n"}]
         text = rendered(lambda: self._conversation(message))
         if text.count(_SENTINEL) != 1:

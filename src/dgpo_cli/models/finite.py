@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,3 +23,12 @@ def require_finite(teacher: PreTrainedModel, values: Tensor, what: str) -> None:
         f"teacher {teacher.name_or_path or type(teacher).__name__} ({kind}): {share:.1%} of its {what} are not finite",
         hint="leave out --teacher-8bit" if eight_bit else "check the teacher's weights, or give another --teacher",
     )
+
+
+def require_probabilities(model: PreTrainedModel, logprobs: Sequence[float]) -> None:
+    """Raises ModelError, which names the model, where what it wrote has no probability: its draws mean nothing."""
+    if not all(map(math.isfinite, logprobs)):
+        raise ModelError(
+            f"{model.name_or_path or type(model).__name__} computes probabilities that are no numbers",
+            hint="check its weights and the numbers in its config.json, and that the temperature is not tiny",
+        )

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dgpo_cli.core import folders
+from dgpo_cli.core import folders, schema
 from dgpo_cli.core.device import Precision
 from dgpo_cli.core.hub import quiet_loading
 from dgpo_cli.core.protocol import Protocol
@@ -34,7 +34,8 @@ from dgpo_cli.models import hub
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.half import compute_in_half, pays_off
 from dgpo_cli.models.load_errors import explain
-from dgpo_cli.models.sources import PROTOCOL_FILE, ModelSource, load_protocol, resolve
+from dgpo_cli.models.sources import PROTOCOL_FILE, ModelSource, config_values, load_protocol, resolve
+from dgpo_cli.models.tokenizer_errors import require_light, tokenizer_errors
 
 KEPT_TOKENIZER = "tokenizer"  # folder of a run
 
@@ -64,8 +65,9 @@ def load_tokenizer(name: str | ModelSource) -> PreTrainedTokenizerBase:
     """
     source = resolve(name) if isinstance(name, str) else name
     options = _options(source)
-    with _explained(source):
+    with tokenizer_errors(source.location), _explained(source):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(source.location, **options)
+    require_light(tokenizer.backend_tokenizer, source.location)
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
@@ -105,6 +107,7 @@ def load_model(
     """
     source = resolve(name) if isinstance(name, str) else name
     protocol, own = load_protocol(source)
+    _require_readable(source, device)
     tokenizer = load_tokenizer(source)
     options = _options(source) | {"dtype": dtype or "auto", "use_safetensors": True}
     if eight_bit:
@@ -129,6 +132,32 @@ def load_model(
     if model.dtype == torch.float32 and pays_off(device, model.config, precision):
         compute_in_half(model)
     return LoadedModel(model.eval(), tokenizer, protocol, source, own)
+
+
+_SHARDS = "model.safetensors.index.json"
+_INDEX = schema.record(
+    {"metadata": schema.map_of(schema.ANYTHING), "weight_map": schema.map_of(schema.text(empty=False))}
+)
+
+
+def _require_readable(source: ModelSource, device: torch.device) -> None:
+    """Of a folder: shards that lie in it, and weights that were saved as they are computed with."""
+    folder = Path(source.location)
+    if not source.local:
+        return
+    hint = "download or export the model again"
+    if (folder / _SHARDS).is_file():
+        index = schema.read_record(folder / _SHARDS, _INDEX, hint=hint, error=ModelError)
+        for name in sorted(set(index["weight_map"].values())):
+            if Path(name).name != name or not (folder / name).is_file():
+                state = "is no name of a file in it" if Path(name).name != name else "is missing"
+                raise ModelError(f"{folder / _SHARDS}: the shard {name!r} {state}", hint=hint)
+    values = config_values(source) or {}
+    if device.type == "cpu" and values.get("quantization_config") is not None:
+        raise ModelError(
+            f"{source.location} was saved in a quantized form, which is not computed with on a CPU",
+            hint="take the model that it was made from, or a GGUF file of it",
+        )
 
 
 def _require_complete(source: ModelSource, report: dict[str, Any]) -> None:

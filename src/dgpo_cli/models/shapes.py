@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core.schema import shown
 from dgpo_cli.errors import ConfigError, ModelError
 from dgpo_cli.models import gguf
 from dgpo_cli.models.gguf_header import Header, read_header
@@ -77,6 +78,7 @@ SHAPES: dict[str, Shape] = {
     "qwen3-0.6b": Shape(1_024, 3_072, 28, 16, 8, 151_936, tied=True, qkv_bias=False, head_size=128, qk_norm=True),
     "qwen3-1.7b": Shape(2_048, 6_144, 28, 16, 8, 151_936, tied=True, qkv_bias=False, head_size=128, qk_norm=True),
 }
+_LARGEST = 1 << 40  # ours, of a size; its products are numbers that a computer counts with
 _SAME = {"qwen-3b-instruct": "qwen-3b", "qwen-0.5b-kd": "qwen-0.5b", "dgpo-qwen-0.5b": "qwen-0.5b"}
 
 
@@ -106,7 +108,7 @@ def shape_from(name: str, values: Mapping[str, Any]) -> Shape:
     bad = [key for key, size in zip(wanted, sizes, strict=True) if not _is_size(size)]
     if bad:
         raise ModelError(
-            f"{name}: config.json has no usable {bad[0]} ({values.get(bad[0])!r})",
+            f"{name}: config.json has no usable {bad[0]} ({shown(values.get(bad[0]))})",
             hint="models of the Llama and Qwen families are known",
         )
     hidden, intermediate, layers, heads, vocabulary = (int(size) for size in sizes if size is not None)
@@ -146,4 +148,4 @@ def _of_header(header: Header) -> Shape:
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _LARGEST

@@ -17,10 +17,18 @@ from dgpo_cli.errors import ModelError
 from dgpo_cli.models import hub
 from dgpo_cli.models.chat_template import HINT, conversation_text
 from dgpo_cli.models.sources import ModelSource, resolve
+from dgpo_cli.models.tokenizer_errors import require_light, tokenizer_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
+
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
+_TOKENS = schema.map_of(
+    schema.record({"content": schema.text()}, dict.fromkeys(_FLAGS, schema.FLAG), other=schema.ANYTHING)
+)
+_CONFIG = schema.record({}, {"added_tokens_decoder": _TOKENS}, other=schema.ANYTHING)
 
 
 class Vocabulary(Protocol):
@@ -102,18 +110,16 @@ def tokenizer_file(name: str | ModelSource) -> PreTrainedTokenizerBase:
             f"{source.location} has no tokenizer.json", hint="add it from the base model, or export the model again"
         )
     config = _json(source, "tokenizer_config.json")
-    try:
+    with tokenizer_errors(str(path), "is damaged"):
         backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"{path} is damaged: {error}", hint="export the model again, or take another") from error
-    tokens = {int(i): t for i, t in config.get("added_tokens_decoder", {}).items() if int(i) not in
-              backend.get_added_tokens_decoder()}  # fmt: skip
-    for _, token in sorted(tokens.items()):
-        flags = {
-            key: token[key] for key in ("single_word", "lstrip", "rstrip", "normalized", "special") if key in token
-        }
-        add = backend.add_special_tokens if token.get("special") else backend.add_tokens
-        add([AddedToken(token["content"], **flags)])
+    require_light(backend, source.location)
+    with tokenizer_errors(source.location):
+        known = backend.get_added_tokens_decoder()
+        tokens = {int(i): t for i, t in config.get("added_tokens_decoder", {}).items() if int(i) not in known}
+        for _, token in sorted(tokens.items()):
+            flags = {key: token[key] for key in _FLAGS if key in token}
+            add = backend.add_special_tokens if token.get("special") else backend.add_tokens
+            add([AddedToken(token["content"], **flags)])
     template = config.get("chat_template")
     own = _file(source, "chat_template.jinja")
     if own is not None:
@@ -175,5 +181,5 @@ def _json(source: ModelSource, name: str) -> dict[str, Any]:
     if path is None:
         return {}
     hint = "export the model again, or take another"
-    values: dict[str, Any] = schema.read_record(path, schema.record({}), hint=hint, error=ModelError)
+    values: dict[str, Any] = schema.read_record(path, _CONFIG, hint=hint, error=ModelError)
     return values

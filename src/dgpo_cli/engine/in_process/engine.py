@@ -23,6 +23,7 @@ from dgpo_cli.engine.in_process.schedule import SHARED_TOKENS, Slot, common_pref
 from dgpo_cli.engine.sampling import stream_key, uniforms
 from dgpo_cli.engine.stops import StopMatcher, Stops
 from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.finite import require_probabilities
 from dgpo_cli.models.ways import WAYS, masked_attention
 
 
@@ -56,7 +57,7 @@ class InProcessEngine:
         burst: int | None = None,
     ) -> None:
         models = [model] if blend is None else [model, blend.model]
-        self._codec = codec
+        self._model, self._codec = model, codec
         self._capacity = min([capacity, *(m.config.get_text_config().max_position_embeddings for m in models)])
         self._device = next(model.parameters()).device
         self._decoders = [Decoder(m, slots, self._capacity) for m in models]
@@ -240,12 +241,13 @@ class InProcessEngine:
             end = TurnEnd.STOP
         elif len(tokens) == room:
             end = TurnEnd.LENGTH
-        tokens = tokens[:count]
+        tokens, logprobs = tokens[:count], logprobs[: len(tokens[:count])]
+        require_probabilities(self._model, logprobs)
         slot.written += len(tokens)
         slot.length += len(tokens) - 1
         slot.pending = [tokens[-1]]
         slot.running = end is None
-        return Event(slot.id, tokens, logprobs[: len(tokens)], end)
+        return Event(slot.id, tokens, logprobs, end)
 
 
 def _streams(slots: Sequence[Slot]) -> np.ndarray:
