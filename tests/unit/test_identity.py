@@ -87,3 +87,35 @@ def test_places_in_the_project_are_recorded_relative_to_it(tmp_path: Path) -> No
     workspace.remember(by="dgpo index", index=tmp_path / "index", teacher="qwen-3b")
     assert json.loads((tmp_path / ".dgpo" / "workspace.json").read_text())["index"]["value"] == "./index"
     assert workspace.resolve("teacher", None).value == "qwen-3b"
+
+
+def test_each_of_several_files_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--data a.jsonl,nq,b.jsonl` is one setting."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jsonl", "b.jsonl", "c,d.jsonl"):
+        Path(name).write_text(name)
+    config = {"questions": "a.jsonl, nq,b.jsonl"}
+    before = config_digest("rl", config, contents(config))
+    Path("b.jsonl").write_text("B.jsonl")
+    after = config_digest("rl", config, contents(config))
+    assert after != before
+    other = {"questions": "a.jsonl, hotpotqa,b.jsonl"}
+    assert config_digest("rl", other, contents(other)) != after
+    assert contents({"questions": "nq,hotpotqa", "index": "http://a,http://b"}) == {}
+    assert set(contents({"questions": "c,d.jsonl"})) == {"c,d.jsonl"}, "a comma may stand in a name"
+
+
+@pytest.mark.parametrize(
+    "name", ["nq.jsonl", "train_nq.jsonl.gz", "nq.csv", "nq.tsv", "nq.json", "nq.csv.gz", "qrels/test.tsv"]
+)
+def test_questions_of_every_form_in_a_folder_count(tmp_path: Path, name: str) -> None:
+    (tmp_path / "qrels").mkdir()
+    for file in ("queries.jsonl", name):
+        (tmp_path / file).write_text("a")
+    config = {"bench_dir": str(tmp_path)}
+    before = contents(config)
+    (tmp_path / name).write_text("b")
+    after = contents(config)
+    assert before and after != before
+    (tmp_path / "notes.txt").write_text("c")
+    assert contents(config) == after

@@ -16,6 +16,7 @@ from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models.contents import file_digest, folder_digest
 from dgpo_cli.models.sources import resolve
+from dgpo_cli.qa_sets.forms import SUFFIXES
 from dgpo_cli.retrieval.index.manifest import FILE as MANIFEST_FILE
 from dgpo_cli.retrieval.index.manifest import read_manifest
 
@@ -32,7 +33,7 @@ def contents(config: Mapping[str, Any]) -> dict[str, str]:
     """
     found = {}
     for name, value in _strings(config):
-        digest = _model(value) if name in _MODELS else location_digest(Path(value))
+        digest = _model(value) if name in _MODELS else _locations(value)
         if digest is not None:
             found[value] = digest
     return found
@@ -66,9 +67,24 @@ def location_digest(path: Path) -> str | None:
     folder = path / "best" if (path / "best").is_dir() else path
     if (folder / "config.json").is_file():
         return folder_digest(folder)
-    questions = sorted(path for path in folder.glob("*.jsonl*") if path.is_file())  # a folder of --bench-dir
+    # A folder of --bench-dir, or of BEIR.
+    named = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
+    questions = [path for path in (*named, *sorted((folder / "qrels").glob("*.tsv"))) if path.is_file()]
     parts = [f"{file.name} {file_digest(file)}" for file in questions]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16] if parts else None
+
+
+def _locations(text: str) -> str | None:
+    """Of a path, or of several, comma-separated, of which some may be names that stand for themselves."""
+    whole = location_digest(Path(text))
+    if whole is not None or "," not in text:
+        return whole
+    parts = [part.strip() for part in text.split(",")]
+    found = [location_digest(Path(part)) for part in parts]
+    if not any(found):
+        return None
+    named = "\n".join(digest or part for part, digest in zip(parts, found, strict=True))
+    return hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
 def _model(name: str) -> str | None:
