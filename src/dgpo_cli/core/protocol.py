@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 from dgpo_cli.core import schema
+from dgpo_cli.core.disguises import look_alike
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import InputError
 
@@ -26,9 +27,7 @@ CLOSING_TAGS = ("</search>", "</answer>")  # a turn ends at the first of either
 TAG_TOKENS = tuple(tag for name in TAGS for tag in (f"<{name}>", f"</{name}>"))
 
 ALWAYS_SEARCH = "Always search before you answer, also where you believe that you know the answer."
-# Anything that a reader could take for a tag: any case, inner spaces, attributes, or a missing end bracket.
-# Without backtracking, so that a page of blanks costs no more than another.
-_LOOK_ALIKE = re.compile(rf"<(?=\s*+/?\s*+(?:{'|'.join(TAGS)})\b)", re.IGNORECASE)
+_look_alike = cache(lambda: look_alike(TAGS))
 
 
 Action = Literal["search", "answer"]
@@ -73,7 +72,7 @@ def escape_tags(text: str) -> tuple[str, int]:
 
     Passages and questions are untrusted: a tag in them must not end the observation or act as the model's own.
     """
-    return _LOOK_ALIKE.subn("&lt;", text)
+    return _look_alike().subn("&lt;", text)
 
 
 def render_results(passages: Sequence[Passage]) -> str:
