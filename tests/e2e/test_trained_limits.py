@@ -34,6 +34,8 @@ def test_the_record_beats_the_paper_and_what_is_given_beats_the_record(dgpo, com
     assert (rollout["top_k"], rollout["max_turns"]) == (5, 2)
     assert "top_k:" not in ended.err and "max_turns: 2" in ended.err
     assert "warning: top_k is 5, and 2 would be as " in ended.err
+    ended = dgpo(*commands[command], "-o", "rollout.top_k=2", "--dry-run", "--json")
+    assert "warning" not in ended.err, "what is given is what it was trained with"
 
 
 def test_a_raw_student_takes_its_teachers_record_and_two_raw_models_the_papers(dgpo, offline, folder, commands):

@@ -274,6 +274,15 @@ def test_replies_of_another_form(serve, codec, reply):
         play(engine)
 
 
+def test_a_text_far_beyond_what_was_asked_for_is_no_turn(serve, codec):
+    server = serve(lambda prompt: "x")
+    engine = engine_of(server, codec)
+    server.failures = [(200, {"choices": [{"text": "x " * 40_000, "finish_reason": "stop"}]}, {})]
+    engine.open(codec.text_ids("q"), STOP)
+    with pytest.raises(ModelError, match=r"a text of 80,000 characters where at most 60 tokens were asked for"):
+        play(engine)
+
+
 @pytest.mark.parametrize("ids", [None, [], ["a"], [-1], [10**6]])
 def test_token_ids_that_are_none_of_the_tokenizers(serve, codec, ids):
     server = serve(lambda prompt: "x", codec=codec)

@@ -25,6 +25,8 @@ SHAPES: dict[str, Callable[[int], str]] = {
     "blanks-after-<": lambda n: "<" + " " * n,
     "slashes": lambda n: "< /" + " " * n + "x",
     "many-<": lambda n: "< " * (n // 2),
+    "unseen": lambda n: "<a" + "\u200b" * n,
+    "many-unseen": lambda n: "<a\u200b" * (n // 3),
     "blanks": lambda n: " " * n + "x",
     "line-ends": lambda n: "\n" * n + "x",
     "line-ends-and-blanks": lambda n: ("\n" + " " * 50) * (n // 51) + "x",

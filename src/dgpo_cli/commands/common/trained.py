@@ -72,5 +72,7 @@ def as_trained(
     console: Console, settings: Settings, before: Mapping[str, Any], limits: tuple[dict[str, int], str], model: str
 ) -> Settings:
     """Settings whose rollout, where `before` (--config and -o) leaves it open, has `limits` and suits `model`."""
-    changes = trained_limits(console, before.get("rollout", {}), limits, model, settings.rollout)
+    # -o gives texts: the settings have the numbers that they mean.
+    given = {name: getattr(settings.rollout, name) for name in before.get("rollout", {})}
+    changes = trained_limits(console, given, limits, model, settings.rollout)
     return replace(settings, rollout=replace(settings.rollout, **changes))  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from dgpo_cli.engine.turnwise.model_server import Asker, ModelServer, ServerAcce
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models.codec import Codec
 
+_LONGEST_TOKEN = 1_000  # characters, ours; the longest tokens of published models are blanks, a hundred or two of them
 _REPLY = schema.record({"choices": schema.list_of(schema.map_of(schema.ANYTHING), least=1)})
 _LOGPROBS = schema.record({"token_logprobs": schema.numbers()})
 # With token ids: also the settings that the served model's defaults would change, under vLLM's names.
@@ -151,6 +152,9 @@ class CompletionsWriter:
         text, reason = choice.get("text"), choice.get("finish_reason")
         if not isinstance(text, str):
             raise self._asker.unusable(f"a choice without text: {str(choice)[:200]}")
+        if len(text) > _LONGEST_TOKEN * turn.max_new_tokens:
+            asked = f"{turn.max_new_tokens:,} tokens were asked for"
+            raise self._asker.unusable(f"a text of {len(text):,} characters where at most {asked}")
         stop = turn.sampling.stop
         if reason != "length" and not any(s in text for s in stop):
             text += self._dropped(text, stop, choice)
