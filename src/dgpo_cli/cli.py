@@ -37,7 +37,7 @@ from dgpo_cli.commands.common.search_environment import use_search_environment
 from dgpo_cli.commands.evaluate import command as evaluate
 from dgpo_cli.commands.index import command as index
 from dgpo_cli.commands.quickstart import command as quickstart
-from dgpo_cli.console import is_first_process, processes, say_error, tell_logged
+from dgpo_cli.console import is_first_process, launch_fault, processes, say_error, tell_logged
 from dgpo_cli.core import interrupts
 from dgpo_cli.core.disk import system_error
 from dgpo_cli.core.out_of_memory import is_out_of_memory
@@ -116,6 +116,11 @@ def root(
     **chat**. All of it offline, in minutes: **dgpo quickstart**.
     """
     tell_logged()
+    if fault := launch_fault():
+        raise ConfigError(
+            f"{fault}: no place of a process among those of a launch",
+            hint="unset both, or start with `accelerate launch`",
+        )
     use_search_environment()
     if processes() > 1 and context.invoked_subcommand not in _TOGETHER:
         raise ConfigError(

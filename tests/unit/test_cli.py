@@ -325,3 +325,17 @@ def test_an_empty_text_is_no_folder(dgpo: Callable[..., Any], argv: list[str], a
         f"error: an empty text was given{after}",
         "hint: give a value, or leave the option out",
     ]
+
+
+@pytest.mark.parametrize(("rank", "size"), [("x", "2"), ("0", "x"), ("0", "0"), ("2", "2"), ("-1", "2"), ("0", "1.5")])
+def test_variables_of_no_launcher_are_one_line(
+    dgpo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, rank: str, size: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    ended = dgpo("runs")
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.splitlines() == [
+        f"error: RANK is '{rank}' and WORLD_SIZE is '{size}': no place of a process among those of a launch",
+        "hint: unset both, or start with `accelerate launch`",
+    ]
