@@ -1,4 +1,4 @@
-"""Write the pages that follow from the code: docs/cli.md, docs/methods/*.md, and the pinned list of flags.
+"""Write the pages that follow from the code: docs/cli.md, docs/methods/*.md, README's commands, the pinned flags.
 
 `make docs` runs it; `python docs/generate.py --check` only compares, and a test does the same.
 """
@@ -23,6 +23,19 @@ from dgpo_cli.objectives.registry import OBJECTIVES, create
 from dgpo_cli.training.settings import KDSettings, RLSettings
 
 ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {
+    "DGPO_SEARCH_TOKEN": "token of the search server that is asked, and of `dgpo serve` without --token-file",
+    "DGPO_SEARCH_TIMEOUT": "seconds that a reply of a search server may take",
+    "DGPO_TEACHER_KEY": "key of the model server in --teacher-url",
+    "DGPO_MILVUS_TOKEN": "token of the Milvus server that an index lies in",
+    "DGPO_DEBUG": "set, a command shows tracebacks in the place of one line",
+    "HF_HOME": "where models of the hub are kept; of Hugging Face, whose other variables count too",
+    "HF_HUB_OFFLINE": "1 takes only what is on this machine",
+    "WANDB_PROJECT": "project for --report-to wandb, whose other variables count too",
+    "TRACKIO_SPACE_ID": "Space for --report-to trackio",
+    "RANK, WORLD_SIZE, LOCAL_RANK": "set by `accelerate launch` and torchrun: one process of several",
+}
+_TABLE = re.compile(r"(<!-- commands: by `make docs` -->\n).*?(?=<!-- end -->)", re.DOTALL)
 HIDDEN_OPTIONS = {"--install-completion", "--show-completion", "--help"}
 # Where deviations from the reference are declared that concern every method trained by reinforcement.
 LOOP_MODULES = ("dgpo_cli.core.protocol", "dgpo_cli.agent.loop", "dgpo_cli.training.credit")
@@ -60,7 +73,32 @@ def cli_page() -> str:
         lines += ["| option | default | meaning |", "|---|---|---|"]
         lines += [f"| `{name}` | {_default(p)} | {_cell(p.help or '')} |" for name, p in parameters(command)]
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_environment()])
+
+
+def _environment() -> list[str]:
+    """Raises ValueError for a variable of ours that the sources name and the table does not."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    if unknown := set(re.findall(r"\bDGPO_[A-Z_]+", sources)) - ENVIRONMENT.keys():
+        raise ValueError(f"say in docs/generate.py what these are for: {', '.join(sorted(unknown))}")
+    lines = ["## Environment", "", "Keys and tokens are given this way alone: no run records them.", ""]
+    lines += ["| variable | meaning |", "|---|---|"]
+    return [*lines, *(f"| `{name}` | {meaning} |" for name, meaning in ENVIRONMENT.items()), ""]
+
+
+def command_table() -> str:
+    """The commands of the first level, each with the first sentences of its help."""
+    root: Any = typer.main.get_command(app)
+    rows = []
+    for name in root.list_commands(None):
+        first = _cell(_unwrapped(root.commands[name].help or "").split("\n")[0])
+        rows.append(f"| `dgpo {name}` | {first} |")
+    return "\n".join(["| command | |", "|---|---|", *rows, ""])
+
+
+def readme() -> str:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return _TABLE.sub(lambda found: found[1] + command_table(), text)
 
 
 def _default(parameter: Any) -> str:
@@ -126,6 +164,7 @@ def _settings(of: str, cls: type, prefix: str, command: str) -> list[str]:
 def pages() -> dict[Path, str]:
     methods = {ROOT / "docs" / "methods" / f"{name}.md": method_page(name) for name in OBJECTIVES}
     return {
+        ROOT / "README.md": readme(),
         ROOT / "docs" / "cli.md": cli_page(),
         ROOT / "tests" / "contract" / "cli_flags.txt": cli_flags(),
     } | methods

@@ -1,3 +1,40 @@
 """dgpo: train and run compact language models that search like agents."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dgpo_cli.library import (
+        Agent,
+        LoadedModel,
+        Objective,
+        OpenIndex,
+        Question,
+        Report,
+        Trajectory,
+        load_model,
+        open_index,
+        read_questions,
+    )
+
 __version__ = "0.1.0"
+__all__ = [
+    "Agent",
+    "LoadedModel",
+    "Objective",
+    "OpenIndex",
+    "Question",
+    "Report",
+    "Trajectory",
+    "load_model",
+    "open_index",
+    "read_questions",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names are loaded when they are first used: the command line starts without torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dgpo_cli import library
+
+    return getattr(library, name)

@@ -7,8 +7,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import typer
+
+from dgpo_cli.cli import app
 
 PACKAGE = Path(__file__).parents[2] / "src" / "dgpo_cli"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -31,10 +35,7 @@ LEVELS = (
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 HEAVY = ("torch", "transformers", "datasets", "faiss", "bitsandbytes", "bm25s", "accelerate", "matplotlib", "numpy",
          "fastapi", "uvicorn", "pymilvus", "milvus_lite", "grpc")  # fmt: skip
-COMMANDS = (
-    "quickstart", "index", "search", "distill-data", "kd", "rl", "eval", "report", "chat",
-    "export", "serve", "reproduce", "recipes", "plan", "models", "runs", "doctor",
-)  # fmt: skip
+COMMANDS = cast(Any, typer.main.get_command(app)).list_commands(None)
 
 
 def name_of(path: Path) -> str:

@@ -10,11 +10,13 @@ from transformers import PreTrainedModel
 
 from dgpo_cli.agent.loop import Listener, finished_episodes, run_episodes
 from dgpo_cli.agent.settings import RolloutSettings
+from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Question, Trajectory
 from dgpo_cli.engine.base import Engine
 from dgpo_cli.engine.in_process.engine import Blend, InProcessEngine
 from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.load import LoadedModel
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.rewards import exact_match
 from dgpo_cli.rewards.registry import Reward
@@ -48,6 +50,20 @@ class Agent:
         """Slots for one wave; the model's parameters are read in place, so training it trains the agent."""
         engine = InProcessEngine(model, codec, slots=settings.wave, capacity=settings.max_tokens, blend=blend)
         return cls(engine, codec, retriever, settings, reward)
+
+    @classmethod
+    def open(cls, loaded: LoadedModel, retriever: Retriever, **settings: Any) -> Agent:
+        """An agent that answers as `dgpo eval` does: greedily, within the limits that the model was trained with.
+
+        `settings` are those of RolloutSettings that differ.
+        """
+        codec = Codec(loaded.tokenizer, loaded.protocol)
+        chosen = {"temperature": 0.0, "stop_repeats": True} | loaded.protocol.limits | settings
+        return cls.of(loaded.model, codec, retriever, apply_options(RolloutSettings, chosen))
+
+    def ask(self, question: str) -> Trajectory:
+        """One episode: its answer, the searches made and what they returned."""
+        return next(self.run([(Question("1", question, (), "asked"), 0)]))
 
     def with_settings(self, **changes: float) -> Agent:
         """The same engine under other settings (`wave` cannot grow)."""

@@ -1,0 +1,69 @@
+"""The public names of `dgpo_cli`, for Python: docs/python.md shows them, and a test holds them.
+
+`import dgpo_cli` is light: this file, and torch with it, is read when one of the names is first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli.agent.agent import Agent as Agent
+from dgpo_cli.agent.identity import contents
+from dgpo_cli.core.config import apply_options
+from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.core.types import Question as Question
+from dgpo_cli.core.types import Trajectory as Trajectory
+from dgpo_cli.evaluation import run
+from dgpo_cli.evaluation.summary import Report as Report
+from dgpo_cli.models import load
+from dgpo_cli.models.devices import inference_dtype, training_device
+from dgpo_cli.models.load import LoadedModel as LoadedModel
+from dgpo_cli.objectives.base import Need
+from dgpo_cli.objectives.base import Objective as Objective
+from dgpo_cli.objectives.registry import create
+from dgpo_cli.qa_sets import read_questions as read_questions
+from dgpo_cli.retrieval.open import OpenIndex as OpenIndex
+from dgpo_cli.retrieval.open import open_index as open_index
+from dgpo_cli.training.kd import run_kd
+from dgpo_cli.training.rl import run_rl
+from dgpo_cli.training.settings import KDSettings, RLSettings
+
+
+def load_model(name: str, *, device: str = "auto") -> LoadedModel:
+    """A model to ask: an alias, hub id, folder, GGUF file, or run. Raises ModelError saying why it cannot be had."""
+    where = training_device(device)
+    return load.load_model(name, device=where, dtype=inference_dtype(where, name))
+
+
+def evaluate(
+    agent: Agent, questions: Sequence[Question], *, samples: int = 1, progress: Progress | None = None
+) -> Report:
+    """Answer every question `samples` times, and grade the answers by exact match; nothing is written.
+
+    Raises RetrievalError as soon as too many searches failed.
+    """
+    return run.evaluate(
+        questions, run_batch=agent.finished, decode=agent.codec.decode, samples=samples, progress=progress
+    )
+
+
+def train(
+    method: str, *, out: str | Path, keep: int = 1, progress: Progress | None = None, **settings: Any
+) -> dict[str, Any]:
+    """Train by a method of `dgpo kd` or `dgpo rl`, with their settings by name; the best weights are in `out`/best.
+
+    What the commands do: interrupted, the same call goes on. Memory is not checked before. Returns {"steps", "best",
+    "seconds", "path", "untrained_steps"}; raises ConfigError for a setting that does not exist, naming the nearest.
+    """
+    rewarded = Need.REWARD in create(method, settings.get("objective", {})).needs
+    values = {"method": method} | settings
+    chosen = apply_options(RLSettings, values) if rewarded else apply_options(KDSettings, values)
+    config = asdict(chosen)
+    with RunDir.open("rl" if rewarded else "kd", config, out=Path(out), inputs=contents(config)) as folder:
+        if isinstance(chosen, RLSettings):
+            return run_rl(chosen, folder, keep=keep, progress=progress)
+        return run_kd(chosen, folder, keep=keep, progress=progress)
