@@ -3,6 +3,7 @@
 #   make quickstart            install into .venv, then train a small search agent offline
 #   make real                  the same with a real language model of 135M on real questions; BENCH_DIR=DIR has them
 #   make test                  tests with coverage; lint, types, test-slow, docs, clean
+#   make test-fast             rules of the house, reference vectors and the units that need no training: under a minute
 #   make test-versions         the tests on the versions of a GPU machine that nothing reaches (torch 2.11), without optional packages
 #   make test-kill             every long command killed before each of its file operations, and given again
 #   make test-hostile          every reader fed with spoiled records and pages, the escaper with a million texts
@@ -32,11 +33,17 @@ SECONDS ?= 600
 FOLDER ?= bench-lexical
 SIZES ?= 10000,100000,1000000,2700000
 
+FAST := tests/contract tests/golden $(addsuffix .py,$(addprefix tests/unit/test_,advantage behavior codec compare \
+	config console evaluate evidence figures http outcome protocol question_forms records repeats retrieval_corpus \
+	retrieval_hybrid retrieval_lexical retrieval_remote retrieval_split retrieval_store rewards rollout run_list schema \
+	scripted_engine serving source stats stops text train_batch train_step training_line trajectories_of_kd untrusted \
+	workspace world wrapping))
+
 PEERS := .venv-peers
 VERSIONS := .venv-versions
 ABSENT := bm25s,cachetools,faiss,bitsandbytes,datasets,fastapi,matplotlib,plotext,prometheus_client,pypdf,milvus_lite,pymilvus,Stemmer
 
-.PHONY: real bench bench-gpu bench-step bench-lexical venv quickstart test test-slow test-hostile test-kill test-versions load-test lint types docs clean
+.PHONY: real bench bench-gpu bench-step bench-lexical venv quickstart test test-fast test-slow test-hostile test-kill test-versions load-test lint types docs clean
 
 venv: $(STAMP)
 
@@ -59,6 +66,9 @@ real: venv
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term --cov-fail-under=85 $(PYTEST_OPTIONS)
+
+test-fast: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(PYTEST_OPTIONS) $(FAST)
 
 test-kill: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kill -s $(PYTEST_OPTIONS) tests/e2e/test_every_kill.py

@@ -88,7 +88,7 @@ def rl(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Improve a student by reward; with dgpo the teacher pulls it where its answer was wrong.
+    """Improve a student by reward; with DGPO the teacher pulls it where its answer was wrong.
 
     Defaults are the paper's recipe (1000 steps of 512 episodes).
 
