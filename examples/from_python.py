@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import dgpo_cli
-from dgpo_cli.library import evaluate, train
 
 
 def main(model: str, teacher: str, index: str, questions: str, out: str) -> None:
@@ -30,11 +29,11 @@ def main(model: str, teacher: str, index: str, questions: str, out: str) -> None
     print(f"answer:   {episode.answer!r}, ended as {episode.stop}")
 
     # Several at once, graded by exact match.
-    before = evaluate(agent, asked)
+    before = dgpo_cli.evaluate(agent, asked)
     print(f"before:   EM {before.overall.em:.1%} of {before.overall.n} questions")
 
     # One step of DGPO: the student writes episodes, and follows the teacher where its answer was wrong.
-    result = train(
+    result = dgpo_cli.train(
         "dgpo",
         student=model,
         teacher=teacher,
@@ -42,7 +41,7 @@ def main(model: str, teacher: str, index: str, questions: str, out: str) -> None
         questions=questions,
         steps=1,
         batch_size=8,
-        eval_questions=8,
+        eval_limit=8,
         rollout=agent.codec.protocol.limits,
         device="cpu",
         out=out,
@@ -51,7 +50,7 @@ def main(model: str, teacher: str, index: str, questions: str, out: str) -> None
 
     # The best weights lie in the run folder; a run's name or folder is a model.
     trained = dgpo_cli.Agent.open(dgpo_cli.load_model(out, device="cpu"), opened.retriever)
-    after = evaluate(trained, asked)
+    after = dgpo_cli.evaluate(trained, asked)
     print(f"after:    EM {after.overall.em:.1%} of {after.overall.n} questions")
 
 

@@ -11,9 +11,11 @@ if TYPE_CHECKING:
         Question,
         Report,
         Trajectory,
+        evaluate,
         load_model,
         open_index,
         read_questions,
+        train,
     )
 
 __version__ = "0.1.0"
@@ -25,9 +27,11 @@ __all__ = [
     "Question",
     "Report",
     "Trajectory",
+    "evaluate",
     "load_model",
     "open_index",
     "read_questions",
+    "train",
 ]
 
 
