@@ -110,7 +110,7 @@ def contents(folder: Path) -> dict[str, Any]:
             found[name] = rows
         elif path.suffix == ".json":
             value = _plain(json.loads(path.read_bytes()))
-            if path.name == "state.json":  # sealed with the seconds in it
+            if path.name in ("state.json", "manifest.json"):  # sealed with the seconds in it
                 value.pop("sha256")
             found[name] = value
         elif path.suffix == ".png":  # over seconds
@@ -290,7 +290,7 @@ def small_quickstart() -> None:
 
     def perf_counter() -> float:
         nonlocal now
-        now += 0.001
+        now += 1 / 1024  # a sum of which is exact, so that a step takes as long wherever a run went on from
         return now
 
     time.perf_counter = perf_counter

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.offline import ROLLOUT
 from tests.retrieval_corpora import write_corpus
 from tests.tiny_encoder import make_encoder
 
+from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.training.teacher.distill_data import distill_data
 
 FLAGS = [
@@ -67,6 +69,13 @@ def index(retriever: str) -> list[object]:
     return ["index", "c.jsonl", "--retriever", retriever, *dense, "-q"]
 
 
+def with_another_index(corpus: Path, folder: Path) -> Path:
+    """A copy of the folder with an index that can be told from the one that replaces it."""
+    shutil.copytree(corpus, folder)
+    build_index(folder / "c.jsonl", folder / "indexes" / "c", settings={"k1": 2.0})
+    return folder
+
+
 def kd(offline, trajectories) -> list[object]:
     return [
         *("kd", "--student", offline.student, "--teacher", offline.teacher, "--data", trajectories, "--lr", 0.01),
@@ -88,6 +97,15 @@ def test_a_sample_of_positions(corpus: Path) -> None:
     figures = kill_everywhere(corpus, index("bm25"), first=2, stride=7)
     assert figures.operations > 20, "the hook sees what is done"
     report("index bm25, a sample", figures, 7)
+
+
+@pytest.mark.parametrize("retriever", ["bm25", "dense"])
+def test_a_sample_of_positions_of_a_replacement(corpus: Path, tmp_path: Path, retriever: str) -> None:
+    """From where the old index is about to make room to the end."""
+    made = with_another_index(corpus, tmp_path / "made")
+    order = [*index(retriever), "--overwrite"]
+    figures = kill_everywhere(made, order, first=-7, stride=3, prepare="small_shards")
+    report(f"index {retriever} --overwrite, a sample", figures, 3)
 
 
 def test_the_harness_sees_what_is_lost(corpus: Path) -> None:

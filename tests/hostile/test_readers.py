@@ -34,7 +34,7 @@ from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.qa_sets.demonstrations import read_demonstrations
 from dgpo_cli.retrieval.dense.vectors import shard_fault
 from dgpo_cli.retrieval.index.manifest import read_manifest
-from dgpo_cli.retrieval.index.parts import read_part
+from dgpo_cli.retrieval.index.part import read_part
 from dgpo_cli.training.run import fitting
 from dgpo_cli.training.sizes.jobs import kept_sizes
 from dgpo_cli.training.teacher.trajectory_files import read_trajectories

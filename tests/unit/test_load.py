@@ -10,7 +10,7 @@ from huggingface_hub.constants import ENDPOINT
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from dgpo_cli.core import folders
+from dgpo_cli.core import checksums, folders
 from dgpo_cli.core import hub as core_hub
 from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
 from dgpo_cli.errors import ConfigError, ModelError
@@ -159,6 +159,23 @@ def test_truncated_weights(copy, keep):
 def test_noise_instead_of_weights(copy):
     (copy / "model.safetensors").write_bytes(b"\xff" * 300)
     fails(copy, "damaged")
+
+
+@pytest.mark.parametrize("read_whole", [1 << 26, 1000], ids=["whole", "a sample"])
+def test_no_flipped_bit_of_the_weights_is_loaded(copy, tmp_path, monkeypatch, read_whole):
+    monkeypatch.setattr(checksums, "READ_WHOLE", read_whole)
+    monkeypatch.setattr(checksums, "_BLOCK", 64)
+    loaded = load_model(str(copy), device=CPU)
+    save_model(tmp_path / "again", loaded.model, loaded.tokenizer, loaded.protocol)
+    file = tmp_path / "again" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    fails(tmp_path / "again", "model.safetensors was changed after it was written", "checksums.json")
+    (tmp_path / "again" / "checksums.json").write_text('{"files": {}')
+    fails(tmp_path / "again", "checksums.json is damaged")
+    (tmp_path / "again" / "checksums.json").unlink()
+    load_model(str(tmp_path / "again"), device=CPU)  # of an earlier version, or changed on purpose
 
 
 @pytest.mark.parametrize("change", ["missing", "shape"])

@@ -21,6 +21,7 @@ from dgpo_cli.errors import BusyError, ConfigError, InputError, RetrievalError
 from dgpo_cli.retrieval.index import manifest as manifests
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.index.check import check_integrity
+from dgpo_cli.retrieval.index.manifest import read_manifest
 from dgpo_cli.retrieval.index.store import PASSAGES
 from dgpo_cli.retrieval.open import open_index
 
@@ -119,8 +120,29 @@ def test_unknown_retrievers_and_settings_are_refused(tmp_path: Path, corpus: Pat
 
 
 def edit_manifest(index: Path, **values: Any) -> None:
+    """As a version wrote it that did not seal manifests."""
     record = json.loads((index / "manifest.json").read_text())
+    record.pop("sha256", None)
     (index / "manifest.json").write_text(json.dumps(record | values))
+
+
+def test_no_flipped_bit_of_a_manifest_is_read(index: Path) -> None:
+    file, whole = index / "manifest.json", read_manifest(index)
+    content = file.read_bytes()
+    refused = 0
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            assert read_manifest(index) == whole
+        except RetrievalError:
+            refused += 1
+    assert refused > 0.9 * len(content)
+    file.write_bytes(content.replace(b'"k1": 1.5', b'"k1": 0.8'))
+    with pytest.raises(RetrievalError, match=r"manifest.json was changed after it was written"):
+        open_index(index)
+    file.write_bytes(content)
+    edit_manifest(index)
+    assert read_manifest(index) == whole, "unsealed, as an earlier version wrote it"
 
 
 def test_missing_and_truncated_files_are_refused_with_the_command_that_helps(index: Path, corpus: Path) -> None:

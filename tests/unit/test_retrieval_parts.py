@@ -17,9 +17,10 @@ from tests.tiny_encoder import WORDS, make_encoder
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.dense import vectors
-from dgpo_cli.retrieval.index import parts
+from dgpo_cli.retrieval.index import part, parts
 from dgpo_cli.retrieval.index.build import build_index
-from dgpo_cli.retrieval.index.parts import build_part, build_together, merge_parts, parse_part, read_part
+from dgpo_cli.retrieval.index.part import parse_part, read_part
+from dgpo_cli.retrieval.index.parts import build_part, build_together, merge_parts
 from dgpo_cli.retrieval.open import open_index
 
 LONG = " ".join(["river"] * 60)
@@ -61,7 +62,9 @@ def make(corpus: Path, tmp_path: Path, encoder_folder: Path) -> Callable[..., Pa
 
 
 def same_but_time(one: Path, other: Path) -> None:
-    ours, theirs = (json.loads((folder / "manifest.json").read_text()) | {"seconds": 0} for folder in (one, other))
+    ours, theirs = (
+        json.loads((folder / "manifest.json").read_text()) | {"seconds": 0, "sha256": ""} for folder in (one, other)
+    )
     assert ours == theirs
     for name in ours["files"]:
         assert (one / name).read_bytes() == (other / name).read_bytes()
@@ -159,11 +162,11 @@ def test_damaged_parts_and_other_folders_are_refused(make: Callable[..., Path], 
     (second / "shards" / f"{0:012}.npy").unlink()
     with pytest.raises(RetrievalError, match=r"0000\.npy is missing"):
         merge_parts([first, second], tmp_path / "merged")
-    record = json.loads((first / parts.FILE).read_text())
-    (first / parts.FILE).write_text(json.dumps(record | {"format": 99}))
+    record = json.loads((first / part.FILE).read_text())
+    (first / part.FILE).write_text(json.dumps(record | {"format": 99}))
     with pytest.raises(RetrievalError, match="part format 99, not 1"):
         read_part(first)
-    (first / parts.FILE).write_text("{")
+    (first / part.FILE).write_text("{")
     with pytest.raises(RetrievalError, match="damaged"):
         read_part(first)
     with pytest.raises(RetrievalError, match="is not an index"):
@@ -172,7 +175,7 @@ def test_damaged_parts_and_other_folders_are_refused(make: Callable[..., Path], 
 
 def test_one_flipped_bit_in_a_part_is_refused_by_name(make: Callable[..., Path], tmp_path: Path) -> None:
     first, second = make(1, 2), make(2, 2)
-    files = [p for p in second.rglob("*") if p.is_file() and p.name not in (parts.FILE, "encoding.json")]
+    files = [p for p in second.rglob("*") if p.is_file() and p.name not in (part.FILE, "encoding.json")]
     assert len(files) == 2 + 2 * 4
     for file in files:
         written = file.read_bytes()
@@ -189,7 +192,7 @@ def test_one_flipped_bit_in_a_part_is_refused_by_name(make: Callable[..., Path],
 def test_one_flipped_bit_in_the_record_of_a_part_is_refused(make: Callable[..., Path], tmp_path: Path) -> None:
     """All but the number of the part is the same in all parts, or compared with its files."""
     first, second = make(1, 2), make(2, 2)
-    record = second / parts.FILE
+    record = second / part.FILE
     written = record.read_bytes()
     for at in range(0, len(written), 7):
         record.write_bytes(written[:at] + bytes([written[at] ^ 1]) + written[at + 1 :])
@@ -255,3 +258,11 @@ def test_processes_that_build_together(
     process(1)
     assert results == {0: (results[0][0], True), 1: None}
     assert asdict(results[0][0])["passages"] == 23
+
+
+def test_a_part_whose_record_was_changed_is_refused(make: Callable[..., Path]) -> None:
+    folder = make(1, 2)
+    file = folder / "part.json"
+    file.write_text(file.read_text().replace('"max_length": 40', '"max_length": 41'))
+    with pytest.raises(RetrievalError, match=r"part\.json was changed after it was written"):
+        read_part(folder)

@@ -8,12 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.core.records import as_read
+from dgpo_cli.core import schema
+from dgpo_cli.core.records import as_read, to_json, write_atomic
+from dgpo_cli.core.untrusted import parse_json
+from dgpo_cli.errors import InputError
 
 READ_WHOLE = 1 << 26  # bytes of a file up to which reading all of it costs next to nothing
 _BLOCK = 1 << 18  # of a larger file's sample
 _BLOCKS = 64
-_SEAL = "sha256"
+SEAL = "sha256"
+FILE = "checksums.json"  # of a folder
+FILES = schema.map_of(schema.record({"bytes": schema.whole(0), "sha256": schema.text()}, {"sample": schema.text()}))
+_BESIDE = schema.record({"files": FILES}, {SEAL: schema.text()})
 
 
 def file_digest(path: Path) -> str:
@@ -34,36 +40,62 @@ def sample_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe(directory: Path) -> dict[str, dict[str, Any]]:
-    """Size and digest of the files in a folder, by name, for `fault` to compare."""
-    return {
-        path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        for path in sorted(directory.iterdir())
-        if path.is_file()
-    }
+def describe(directory: Path, pattern: str = "*") -> dict[str, dict[str, Any]]:
+    """Size and digests of the files in a folder, by name, for `fault` to compare."""
+    return {path.name: _described(path) for path in sorted(directory.glob(pattern)) if path.is_file()}
 
 
-def fault(directory: Path, described: Mapping[str, Mapping[str, Any]]) -> str:
-    """What is wrong with the first file that is not as it was described, "" where all are."""
+def _described(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    described = {"bytes": size, "sha256": file_digest(path)}
+    return described | ({"sample": sample_digest(path)} if size > READ_WHOLE else {})
+
+
+def fault(directory: Path, described: Mapping[str, Mapping[str, Any]], *, whole: bool = True) -> str:
+    """What is wrong with the first file that is not as it was described, "" where all are.
+
+    Of a large file only a sample is read, unless `whole`.
+    """
     for name, entry in described.items():
         path = directory / name
         if not path.is_file():
             return f"{name} is missing"
         if (size := path.stat().st_size) != entry["bytes"]:
             return f"{name} has {size} bytes, {entry['bytes']} were written"
-        if file_digest(path) != entry["sha256"]:
+        sampled = not whole and "sample" in entry
+        if (sample_digest(path) if sampled else file_digest(path)) != entry["sample" if sampled else "sha256"]:
             return f"{name} was changed after it was written (its SHA-256 differs)"
     return ""
 
 
+def write_beside(directory: Path, pattern: str) -> None:
+    """Describe the files of `directory` in a sealed file of it."""
+    record = sealed({"files": describe(directory, pattern)})
+    write_atomic(directory / FILE, to_json(record, indent=1, ensure_ascii=True) + "\n")
+
+
+def fault_beside(directory: Path) -> str:
+    """What is wrong with a folder that `write_beside` described, "" where nothing is or nothing was described."""
+    file = directory / FILE
+    if not file.is_file():
+        return ""
+    try:
+        record = schema.require(parse_json(file.read_bytes(), FILE), _BESIDE)
+    except (InputError, schema.Mismatch) as error:
+        return f"{FILE} is damaged ({getattr(error, 'message', error)})"
+    if is_broken(record):
+        return f"{FILE} was changed after it was written (its SHA-256 differs)"
+    return fault(directory, record["files"], whole=False)
+
+
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with the digest of the rest of it."""
-    return dict(record) | {_SEAL: _digest(record)}
+    return dict(record) | {SEAL: _digest(record)}
 
 
 def is_broken(record: Mapping[str, Any]) -> bool:
     """A sealed object is not the one that was sealed; one without a seal is taken as it is."""
-    return _SEAL in record and record[_SEAL] != _digest({k: v for k, v in record.items() if k != _SEAL})
+    return SEAL in record and record[SEAL] != _digest({k: v for k, v in record.items() if k != SEAL})
 
 
 def _digest(record: Mapping[str, Any]) -> str:

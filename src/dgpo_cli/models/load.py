@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dgpo_cli.core import folders, schema
+from dgpo_cli.core import checksums, folders, schema
 from dgpo_cli.core.device import Precision
 from dgpo_cli.core.hub import quiet_loading
 from dgpo_cli.core.protocol import Protocol
@@ -123,6 +123,7 @@ def load_model(
         )
     model, report = loaded
     _require_complete(source, report)
+    _require_unchanged(source)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):
         raise ModelError(
@@ -169,6 +170,15 @@ def _require_complete(source: ModelSource, report: dict[str, Any]) -> None:
         )
 
 
+def _require_unchanged(source: ModelSource) -> None:
+    """The weights of a folder that this program wrote are those that it wrote."""
+    if source.local and (fault := checksums.fault_beside(Path(source.location))):
+        raise ModelError(
+            f"{source.location}: {fault}",
+            hint=f"take another copy, or train it again; if it was changed on purpose, delete {checksums.FILE} there",
+        )
+
+
 def save_model(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
     """A folder with safetensors, tokenizer, generation config and protocol; replaced as a whole."""
     with folders.replacing(directory) as folder:
@@ -188,6 +198,7 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToken
         ).save_pretrained(folder)
     undated = replace(protocol, date=None)  # the date is that of a run
     write_atomic(folder / PROTOCOL_FILE, json.dumps(undated.to_json(), indent=1, ensure_ascii=False) + "\n")
+    checksums.write_beside(folder, "*.safetensors")
 
 
 def _options(source: ModelSource) -> dict[str, Any]:

@@ -32,7 +32,7 @@ _STATE = record(
         "objective": ANYTHING,
         "extra": map_of(ANYTHING),
     },
-    optional={"files": map_of(record({"bytes": whole(0), "sha256": text()})), "sha256": text()},
+    optional={"files": checksums.FILES, "sha256": text()},
 )
 
 

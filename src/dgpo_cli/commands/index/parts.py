@@ -52,7 +52,8 @@ def build_shard(
     overwrite: bool,
 ) -> None:
     """One part, into `out` or beside `target`."""
-    from dgpo_cli.retrieval.index.parts import build_part, parse_part
+    from dgpo_cli.retrieval.index.part import parse_part
+    from dgpo_cli.retrieval.index.parts import build_part
 
     if processes > 1:
         raise ConfigError(

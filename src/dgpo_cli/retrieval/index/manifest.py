@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.core import schema
+from dgpo_cli.core import checksums, schema
 from dgpo_cli.core.checksums import READ_WHOLE, file_digest, sample_digest
 from dgpo_cli.core.folders import recover_to_read
 from dgpo_cli.core.locks import lock_beside
@@ -64,7 +64,7 @@ class Manifest:
         return _rebuild_command(directory, asdict(self))
 
     def write(self, directory: Path) -> None:
-        write_atomic(directory / FILE, to_json(asdict(self), indent=1, ensure_ascii=True) + "\n")
+        write_atomic(directory / FILE, to_json(checksums.sealed(asdict(self)), indent=1, ensure_ascii=True) + "\n")
 
 
 def describe_files(directory: Path) -> dict[str, IndexFile]:
@@ -94,7 +94,14 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} was built by {by} version of dgpo (index format {found}, this one reads {FORMAT})",
             hint=f"build it again: {_rebuild_command(directory, record)}",
         )
+    broken = checksums.is_broken(record)
+    record.pop(checksums.SEAL, None)
     schema.check(record, schema.of(Manifest), f"{file} is damaged", hint=hint, error=RetrievalError)
+    if broken:
+        raise RetrievalError(
+            f"{file} was changed after it was written (its SHA-256 differs)",
+            hint=f"build it again: {_rebuild_command(directory, record)}",
+        )
     files = {name: IndexFile(**entry) for name, entry in record["files"].items()}
     manifest = Manifest(**record | {"problems": tuple(record["problems"]), "files": files})
     for name, entry in manifest.files.items():

@@ -10,18 +10,15 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.core import schema
 from dgpo_cli.core.checksums import file_digest
 from dgpo_cli.core.folders import recover_to_read
 from dgpo_cli.core.locks import lock_beside
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.corpus.reader import CorpusReport, corpus_digest, read_corpus, recorded_location
 from dgpo_cli.retrieval.dense import vectors
@@ -30,46 +27,10 @@ from dgpo_cli.retrieval.dense.retriever import DenseConfig, check_factory
 from dgpo_cli.retrieval.dense.vectors import SHARD
 from dgpo_cli.retrieval.index.build import alone, configured, existing, remove, write_manifest, writing_folder
 from dgpo_cli.retrieval.index.manifest import Manifest
+from dgpo_cli.retrieval.index.part import Part, existing_part, read_part
 from dgpo_cli.retrieval.index.store import OFFSETS, PASSAGES, PassageStore, StoreWriter
 
-FILE = "part.json"
-FORMAT = 1
 _POLL_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Part `number`, from 1, `of` so many. All but `number`, `rows` and `files` is the same in all parts."""
-
-    number: int
-    of: int
-    rows: int  # passages in this part
-    retriever: str
-    settings: dict[str, Any]
-    encoding: dict[str, Any]
-    corpus: str
-    corpus_digest: str
-    passages: int  # in all parts
-    skipped_by_kind: dict[str, int]
-    problems: list[str]
-    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of those that hold its passages
-    format: int = FORMAT
-
-    @property
-    def common(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name not in ("number", "rows", "files")}
-
-    @property
-    def report(self) -> CorpusReport:
-        return CorpusReport(self.passages, self.problems, Counter(self.skipped_by_kind), digest=self.corpus_digest)
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """ "2/4" to (2, 4). Raises ConfigError."""
-    number, _, of = text.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise ConfigError(f"--shard {text!r} is no part", hint="write it like --shard 1/4, up to --shard 4/4")
-    return int(number), int(of)
 
 
 def build_part(
@@ -93,7 +54,7 @@ def build_part(
     _, config = configured(retriever, settings)
     encoder_config = _encoder_config(retriever, config)
     with alone(out):
-        found = _existing(out, overwrite)
+        found = existing_part(out, overwrite)
         if found is not None:
             same = (found.number, found.of, found.retriever, found.settings) == (number, of, retriever, asdict(config))
             if same and found.corpus_digest == corpus_digest(corpus):
@@ -129,7 +90,7 @@ def build_part(
                 problems=report.problems,
                 files={name: file_digest(writing / name) for name in (PASSAGES, OFFSETS)},
             )
-            write_atomic(writing / FILE, to_json(asdict(part), indent=1, ensure_ascii=True) + "\n")
+            part.write(writing)
     return part, False
 
 
@@ -210,35 +171,6 @@ def build_together(
     return merged
 
 
-def read_part(directory: Path, *, whole: bool = False) -> Part:
-    """Raises RetrievalError if there is no part, it is of another format, or a file is missing.
-
-    With `whole` every file is compared with its hash.
-    """
-    recover_to_read(directory, lock_beside(directory))
-    file = directory / FILE
-    again = "build the part again: dgpo index CORPUS --retriever dense --shard i/n"
-    if not file.is_file():
-        raise RetrievalError(f"{directory} is no part of an index (it has no {FILE})", hint=again)
-    record = schema.read_record(file, schema.record({"format": schema.whole(0)}), hint=again, error=RetrievalError)
-    if record["format"] != FORMAT:
-        raise RetrievalError(f"{directory} has part format {record['format']}, not {FORMAT}", hint=again)
-    kind = schema.of(Part, number=schema.whole(1), of=schema.whole(1), rows=schema.whole(0))
-    part = Part(**schema.check(record, kind, f"{file} is damaged", hint=again, error=RetrievalError))
-    for name, digest in part.files.items() if whole else ():
-        if not (directory / name).is_file():
-            raise RetrievalError(f"{directory / name} is missing", hint=again)
-        if file_digest(directory / name) != digest:
-            raise RetrievalError(f"{directory / name} was changed after it was written", hint=again)
-    if len(PassageStore(directory)) != part.rows:
-        raise RetrievalError(f"{directory} does not hold the {part.rows} passages of its {FILE}", hint=again)
-    for start in range(0, part.rows, SHARD):
-        shard = vectors.shard_file(directory, start)
-        if fault := vectors.shard_fault(shard, whole=whole):
-            raise RetrievalError(f"{shard} {fault}", hint=again)
-    return part
-
-
 def _common(directory: Path) -> dict[str, Any] | None:
     try:
         return read_part(directory).common
@@ -304,17 +236,3 @@ def _encoder_config(retriever: str, config: Any) -> DenseConfig:
         raise ConfigError(f"{retriever} encodes nothing that could be divided", hint="give --retriever dense or hybrid")
     found: DenseConfig = config if retriever == "dense" else config.dense
     return found
-
-
-def _existing(out: Path, overwrite: bool) -> Part | None:
-    """The part at `out`; None if there is none, or one that is not whole and is to be replaced."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    if not (out / FILE).is_file():
-        raise ConfigError(f"{out} exists and is no part of an index", hint="give another --out, or move it away")
-    try:
-        return read_part(out)
-    except RetrievalError:
-        if overwrite:
-            return None
-        raise
