@@ -306,9 +306,8 @@ def leave_leftovers() -> None:
 def small_shards() -> None:
     """Several shards of a small corpus."""
     from dgpo_cli.retrieval.dense import vectors
-    from dgpo_cli.retrieval.index import parts
 
-    vectors.SHARD = parts.SHARD = 2
+    vectors.SHARD = 2
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tests.tiny_encoder import WORDS, make_encoder
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.dense import vectors
-from dgpo_cli.retrieval.index import part, parts
+from dgpo_cli.retrieval.index import part
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.index.part import parse_part, read_part
 from dgpo_cli.retrieval.index.parts import build_part, build_together, merge_parts
@@ -33,8 +33,7 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (vectors, parts):
-        monkeypatch.setattr(module, "SHARD", 3)
+    monkeypatch.setattr(vectors, "SHARD", 3)
 
 
 @pytest.fixture

@@ -119,7 +119,8 @@ def test_what_a_killed_build_left_with_a_flipped_bit_is_encoded_again(
 def test_kill_at_any_shard_then_the_same_command_gives_the_same_index(tmp_path: Path, encoder_folder: Path) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl", (Passage(str(n), f"{WORDS[n]} {WORDS[-n]} town") for n in range(20)))
     code = (
-        "import os, signal, sys; from pathlib import Path; from dgpo_cli.retrieval.index import build, vectors\n"
+        "import os, signal, sys; from pathlib import Path; from dgpo_cli.retrieval.dense import vectors\n"
+        "from dgpo_cli.retrieval.index import build\n"
         "vectors.SHARD = 3\n"
         "def kill(done, total):\n"
         "    if done == int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -48,8 +48,7 @@ def check(
     Example: `dgpo index check --index indexes/wiki --questions hotpotqa.jsonl.gz -k 2,5`
     """
     from dgpo_cli.qa_sets import read_questions
-    from dgpo_cli.retrieval.index.check import check_integrity, self_recall, uncut_share
-    from dgpo_cli.retrieval.lexical.words import AUTO_SHARE
+    from dgpo_cli.retrieval.index.check import check_integrity
     from dgpo_cli.retrieval.open import open_index, with_reranker
 
     console = Console(json_output=json, quiet=quiet)
@@ -72,24 +71,33 @@ def check(
         "settings": opened.manifest.settings,
         "digest": opened.digest,
     }
-    with console.progress("searching", "passage") as progress:
-        sample, shares = self_recall(opened, depths, progress)
-    found = ", ".join(f"{percent(share)} in the first {depth}" for depth, share in shares.items())
-    console.print(f"found by their own words: {found} (of {sample:,} passages)")
-    result["own_words"] = {str(depth): share for depth, share in shares.items()}
-    result["uncut_share"] = uncut = uncut_share(opened)
-    if uncut >= AUTO_SHARE:
-        console.warn(
-            f"{percent(uncut)} of the characters are in scripts that the tokenizer of this index cannot cut, "
-            "such as Chinese, Thai or Hindi; build it again with --overwrite "
-            f"-o {tokenizer_setting(opened.manifest)}=unicode"
-        )
+    result |= _own_words(console, opened, depths)
     if asked is not None:
         qualities = [_measured(console, opened, asked, depths)]
         if rerank.model is not None:
             qualities.append(_measured(console, reranked, asked, depths))
         result |= _show(console, qualities, depths, rerank.model)
     console.result(result)
+
+
+def _own_words(console: Console, opened: OpenIndex, depths: list[int]) -> dict[str, Any]:
+    """How often a passage is found by its own words, and how much of the text is in scripts that are not cut."""
+    from dgpo_cli.retrieval.index.check import self_recall, uncut_share
+    from dgpo_cli.retrieval.lexical.words import AUTO_SHARE
+
+    assert opened.manifest is not None, "check_integrity refuses a server"
+    with console.progress("searching", "passage") as progress:
+        sample, shares = self_recall(opened, depths, progress)
+    found = ", ".join(f"{percent(share)} in the first {depth}" for depth, share in shares.items())
+    console.print(f"found by their own words: {found} (of {sample:,} passages)")
+    uncut = uncut_share(opened)
+    if uncut >= AUTO_SHARE:
+        console.warn(
+            f"{percent(uncut)} of the characters are in scripts that the tokenizer of this index cannot cut, "
+            "such as Chinese, Thai or Hindi; build it again with --overwrite "
+            f"-o {tokenizer_setting(opened.manifest)}=unicode"
+        )
+    return {"own_words": {str(depth): share for depth, share in shares.items()}, "uncut_share": uncut}
 
 
 def _measured(console: Console, opened: OpenIndex, asked: Sequence[Question], depths: list[int]) -> RetrievalQuality:

@@ -24,7 +24,6 @@ from dgpo_cli.retrieval.corpus.reader import CorpusReport, corpus_digest, read_c
 from dgpo_cli.retrieval.dense import vectors
 from dgpo_cli.retrieval.dense.encoder import Encoder
 from dgpo_cli.retrieval.dense.retriever import DenseConfig, check_factory
-from dgpo_cli.retrieval.dense.vectors import SHARD
 from dgpo_cli.retrieval.index.build import alone, configured, existing, remove, write_manifest, writing_folder
 from dgpo_cli.retrieval.index.manifest import Manifest
 from dgpo_cli.retrieval.index.part import Part, existing_part, read_part
@@ -62,17 +61,7 @@ def build_part(
             if not overwrite:
                 raise ConfigError(f"{out} holds another part", hint="give --overwrite to replace it, or another --out")
         with writing_folder(out) as writing:
-            report = CorpusReport()
-            with StoreWriter(writing) as store:
-                for row, passage in enumerate(read_corpus(corpus, report, strict=strict, progress=progress)):
-                    if row // SHARD % of == number - 1:
-                        store.add(passage)
-            if report.passages <= (number - 1) * SHARD:
-                blocks = -(-report.passages // SHARD)
-                raise ConfigError(
-                    f"{corpus} has {blocks} blocks of {SHARD:,} passages, so part {number} would be empty",
-                    hint=f"divide it into {blocks} parts or fewer" if blocks > 1 else "build it without --shard",
-                )
+            report = _write_passages(corpus, writing, number, of, strict=strict, progress=progress)
             kept, encoder = PassageStore(writing), Encoder(encoder_config)
             check_factory(encoder_config, report.passages, encoder)
             vectors.encode_shards(writing, kept, encoder, encoder_config, progress)
@@ -92,6 +81,24 @@ def build_part(
             )
             part.write(writing)
     return part, False
+
+
+def _write_passages(
+    corpus: Path | str, writing: Path, number: int, of: int, *, strict: bool, progress: Progress | None
+) -> CorpusReport:
+    """The passages of one part into `writing`. Raises ConfigError where it would have none."""
+    report = CorpusReport()
+    with StoreWriter(writing) as store:
+        for row, passage in enumerate(read_corpus(corpus, report, strict=strict, progress=progress)):
+            if row // vectors.SHARD % of == number - 1:
+                store.add(passage)
+    if report.passages <= (number - 1) * vectors.SHARD:
+        blocks = -(-report.passages // vectors.SHARD)
+        raise ConfigError(
+            f"{corpus} has {blocks} blocks of {vectors.SHARD:,} passages, so part {number} would be empty",
+            hint=f"divide it into {blocks} parts or fewer" if blocks > 1 else "build it without --shard",
+        )
+    return report
 
 
 def merge_parts(
@@ -119,7 +126,7 @@ def merge_parts(
         with writing_folder(out) as writing:
             _join_passages([directory for directory, _ in placed], writing, first, progress)
             vectors.prepare_shards(writing, vectors.identity(writing, encoder, encoder_config))
-            for start in range(0, first.passages, SHARD):
+            for start in range(0, first.passages, vectors.SHARD):
                 directory, local = _holder(placed, start)
                 _link(vectors.shard_file(directory, local), vectors.shard_file(writing, start))
             state = kind.build(writing, PassageStore(writing), config, progress)
@@ -202,16 +209,16 @@ def _fitting(parts: Mapping[Path, Part]) -> list[tuple[Path, Part]]:
 
 def _holder(placed: Sequence[tuple[Path, Part]], start: int) -> tuple[Path, int]:
     """Which folder holds the block that begins at row `start` of the index, and the row there."""
-    block, number = divmod(start // SHARD, len(placed))
-    return placed[number][0], block * SHARD
+    block, number = divmod(start // vectors.SHARD, len(placed))
+    return placed[number][0], block * vectors.SHARD
 
 
 def _join_passages(directories: Sequence[Path], writing: Path, part: Part, progress: Progress | None) -> None:
     stores = [PassageStore(directory) for directory in directories]
     with StoreWriter(writing) as joined:
-        for start in range(0, part.passages, SHARD):
-            block, number = divmod(start // SHARD, len(stores))
-            rows = range(block * SHARD, min((block + 1) * SHARD, len(stores[number])))
+        for start in range(0, part.passages, vectors.SHARD):
+            block, number = divmod(start // vectors.SHARD, len(stores))
+            rows = range(block * vectors.SHARD, min((block + 1) * vectors.SHARD, len(stores[number])))
             for row in rows:
                 joined.add(stores[number][row])
             if progress is not None:
