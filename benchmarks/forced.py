@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2ForCausa
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from dgpo_cli.agent import agent
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.protocol import DEFAULT, TINYWORLD, Protocol
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.types import Hit, Passage, Question
@@ -34,7 +35,6 @@ from dgpo_cli.models.random_init import random_model
 from dgpo_cli.models.shapes import SHAPES
 from dgpo_cli.offline.world.sizes import STUDENT, TEACHER, qwen2_config
 from dgpo_cli.retrieval.base import Retriever
-from dgpo_cli.training.settings import RolloutOptions
 from tiny import bpe_tokenizer
 
 QWEN_TOKENS = 151_665  # of the tokenizer of Qwen2.5, whose models have 151,936 rows
@@ -57,7 +57,7 @@ class Work:
 
     def rollout(self) -> dict[str, Any]:
         """Settings of `dgpo` that these lengths need, beside the recipe's."""
-        return {} if self.read == RolloutOptions().max_observation_tokens else {"max_observation_tokens": self.read}
+        return {} if self.read == RolloutSettings().max_observation_tokens else {"max_observation_tokens": self.read}
 
     def draw(self, key: str) -> tuple[int, bool]:
         chance = random.Random(f"turns {key}")

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from dgpo_cli.agent.agent import Agent, rollout_settings
+from dgpo_cli.agent.agent import Agent
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir
@@ -34,14 +35,14 @@ from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.training.kd import distil
 from dgpo_cli.training.rl import reinforce
-from dgpo_cli.training.settings import KDSettings, RLSettings, RolloutOptions
+from dgpo_cli.training.settings import KDSettings, RLSettings
 from dgpo_cli.training.teacher.distill_data import distill_data
 from dgpo_cli.training.teacher.trajectory_files import read_trajectories
 from tiny import bpe_tokenizer
 
 CPU = torch.device("cpu")
 PROTOCOL = Protocol("real-size", "{question}\n<search>", "no action\n<search>", chat_template=False)
-ROLLOUT = RolloutOptions(max_new_tokens=8, max_turns=1, max_observation_tokens=64, max_tokens=128, wave=2)
+ROLLOUT = RolloutSettings(max_new_tokens=8, max_turns=1, max_observation_tokens=64, max_tokens=128, wave=2)
 QUESTIONS = [Question(str(i), f"who built tower {i}?", (f"mason {i}",), "bench") for i in range(2)]
 
 
@@ -60,7 +61,7 @@ def index(folder: Path) -> Any:
 
 def kd(folder: Path, student: LoadedModel, teacher: LoadedModel) -> dict[str, Any]:
     codec = Codec(teacher.tokenizer, PROTOCOL)
-    agent = Agent.of(teacher.model, codec, index(folder), rollout_settings(ROLLOUT, 0))
+    agent = Agent.of(teacher.model, codec, index(folder), ROLLOUT)
     distill_data(agent, QUESTIONS, samples=1, keep="all", folder=folder, progress=None)
     settings = KDSettings(
         student="s", teacher="t", trajectories=str(folder), steps=1, batch_size=2, validation_share=0.0, lr=1e-4

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from dgpo_cli.agent.agent import Agent, rollout_settings
+from dgpo_cli.agent.agent import Agent
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.evaluation.run import evaluate
 from dgpo_cli.models.codec import Codec
@@ -35,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(1)
     work = Quickstart(given.folder, seed=given.seed, device="cpu", say=print, bar=lambda *_: None)
     questions = read_questions(work.world_folder / "test.jsonl")[: work.recipe["world"]["test_questions"]]
-    settings = replace(rollout_settings(work.rollout, given.seed), temperature=0.0, wave=200)
+    settings = replace(work.rollout, temperature=0.0, wave=200)
     with tempfile.TemporaryDirectory() as scratch:
         corpus, index = Path(scratch) / "corpus.jsonl", Path(scratch) / "index"
         passages = shuffled(build_world(given.seed)).passages

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.types import StopReason, Trajectory
@@ -18,9 +19,8 @@ from dgpo_cli.offline.world.sizes import ModelSize, qwen2_config
 from dgpo_cli.offline.world.world import WorldSize, build_world
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.index.build import build_index
-from dgpo_cli.training.settings import RolloutOptions
 
-ROLLOUT = RolloutOptions(
+ROLLOUT = RolloutSettings(
     top_k=2,
     max_turns=2,
     max_new_tokens=16,

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from tests.offline import ROLLOUT
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-from dgpo_cli.agent.agent import rollout_settings
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir, read_metrics
@@ -59,7 +58,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> RLSettings:
         folder / "demonstrations.jsonl",
         codec=Codec(tokenizer, TINYWORLD),
         retriever=open_index(folder / "index").retriever,
-        settings=rollout_settings(ROLLOUT, 0),
+        settings=ROLLOUT,
     )
     cold = KDSettings(
         student=str(folder / "start"),

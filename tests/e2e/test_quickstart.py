@@ -203,11 +203,12 @@ def test_the_command_tells_what_comes_next_and_prepares_it(made, small, tmp_path
 
 def test_the_recipe_has_only_settings_that_exist():
     """Every shipped value reaches a settings class; an unknown one would be refused there."""
+    from dgpo_cli.agent.settings import RolloutSettings
     from dgpo_cli.core.config import apply_options
-    from dgpo_cli.training.settings import KDSettings, RLSettings, RolloutOptions
+    from dgpo_cli.training.settings import KDSettings, RLSettings
 
     shipped = recipe()
-    apply_options(RolloutOptions, shipped["rollout"])
+    apply_options(RolloutSettings, shipped["rollout"])
     for stage in ("teacher", "kd"):
         apply_options(KDSettings, shipped[stage] | {"student": "s", "teacher": "t", "trajectories": "d"})
     for row in quickstart.RL_ROWS:

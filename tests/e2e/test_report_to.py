@@ -24,7 +24,6 @@ import torch
 import yaml
 from tests.offline import ROLLOUT, Offline
 
-from dgpo_cli.agent.agent import rollout_settings
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.run_dir import RunDir, read_metrics
 from dgpo_cli.models.codec import Codec
@@ -71,7 +70,7 @@ def data(offline: Offline, tmp_path_factory: pytest.TempPathFactory) -> Path:
         path,
         codec=Codec(load_tokenizer(resolve(str(offline.student))), TINYWORLD),
         retriever=open_index(offline.index).retriever,
-        settings=rollout_settings(ROLLOUT, 0),
+        settings=ROLLOUT,
     )
     return path
 

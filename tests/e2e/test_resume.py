@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 from tests.offline import ROLLOUT
 
-from dgpo_cli.agent.agent import Agent, rollout_settings
+from dgpo_cli.agent.agent import Agent
 from dgpo_cli.core.protocol import Turn
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
@@ -59,7 +59,7 @@ def teacher_agent(offline):
 
     loaded = load_model(str(offline.teacher), device=torch.device("cpu"))
     codec = Codec(loaded.tokenizer, loaded.protocol)
-    return Agent.of(loaded.model, codec, open_index(offline.index).retriever, rollout_settings(ROLLOUT, 0))
+    return Agent.of(loaded.model, codec, open_index(offline.index).retriever, ROLLOUT)
 
 
 def kd_settings(offline, trajectories, method="kd", **options):

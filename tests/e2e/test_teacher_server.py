@@ -17,7 +17,6 @@ from tests.model_server import ModelServer
 from tests.offline import ROLLOUT
 from transformers import Qwen2ForCausalLM
 
-from dgpo_cli.agent.agent import rollout_settings
 from dgpo_cli.agent.loop import run_episodes
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.engine.scripted import ScriptedEngine
@@ -188,9 +187,7 @@ def trained(offline, tmp_path_factory):
 
     told = ScriptedEngine(codec, script)
     retriever = open_index(str(offline.index)).retriever
-    shown = list(
-        run_episodes(questions, engine=told, codec=codec, retriever=retriever, settings=rollout_settings(ROLLOUT, 0))
-    )
+    shown = list(run_episodes(questions, engine=told, codec=codec, retriever=retriever, settings=ROLLOUT))
     width = max(len(t.token_ids) for t in shown)
     ids = torch.tensor([[*t.token_ids, *[0] * (width - len(t.token_ids))] for t in shown])
     written = torch.tensor([[*t.written, *[False] * (width - len(t.written))] for t in shown])

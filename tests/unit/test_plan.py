@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core import recipes
 from dgpo_cli.engine import sampling
 from dgpo_cli.errors import ConfigError
@@ -19,7 +20,6 @@ from dgpo_cli.models.shapes import SHAPES, shape_of
 from dgpo_cli.planning.plan import CARDS, card_of, plan
 from dgpo_cli.planning.timing import Speed, episode_tokens, seconds_by_phase
 from dgpo_cli.training import step
-from dgpo_cli.training.settings import RolloutOptions
 from dgpo_cli.training.sizes import memory
 
 BENCH = Path(__file__).parents[2] / "benchmarks" / "plan_memory.py"
@@ -83,7 +83,7 @@ def test_remedies_are_named_until_they_are_taken():
 
 
 def test_a_critic_that_shares_the_body_costs_no_pass_of_its_own():
-    speed = Speed(QWEN, None, RolloutOptions(wave=64), 512, CARDS["h200"], critic=True)
+    speed = Speed(QWEN, None, RolloutSettings(wave=64), 512, CARDS["h200"], critic=True)
     own, shared = seconds_by_phase(speed), seconds_by_phase(replace(speed, shared_critic=True))
     assert own["update"] == pytest.approx(2 * shared["update"])
     assert own["signals"] == pytest.approx(2 * shared["signals"])
@@ -102,7 +102,7 @@ def test_more_of_anything_takes_more(change):
 
 
 def test_time_by_hand():
-    rollout = RolloutOptions(wave=64)
+    rollout = RolloutSettings(wave=64)
     assert episode_tokens(rollout) == (300 + 3 * 500 + 400, 400)
     speed = Speed(QWEN, None, rollout, 512, CARDS["h200"], critic=True)
     seconds = seconds_by_phase(speed)
@@ -116,7 +116,7 @@ def test_time_by_hand():
     assert seconds["rollout"] == pytest.approx(8 * 400 * 24 * 0.05e-3 + prefills)  # eight waves, 400 tokens each
     eager = seconds_by_phase(replace(speed, eight_bit=True))["rollout"]
     assert eager == pytest.approx(8 * 400 * 24 * 0.8e-3 + prefills)
-    many = seconds_by_phase(replace(speed, rollout=RolloutOptions(wave=512)))["rollout"]
+    many = seconds_by_phase(replace(speed, rollout=RolloutSettings(wave=512)))["rollout"]
     assert many == pytest.approx(400 * (2 * 494_032_768 + 8 * cache) / (0.6 * CARDS["h200"].bandwidth) + prefills)
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from tests.offline import ROLLOUT
 
-from dgpo_cli.agent.agent import rollout_settings
 from dgpo_cli.core.protocol import TAG_TOKENS, TINYWORLD
 from dgpo_cli.core.text import exact_match
 from dgpo_cli.core.types import Hit
@@ -142,7 +141,7 @@ def test_the_fault_is_systematic(world):
 def test_demonstrations_and_reading_exercises_are_trajectories(codec, tmp_path):
     small = build_world(5, WorldSize(demonstrations=12, train=4, validation=4, test=4))
     questions = small.questions["demonstrations"]
-    settings = replace(rollout_settings(ROLLOUT, 0), top_k=1)
+    settings = replace(ROLLOUT, top_k=1)
     shared = {"codec": codec, "retriever": Titles(small), "settings": settings}
     write_demonstrations(Demonstrator(small, RIGHT), questions, tmp_path / "d.jsonl", **shared)
     made = read_trajectories(tmp_path / "d.jsonl").trajectories

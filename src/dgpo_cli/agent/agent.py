@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from transformers import PreTrainedModel
@@ -27,6 +27,7 @@ class _Means(TypedDict):
     codec: Codec
     retriever: Retriever
     settings: RolloutSettings
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Agent:
     retriever: Retriever
     settings: RolloutSettings
     reward: Reward | None = None  # exact match by default
+    seed: int = 0  # of every draw
 
     @classmethod
     def of(
@@ -44,12 +46,14 @@ class Agent:
         codec: Codec,
         retriever: Retriever,
         settings: RolloutSettings,
+        *,
+        seed: int = 0,
         blend: Blend | None = None,
         reward: Reward | None = None,
     ) -> Agent:
         """Slots for one wave; the model's parameters are read in place, so training it trains the agent."""
         engine = InProcessEngine(model, codec, slots=settings.wave, capacity=settings.max_tokens, blend=blend)
-        return cls(engine, codec, retriever, settings, reward)
+        return cls(engine, codec, retriever, settings, reward, seed)
 
     @classmethod
     def open(cls, loaded: LoadedModel, retriever: Retriever, **settings: Any) -> Agent:
@@ -68,6 +72,10 @@ class Agent:
     def with_settings(self, **changes: float) -> Agent:
         """The same engine under other settings (`wave` cannot grow)."""
         return replace(self, settings=replace(self.settings, **changes))  # type: ignore[arg-type]
+
+    def record(self) -> dict[str, Any]:
+        """What a file of its episodes says about how they came about."""
+        return self.settings.to_json(self.seed)
 
     def run(
         self,
@@ -91,6 +99,7 @@ class Agent:
             "codec": self.codec,
             "retriever": self.retriever,
             "settings": self.settings,
+            "seed": self.seed,
         }
 
     def _graded(self, trajectory: Trajectory) -> Trajectory:
@@ -104,7 +113,3 @@ class Agent:
 
 def grade(trajectory: Trajectory) -> Trajectory:
     return trajectory.with_score(exact_match.score(trajectory.question, trajectory))
-
-
-def rollout_settings(options: Any, seed: int) -> RolloutSettings:
-    return RolloutSettings(**asdict(options), seed=seed)

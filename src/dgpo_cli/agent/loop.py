@@ -37,12 +37,13 @@ def run_episodes(
     codec: Codec,
     retriever: Retriever,
     settings: RolloutSettings,
+    seed: int = 0,
     on_event: Listener | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Trajectory]:
     """Trajectories in the order of `questions`, each a (question, sample index) pair; see `finished_episodes`."""
     made: dict[int, Trajectory] = {}
-    finished = _finished(questions, engine, codec, retriever, settings, on_event, progress)
+    finished = _finished(questions, engine, codec, retriever, settings, seed, on_event, progress)
     with closing(finished):
         for place in range(len(questions)):
             while place not in made:
@@ -59,6 +60,7 @@ def finished_episodes(
     codec: Codec,
     retriever: Retriever,
     settings: RolloutSettings,
+    seed: int = 0,
     on_event: Listener | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Trajectory]:
@@ -68,7 +70,7 @@ def finished_episodes(
     token counts alone, so the same call makes the same trajectories. An episode's draws depend on its seed and key, so
     a call with some of the questions makes the same ones, up to the last bits of sums over another batch.
     """
-    with closing(_finished(questions, engine, codec, retriever, settings, on_event, progress)) as finished:
+    with closing(_finished(questions, engine, codec, retriever, settings, seed, on_event, progress)) as finished:
         for _, trajectory in finished:
             yield trajectory
 
@@ -79,12 +81,13 @@ def _finished(
     codec: Codec,
     retriever: Retriever,
     settings: RolloutSettings,
+    seed: int,
     on_event: Listener | None,
     progress: Progress | None,
 ) -> Generator[tuple[int, Trajectory]]:
     """(place in `questions`, trajectory) of each episode that got finished."""
     pace = Pace(progress, len(questions))
-    with _Rollout(questions, engine, codec, retriever, settings, on_event) as rollout:
+    with _Rollout(questions, engine, codec, retriever, settings, seed, on_event) as rollout:
         while rollout.queue or rollout.by_slot:
             rollout.step()
             while rollout.ended:
@@ -110,10 +113,11 @@ class _Rollout:
         codec: Codec,
         retriever: Retriever,
         settings: RolloutSettings,
+        seed: int,
         on_event: Listener | None,
     ) -> None:
         self.engine, self.codec = engine, codec
-        self.retriever, self.settings, self.on_event = retriever, settings, on_event
+        self.retriever, self.settings, self.seed, self.on_event = retriever, settings, seed, on_event
         self.capacity = min(engine.capacity, settings.max_tokens)
         self.queue = deque(enumerate(questions))
         self.by_slot: dict[int, Episode] = {}
@@ -174,7 +178,7 @@ class _Rollout:
             temperature=self.settings.temperature,
             max_new_tokens=self.settings.max_new_tokens,
             stop=CLOSING_TAGS,
-            seed=self.settings.seed,
+            seed=self.seed,
             key=episode.key,
         )
         episode.slot = self.engine.open(prompt.ids, sampling)

@@ -1,4 +1,4 @@
-"""How episodes are rolled out. Defaults are the reference recipe's (DGPO scripts/train_dgpo.sh) unless marked ours."""
+"""How episodes are rolled out. "paper" is the reference recipe (DGPO scripts/train_dgpo.sh)."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dgpo_cli.core.config import setting
 from dgpo_cli.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutSettings:
-    max_turns: int = 4  # turns that may search; one more may only answer
-    top_k: int = 3
-    max_new_tokens: int = 500  # per turn
-    max_observation_tokens: int = 500
-    max_prompt_tokens: int = 2048
-    max_tokens: int = 4096  # of a whole episode
-    temperature: float = 1.0
-    seed: int = 0
-    wave: int = 64  # ours: episodes that run together; part of the settings because bf16 sums depend on the batch
-    overlap_steps: int = 0  # ours: tokens that others write while a search is answered; pays off beside a GPU
-    # ours: an episode that runs into a loop, or writes a turn without an action twice, ends there (agent/repeats.py).
-    # Off in training, which follows the reference: an episode that recovers after such a turn is trained on.
-    stop_repeats: bool = False
+    top_k: int = setting(3, "passages per search", source="paper")
+    max_turns: int = setting(4, "turns that may search; one more may only answer", source="paper")
+    max_new_tokens: int = setting(500, "per turn", source="paper")
+    max_observation_tokens: int = setting(500, "per search; the rest of the passages is cut", source="paper")
+    max_prompt_tokens: int = setting(2048, "of the prompt; a longer one gets no answer", source="paper")
+    max_tokens: int = setting(4096, "whole episode", source="paper")
+    temperature: float = setting(1.0, "0 is greedy", source="paper")
+    # A setting that decides the episodes: sums in bf16 depend on the batch.
+    wave: int = setting(64, "episodes that run together", source="ours")
+    overlap_steps: int = setting(
+        0, "tokens that others write while a search is answered; pays off beside a GPU", source="ours"
+    )
+    # An episode that runs into a loop, or writes a turn without an action twice, ends there (agent/repeats.py). Off in
+    # training, which follows the reference: an episode that recovers after such a turn is trained on.
+    stop_repeats: bool = setting(False, "ends an episode that repeats itself; distill-data sets it", source="ours")
 
     def __post_init__(self) -> None:
         for name in ("max_turns", "top_k", "max_new_tokens", "max_observation_tokens", "max_prompt_tokens", "wave"):
@@ -39,5 +42,6 @@ class RolloutSettings:
             what = "is negative" if self.temperature < 0 else "is no temperature"
             raise ConfigError(f"temperature = {self.temperature} {what}", hint="0 is greedy, 1 samples")
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_json(self, seed: int) -> dict[str, Any]:
+        """What a file of episodes says about how they came about: these settings and the seed of all draws."""
+        return asdict(self) | {"seed": seed}

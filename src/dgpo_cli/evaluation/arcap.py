@@ -106,10 +106,10 @@ class GoldReader:
     """
 
     def __init__(
-        self, gold: GoldContext, mode: Mode, *, engine: Engine, codec: Codec, settings: RolloutSettings
+        self, gold: GoldContext, mode: Mode, *, engine: Engine, codec: Codec, settings: RolloutSettings, seed: int = 0
     ) -> None:
         self._gold, self._mode = gold, mode
-        self._engine, self._codec, self._settings = engine, codec, settings
+        self._engine, self._codec, self._settings, self._seed = engine, codec, settings, seed
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of the one turn, with the beginning that was written for the model."""
@@ -168,7 +168,7 @@ class GoldReader:
             temperature=self._settings.temperature,
             max_new_tokens=self._settings.max_new_tokens,
             stop=CLOSING_TAGS,
-            seed=self._settings.seed,
+            seed=self._seed,
             key=f"{episode.key}/{self._mode}",
         )
         episode.slot = self._engine.open(episode.token_ids, sampling)

@@ -54,7 +54,9 @@ def run_gold(
                 if progress is not None:
                     progress(before + now, total, note)
 
-            reader = GoldReader(context, mode, engine=agent.engine, codec=codecs[mode], settings=agent.settings)
+            reader = GoldReader(
+                context, mode, engine=agent.engine, codec=codecs[mode], settings=agent.settings, seed=agent.seed
+            )
             header = dict(headers[benchmark.name]) | {"protocol": codecs[mode].protocol.to_json(), "mode": mode}
             path = folder / "gold" / f"{benchmark.name}-{mode}.jsonl"
             with RecordFile(path, key="key", schema="gold context", meta=header) as records:

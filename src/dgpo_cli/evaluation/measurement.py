@@ -73,8 +73,8 @@ def _agent(settings: EvalSettings, loaded: LoadedModel, codec: Codec, retriever:
     if settings.engine == "vllm":
         dtype = str(inference_dtype(training_device(settings.device))).removeprefix("torch.")
         engine = vllm_engine(loaded.source, codec, max_tokens=rollout.max_tokens, dtype=dtype, seed=settings.seed)
-        return Agent(engine, codec, retriever, rollout)
-    return Agent.of(loaded.model, codec, retriever, rollout)
+        return Agent(engine, codec, retriever, rollout, seed=settings.seed)
+    return Agent.of(loaded.model, codec, retriever, rollout, seed=settings.seed)
 
 
 def identity(settings: EvalSettings, benchmarks: Iterable[Benchmark], loaded: LoadedModel) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def record_headers(
             "parameters": loaded.model.num_parameters(),
         },
         "protocol": agent.codec.protocol.to_json(),
-        "settings": agent.settings.to_json()
+        "settings": agent.record()
         | {"capacity": agent.engine.capacity, "samples": settings.samples, "computed_in": computed_in(loaded)}
         | ({} if settings.engine == "transformers" else {"engine": settings.engine}),
     }
@@ -235,8 +235,8 @@ def report_json(
         "avg": macro_average(reports) | {"published": published_average(row, described)},
         "complete": not any(report.failed_searches for report in reports.values()),
         "model": headers[benchmarks[0].name]["model"],
-        "decoding": {"temperature": rollout.temperature, "seed": rollout.seed, "samples": settings.samples},
-        "rollout": rollout.to_json() | {"capacity": agent.engine.capacity, "computed_in": computed_in(loaded)},
+        "decoding": {"temperature": rollout.temperature, "seed": agent.seed, "samples": settings.samples},
+        "rollout": agent.record() | {"capacity": agent.engine.capacity, "computed_in": computed_in(loaded)},
     }
 
 

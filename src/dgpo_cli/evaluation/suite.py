@@ -67,7 +67,6 @@ class EvalSettings:
             max_prompt_tokens=self.max_prompt_tokens,
             max_tokens=self.max_tokens,
             temperature=self.temperature,
-            seed=self.seed,
             wave=self.wave,
             stop_repeats=self.stop_repeats,
         )

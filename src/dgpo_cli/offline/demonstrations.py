@@ -7,8 +7,9 @@ as a pretrained language model can, and has never seen a search.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dgpo_cli.agent.agent import grade
 from dgpo_cli.agent.loop import run_episodes
@@ -30,6 +31,7 @@ def write_demonstrations(
     codec: Codec,
     retriever: Retriever,
     settings: RolloutSettings,
+    seed: int = 0,
 ) -> None:
     """A trajectory file with one scripted episode per question, faulty ones included."""
     by_prompt = {codec.protocol.render_prompt(question.text)[0]: question for question in questions}
@@ -39,8 +41,8 @@ def write_demonstrations(
 
     engine = ScriptedEngine(codec, script)
     pairs = [(question, 0) for question in questions]
-    episodes = run_episodes(pairs, engine=engine, codec=codec, retriever=retriever, settings=settings)
-    _write(file, episodes, codec, settings)
+    episodes = run_episodes(pairs, engine=engine, codec=codec, retriever=retriever, settings=settings, seed=seed)
+    _write(file, episodes, codec, settings.to_json(seed))
 
 
 def write_reading_exercises(
@@ -51,6 +53,7 @@ def write_reading_exercises(
     codec: Codec,
     retriever: Retriever,
     settings: RolloutSettings,
+    seed: int = 0,
 ) -> None:
     """A trajectory file of one-hop questions, each with the results of the right search and then its answer."""
     asked = [question for question in questions if question.hops == 1]
@@ -73,10 +76,10 @@ def write_reading_exercises(
                 answer=question.answers[0],
             )
         )
-    _write(file, exercises, codec, settings)
+    _write(file, exercises, codec, settings.to_json(seed))
 
 
-def _write(file: Path, trajectories: Iterable[Trajectory], codec: Codec, settings: RolloutSettings) -> None:
-    meta = {"protocol": codec.protocol.to_json(), "settings": settings.to_json()}
+def _write(file: Path, trajectories: Iterable[Trajectory], codec: Codec, settings: Mapping[str, Any]) -> None:
+    meta = {"protocol": codec.protocol.to_json(), "settings": settings}
     header = {"schema": "trajectories", "version": 1} | meta
     write_jsonl_atomic(file, [header, *({"key": t.key} | t.to_json() for t in map(grade, trajectories))])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.agent.identity import contents, location_digest
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core import folders, schema
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.locks import Lock, lock_inside
@@ -31,7 +32,6 @@ from dgpo_cli.models.load import load_model
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.training.run.progress_line import best_validation
-from dgpo_cli.training.settings import RolloutOptions
 
 _FOLDERS = ("world", "index", "models", "runs")
 _FILES = ("demonstrations.jsonl", "reading.jsonl", "results.json", "budgets.json")
@@ -53,7 +53,7 @@ class Project:
         self.folder, self.seed, self.device = folder, seed, str(training_device(device))
         self._say, self._bar = say, bar
         self.recipe = dict(settings)
-        self.rollout = apply_options(RolloutOptions, self.recipe["rollout"])
+        self.rollout = apply_options(RolloutSettings, self.recipe["rollout"])
         self.world_folder, self.index_folder = folder / "world", folder / "index"
         self.reused: list[str] = []
         self.may_replace: Callable[[str], bool] = lambda _: False  # asked once, before finished work is replaced

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from transformers import Qwen2ForCausalLM
 
-from dgpo_cli.agent.agent import rollout_settings
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_atomic
@@ -124,7 +123,8 @@ class Stages(Project):
                 demonstrations,
                 codec=self._codec(),
                 retriever=open_index(self.index_folder).retriever,
-                settings=rollout_settings(self.rollout, self.seed),
+                settings=self.rollout,
+                seed=self.seed,
             )
         start = self._initial_model("teacher", TEACHER)
         return self.kd("teacher", start, start, demonstrations, self.recipe["teacher"])
@@ -139,7 +139,8 @@ class Stages(Project):
                 exercises,
                 codec=self._codec(),
                 retriever=open_index(self.index_folder).retriever,
-                settings=rollout_settings(self.rollout, self.seed),
+                settings=self.rollout,
+                seed=self.seed,
             )
         start = self._initial_model("student", STUDENT)
         return self.kd("student", start, start, exercises, self.recipe["student"])

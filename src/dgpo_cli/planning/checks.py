@@ -28,7 +28,7 @@ from dgpo_cli.training.ingredients import (
     searches,
     training_questions,
 )
-from dgpo_cli.training.settings import KDSettings, RLSettings, RolloutOptions
+from dgpo_cli.training.settings import KDSettings, RLSettings
 from dgpo_cli.training.sizes import memory
 from dgpo_cli.training.sizes.jobs import Room, Sizes, Training, fitted, require_room_to_write, told, training_job
 from dgpo_cli.training.source import require_batch
@@ -151,7 +151,7 @@ def readable(name: str) -> ModelSource:
     return source
 
 
-def longest_episode(rollout: RolloutOptions | RolloutSettings, model: str) -> int:
+def longest_episode(rollout: RolloutSettings, model: str) -> int:
     """Tokens that an episode may have: the settings' limit, or the model's context where that is less."""
     context = context_of(model)
     return rollout.max_tokens if context is None else min(context, rollout.max_tokens)
@@ -160,7 +160,7 @@ def longest_episode(rollout: RolloutOptions | RolloutSettings, model: str) -> in
 def check_prompts(
     questions: Sequence[Question],
     codec: Codec,
-    rollout: RolloutOptions | RolloutSettings,
+    rollout: RolloutSettings,
     capacity: int,
     say: Say | None = None,
 ) -> int:

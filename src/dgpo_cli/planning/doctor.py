@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core import hub
 from dgpo_cli.core.machine import GIB, free_main, main_memory, num_cores
 from dgpo_cli.core.progress import Progress
@@ -26,7 +27,7 @@ from dgpo_cli.models.aliases import ALIASES
 from dgpo_cli.models.hub import is_cached
 from dgpo_cli.models.shapes import shape_of
 from dgpo_cli.planning.timing import episode_tokens
-from dgpo_cli.training.settings import KDSettings, RLSettings, RolloutOptions
+from dgpo_cli.training.settings import KDSettings, RLSettings
 from dgpo_cli.training.sizes import memory
 from dgpo_cli.training.sizes.jobs import Room, Sizes, Training, as_options, fitted, training_job, with_sizes
 
@@ -217,7 +218,7 @@ def _tasks() -> list[tuple[str, tuple[str, ...], Counted]]:
 
 def _asked(name: str, room: Room) -> tuple[dict[str, float], Sizes]:
     """A wave of episodes of usual length."""
-    rollout = RolloutOptions()
+    rollout = RolloutSettings()
     tokens, _ = episode_tokens(rollout)
     parts = memory.of_writing(
         shape_of(name), eight_bit=False, slots=rollout.wave, capacity=tokens, accelerated=room.accelerated

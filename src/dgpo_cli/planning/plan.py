@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.machine import GIB, free_main, num_cores
 from dgpo_cli.core.recipes import Recipe, merged
@@ -14,7 +15,7 @@ from dgpo_cli.core.setting_names import as_today
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.shapes import shape_of
 from dgpo_cli.planning.timing import Card, Speed, seconds_by_phase
-from dgpo_cli.training.settings import KDSettings, RLSettings, RolloutOptions
+from dgpo_cli.training.settings import KDSettings, RLSettings
 from dgpo_cli.training.sizes import memory
 from dgpo_cli.training.sizes.jobs import training_job
 from dgpo_cli.training.teacher.settings import DistillDataSettings
@@ -95,7 +96,7 @@ def plan(recipe: Recipe, options: Mapping[str, Any], card: Card) -> list[StagePl
 
 
 def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
-    rollout: RolloutOptions = settings.rollout
+    rollout: RolloutSettings = settings.rollout
     if stage == "distill-data":
         shape = shape_of(settings.teacher)
         parts = memory.of_writing(

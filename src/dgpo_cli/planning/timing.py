@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.models.shapes import Shape
-from dgpo_cli.training.settings import RolloutOptions
 
 # Episodes of the reference length: prompt, three searches, and a generated turn before, between and after them.
 PROMPT_TOKENS, SEARCHES, TURN_TOKENS = 300, 3, 100
@@ -39,7 +39,7 @@ class Speed:
 
     writer: Shape
     reader: Shape | None
-    rollout: RolloutOptions
+    rollout: RolloutSettings
     episodes: int
     card: Card
     eight_bit: bool = False
@@ -49,7 +49,7 @@ class Speed:
     checkpointing: bool = False
 
 
-def episode_tokens(rollout: RolloutOptions) -> tuple[int, int]:
+def episode_tokens(rollout: RolloutSettings) -> tuple[int, int]:
     """(all, written) tokens of an episode of the reference length."""
     searches = min(SEARCHES, rollout.max_turns)
     written = (searches + 1) * min(TURN_TOKENS, rollout.max_new_tokens)

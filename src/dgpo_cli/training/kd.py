@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dgpo_cli.agent.agent import Agent, rollout_settings
+from dgpo_cli.agent.agent import Agent
 from dgpo_cli.core.progress import Progress, Steps
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.run_dir import RunDir
@@ -150,7 +150,7 @@ def distil(
     agent: Agent | None = None
     source: Source = stored
     if retriever is not None:
-        agent = Agent.of(student.model, codec, retriever, rollout_settings(settings.rollout, settings.seed))
+        agent = Agent.of(student.model, codec, retriever, settings.rollout, seed=settings.seed)
     if searches(objective):
         source = mixture = _mixture(settings, learner, stored, agent, steps_told.inside("episodes"))
         if show is not None:
@@ -239,10 +239,10 @@ def _mixture(
     if objective.sampled_from_teacher:
         assert learner.teacher is not None
         blend = Blend(learner.teacher, objective.sampled_from_teacher)
-        writer = Agent.of(learner.student, learner.codec, agent.retriever, agent.settings, blend)
+        writer = Agent.of(learner.student, learner.codec, agent.retriever, agent.settings, seed=agent.seed, blend=blend)
     if objective.teacher_writes:
         assert learner.teacher is not None
-        teacher = Agent.of(learner.teacher, learner.codec, agent.retriever, agent.settings)
+        teacher = Agent.of(learner.teacher, learner.codec, agent.retriever, agent.settings, seed=agent.seed)
         roll_teacher = team(teacher, learner.world, progress)
     return Mixture(
         stored,

@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import asdict, replace
 from typing import Any
 
-from dgpo_cli.agent.agent import Agent, rollout_settings
+from dgpo_cli.agent.agent import Agent
 from dgpo_cli.core.progress import Progress, Steps
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question
@@ -125,7 +125,7 @@ def reinforce(
     learner = _learner(settings, rl_objective(settings), student, teacher, codec, steps)
     objective = learner.objective
     samples = settings.samples or objective.default_samples
-    rollout = rollout_settings(settings.rollout, settings.seed)
+    rollout = settings.rollout
     if settings.fit:
         found = fit(
             run,
@@ -137,7 +137,7 @@ def reinforce(
             say=say,
         )
         rollout = replace(rollout, wave=found.wave or rollout.wave)
-    agent = Agent.of(student.model, codec, retriever, rollout, reward=reward)
+    agent = Agent.of(student.model, codec, retriever, rollout, seed=settings.seed, reward=reward)
     source = Rollouts(
         questions,
         settings.batch_size,

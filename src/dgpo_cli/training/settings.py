@@ -7,12 +7,12 @@ used for the cold start, "ours" where neither says anything.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.config import note, require_ranges, setting
-from dgpo_cli.core.device import Precision
+from dgpo_cli.core.device import PRECISION, Precision
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.retrieval.rerank import RerankConfig
 from dgpo_cli.training.collapse import CollapseSettings, OnCollapse
@@ -20,28 +20,6 @@ from dgpo_cli.training.optimizer_settings import OptimizerKind, Schedule
 
 BehaviorKind = Literal["trainer", "engine"]
 CriticKind = Literal["own", "shared"]
-PRECISION = "bf16 on CPUs where that is faster; float32 is the same on every CPU"
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutOptions:
-    """Shared by distill-data and rl."""
-
-    top_k: int = setting(3, "passages per search", source="paper")
-    max_turns: int = setting(4, "turns that may search; one more may only answer", source="paper")
-    max_new_tokens: int = setting(500, "per turn", source="paper")
-    max_observation_tokens: int = setting(500, "per search; the rest of the passages is cut", source="paper")
-    max_prompt_tokens: int = setting(2048, "of the prompt; a longer one gets no answer", source="paper")
-    max_tokens: int = setting(4096, "whole episode", source="paper")
-    temperature: float = setting(1.0, "0 is greedy", source="paper")
-    wave: int = setting(64, "episodes that run together", source="ours")
-    overlap_steps: int = setting(
-        0, "tokens that others write while a search is answered; pays off beside a GPU", source="ours"
-    )
-    stop_repeats: bool = setting(False, "ends an episode that repeats itself; distill-data sets it", source="ours")
-
-    def __post_init__(self) -> None:
-        RolloutSettings(**asdict(self))  # refuses values that no episode can have
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +83,7 @@ class TrainSettings:
     seed: int = setting(0, "of every draw")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...")
     rerank: RerankConfig = field(default_factory=RerankConfig)
-    rollout: RolloutOptions = field(default_factory=RolloutOptions)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
     collapse: CollapseSettings = field(default_factory=CollapseSettings)
 
     def __post_init__(self) -> None:

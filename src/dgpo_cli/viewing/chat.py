@@ -65,9 +65,9 @@ class Chat:
 
     def _write(self, path: Path) -> None:
         if path.suffix == ".jsonl":
-            codec, settings = self.agent.codec, self.agent.settings
+            codec = self.agent.codec
             header = {"schema": "trajectories", "version": RecordFile.version}
-            header |= {"protocol": codec.protocol.to_json(), "settings": settings.to_json()}
+            header |= {"protocol": codec.protocol.to_json(), "settings": self.agent.record()}
             write_jsonl_atomic(path, [header, *({"key": t.key} | t.to_json() for t in self.episodes)])
         else:
             write_atomic(path, markdown(self.episodes, self.agent.codec.decode))

@@ -82,7 +82,7 @@ def _open(
     from dgpo_cli.retrieval.open import check_index, open_index
     from dgpo_cli.viewing.chat import Chat
 
-    settings = RolloutSettings(**limits, temperature=temperature, seed=seed, wave=1, stop_repeats=True)
+    settings = RolloutSettings(**limits, temperature=temperature, wave=1, stop_repeats=True)
     check_index(index)
     retriever = open_index(index, device=device, rerank=asked.rerank).retriever
     where = training_device(device)
@@ -90,7 +90,7 @@ def _open(
     if loaded.raw is not None:
         console.warn(loaded.raw)
     codec = Codec(loaded.tokenizer, loaded.protocol)
-    return Chat(lambda: Agent.of(loaded.model, codec, retriever, settings))
+    return Chat(lambda: Agent.of(loaded.model, codec, retriever, settings, seed=seed))
 
 
 def _converse(console: Console, talk: Chat, project: Path) -> None:

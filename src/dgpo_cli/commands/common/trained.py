@@ -12,7 +12,7 @@ from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
     from dgpo_cli.agent.settings import RolloutSettings
-    from dgpo_cli.training.settings import AskSettings, KDSettings, RLSettings, RolloutOptions
+    from dgpo_cli.training.settings import AskSettings, KDSettings, RLSettings
     from dgpo_cli.training.teacher.settings import DistillDataSettings
 
 Settings = TypeVar("Settings", "DistillDataSettings", "KDSettings", "RLSettings")
@@ -43,7 +43,7 @@ def trained_limits(
     given: Mapping[str, Any],
     limits: tuple[dict[str, int], str],
     model: str,
-    rollout: RolloutSettings | RolloutOptions,
+    rollout: RolloutSettings,
 ) -> dict[str, int]:
     """Limits that were not given, from `limits` as `search_limits` tells them.
 

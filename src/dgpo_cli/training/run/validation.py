@@ -102,7 +102,7 @@ def _recorded_roll(
     pairs: Sequence[tuple[Question, int]],
 ) -> list[Trajectory]:
     """Episodes in order, each in `file` as soon as it is finished; those that are there of these weights are taken."""
-    meta = {"settings": agent.settings.to_json(), "weights": parameters_digest(model)}
+    meta = {"settings": agent.record(), "weights": parameters_digest(model)}
     if file.exists() and next(read_jsonl(file), (0, {}))[1] != as_read(
         {"schema": "unfinished validation", "version": RecordFile.version} | meta
     ):

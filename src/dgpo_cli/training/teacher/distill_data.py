@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ def _teacher(
     settings: DistillDataSettings, run: RunDir, questions: Sequence[Question], key: str | None
 ) -> tuple[Agent, dict[str, Any]]:
     """The teacher, and what a record says about where its token ids are from."""
-    from dgpo_cli.agent.agent import Agent, rollout_settings
+    from dgpo_cli.agent.agent import Agent
     from dgpo_cli.engine.turnwise.opening import served_engine, vllm_engine
     from dgpo_cli.models.codec import Codec
     from dgpo_cli.models.devices import inference_dtype, training_device
@@ -76,14 +77,14 @@ def _teacher(
     from dgpo_cli.training.teacher.written import file_script, gold_script, written_engine
 
     retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
-    rollout = rollout_settings(settings.rollout, settings.seed)
+    rollout, seed = settings.rollout, settings.seed
     if not settings.written and settings.teacher_url is None and settings.engine == "transformers":
         device = training_device(settings.device)
         dtype = inference_dtype(device, None if settings.teacher_8bit else settings.teacher, settings.precision)
         loaded = load_model(settings.teacher, device=device, dtype=dtype, eight_bit=settings.teacher_8bit)
         protocol = _asked(settings, loaded.protocol, trained=loaded.trained_with_protocol)
         codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, protocol))
-        return Agent.of(loaded.model, codec, retriever, rollout), {}
+        return Agent.of(loaded.model, codec, retriever, rollout, seed=seed), {}
     source = resolve(settings.tokenizer or settings.teacher)
     own, trained = load_protocol(source)
     tokenizer = load_tokenizer(source)
@@ -92,16 +93,18 @@ def _teacher(
         script = gold_script(questions) if settings.demonstrations is None else file_script(settings.demonstrations)
         capacity = min(rollout.max_tokens, context_of(source.name) or rollout.max_tokens)
         engine: Engine = written_engine(codec, script, capacity)
-        return Agent(engine, codec, retriever, rollout), {"written_by": settings.demonstrations or settings.teacher}
+        return Agent(engine, codec, retriever, rollout, seed=seed), {
+            "written_by": settings.demonstrations or settings.teacher
+        }
     if settings.teacher_url is None:
         weights = str(inference_dtype(training_device(settings.device))).removeprefix("torch.")
-        engine = vllm_engine(source, codec, max_tokens=rollout.max_tokens, dtype=weights, seed=settings.seed)
-        return Agent(engine, codec, retriever, rollout), {}
+        engine = vllm_engine(source, codec, max_tokens=rollout.max_tokens, dtype=weights, seed=seed)
+        return Agent(engine, codec, retriever, rollout, seed=seed), {}
     server = ModelServer(settings.teacher_url, settings.teacher, key)
     engine, sampled = served_engine(
         server, codec, settings.server, max_tokens=rollout.max_tokens, tokenizer=source.name
     )
-    return Agent(engine, codec, retriever, rollout), {"token_ids": "sampled" if sampled else "from text"}
+    return Agent(engine, codec, retriever, rollout, seed=seed), {"token_ids": "sampled" if sampled else "from text"}
 
 
 def _asked(settings: DistillDataSettings, protocol: Protocol, *, trained: bool) -> Protocol:
@@ -129,11 +132,10 @@ def distill_data(
     from dgpo_cli.models.load import keep_tokenizer
 
     keep_tokenizer(folder, agent.codec.tokenizer)
-    limits = agent.settings
-    protocol = agent.codec.protocol.with_limits(limits.to_json())
+    protocol = agent.codec.protocol.with_limits(asdict(agent.settings))
     meta = {
         "protocol": protocol.to_json(),
-        "settings": agent.settings.to_json(),
+        "settings": agent.record(),
         "tokenizer": agent.codec.digest,
         **(origin or {}),
     }

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.config import note, require_ranges, setting
-from dgpo_cli.core.device import Precision
+from dgpo_cli.core.device import PRECISION, Precision
 from dgpo_cli.engine.registry import EngineName
 from dgpo_cli.engine.turnwise.model_server import ServerAccess
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.retrieval.rerank import RerankConfig
-from dgpo_cli.training.settings import PRECISION, RolloutOptions
 
 GOLD = "gold"  # the teacher that knows the supporting passages
 
@@ -36,7 +36,7 @@ class DistillDataSettings:
     tokenizer: str | None = setting(None, "with teacher_url: the model whose tokenizer and agent text are used")
     engine: EngineName = setting("transformers", "that runs a teacher which is loaded here")
     rerank: RerankConfig = field(default_factory=RerankConfig)
-    rollout: RolloutOptions = field(default_factory=RolloutOptions)
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
     server: ServerAccess = field(default_factory=ServerAccess)  # how teacher_url is asked
 
     def __post_init__(self) -> None:
