@@ -31,7 +31,6 @@ from dgpo_cli.commands.common.teacher import (
     NameOption,
     TokenizerOption,
     UrlOption,
-    require_engine,
     source_of_text,
     teacher_key,
     teacher_values,
@@ -91,6 +90,7 @@ def distill_data(
     from dgpo_cli.agent.identity import contents
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.core.workspace import Workspace
+    from dgpo_cli.engine.registry import require_engine
     from dgpo_cli.models.sources import search_limits
     from dgpo_cli.planning.checks import check_distill
     from dgpo_cli.training.teacher.distill_data import questions_of, run_distill_data

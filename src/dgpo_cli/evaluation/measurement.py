@@ -17,6 +17,7 @@ from dgpo_cli.core.disk import check_space
 from dgpo_cli.core.progress import Bar, Progress
 from dgpo_cli.core.records import RecordFile, read_jsonl, to_json, write_atomic
 from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.engine.registry import IN_PROCESS
 from dgpo_cli.evaluation.beside_paper import published_average, published_em, published_row
 from dgpo_cli.evaluation.gold_context import run_gold, with_arcap
 from dgpo_cli.evaluation.published import Conditions
@@ -66,13 +67,15 @@ def measure(
 
 def _agent(settings: EvalSettings, loaded: LoadedModel, codec: Codec, retriever: Retriever) -> Agent:
     from dgpo_cli.agent.agent import Agent
-    from dgpo_cli.engine.turnwise.opening import vllm_engine
+    from dgpo_cli.engine.registry import loading_engine
     from dgpo_cli.models.devices import inference_dtype, training_device
 
     rollout = settings.rollout()
-    if settings.engine == "vllm":
+    if settings.engine != IN_PROCESS:
         dtype = str(inference_dtype(training_device(settings.device))).removeprefix("torch.")
-        engine = vllm_engine(loaded.source, codec, max_tokens=rollout.max_tokens, dtype=dtype, seed=settings.seed)
+        engine = loading_engine(settings.engine).open(
+            loaded.source, codec, max_tokens=rollout.max_tokens, dtype=dtype, seed=settings.seed
+        )
         return Agent(engine, codec, retriever, rollout, seed=settings.seed)
     return Agent.of(loaded.model, codec, retriever, rollout, seed=settings.seed)
 
@@ -128,7 +131,7 @@ def record_headers(
         "protocol": agent.codec.protocol.to_json(),
         "settings": agent.record()
         | {"capacity": agent.engine.capacity, "samples": settings.samples, "computed_in": computed_in(loaded)}
-        | ({} if settings.engine == "transformers" else {"engine": settings.engine}),
+        | ({} if settings.engine == IN_PROCESS else {"engine": settings.engine}),
     }
     return {
         b.name: shared

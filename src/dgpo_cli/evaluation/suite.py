@@ -7,12 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.device import Precision
 from dgpo_cli.core.types import Question, question_to_json
-from dgpo_cli.engine.registry import EngineName
+from dgpo_cli.engine.registry import IN_PROCESS, require_engine_name
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions
 from dgpo_cli.retrieval.open import OpenIndex, check_index, open_index
@@ -40,7 +39,7 @@ class EvalSettings:
     wave: int = 64  # ours, questions at once
     seed: int = 0
     device: str = "auto"
-    engine: EngineName = "transformers"
+    engine: str = IN_PROCESS
     precision: Precision = "auto"
     stop_repeats: bool = True  # ours, ends an episode that repeats itself
     rerank: RerankConfig = field(default_factory=RerankConfig)
@@ -48,8 +47,7 @@ class EvalSettings:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit = {self.limit} leaves no question", hint="give a limit of 1 or more")
-        if self.engine not in get_args(EngineName):
-            raise ConfigError(f"no engine {self.engine!r}", hint=f"known: {', '.join(get_args(EngineName))}")
+        require_engine_name(self.engine)
         if self.samples < 1:
             raise ConfigError(f"samples = {self.samples} leaves no answer", hint="give --samples 1 or more")
         if self.samples > 1 and self.temperature == 0:

@@ -12,6 +12,7 @@ from pathlib import Path
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.types import Question
+from dgpo_cli.engine.registry import IN_PROCESS
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.models import hub
 from dgpo_cli.models.codec import Codec
@@ -116,7 +117,7 @@ def check_distill(settings: DistillDataSettings, questions: Sequence[Question], 
     source = readable(name)
     capacity = longest_episode(settings.rollout, name)
     check_prompts(questions, Codec(tokenizer_file(source), load_protocol(source)[0]), settings.rollout, capacity, say)
-    if settings.teacher_url is None and not settings.written and settings.engine == "transformers":
+    if settings.teacher_url is None and not settings.written and settings.engine == IN_PROCESS:
         _check_room(
             name, settings.rollout.wave, capacity, settings.device, "-o rollout.wave=", say, settings.teacher_8bit
         )

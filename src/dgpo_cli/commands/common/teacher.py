@@ -113,14 +113,6 @@ def _served(
     return {"teacher": model, "teacher_url": url, "tokenizer": absolute(of)}
 
 
-def require_engine(name: str) -> None:
-    """Raises ConfigError if an engine is not installed."""
-    if name == "vllm":
-        from dgpo_cli.engine.turnwise.vllm import require_vllm
-
-        require_vllm()
-
-
 def source_of_text(settings: DistillDataSettings) -> str:
     """The model whose tokenizer, agent text and limits are used."""
     return settings.tokenizer or settings.teacher

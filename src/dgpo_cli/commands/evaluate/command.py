@@ -20,7 +20,7 @@ from dgpo_cli.commands.common.options import (
     choose,
     choose_index,
 )
-from dgpo_cli.commands.common.teacher import EngineOption, require_engine
+from dgpo_cli.commands.common.teacher import EngineOption
 from dgpo_cli.commands.common.trained import AskOption, ask_options, trained_limits
 from dgpo_cli.commands.evaluate import run
 from dgpo_cli.console import Console
@@ -82,6 +82,7 @@ def evaluate(
     `dgpo eval --bench-dir questions --index hotpotqa=indexes/hotpot,musique=indexes/musique --bench hotpotqa,musique`
     """
     from dgpo_cli.agent.settings import RolloutSettings
+    from dgpo_cli.engine.registry import IN_PROCESS, require_engine
     from dgpo_cli.evaluation.suite import EvalSettings, open_benchmarks, parse_benchmarks, parse_indexes
     from dgpo_cli.models.sources import search_limits
     from dgpo_cli.planning.checks import check_eval
@@ -109,7 +110,7 @@ def evaluate(
         wave=batch_size,
         seed=seed,
         device=device or "auto",
-        engine=engine or "transformers",  # type: ignore[arg-type]  # settings refuse any other word
+        engine=engine or IN_PROCESS,
         rerank=asked_for.rerank,
         precision=asked_for.precision,
     )
@@ -121,7 +122,7 @@ def evaluate(
         settings.rollout(),
         [question for benchmark in benchmarks for question in benchmark.questions],
         device=settings.device,
-        loaded=settings.engine == "transformers",
+        loaded=settings.engine == IN_PROCESS,
         say=console.info,
     )
     if dry_run:

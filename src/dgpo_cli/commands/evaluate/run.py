@@ -76,12 +76,13 @@ def measure(
     """Load the model, answer what is not answered yet, write and return the report."""
     from dgpo_cli.agent.identity import contents
     from dgpo_cli.core.run_dir import RunDir
+    from dgpo_cli.engine.registry import IN_PROCESS
     from dgpo_cli.evaluation import measurement
     from dgpo_cli.models.devices import inference_dtype, training_device
     from dgpo_cli.models.load import load_model
 
-    # vLLM loads the weights by itself; here they only tell what is measured.
-    where = training_device("cpu" if settings.engine == "vllm" else settings.device)
+    # Other engines load the weights by themselves; here they only tell what is measured.
+    where = training_device(settings.device if settings.engine == IN_PROCESS else "cpu")
     loaded = load_model(settings.model, device=where, dtype=inference_dtype(where, settings.model, settings.precision))
     if loaded.raw is not None:
         console.warn(loaded.raw)

@@ -1,4 +1,4 @@
-"""Engines that run a model outside of this process's own: a server's, and vLLM."""
+"""The engine behind a server."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from dgpo_cli.core.protocol import CLOSING_TAGS
 from dgpo_cli.engine.turnwise.completions import CompletionsWriter
 from dgpo_cli.engine.turnwise.engine import TurnwiseEngine
 from dgpo_cli.engine.turnwise.model_server import ModelServer, ServerAccess, context_length
-from dgpo_cli.engine.turnwise.vllm import VLLMWriter
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.sources import ModelSource, context_of
+from dgpo_cli.models.sources import context_of
 
 _CLOSES = {tag: tag.replace("</", "<") for tag in CLOSING_TAGS}
 
@@ -24,11 +23,3 @@ def served_engine(
     limits = (max_tokens, context_length(server, access), context_of(tokenizer))
     capacity = min(limit for limit in limits if limit is not None)
     return TurnwiseEngine(writer, codec, capacity=capacity), writer.speaks_tokens
-
-
-def vllm_engine(source: ModelSource, codec: Codec, *, max_tokens: int, dtype: str, seed: int) -> TurnwiseEngine:
-    """`dtype` as torch calls it: "bfloat16". Raises ConfigError if vLLM is not installed."""
-    capacity = min(max_tokens, context_of(source.name) or max_tokens)
-    return TurnwiseEngine(
-        VLLMWriter(source.location, capacity=capacity, dtype=dtype, seed=seed), codec, capacity=capacity
-    )

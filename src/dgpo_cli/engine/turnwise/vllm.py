@@ -11,8 +11,10 @@ import importlib.util
 from typing import Any
 
 from dgpo_cli.engine.base import SlotId, TurnEnd
-from dgpo_cli.engine.turnwise.engine import Turn, Written
+from dgpo_cli.engine.turnwise.engine import Turn, TurnwiseEngine, Written
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.sources import ModelSource, context_of
 
 
 def require_vllm() -> None:
@@ -23,6 +25,21 @@ def require_vllm() -> None:
             hint="leave --engine out, install its extra vllm into an environment of its own, or run `vllm serve` and "
             "give `dgpo distill-data` its --teacher-url",
         )
+
+
+class VLLM:
+    """`--engine vllm`."""
+
+    @staticmethod
+    def require() -> None:
+        require_vllm()
+
+    @staticmethod
+    def open(source: ModelSource, codec: Codec, /, *, max_tokens: int, dtype: str, seed: int) -> TurnwiseEngine:
+        """Raises ConfigError if vLLM is not installed."""
+        capacity = min(max_tokens, context_of(source.name) or max_tokens)
+        writer = VLLMWriter(source.location, capacity=capacity, dtype=dtype, seed=seed)
+        return TurnwiseEngine(writer, codec, capacity=capacity)
 
 
 class VLLMWriter:

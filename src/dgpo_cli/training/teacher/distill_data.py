@@ -70,7 +70,8 @@ def _teacher(
 ) -> tuple[Agent, dict[str, Any]]:
     """The teacher, and what a record says about where its token ids are from."""
     from dgpo_cli.agent.agent import Agent
-    from dgpo_cli.engine.turnwise.opening import served_engine, vllm_engine
+    from dgpo_cli.engine.registry import IN_PROCESS, loading_engine
+    from dgpo_cli.engine.turnwise.opening import served_engine
     from dgpo_cli.models.codec import Codec
     from dgpo_cli.models.devices import inference_dtype, training_device
     from dgpo_cli.models.load import load_model, load_tokenizer
@@ -78,7 +79,7 @@ def _teacher(
 
     retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
     rollout, seed = settings.rollout, settings.seed
-    if not settings.written and settings.teacher_url is None and settings.engine == "transformers":
+    if not settings.written and settings.teacher_url is None and settings.engine == IN_PROCESS:
         device = training_device(settings.device)
         dtype = inference_dtype(device, None if settings.teacher_8bit else settings.teacher, settings.precision)
         loaded = load_model(settings.teacher, device=device, dtype=dtype, eight_bit=settings.teacher_8bit)
@@ -98,7 +99,9 @@ def _teacher(
         }
     if settings.teacher_url is None:
         weights = str(inference_dtype(training_device(settings.device))).removeprefix("torch.")
-        engine = vllm_engine(source, codec, max_tokens=rollout.max_tokens, dtype=weights, seed=seed)
+        engine = loading_engine(settings.engine).open(
+            source, codec, max_tokens=rollout.max_tokens, dtype=weights, seed=seed
+        )
         return Agent(engine, codec, retriever, rollout, seed=seed), {}
     server = ModelServer(settings.teacher_url, settings.teacher, key)
     engine, sampled = served_engine(

@@ -8,7 +8,7 @@ from typing import Literal
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.config import note, require_ranges, setting
 from dgpo_cli.core.device import PRECISION, Precision
-from dgpo_cli.engine.registry import EngineName
+from dgpo_cli.engine.registry import IN_PROCESS, require_engine_name
 from dgpo_cli.engine.turnwise.model_server import ServerAccess
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.retrieval.rerank import RerankConfig
@@ -34,13 +34,14 @@ class DistillDataSettings:
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...")
     teacher_url: str | None = setting(None, "of a server that has `teacher`")
     tokenizer: str | None = setting(None, "with teacher_url: the model whose tokenizer and agent text are used")
-    engine: EngineName = setting("transformers", "that runs a teacher which is loaded here")
+    engine: str = setting(IN_PROCESS, "that runs a teacher which is loaded here")
     rerank: RerankConfig = field(default_factory=RerankConfig)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     server: ServerAccess = field(default_factory=ServerAccess)  # how teacher_url is asked
 
     def __post_init__(self) -> None:
         require_ranges(self)
+        require_engine_name(self.engine)
         if self.written:
             if self.tokenizer is None:
                 raise ConfigError("demonstrations need the tokens of a model", hint="give --tokenizer STUDENT")
@@ -50,12 +51,14 @@ class DistillDataSettings:
                 )
         elif (self.teacher_url is None) != (self.tokenizer is None):
             raise ConfigError("teacher_url and tokenizer belong together", hint="give --teacher-url and --tokenizer")
-        if (self.teacher_url is not None or self.written) and (self.teacher_8bit or self.engine != "transformers"):
+        if (self.teacher_url is not None or self.written) and (self.teacher_8bit or self.engine != IN_PROCESS):
             raise ConfigError(
                 "--teacher-8bit and --engine are for a teacher that is loaded here", hint="leave them out"
             )
-        if self.engine == "vllm" and self.teacher_8bit:
-            raise ConfigError("vLLM does not load a teacher in 8 bit here", hint="leave out --teacher-8bit")
+        if self.engine != IN_PROCESS and self.teacher_8bit:
+            raise ConfigError(
+                f"--engine {self.engine} does not load a teacher in 8 bit here", hint="leave out --teacher-8bit"
+            )
 
     @property
     def written(self) -> bool:
