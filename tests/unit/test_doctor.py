@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dgpo_cli.core import hub
+from dgpo_cli.models import half
 from dgpo_cli.planning import doctor
 from dgpo_cli.planning.doctor import Check, Device, judge
 
@@ -48,11 +49,16 @@ def test_a_model_that_is_neither_here_nor_to_be_reached_works_nowhere(monkeypatc
     assert not offline["dgpo rl"] and not offline["dgpo eval, dgpo chat with smollm2-135m"]
 
 
-def test_what_a_model_of_a_laptop_takes_is_what_the_plan_says() -> None:
+@pytest.mark.parametrize(("bf16", "size"), [(False, "7.1"), (True, "3.8")])
+def test_what_a_model_of_a_laptop_takes_is_what_the_plan_says(
+    bf16: bool, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(half, "processor_has_bf16", lambda: bf16)
     checks = {name: Check(name, "ok", "") for name in SOUND}
     said = {v.task: v.why for v in judge(Device("CPU", 24.0, accelerated=False), checks)}
-    # 0.54 GB of weights, 0.45 of libraries, 64 episodes of 2,200 tokens with 46,080 bytes of keys and values each.
-    assert "needs about 7.1 GiB" in said["dgpo eval, dgpo chat with smollm2-135m"]
+    # 0.54 GB of weights, 0.5 of libraries, 64 episodes of 2,200 tokens with 46,080 bytes of keys and values each; in
+    # bf16 half of all but the libraries.
+    assert f"needs about {size} GiB" in said["dgpo eval, dgpo chat with smollm2-135m"]
 
 
 def test_nothing_works_without_the_packages() -> None:

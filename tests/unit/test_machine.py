@@ -74,3 +74,27 @@ def test_every_way_to_run_out_of_memory_is_known(error):
     outer.__cause__ = error
     assert is_out_of_memory(outer)
     assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_the_group_that_a_process_is_in_counts_and_those_above_it(tmp_path):
+    """`systemd-run -p MemoryMax=` and a shared machine's slices limit a process that sees the whole tree."""
+    write(tmp_path, MACHINE | {"proc/self/cgroup": "0::/user.slice/run.scope\n"})
+    assert free_main(tmp_path) == 2 * MIB
+    above = "sys/fs/cgroup/user.slice/memory"
+    write(tmp_path, {f"{above}.max": "900000\n", f"{above}.current": "100000\n"})
+    assert free_main(tmp_path) == 800_000 and machine.main_memory(tmp_path) == 900_000
+    own = "sys/fs/cgroup/user.slice/run.scope/memory"
+    write(tmp_path, {f"{own}.max": "max\n", f"{own}.high": "500000\n", f"{own}.current": "50000\n"})
+    assert free_main(tmp_path) == 450_000 and machine.main_memory(tmp_path) == 500_000
+
+
+def test_the_group_of_version_1(tmp_path):
+    write(tmp_path, MACHINE | {"proc/self/cgroup": "4:cpu,memory:/docker/abc\n1:name=systemd:/x\nno group\n"})
+    own = "sys/fs/cgroup/memory/docker/abc/memory"
+    write(tmp_path, {f"{own}.limit_in_bytes": "700000", f"{own}.usage_in_bytes": "100000"})
+    assert free_main(tmp_path) == 600_000
+
+
+def test_swap_is_no_room(tmp_path):
+    write(tmp_path, {"proc/meminfo": MACHINE["proc/meminfo"] + "SwapTotal: 9999999 kB\nSwapFree: 9999999 kB\n"})
+    assert free_main(tmp_path) == 2 * MIB

@@ -90,8 +90,8 @@ def test_a_critic_that_shares_the_body_costs_no_pass_of_its_own():
 
 
 def test_what_a_layer_keeps_by_hand():
-    assert memory.kept_per_token(QWEN, accelerated=False) == 4 * (10 * 896 + 4 * 4864)
-    assert memory.kept_per_token(QWEN, accelerated=True) == 20 * 896 + 8 * 896 + 8 * 4864
+    assert memory.kept_per_token(QWEN, half=False) == 4 * (10 * 896 + 4 * 4864)
+    assert memory.kept_per_token(QWEN, half=True) == 20 * 896 + 8 * 896 + 8 * 4864
 
 
 @pytest.mark.parametrize(

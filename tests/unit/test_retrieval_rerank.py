@@ -14,7 +14,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
-from dgpo_cli.retrieval.dense.encoder import Encoder, EncoderConfig
+from dgpo_cli.retrieval.dense import encoder
+from dgpo_cli.retrieval.dense.encoder import Encoder, EncoderConfig, load_safely
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.retrieval.rerank import RerankConfig
@@ -113,3 +114,20 @@ def test_what_is_no_reranker_is_refused(folder: Path, tmp_path: Path) -> None:
         RerankConfig(depth=0)
     with pytest.raises(ConfigError, match="no effect without a model"):
         RerankConfig(depth=7)
+
+
+@pytest.mark.parametrize(("stored", "times"), [("float32", 1), ("bfloat16", 2)])
+def test_weights_that_memory_does_not_hold_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, times: int
+) -> None:
+    folder = make_cross_encoder(tmp_path / "reranker")
+    config = json.loads((folder / "config.json").read_text()) | {"dtype": stored}
+    (folder / "config.json").write_text(json.dumps(config))
+    size = (folder / "model.safetensors").stat().st_size
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(encoder, "free_main", lambda: int(times * size / 0.9) - 9)
+    with pytest.raises(ConfigError, match="GiB of memory are free for them"):
+        load_safely(AutoModelForSequenceClassification, str(folder), offline=True)
+    monkeypatch.setattr(encoder, "free_main", lambda: int(times * size / 0.9) + 9)
+    with pytest.raises(pytest.fail.Exception):
+        load_safely(AutoModelForSequenceClassification, str(folder), offline=True)

@@ -38,6 +38,7 @@ class Agent:
     settings: RolloutSettings
     reward: Reward | None = None  # exact match by default
     seed: int = 0  # of every draw
+    at_once: int | None = None  # fewer episodes than a wave, where memory does not hold as many
 
     @classmethod
     def of(
@@ -50,10 +51,14 @@ class Agent:
         seed: int = 0,
         blend: Blend | None = None,
         reward: Reward | None = None,
+        at_once: int | None = None,
     ) -> Agent:
-        """Slots for one wave; the model's parameters are read in place, so training it trains the agent."""
-        engine = InProcessEngine(model, codec, slots=settings.wave, capacity=settings.max_tokens, blend=blend)
-        return cls(engine, codec, retriever, settings, reward, seed)
+        """Slots for one wave, or `at_once` of them; the model's parameters are read in place, so training it trains
+        the agent.
+        """
+        slots = settings.wave if at_once is None else min(settings.wave, at_once)
+        engine = InProcessEngine(model, codec, slots=slots, capacity=settings.max_tokens, blend=blend)
+        return cls(engine, codec, retriever, settings, reward, seed, at_once)
 
     @classmethod
     def open(cls, loaded: LoadedModel, retriever: Retriever, **settings: Any) -> Agent:
@@ -94,11 +99,12 @@ class Agent:
         return map(self._graded, finished_episodes(questions, progress=progress, **self._means()))
 
     def _means(self) -> _Means:
+        wave = self.settings.wave if self.at_once is None else min(self.settings.wave, self.at_once)
         return {
             "engine": self.engine,
             "codec": self.codec,
             "retriever": self.retriever,
-            "settings": self.settings,
+            "settings": replace(self.settings, wave=wave),
             "seed": self.seed,
         }
 

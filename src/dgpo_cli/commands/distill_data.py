@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dgpo_cli.commands.common.given import given_names
 from dgpo_cli.commands.common.next_steps import after_distill_data
 from dgpo_cli.commands.common.options import (
     BenchDirOption,
@@ -122,7 +123,8 @@ def distill_data(
         settings = replace(settings, limit=min(settings.limit or waves, waves))
     questions = questions_of(settings, bench_dir)[: settings.limit]
     require_engine(settings.engine)
-    check_distill(settings, questions, say=console.info)
+    chosen = given_names(config, set_, "distill-data", DistillDataSettings)
+    at_once = check_distill(settings, questions, given=chosen, say=console.info)
     if dry_run:
         console.result(show_settings(console, settings) | {"num_questions": len(questions)})
         return
@@ -132,7 +134,9 @@ def distill_data(
     ) as run:
         console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
         with console.progress("teacher's episodes", "episode") as progress:
-            summary = run_distill_data(settings, run, questions=questions, progress=progress, key=teacher_key())
+            summary = run_distill_data(
+                settings, run, questions=questions, progress=progress, key=teacher_key(), at_once=at_once
+            )
         # `kd` and `rl` load the teacher that is remembered, which they cannot where a server has it, or there is none.
         unloadable = settings.teacher_url is not None or settings.written
         loadable = {} if unloadable else {"teacher": settings.teacher}

@@ -46,6 +46,7 @@ def plan(
                     "at_once": stage.at_once,
                     "memory_bytes": stage.parts,
                     "total_bytes": stage.total,
+                    "longest_bytes": stage.longest,
                     "seconds_per_step": stage.seconds,
                     "steps": stage.steps,
                     "hours": stage.hours,
@@ -62,6 +63,8 @@ def _show(console: Console, stage: Any, gib: float) -> None:
     rows = [[part, f"{size / GIB:.1f}"] for part, size in stage.parts.items()]
     rows.append([f"all, of {gib:.0f}", f"{stage.total / GIB:.1f}"])
     console.table(f"{stage.stage}: {models}, batch {stage.effective_batch}", ["memory", "GiB"], rows)
+    if stage.longest is not None and stage.longest > stage.total:
+        console.print(f"if every episode has its longest: {stage.longest / GIB:.1f} GiB")
     at_once = ", ".join(f"{name} {size}" for name, size in stage.at_once.items())
     console.print(f"at once: {at_once}")
     phases = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in stage.seconds.items())

@@ -1,6 +1,7 @@
 """What this process may use of the machine: its cores, its memory, and what of that is free.
 
-Of main memory free is what the system calls available, or what is left of a container's limit where that is less.
+Of main memory free is what the system calls available, or what is left of a container's limit where that is less. Swap
+is not counted: a step that works in it does not come to its end.
 """
 
 from __future__ import annotations
@@ -8,10 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 GIB = 2**30
 MARGIN = 0.1  # ours, of what is free: other programs need some, and allocators hold more than is in use
+# Limit and use of a control group; beyond memory.high the system slows a process down until it stands still.
+_NEW_FILES = (("memory.max", "memory.current"), ("memory.high", "memory.current"))
+_OLD_FILES = (("memory.limit_in_bytes", "memory.usage_in_bytes"),)
 # Written by every NVIDIA driver: where they are missing nothing has to import torch to know that there is no GPU.
 _GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
 
@@ -46,13 +50,25 @@ def free_main(root: Path = Path("/")) -> int:
 
 
 def _groups(root: Path) -> list[tuple[Path, Path, Path]]:
-    """Files of limit, use and its parts, in version 2 and 1 of control groups."""
-    new = root / "sys/fs/cgroup"
-    old = new / "memory"
-    return [
-        (new / "memory.max", new / "memory.current", new / "memory.stat"),
-        (old / "memory.limit_in_bytes", old / "memory.usage_in_bytes", old / "memory.stat"),
-    ]
+    """Files of limit, use and its parts of this process's control groups, of version 2 and 1, and of those above them.
+
+    In a container the group is the root that it sees; elsewhere /proc/self/cgroup says where the process is.
+    """
+    new, old = (root / "sys/fs/cgroup", ["/"]), (root / "sys/fs/cgroup/memory", ["/"])
+    with suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            number, kinds, place = line.split(":", 2)
+            if number == "0" and not kinds:
+                new[1].append(place)
+            elif "memory" in kinds.split(","):
+                old[1].append(place)
+    found = []
+    for (top, places), names in ((new, _NEW_FILES), (old, _OLD_FILES)):
+        own = [PurePosixPath(place) for place in places if ".." not in place]
+        for group in dict.fromkeys(above for lowest in own for above in (lowest, *lowest.parents)):
+            folder = top / str(group).lstrip("/")
+            found += [(folder / limit, folder / used, folder / "memory.stat") for limit, used in names]
+    return found
 
 
 def _reclaimable(stat: Path) -> int:

@@ -38,16 +38,24 @@ BYTES_PER_QUESTION = 60_000  # ours: a record of four searches with three passag
 
 
 def measure(
-    run: RunDir, settings: EvalSettings, benchmarks: Sequence[Benchmark], loaded: LoadedModel, *, bar: Bar
+    run: RunDir,
+    settings: EvalSettings,
+    benchmarks: Sequence[Benchmark],
+    loaded: LoadedModel,
+    *,
+    bar: Bar,
+    at_once: int | None = None,
 ) -> tuple[dict[str, Report], dict[str, Any]]:
-    """Answer everything that `run` has no record of, and write report.json and report.md into it.
+    """Answer everything that `run` has no record of, `at_once` questions together or those of the settings' wave.
+
+    Writes report.json and report.md into it.
 
     Returns the reports by benchmark and the content of report.json. Whether that finishes the run, the caller says.
     """
     from dgpo_cli.models.codec import Codec
 
     codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, loaded.protocol))
-    agent = _agent(settings, loaded, codec, benchmarks[0].index.retriever)
+    agent = _agent(settings, loaded, codec, benchmarks[0].index.retriever, at_once)
     headers = {
         name: _as_begun(run.path / f"{name}.jsonl", header)
         for name, header in record_headers(settings, loaded, agent, benchmarks).items()
@@ -65,7 +73,9 @@ def measure(
     return reports, report
 
 
-def _agent(settings: EvalSettings, loaded: LoadedModel, codec: Codec, retriever: Retriever) -> Agent:
+def _agent(
+    settings: EvalSettings, loaded: LoadedModel, codec: Codec, retriever: Retriever, at_once: int | None
+) -> Agent:
     from dgpo_cli.agent.agent import Agent
     from dgpo_cli.engine.registry import loading_engine
     from dgpo_cli.models.devices import inference_dtype, training_device
@@ -77,7 +87,7 @@ def _agent(settings: EvalSettings, loaded: LoadedModel, codec: Codec, retriever:
             loaded.source, codec, max_tokens=rollout.max_tokens, dtype=dtype, seed=settings.seed
         )
         return Agent(engine, codec, retriever, rollout, seed=settings.seed)
-    return Agent.of(loaded.model, codec, retriever, rollout, seed=settings.seed)
+    return Agent.of(loaded.model, codec, retriever, rollout, seed=settings.seed, at_once=at_once)
 
 
 def identity(settings: EvalSettings, benchmarks: Iterable[Benchmark], loaded: LoadedModel) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.core.device import Precision
+
+if TYPE_CHECKING:
+    import torch
 
 # ours: from this width on a layer's products are at least twice as fast for 8 rows, and four times for 512 (measured)
 WIDE = 512
@@ -34,8 +35,12 @@ def processor_has_bf16() -> bool:
 
 def pays_off(device: torch.device, config: Any, precision: Precision) -> bool:
     """Whether a model of this configuration is to be computed in bf16 on a CPU."""
-    wide = int(getattr(config.get_text_config(), "hidden_size", 0)) >= WIDE
-    return precision == "auto" and device.type == "cpu" and wide and processor_has_bf16()
+    return pays_off_for(device.type, int(getattr(config.get_text_config(), "hidden_size", 0)), precision)
+
+
+def pays_off_for(device: str, hidden: int, precision: Precision) -> bool:
+    """As `pays_off`, by the kind of a device and a model's width, which ask nothing of torch."""
+    return precision == "auto" and device == "cpu" and hidden >= WIDE and processor_has_bf16()
 
 
 def compute_in_half(model: torch.nn.Module) -> None:
@@ -45,6 +50,8 @@ def compute_in_half(model: torch.nn.Module) -> None:
 
 def compute_dtype(model: torch.nn.Module) -> torch.dtype:
     """That of linear maps: bf16 for float32 masters on CUDA and for those that are marked, else the parameters' own."""
+    import torch
+
     parameter = next(model.parameters())
     marked = parameter.device.type == "cuda" or vars(model).get("computes_in_half", False)
     return torch.bfloat16 if parameter.dtype == torch.float32 and marked else parameter.dtype

@@ -59,14 +59,17 @@ def project(
 
     `head` is `compute_head(model)`, where the caller has it.
 
-    `out` [m, V], m not below n, is written to where the model computes in float32 on a CPU: there memory of this size
-    comes anew from the system each time, page by page.
+    `out` [m, V], m not below n, is written to on a CPU: there memory of this size comes anew from the system each time,
+    page by page.
     """
     weight = compute_head(model) if head is None else head
-    if out is not None and weight.device.type == "cpu" and weight.dtype == torch.float32:
-        logits = torch.mm(hidden, weight[:vocabulary_size].T, out=out[: len(hidden)])
-        return logits if temperature == 1 else logits.div_(temperature)
-    logits = functional.linear(hidden.to(weight.dtype), weight[:vocabulary_size]).float()
+    weight = weight[:vocabulary_size]
+    if out is None or weight.device.type != "cpu":
+        logits = functional.linear(hidden.to(weight.dtype), weight).float()
+    elif weight.dtype == torch.float32:
+        logits = torch.mm(hidden, weight.T, out=out[: len(hidden)])
+    else:
+        logits = out[: len(hidden)].copy_(functional.linear(hidden.to(weight.dtype), weight))
     return logits if temperature == 1 else logits.div_(temperature)
 
 

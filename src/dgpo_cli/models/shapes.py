@@ -16,6 +16,8 @@ from dgpo_cli.models import gguf
 from dgpo_cli.models.gguf_header import Header, read_header
 from dgpo_cli.models.sources import config_values, resolve
 
+LARGEST = 1 << 24  # ours, of any size that a configuration names; the largest vocabulary known has not 300,000 tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -78,7 +80,6 @@ SHAPES: dict[str, Shape] = {
     "qwen3-0.6b": Shape(1_024, 3_072, 28, 16, 8, 151_936, tied=True, qkv_bias=False, head_size=128, qk_norm=True),
     "qwen3-1.7b": Shape(2_048, 6_144, 28, 16, 8, 151_936, tied=True, qkv_bias=False, head_size=128, qk_norm=True),
 }
-_LARGEST = 1 << 40  # ours, of a size; its products are numbers that a computer counts with
 _SAME = {"qwen-3b-instruct": "qwen-3b", "qwen-0.5b-kd": "qwen-0.5b", "dgpo-qwen-0.5b": "qwen-0.5b"}
 
 
@@ -113,16 +114,26 @@ def shape_from(name: str, values: Mapping[str, Any]) -> Shape:
         )
     hidden, intermediate, layers, heads, vocabulary = (int(size) for size in sizes if size is not None)
     kv_heads, width = values.get("num_key_value_heads"), values.get("head_dim")
+    for key, value, divides in (
+        ("num_key_value_heads", kv_heads, heads),
+        ("head_dim", width, 0),
+        ("num_attention_heads", None if width is not None else heads, hidden),
+    ):
+        if value is not None and not (_is_size(value) and divides % value == 0):
+            raise ModelError(
+                f"{name}: config.json has {key} = {shown(value)}, which does not go with its other sizes",
+                hint="export the model again, or take another",
+            )
     return Shape(
         hidden,
         intermediate,
         layers,
         heads,
-        int(kv_heads) if _is_size(kv_heads) and kv_heads is not None else heads,
+        int(kv_heads) if kv_heads is not None else heads,
         vocabulary,
         tied=bool(values.get("tie_word_embeddings", False)),
         qkv_bias=bool(values.get("attention_bias", values.get("model_type") == "qwen2")),
-        head_size=int(width) if _is_size(width) and width is not None else None,
+        head_size=int(width) if width is not None else None,
         qk_norm=values.get("model_type") == "qwen3",
     )
 
@@ -148,4 +159,4 @@ def _of_header(header: Header) -> Shape:
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _LARGEST
+    return type(value) is int and 0 < value <= LARGEST

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dgpo_cli.agent.settings import RolloutSettings
+from dgpo_cli.core.device import Precision
 from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.types import Question
 from dgpo_cli.engine.registry import IN_PROCESS
@@ -18,6 +20,7 @@ from dgpo_cli.models import hub
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.sources import ModelSource, context_of, load_protocol, resolve
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer, tokenizer_file
+from dgpo_cli.planning.writing import Writing, fitted_wave, prompt_tokens, weights_bytes
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import check_index
 from dgpo_cli.rewards import registry as rewards
@@ -30,8 +33,8 @@ from dgpo_cli.training.ingredients import (
     training_questions,
 )
 from dgpo_cli.training.settings import KDSettings, RLSettings
-from dgpo_cli.training.sizes import memory
-from dgpo_cli.training.sizes.jobs import Room, Sizes, Training, fitted, require_room_to_write, told, training_job
+from dgpo_cli.training.sizes import jobs, memory
+from dgpo_cli.training.sizes.jobs import Account, Room, Sizes, Training, training_job
 from dgpo_cli.training.source import require_batch
 from dgpo_cli.training.teacher.settings import DistillDataSettings
 from dgpo_cli.training.teacher.trajectory_files import read_trajectories, require_known_tokens
@@ -65,7 +68,7 @@ def check_rl(settings: RLSettings, *, given: Collection[str] = (), say: Say | No
     longest = longest_episode(settings.rollout, settings.student)
     codec = Codec(tokenizer, text[0])
     check_prompts([*questions, *validation], codec, settings.rollout, longest, say)
-    return sizes_of(settings, settings.student, longest, given=given, say=say, processes=processes)
+    return sizes_of(settings, episode=longest, rolls=True, given=given, say=say, processes=processes)
 
 
 def check_kd(settings: KDSettings, *, given: Collection[str] = (), say: Say | None = None, processes: int = 1) -> Sizes:
@@ -105,43 +108,103 @@ def check_kd(settings: KDSettings, *, given: Collection[str] = (), say: Say | No
         asked |= {question.key: question for question in validation}
     if asked:
         check_prompts(list(asked.values()), codec, settings.rollout, episode, say)
-    if searches(objective):
-        longest = max(longest, episode)
-    return sizes_of(settings, settings.student, longest, given=given, say=say, processes=processes)
+    return sizes_of(
+        settings, longest, episode=episode, rolls=searches(objective), given=given, say=say, processes=processes
+    )
 
 
-def check_distill(settings: DistillDataSettings, questions: Sequence[Question], *, say: Say | None = None) -> None:
-    """As `check_rl`, for a teacher that writes."""
+def check_distill(
+    settings: DistillDataSettings,
+    questions: Sequence[Question],
+    *,
+    given: Collection[str] = (),
+    say: Say | None = None,
+) -> int:
+    """As `check_rl`, for a teacher that writes; returns how many episodes are to be open at once."""
     check_index(settings.index)
     name = settings.tokenizer or settings.teacher
-    source = readable(name)
     capacity = longest_episode(settings.rollout, name)
-    check_prompts(questions, Codec(tokenizer_file(source), load_protocol(source)[0]), settings.rollout, capacity, say)
-    if settings.teacher_url is None and not settings.written and settings.engine == IN_PROCESS:
-        _check_room(
-            name, settings.rollout.wave, capacity, settings.device, "-o rollout.wave=", say, settings.teacher_8bit
-        )
+    codec = _codec(name)
+    check_prompts(questions, codec, settings.rollout, capacity, say)
+    wave = settings.rollout.wave
+    if settings.teacher_url is not None or settings.written or settings.engine != IN_PROCESS:
+        return wave
+    return _wave(
+        _writing(settings.teacher, settings.rollout, questions, codec, settings.device, settings.precision,
+                 eight_bit=settings.teacher_8bit),
+        min(wave, len(questions) * settings.samples), settings.device, wave,
+        given="rollout.wave" in given, setting="-o rollout.wave=", say=say,
+    )  # fmt: skip
 
 
 def check_eval(
-    model: str, rollout: RolloutSettings, questions: Sequence[Question], *, device: str, loaded: bool, say: Say | None
-) -> None:
-    """As `check_rl`, for a model that is measured; `loaded` in this process, and not by an engine of its own."""
-    source = readable(model)
-    capacity = longest_episode(rollout, model)
-    check_prompts(questions, Codec(tokenizer_file(source), load_protocol(source)[0]), rollout, capacity, say)
-    if loaded:
-        _check_room(model, min(rollout.wave, len(questions)), capacity, device, "--batch-size ", say)
+    model: str,
+    rollout: RolloutSettings,
+    questions: Sequence[Question],
+    *,
+    device: str,
+    loaded: bool,
+    samples: int = 1,
+    precision: Precision = "auto",
+    given: bool = False,
+    say: Say | None,
+    told: bool = False,
+) -> int:
+    """As `check_distill`, for a model that is measured; `loaded` in this process, and not by an engine of its own.
+
+    `given` says whether the user named the number of questions at once, `told` whether to say what memory they take.
+    """
+    codec = _codec(model)
+    check_prompts(questions, codec, rollout, longest_episode(rollout, model), say)
+    if not loaded:
+        return rollout.wave
+    writing = _writing(model, rollout, questions, codec, device, precision)
+    at_once = min(rollout.wave, len(questions) * samples)
+    found = _wave(writing, at_once, device, rollout.wave, given=given, setting="--batch-size ", say=say)
+    if told and say is not None:
+        say(writing.told(min(found, at_once)))
+    return found
 
 
-def _check_room(
-    name: str, wave: int, capacity: int, device: str, waves: str, say: Say | None, eight_bit: bool = False
-) -> None:
-    word = require_room_to_write(
-        name, eight_bit=eight_bit, wave=wave, capacity=capacity, room=Room.on(device), waves=waves
+def check_chat(model: str, rollout: RolloutSettings, *, device: str, precision: Precision = "auto") -> None:
+    """As `check_rl`, for a model that is talked with."""
+    writing = _writing(model, rollout, (), _codec(model), device, precision)
+    _wave(writing, 1, device, 1, given=False, setting="", say=None)
+
+
+def _writing(
+    name: str,
+    rollout: RolloutSettings,
+    questions: Sequence[Question],
+    codec: Codec,
+    device: str,
+    precision: Precision,
+    *,
+    eight_bit: bool = False,
+) -> Writing:
+    return Writing.of(
+        name,
+        rollout,
+        device=Room.on(device).device,
+        capacity=longest_episode(rollout, name),
+        eight_bit=eight_bit,
+        precision=precision,
+        prompt=prompt_tokens(questions, len(codec.prompt_ids("").ids)),
+        file=weights_bytes(readable(name)),
     )
-    if word is not None and say is not None:
-        say(word)
+
+
+def _wave(
+    writing: Writing, episodes: int, device: str, wave: int, *, given: bool, setting: str, say: Say | None
+) -> int:
+    """`wave`, or the fewer of `episodes` that fit."""
+    found = fitted_wave(writing, episodes, Room.on(device), given=given, setting=setting, say=say)
+    return wave if found == episodes else found
+
+
+def _codec(model: str) -> Codec:
+    source = readable(model)
+    return Codec(tokenizer_file(source), load_protocol(source)[0])
 
 
 def readable(name: str) -> ModelSource:
@@ -196,18 +259,31 @@ def check_prompts(
 
 
 def sizes_of(
-    settings: Training, student: str, longest: int, *, given: Collection[str], say: Say | None, processes: int
+    settings: Training,
+    written: int = 0,
+    *,
+    episode: int,
+    rolls: bool,
+    given: Collection[str],
+    say: Say | None,
+    processes: int,
 ) -> Sizes:
-    """Sizes that had to be made smaller for the memory that is free, with a line that says so. Raises ConfigError."""
+    """Sizes that had to be made smaller for the memory that is free, with a line that says so. Raises ConfigError.
+
+    Trained on are sequences of `written` tokens at most, and where it `rolls` them itself, of `episode` ones.
+    """
     if settings.fit:  # tried out with the models themselves
         return {}
     room = Room.on(settings.device, settings.fit_gib, processes)
 
-    def parts(tried: Training) -> dict[str, float]:
-        job = training_job(tried, student=student, accelerated=room.accelerated, longest=longest)
-        return memory.in_process(job)
+    def longest(tried: Training) -> int:
+        return max(written, min(episode, tried.rollout.max_tokens) if rolls else 0)
 
-    found = fitted(settings, parts, room, given, longest)
+    def parts(tried: Training) -> dict[str, float]:
+        job = training_job(tried, student=settings.student, device=room.device, longest=longest(tried))
+        return memory.in_process(replace(job, capacity=min(job.capacity, episode)))
+
+    found = Account(parts, longest, room, given).fitted(settings)
     if found and say is not None:
-        say(told(found, room))
+        say(jobs.told(found, room))
     return found

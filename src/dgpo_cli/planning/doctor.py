@@ -25,11 +25,10 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.aliases import ALIASES
 from dgpo_cli.models.hub import is_cached
-from dgpo_cli.models.shapes import shape_of
-from dgpo_cli.planning.timing import episode_tokens
+from dgpo_cli.planning.writing import Writing, fitted_wave
 from dgpo_cli.training.settings import KDSettings, RLSettings
 from dgpo_cli.training.sizes import memory
-from dgpo_cli.training.sizes.jobs import Room, Sizes, Training, as_options, fitted, training_job, with_sizes
+from dgpo_cli.training.sizes.jobs import Account, Room, Sizes, Training, as_options, training_job, with_sizes
 
 Status = Literal["ok", "note", "problem"]
 
@@ -217,23 +216,20 @@ def _tasks() -> list[tuple[str, tuple[str, ...], Counted]]:
 
 
 def _asked(name: str, room: Room) -> tuple[dict[str, float], Sizes]:
-    """A wave of episodes of usual length."""
+    """A wave of episodes of usual length, or as many as fit. Raises ConfigError where not one does."""
     rollout = RolloutSettings()
-    tokens, _ = episode_tokens(rollout)
-    parts = memory.of_writing(
-        shape_of(name), eight_bit=False, slots=rollout.wave, capacity=tokens, accelerated=room.accelerated
-    )
-    return parts, {}
+    writing = Writing.of(name, rollout, device=room.device)
+    wave = fitted_wave(writing, rollout.wave, room, given=False, setting="", say=None)
+    return writing.parts(wave), {} if wave == rollout.wave else {"rollout.wave": wave}
 
 
 def _trained(settings: Training, room: Room) -> tuple[dict[str, float], Sizes]:
     """Raises ConfigError where no size fits."""
-    longest = settings.rollout.max_tokens
 
     def parts(tried: Training) -> dict[str, float]:
-        return memory.in_process(training_job(tried, student=settings.student, accelerated=room.accelerated))
+        return memory.in_process(training_job(tried, student=settings.student, device=room.device))
 
-    sizes = fitted(settings, parts, room, (), longest)
+    sizes = Account(parts, lambda tried: tried.rollout.max_tokens, room).fitted(settings)
     return parts(with_sizes(settings, sizes)), sizes
 
 

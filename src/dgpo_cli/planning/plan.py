@@ -13,8 +13,8 @@ from dgpo_cli.core.machine import GIB, free_main, num_cores
 from dgpo_cli.core.recipes import Recipe, merged
 from dgpo_cli.core.setting_names import as_today
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.models.shapes import shape_of
 from dgpo_cli.planning.timing import Card, Speed, seconds_by_phase
+from dgpo_cli.planning.writing import Writing
 from dgpo_cli.training.settings import KDSettings, RLSettings
 from dgpo_cli.training.sizes import memory
 from dgpo_cli.training.sizes.jobs import training_job
@@ -46,6 +46,7 @@ class StagePlan:
     seconds: dict[str, float]  # of one step, by phase
     steps: int | None  # None where the number of trajectories decides
     remedies: dict[str, str]  # settings that still make a part smaller, by part
+    longest: float | None = None  # bytes if every episode has its longest, where `parts` counts their usual length
 
     @property
     def total(self) -> float:
@@ -98,23 +99,31 @@ def plan(recipe: Recipe, options: Mapping[str, Any], card: Card) -> list[StagePl
 def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
     rollout: RolloutSettings = settings.rollout
     if stage == "distill-data":
-        shape = shape_of(settings.teacher)
-        parts = memory.of_writing(
-            shape,
+        writing = Writing.of(
+            settings.teacher,
+            rollout,
+            device=card.device,
             eight_bit=settings.teacher_8bit,
-            slots=rollout.wave,
-            capacity=rollout.max_tokens,
-            accelerated=card.accelerated,
+            precision=settings.precision,
         )
-        speed = Speed(shape, None, rollout, rollout.wave, card, eight_bit=settings.teacher_8bit)
+        parts = writing.parts(rollout.wave)
+        speed = Speed(writing.shape, None, rollout, rollout.wave, card, eight_bit=settings.teacher_8bit)
         seconds = {"rollout": seconds_by_phase(speed)["rollout"]}
         at_once = {"rollout.wave": rollout.wave}
         return StagePlan(
-            stage, {"teacher": settings.teacher}, rollout.wave, at_once, parts, seconds, None, _remedies(settings)
+            stage,
+            {"teacher": settings.teacher},
+            rollout.wave,
+            at_once,
+            parts,
+            seconds,
+            None,
+            _remedies(settings),
+            sum(writing.parts(rollout.wave, longest=True).values()),
         )
     rl = stage == "rl"
     name = settings.student or student
-    job = training_job(settings, student=name, accelerated=card.accelerated)
+    job = training_job(settings, student=name, device=card.device)
     teacher = None if job.reader is None else settings.teacher
     speed = Speed(
         job.student,
@@ -134,7 +143,7 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
     models = {"student": name} | ({"teacher": teacher} if teacher else {})
     at_once = {"micro_batch_tokens": job.tokens, "chunk_tokens": settings.chunk_tokens}
     if job.slots:
-        at_once["rollout.wave"] = job.slots
+        at_once["rollout.wave"] = rollout.wave
     return StagePlan(
         stage,
         models,

@@ -10,6 +10,7 @@ from dgpo_cli.models.shapes import Shape
 
 # Episodes of the reference length: prompt, three searches, and a generated turn before, between and after them.
 PROMPT_TOKENS, SEARCHES, TURN_TOKENS = 300, 3, 100
+PASSAGE_TOKENS = 170  # of a hundred words and a title
 ARITHMETIC, MEMORY = 0.35, 0.6  # assumed shares of a data sheet's figure that are reached
 LAYER_SECONDS = 0.05e-3  # assumed: one layer of one decoding step costs at least this in a captured graph
 EAGER_LAYER_SECONDS = 0.8e-3  # assumed: and this where kernels are launched one by one, as for an 8-bit model
@@ -17,10 +18,12 @@ WRONG = 0.6  # assumed share of episodes that the teacher reads; the paper's stu
 
 ASSUMPTIONS = (
     f"episodes of {PROMPT_TOKENS} prompt tokens, {SEARCHES} searches and {SEARCHES + 1} turns of {TURN_TOKENS} tokens",
+    f"passages of {PASSAGE_TOKENS} tokens, an observation no longer than the setting allows",
     f"{ARITHMETIC:.0%} of the card's bf16 arithmetic and {MEMORY:.0%} of its memory bandwidth are reached",
     f"a decoding step takes at least {1e3 * LAYER_SECONDS:.2f} ms a layer, in 8 bit {1e3 * EAGER_LAYER_SECONDS:.1f} ms",
     f"the teacher of rl reads {WRONG:.0%} of the episodes; search, evaluation and saving are not counted",
-    "memory is that of the longest sequences; CUDA's context takes 1 GB and the allocator 5 % on top",
+    "memory is that of the longest sequences, but where a model only writes on a CPU of episodes of that length",
+    "CUDA's context takes 1 GB and the allocator 5 % on top",
     "no figure was measured on a GPU",
 )
 
@@ -30,7 +33,11 @@ class Card:
     gib: float
     flops: float  # dense bf16, per second
     bandwidth: float  # bytes per second
-    accelerated: bool = True  # False: float32 on a CPU
+    accelerated: bool = True  # False: a CPU
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.accelerated else "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +56,11 @@ class Speed:
     checkpointing: bool = False
 
 
-def episode_tokens(rollout: RolloutSettings) -> tuple[int, int]:
+def episode_tokens(rollout: RolloutSettings, prompt: int = PROMPT_TOKENS) -> tuple[int, int]:
     """(all, written) tokens of an episode of the reference length."""
     searches = min(SEARCHES, rollout.max_turns)
     written = (searches + 1) * min(TURN_TOKENS, rollout.max_new_tokens)
-    read = PROMPT_TOKENS + searches * rollout.max_observation_tokens
+    read = prompt + searches * min(rollout.max_observation_tokens, rollout.top_k * PASSAGE_TOKENS)
     return min(rollout.max_tokens, read + written), written
 
 

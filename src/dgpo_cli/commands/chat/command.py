@@ -74,16 +74,20 @@ def _open(
     device: str,
     asked: AskSettings,
 ) -> Chat:
-    from dgpo_cli.agent.agent import Agent
     from dgpo_cli.agent.settings import RolloutSettings
-    from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.devices import inference_dtype, training_device
-    from dgpo_cli.models.load import load_model
+    from dgpo_cli.planning.checks import check_chat
     from dgpo_cli.retrieval.open import check_index, open_index
-    from dgpo_cli.viewing.chat import Chat
 
     settings = RolloutSettings(**limits, temperature=temperature, wave=1, stop_repeats=True)
     check_index(index)
+    check_chat(model, settings, device=device, precision=asked.precision)  # before a library that computes is imported
+
+    from dgpo_cli.agent.agent import Agent
+    from dgpo_cli.models.codec import Codec
+    from dgpo_cli.models.devices import inference_dtype, training_device
+    from dgpo_cli.models.load import load_model
+    from dgpo_cli.viewing.chat import Chat
+
     retriever = open_index(index, device=device, rerank=asked.rerank).retriever
     where = training_device(device)
     loaded = load_model(model, device=where, dtype=inference_dtype(where, model, asked.precision))

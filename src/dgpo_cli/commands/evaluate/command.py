@@ -117,19 +117,23 @@ def evaluate(
     settings.rollout()  # refuses impossible values before anything is loaded
     require_engine(settings.engine)
     benchmarks = open_benchmarks(settings, bench_dir)
-    check_eval(
+    at_once = check_eval(
         settings.model,
         settings.rollout(),
         [question for benchmark in benchmarks for question in benchmark.questions],
         device=settings.device,
         loaded=settings.engine == IN_PROCESS,
+        samples=settings.samples,
+        precision=settings.precision,
+        given=run.is_given(context, "batch_size"),
         say=console.info,
+        told=dry_run,
     )
     if dry_run:
         run.show_plan(console, settings, benchmarks)
         return
     Workspace().remember(by="dgpo eval", bench=asked, bench_dir=None if bench_dir is None else absolute(str(bench_dir)))
-    report = run.measure(console, settings, benchmarks, out=out, resume=resume, fresh=fresh)
+    report = run.measure(console, settings, benchmarks, out=out, resume=resume, fresh=fresh, at_once=at_once)
     run.show_report(console, report)
     console.next(f"dgpo report {report['run']}")
     console.result(report)

@@ -23,7 +23,7 @@ def compare(console: Console, context: typer.Context, sides: tuple[str, str]) ->
     from dgpo_cli.evaluation import compare as comparing
     from dgpo_cli.evaluation.comparison_tables import heading, notes, table
 
-    given = [name for name in context.params if _is_given(context, name) and name not in _WITH_COMPARE]
+    given = [name for name in context.params if is_given(context, name) and name not in _WITH_COMPARE]
     if given:
         raise ConfigError(
             f"--compare reads two finished evaluations, so --{given[0].replace('_', '-')} has no effect",
@@ -39,7 +39,7 @@ def compare(console: Console, context: typer.Context, sides: tuple[str, str]) ->
     console.result(result)
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
+def is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -72,8 +72,13 @@ def measure(
     out: Path | None,
     resume: Path | None,
     fresh: bool,
+    at_once: int | None = None,
 ) -> dict[str, Any]:
-    """Load the model, answer what is not answered yet, write and return the report."""
+    """Load the model, answer what is not answered yet, write and return the report.
+
+    `at_once` questions go through the model together, where that is fewer than the settings say: it is no part of the
+    run's identity, so that the same command goes on whatever memory is free by then.
+    """
     from dgpo_cli.agent.identity import contents
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.engine.registry import IN_PROCESS
@@ -90,7 +95,7 @@ def measure(
     with RunDir.open("eval", identity, out=out, resume=resume, fresh=fresh, inputs=contents(identity)) as run:
         done, total = measurement.answered(run.path, benchmarks), measurement.num_draws(settings, benchmarks)
         console.info(f"going on with {run.path}: {done} of {total} answered" if run.resumed else f"run {run.path}")
-        _, report = measurement.measure(run, settings, benchmarks, loaded, bar=console.progress)
+        _, report = measurement.measure(run, settings, benchmarks, loaded, bar=console.progress, at_once=at_once)
         # With failed searches the run stays unfinished: the same command asks those questions again.
         if report["complete"]:
             run.finish({"em": report["avg"]["em"], "benchmarks": {n: b["em"] for n, b in report["benchmarks"].items()}})

@@ -19,6 +19,7 @@ import numpy as np
 
 from dgpo_cli.core import schema
 from dgpo_cli.core.hub import quiet_loading, unreachable
+from dgpo_cli.core.machine import GIB, MARGIN, free_main
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.device import device
 
@@ -141,11 +142,13 @@ class Encoder:
 def load_safely(kind: Any, name: str, *, offline: bool) -> tuple[Any, Any, Mapping[str, Any]]:
     """Tokenizer, model in float32, and what transformers reports of its weights; `kind` is an Auto class.
 
-    No code of its own and safetensors only: a model from a stranger must not be able to run code.
+    No code of its own and safetensors only: a model from a stranger must not be able to run code. Raises ConfigError
+    where main memory, through which every model goes, does not hold it.
     """
     import torch
     from transformers import AutoTokenizer
 
+    _require_room(name, offline)
     safe = {"trust_remote_code": False, "local_files_only": offline}
     tokenizer = AutoTokenizer.from_pretrained(name, **safe)
     with quiet_loading():
@@ -153,6 +156,22 @@ def load_safely(kind: Any, name: str, *, offline: bool) -> tuple[Any, Any, Mappi
             name, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **safe
         )
     return tokenizer, model, about
+
+
+def _require_room(name: str, offline: bool) -> None:
+    """Of a folder; what the hub has is asked for when it is there."""
+    size = sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
+    if not size:
+        return
+    stored = _beside(name, "config.json", offline)
+    if str(stored.get("dtype") or stored.get("torch_dtype")) in ("bfloat16", "float16"):
+        size *= 2  # in float32
+    free = free_main() * (1 - MARGIN)
+    if size > free:
+        raise ConfigError(
+            f"the weights of {name} take {size / GIB:.2f} GiB and {free / GIB:.2f} GiB of memory are free for them",
+            hint="take a smaller encoder or reranker, or free some memory: `dgpo doctor` tells what is here",
+        )
 
 
 def encoder_state(encoder: Encoder) -> dict[str, Any]:

@@ -6,20 +6,20 @@ Sizes that are fitted decide how much goes through the models at once, never wha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from dgpo_cli.core import schema
 from dgpo_cli.core.machine import GIB, MARGIN, free_on
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.models.shapes import Shape, shape_of
+from dgpo_cli.models.half import pays_off_for
+from dgpo_cli.models.shapes import shape_of
 from dgpo_cli.objectives.base import Need
 from dgpo_cli.objectives.registry import create
 from dgpo_cli.training.settings import KDSettings, RLSettings
-from dgpo_cli.training.sizes import memory
 from dgpo_cli.training.sizes.memory import Job
 
 FILE = "sizes.json"  # of a run folder
@@ -48,9 +48,7 @@ class Room:
         return cls(kind, room // (sharers if kind == "cpu" else 1))
 
 
-def training_job(
-    settings: KDSettings | RLSettings, *, student: str, accelerated: bool, longest: int | None = None
-) -> Job:
+def training_job(settings: KDSettings | RLSettings, *, student: str, device: str, longest: int | None = None) -> Job:
     """`longest` tokens of a sequence, where that is known; the most that an episode may have otherwise.
 
     Raises ConfigError where a model's size is not known.
@@ -62,9 +60,11 @@ def training_job(
     writes = objective.on_policy or objective.teacher_writes or (not rl and settings.eval_data is not None)
     length = rollout.max_tokens if longest is None else longest
     tokens = tokens_at_once(settings, length)
+    shape = shape_of(student)
+    reader = shape_of(settings.teacher) if reads and settings.teacher is not None else None
     return Job(
-        student=shape_of(student),
-        reader=shape_of(settings.teacher) if reads and settings.teacher is not None else None,
+        student=shape,
+        reader=reader,
         reader_8bit=settings.teacher_8bit,
         distribution=Need.TEACHER_DISTRIBUTION in objective.needs,
         rl=rl,
@@ -72,10 +72,12 @@ def training_job(
         tokens=tokens,
         trained=tokens,
         chunk=settings.chunk_tokens,
-        slots=rollout.wave if writes or (not rl and settings.index is not None) else 0,
+        slots=open_at_once(settings) if writes or (not rl and settings.index is not None) else 0,
         capacity=rollout.max_tokens,
         checkpointing=settings.gradient_checkpointing,
-        accelerated=accelerated,
+        accelerated=device == "cuda",
+        half=pays_off_for(device, shape.hidden, settings.precision),
+        reader_half=reader is not None and pays_off_for(device, reader.hidden, settings.precision),
         shared_critic=isinstance(settings, RLSettings) and settings.critic == "shared",
         adam_8bit=settings.optimizer == "adamw-8bit",
     )
@@ -83,10 +85,20 @@ def training_job(
 
 def tokens_at_once(settings: KDSettings | RLSettings, longest: int) -> int:
     """Tokens of the largest micro-batch: a step has no more, and one sequence is never cut."""
+    return max(longest, min(settings.micro_batch_tokens, _sequences(settings) * longest))
+
+
+def open_at_once(settings: KDSettings | RLSettings) -> int:
+    """Episodes: those of a wave, where a step or an evaluation has as many."""
+    return min(settings.rollout.wave, max(_sequences(settings), settings.eval_limit))
+
+
+def _sequences(settings: KDSettings | RLSettings) -> int:
+    """Of a step."""
     samples = 1
     if isinstance(settings, RLSettings):
         samples = settings.samples or create(settings.method, settings.objective).default_samples
-    return max(longest, min(settings.micro_batch_tokens, settings.batch_size * samples * longest))
+    return settings.batch_size * samples
 
 
 def with_sizes(settings: Training, sizes: Sizes) -> Training:
@@ -133,76 +145,101 @@ def needed(parts: dict[str, float]) -> str:
     return f"{sum(parts.values()) / GIB:.1f} GiB"
 
 
-def fitted(
-    settings: Training, parts: Callable[[Training], dict[str, float]], room: Room, given: Collection[str], longest: int
-) -> Sizes:
-    """Sizes, of those that were not given, with which `parts` stays within `room`; none where it does already.
+@dataclass(frozen=True, slots=True)
+class Account(Generic[Training]):
+    """What settings take, beside what there is. `given` are the settings that the user named: they are never fitted."""
 
-    Halves what is largest, in the order in which it costs least time. Raises ConfigError where that is not enough.
-    """
-    sizes: Sizes = {}
-    now = settings
-    while sum(parts(now).values()) > room.bytes:
-        for name, value in _smaller(now, longest):
-            if name in given:
-                continue
-            tried = with_sizes(now, {name: value})
-            if sum(parts(tried).values()) < 0.99 * sum(parts(now).values()):
-                sizes[name], now = value, tried
+    parts: Callable[[Training], dict[str, float]]  # bytes
+    longest: Callable[[Training], int]  # tokens of a sequence
+    room: Room
+    given: Collection[str] = ()
+
+    def need(self, settings: Training) -> float:
+        return sum(self.parts(settings).values())
+
+    def fits(self, settings: Training) -> bool:
+        return self.need(settings) <= self.room.bytes
+
+    def fitted(self, settings: Training) -> Sizes:
+        """Sizes, of those that were not given, with which `settings` fit; none where they do already.
+
+        Halves what is largest, in the order in which it costs least time. Raises ConfigError where that is not enough.
+        """
+        sizes, now = self._reduced(settings)
+        if not self.fits(now):
+            raise ConfigError(*self._refusal(settings, now))
+        return sizes
+
+    def _reduced(self, settings: Training) -> tuple[Sizes, Training]:
+        """Sizes, and the settings with them, that fit or can be made no smaller."""
+        sizes: Sizes = {}
+        now = settings
+        while not self.fits(now):
+            before = self.need(now)
+            steps = [step for step in _smaller(now, self.longest(now)) if step[0] not in self.given]
+            tried = [(name, value, with_sizes(now, {name: value})) for name, value in steps]
+            saving = [step for share in (0.99, 1.0) for step in tried if self.need(step[2]) < share * before]
+            if not saving:
                 break
-        else:
-            raise ConfigError(*_too_large(settings, now, parts, room, given, longest))
-    return sizes
+            name, value, now = saving[0]
+            sizes[name] = value
+        return sizes, now
+
+    def _refusal(self, settings: Training, smallest: Training) -> tuple[str, str]:
+        """Message and hint: the settings that would fit, those that change what is computed last."""
+        asked = self.parts(smallest)
+        largest, size = max(asked.items(), key=lambda item: item[1])
+        message = (
+            f"this run needs {needed(asked)} and {self.room.bytes / GIB:.1f} GiB of {self.room.device} memory are free "
+            f"for it; the largest part is {largest} with {size / GIB:.1f} GiB"
+        )
+        freed = [name for name in self.given if name in _FITTED]
+        free = replace(self, given=set(self.given) - set(freed))
+        found, now = free._reduced(settings)
+        if freed and self.fits(now):
+            return message, f"this would fit: {as_options(found)}"
+        taken: list[str] = []
+        for option in _otherwise(now):
+            tried = _apply(now, option)
+            if self.need(tried) < self.need(now):
+                taken.append(option)
+                now = tried
+            if self.fits(now):
+                return message, self._named(settings, found, taken)
+        return message, "take smaller models, or a machine with more memory: `dgpo doctor` tells what works here"
+
+    def _named(self, settings: Training, sizes: Sizes, options: Sequence[str]) -> str:
+        """The fewest of `options` that are enough, and of `sizes` those that stand in the place of what was given."""
+        enough: list[str] = list(options)
+        own: Sizes = {name: value for name, value in sizes.items() if name in self.given}
+        for option in options:
+            rest: list[str] = [other for other in enough if other != option]
+            if rest and self._would_fit(settings, own, rest):
+                enough = rest
+        return f"this would fit: {' '.join([*enough, *([as_options(own)] if own else [])])}"
+
+    def _would_fit(self, settings: Training, sizes: Sizes, options: Sequence[str]) -> bool:
+        tried = with_sizes(settings, sizes)
+        for option in options:
+            tried = _apply(tried, option)
+        return self.fits(self._reduced(tried)[1])
 
 
 def _smaller(settings: KDSettings | RLSettings, longest: int) -> list[tuple[str, int | bool]]:
     """Next smaller values by setting, in the order in which they are tried."""
-    rollout = settings.rollout
     steps: list[tuple[str, int | bool]] = []
-    tokens = tokens_at_once(settings, longest)
+    tokens, wave = tokens_at_once(settings, longest), open_at_once(settings)
     if tokens > longest:
         steps.append(("micro_batch_tokens", max(longest, tokens // 2)))
-    if rollout.wave > _LEAST_WAVE:
-        steps.append(("rollout.wave", max(_LEAST_WAVE, rollout.wave // 2)))
+    if wave > _LEAST_WAVE:
+        steps.append(("rollout.wave", max(_LEAST_WAVE, wave // 2)))
     if not settings.gradient_checkpointing:
         steps.append(("gradient_checkpointing", True))
     if settings.chunk_tokens > _LEAST_CHUNK:
         steps.append(("chunk_tokens", max(_LEAST_CHUNK, settings.chunk_tokens // 2)))
-    if rollout.wave > 1:
-        steps.append(("rollout.wave", rollout.wave // 2))
+    if wave > 1:
+        steps.append(("rollout.wave", wave // 2))
     return steps
-
-
-def _too_large(
-    settings: Training,
-    smallest: Training,
-    parts: Callable[[Training], dict[str, float]],
-    room: Room,
-    given: Collection[str],
-    longest: int,
-) -> tuple[str, str]:
-    """Message and hint: the settings that would fit, those that change what is computed last."""
-    asked = parts(smallest)
-    largest, size = max(asked.items(), key=lambda item: item[1])
-    message = (
-        f"this run needs {needed(asked)} and {room.bytes / GIB:.1f} GiB of {room.device} memory are free for it; the "
-        f"largest part is {largest} with {size / GIB:.1f} GiB"
-    )
-    freed = [name for name in given if name in _FITTED]
-    if freed:
-        try:
-            found = fitted(settings, parts, room, set(given) - set(freed), longest)
-        except ConfigError:
-            found = {}
-        if found:
-            return message, f"these would fit: {as_options(found)}"
-    taken: list[str] = []
-    for option in _otherwise(smallest):
-        taken.append(option)
-        smallest = _apply(smallest, option)
-        if sum(parts(smallest).values()) <= room.bytes:
-            return message, f"this would fit: {' '.join(taken)}"
-    return message, "take smaller models, shorter episodes (-o rollout.max_tokens=1024), or a machine with more memory"
 
 
 _FITTED = ("micro_batch_tokens", "rollout.wave", "gradient_checkpointing", "chunk_tokens")
@@ -220,7 +257,8 @@ def _otherwise(settings: KDSettings | RLSettings) -> list[str]:
         found.append("--teacher-8bit")
     if isinstance(settings, RLSettings) and settings.critic == "own":
         found.append("-o critic=shared")
-    return [*found, "-o rollout.max_tokens=1024"]
+    shorter = [tokens for tokens in (2048, 1024) if tokens < settings.rollout.max_tokens]
+    return [*found, *(f"-o rollout.max_tokens={tokens}" for tokens in shorter)]
 
 
 def _apply(settings: Training, option: str) -> Training:
@@ -228,9 +266,7 @@ def _apply(settings: Training, option: str) -> Training:
         return replace(settings, teacher_8bit=True)
     name, _, value = option.removeprefix("-o ").partition("=")
     if name == "rollout.max_tokens":
-        shorter = min(int(value), settings.rollout.max_tokens)
-        tokens = min(settings.micro_batch_tokens, shorter)
-        return replace(settings, micro_batch_tokens=tokens, rollout=replace(settings.rollout, max_tokens=shorter))
+        return replace(settings, rollout=replace(settings.rollout, max_tokens=int(value)))
     return replace(settings, **{name: value})  # type: ignore[arg-type]
 
 
@@ -242,34 +278,3 @@ def told(sizes: Sizes, room: Room) -> str:
     """One line for the user."""
     values = ", ".join(f"{name} {_text(value)}" for name, value in sizes.items())
     return f"fitted to {room.bytes / GIB:.1f} GiB of free {room.device} memory: {values}"
-
-
-def require_room_to_write(
-    name: str, *, eight_bit: bool, wave: int, capacity: int, room: Room, waves: str
-) -> str | None:
-    """A word where `wave` episodes may grow beyond the room; None where they cannot. `waves` names the setting.
-
-    Raises ConfigError where not even one episode of `capacity` tokens fits beside the model.
-    """
-    shape: Shape = shape_of(name)
-
-    def parts(slots: int) -> dict[str, float]:
-        return memory.of_writing(
-            shape, eight_bit=eight_bit, slots=slots, capacity=capacity, accelerated=room.accelerated
-        )
-
-    one = parts(1)
-    if sum(one.values()) > room.bytes:
-        raise ConfigError(
-            f"{name} and one episode of {capacity} tokens need {needed(one)}, and {room.bytes / GIB:.1f} GiB of "
-            f"{room.device} memory are free for them",
-            hint="take a smaller model, or free some memory: `dgpo doctor` tells what is here",
-        )
-    if sum(parts(wave).values()) <= room.bytes:
-        return None
-    holds = next(slots for slots in (wave // 2**n for n in range(1, 20)) if slots <= 1 or
-                 sum(parts(slots).values()) <= room.bytes)  # fmt: skip
-    return (
-        f"{wave} episodes of {capacity} tokens each would need {needed(parts(wave))}, {room.bytes / GIB:.1f} GiB are "
-        f"free; {waves}{max(1, holds)} is sure to fit"
-    )

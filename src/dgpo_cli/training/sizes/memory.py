@@ -14,7 +14,7 @@ from dgpo_cli.models.shapes import Shape
 FLOAT, HALF = 4, 2  # bytes
 CUDA_CONTEXT = 1.0e9  # assumed: context, kernels and workspaces of the libraries
 FRAGMENTATION = 0.05  # assumed: share of the rest that PyTorch's caching allocator holds without using it
-LIBRARIES = 0.45e9  # measured: PyTorch and transformers in a process without a GPU
+LIBRARIES = 0.5e9  # measured, without a GPU: PyTorch and transformers, and what small blocks leave in the allocator
 SAMPLED_LOGITS = 1 << 23  # turned into tokens at once (engine/sampling.py), four float32 buffers of them
 # Logits whose losses are computed at once, on a CPU and on CUDA (training/step.py), and the float32 buffers of that
 # size that are alive at its highest, counted in the code of the losses (docs/plan.md).
@@ -38,7 +38,9 @@ class Job:
     slots: int  # episodes that run together; 0 without rollouts
     capacity: int  # tokens of one episode
     checkpointing: bool
-    accelerated: bool  # bf16 autocast over float32 weights, as on CUDA; else float32 throughout
+    accelerated: bool  # CUDA: bf16 linear maps over float32 weights, frozen models in bf16, captured graphs
+    half: bool = False  # the same of the student's linear maps on a CPU whose processor has bf16
+    reader_half: bool = False  # and of the teacher there
     shared_critic: bool = False  # a head on the student's hidden states instead of a model
     adam_8bit: bool = False
 
@@ -48,11 +50,17 @@ class Job:
 
     @property
     def compute(self) -> int:
-        return HALF if self.accelerated else FLOAT
+        """Bytes of what the student's linear maps read."""
+        return HALF if self.accelerated or self.half else FLOAT
+
+    @property
+    def reader_compute(self) -> int:
+        """Of the teacher's; in 8 bit a CPU computes around them in float32."""
+        return HALF if self.accelerated or (self.reader_half and not self.reader_8bit) else FLOAT
 
 
 def by_part(job: Job) -> dict[str, float]:
-    """Bytes by part at the highest point of a step. Parts add up to the total; `work` ones never coincide."""
+    """Bytes by part at the highest point of a step. Parts add up to the total; what never coincides counts once."""
     student = job.student
     critic = critic_trained(student) if job.own_critic else student.hidden + 1 if job.rl else 0
     trained = student.parameters + critic
@@ -62,15 +70,14 @@ def by_part(job: Job) -> dict[str, float]:
     parts: dict[str, float] = {
         "student weights": FLOAT * student.parameters,
         "critic weights": FLOAT * (critic + frozen_head),
-        "gradients": FLOAT * trained,
         "optimizer": moments(job, trained),
         "teacher": reader_bytes(job),
         "reference": FLOAT * student.parameters if job.reference else 0,
-        "KV cache": kv_cache(job),
+        "KV cache": kv_cache(job) if job.accelerated else 0,
         "16-bit copy": writing_copy(job),
         "captured graphs": captured(job),
     }
-    parts |= _work(job)
+    parts |= _work(job, FLOAT * trained)
     if job.accelerated:
         parts["allocator overhead"] = CUDA_CONTEXT + FRAGMENTATION * sum(parts.values())
     return {name: value for name, value in parts.items() if value}
@@ -92,21 +99,19 @@ def moments(job: Job, trained: int) -> float:
 
 
 def adam_temporary(job: Job) -> float:
-    """AdamW goes over all tensors at once on CUDA and one by one on a CPU; bitsandbytes' kernels work in place."""
-    if job.accelerated:
-        return 0.0 if job.adam_8bit else FLOAT * job.student.parameters
-    return FLOAT * job.student.head_parameters
+    """AdamW's kernel works in place on CUDA; on a CPU it goes over tensors one by one."""
+    return 0.0 if job.accelerated else FLOAT * job.student.head_parameters
 
 
 def reader_bytes(job: Job) -> float:
-    """In 8 bit only the linear maps of the layers are; embedding, output layer and norms stay in 16."""
+    """In 8 bit only the linear maps of the layers are; embedding, output layer and norms are as they are elsewhere."""
     reader = job.reader
     if reader is None:
         return 0
     if not job.reader_8bit:
-        return job.compute * reader.parameters
+        return job.reader_compute * reader.parameters
     linear = reader.layers * reader.layer_linear
-    return linear + job.compute * (reader.parameters - linear)
+    return linear + job.reader_compute * (reader.parameters - linear)
 
 
 def kv_cache(job: Job) -> float:
@@ -123,8 +128,8 @@ def kv_cache(job: Job) -> float:
 
 
 def writing_copy(job: Job) -> float:
-    """On CUDA what is written with, rounded from the float32 masters before every step of the engine."""
-    return HALF * job.student.parameters if job.accelerated and job.slots else 0.0
+    """What is written with in 16 bit, rounded from the float32 masters when they have changed."""
+    return HALF * job.student.parameters if job.compute == HALF and job.slots else 0.0
 
 
 def captured(job: Job) -> float:
@@ -135,7 +140,7 @@ def captured(job: Job) -> float:
     return (HALF + FLOAT) * logits + 4 * FLOAT * min(logits, SAMPLED_LOGITS)
 
 
-def kept_per_token(shape: Shape, *, accelerated: bool) -> float:
+def kept_per_token(shape: Shape, *, half: bool) -> float:
     """Bytes that one layer keeps for its backward pass, per token.
 
     Two norms (input, normalized, scaled), query / key / value / output of attention with keys and values repeated for
@@ -143,7 +148,7 @@ def kept_per_token(shape: Shape, *, accelerated: bool) -> float:
     and the norms are float32, the inputs of linear maps bf16.
     """
     hidden, query, inner = shape.hidden, shape.query_width, shape.intermediate
-    if accelerated:
+    if half:
         return 2 * (2 * FLOAT + HALF) * hidden + HALF * (4 * query + 4 * inner)
     return FLOAT * (6 * hidden + 4 * query + 4 * inner)
 
@@ -151,45 +156,49 @@ def kept_per_token(shape: Shape, *, accelerated: bool) -> float:
 def activations(job: Job) -> float:
     """Of student and critic, which are differentiated together."""
     shape = job.student
-    layer = kept_per_token(shape, accelerated=job.accelerated)
+    layer = kept_per_token(shape, half=job.compute == HALF)
     per_token = shape.layers * (FLOAT * shape.hidden if job.checkpointing else layer)
     models = 2 if job.own_critic else 1
-    weights_in_half = HALF * shape.layers * shape.layer_linear if job.accelerated and not job.checkpointing else 0
+    rounded = 0.0 if job.checkpointing else rounded_weights(job)
     edges = 4 * FLOAT * shape.hidden  # embedding, last norm
-    return models * (job.tokens * (per_token + edges) + weights_in_half)
+    return models * (job.tokens * (per_token + edges) + rounded)
 
 
-def _work(job: Job) -> dict[str, float]:
-    """The most expensive of: a vocabulary chunk, the reader's pass, a layer's backward pass, the optimizer, a prefill.
+def rounded_weights(job: Job) -> float:
+    """Of the student's layers, kept in 16 bit for as long as a pass through them lasts."""
+    return HALF * job.student.layers * job.student.layer_linear if job.compute == HALF else 0.0
 
-    The first three come on top of the activations, the last two without them.
+
+def _work(job: Job, gradients: float) -> dict[str, float]:
+    """The most expensive moment of a step.
+
+    Losses, a teacher's distribution and a layer's way back come on top of the activations and gradients. The optimizer
+    and an embedding's gradient come on top of the gradients alone. Episodes are written and scored when nothing else is
+    there; only on an accelerator their cache is kept for the whole step, and counted elsewhere.
     """
     shape = job.student
-    kept = activations(job)
     flat = (4 if job.own_critic else 3) * FLOAT * job.trained * shape.hidden  # hidden states, their copy and gradients
     if job.distribution and job.reader is not None:
-        flat += job.compute * job.trained * job.reader.hidden
+        flat += job.reader_compute * job.trained * job.reader.hidden
     layer = job.tokens * (
-        kept_per_token(shape, accelerated=job.accelerated) * (2 if job.checkpointing else 0)
+        kept_per_token(shape, half=job.compute == HALF) * (2 if job.checkpointing else 0)
         + job.compute * 3 * shape.intermediate
     )
-    embedding = 2 * FLOAT * shape.head_parameters  # a gradient beside the one that it is added to
-    with_activations = {
-        "vocabulary chunk": vocabulary_chunk(job),
-        "teacher's pass": reader_pass(job) if job.distribution else 0.0,
-        "layer in hand": max(layer, 0.0),
-    }
-    without = {
-        "optimizer step": adam_temporary(job),
-        "embedding gradient": float(embedding),
-        "prefill": prefill(job),
-        "teacher's pass": 0.0 if job.distribution else reader_pass(job) + logprob_chunk(job),
-    }
-    name, size = max(with_activations.items(), key=lambda item: item[1])
-    other, alone = max(without.items(), key=lambda item: item[1])
-    if kept + flat + size >= alone:
-        return {"activations": kept + flat, name: size}
-    return {other: alone}
+    back = {"gradients": gradients, "activations": activations(job) + flat}
+    writing = {"prefill": prefill(job)}
+    if not job.accelerated:
+        writing |= {"KV cache": kv_cache(job), "logits": drawn(job)}
+    moments_of_work: list[dict[str, float]] = [
+        back | {"vocabulary chunk": vocabulary_chunk(job)},
+        back | {"teacher's pass": reader_pass(job) if job.distribution else 0.0},
+        back | {"layer in hand": layer},
+        {"gradients": gradients, "optimizer step": adam_temporary(job)},
+        # One beside the one that it is added to.
+        {"gradients": gradients, "embedding gradient": 2.0 * FLOAT * shape.head_parameters},
+        {"teacher's pass": 0.0 if job.distribution else reader_pass(job) + logprob_chunk(job)},
+        writing,
+    ]
+    return max(moments_of_work, key=lambda parts: sum(parts.values()))
 
 
 def vocabulary_chunk(job: Job) -> float:
@@ -201,22 +210,26 @@ def vocabulary_chunk(job: Job) -> float:
         buffers = _BUFFERS_FULL_KL if job.distribution else _BUFFERS_POLICY
     else:
         buffers = _BUFFERS_KD if job.distribution else _BUFFERS_CE
-    losses = (2 if job.distribution else 1) * logits + buffers * block
-    if not job.accelerated:
+    held = (2 if job.distribution else 1) * logits
+    losses = held + buffers * block
+    if job.compute == FLOAT:
         return losses
     half = HALF * job.student.head_parameters
-    return max(losses + half, 1.5 * logits + 2 * half)  # a half: the gradient in 16 bit
+    if job.accelerated:  # where the teacher's are freed before the way back
+        held = logits
+    return max(losses + half, held + 0.5 * logits + 2 * half)  # a half: the gradient in 16 bit
 
 
 def logprob_chunk(job: Job) -> float:
-    return 3 * FLOAT * min(job.chunk, job.trained) * job.student.vocabulary
+    rounded = rounded_weights(job) + (HALF * job.student.head_parameters if job.compute == HALF else 0)
+    return 3 * FLOAT * min(job.chunk, job.trained) * job.student.vocabulary + rounded
 
 
 def reader_pass(job: Job) -> float:
     """A forward pass without gradient: residual stream, a norm, and the feed-forward layer of one layer at a time."""
     if job.reader is None:
         return 0.0
-    return job.compute * job.tokens * (3 * job.reader.hidden + 3 * job.reader.intermediate)
+    return job.reader_compute * job.tokens * (3 * job.reader.hidden + 3 * job.reader.intermediate)
 
 
 def prefill(job: Job) -> float:
@@ -229,23 +242,11 @@ def prefill(job: Job) -> float:
     return job.compute * tokens * (3 * shape.hidden + 3 * shape.intermediate)
 
 
+def drawn(job: Job) -> float:
+    """The logits of a token of every slot, and what becomes of them."""
+    return 3.0 * FLOAT * job.slots * job.student.vocabulary
+
+
 def in_process(job: Job) -> dict[str, float]:
     """`by_part` with what a process takes before it holds a model; on CUDA that is in the allocator's part already."""
     return by_part(job) | ({} if job.accelerated else {"libraries": LIBRARIES})
-
-
-def of_writing(shape: Shape, *, eight_bit: bool, slots: int, capacity: int, accelerated: bool) -> dict[str, float]:
-    """Bytes by part of a model that is only asked: evaluation, chat, a teacher that writes trajectories."""
-    job = Job(
-        student=shape, reader=shape, reader_8bit=eight_bit, distribution=False, rl=False, reference=False, tokens=0,
-        trained=0, chunk=0, slots=slots, capacity=capacity, checkpointing=False, accelerated=accelerated,
-    )  # fmt: skip
-    parts = {
-        "weights": reader_bytes(job),
-        "KV cache": kv_cache(job),
-        "prefill": prefill(job),
-        "logits": 3.0 * FLOAT * slots * shape.vocabulary,
-    }
-    if accelerated:
-        return parts | {"allocator overhead": CUDA_CONTEXT + FRAGMENTATION * sum(parts.values())}
-    return parts | {"libraries": LIBRARIES}

@@ -42,13 +42,16 @@ def run_distill_data(
     questions: Sequence[Question],
     progress: Progress | None,
     key: str | None = None,
+    at_once: int | None = None,
 ) -> dict[str, Any]:
     """Load or reach what the settings name, and let the teacher answer `questions`. `key` is for the teacher's server.
+
+    `at_once` episodes are open in a model that is loaded here, where that is fewer than a wave.
 
     With a server the trajectories are in the tokens of `settings.tokenizer`; the header of their file and the summary
     tell whether those were sampled or made from the server's text.
     """
-    agent, origin = _teacher(settings, run, questions, key)
+    agent, origin = _teacher(settings, run, questions, key, at_once)
     summary = origin | distill_data(
         agent,
         questions,
@@ -66,7 +69,7 @@ def run_distill_data(
 
 
 def _teacher(
-    settings: DistillDataSettings, run: RunDir, questions: Sequence[Question], key: str | None
+    settings: DistillDataSettings, run: RunDir, questions: Sequence[Question], key: str | None, at_once: int | None
 ) -> tuple[Agent, dict[str, Any]]:
     """The teacher, and what a record says about where its token ids are from."""
     from dgpo_cli.agent.agent import Agent
@@ -85,7 +88,7 @@ def _teacher(
         loaded = load_model(settings.teacher, device=device, dtype=dtype, eight_bit=settings.teacher_8bit)
         protocol = _asked(settings, loaded.protocol, trained=loaded.trained_with_protocol)
         codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, protocol))
-        return Agent.of(loaded.model, codec, retriever, rollout, seed=seed), {}
+        return Agent.of(loaded.model, codec, retriever, rollout, seed=seed, at_once=at_once), {}
     source = resolve(settings.tokenizer or settings.teacher)
     own, trained = load_protocol(source)
     tokenizer = load_tokenizer(source)
