@@ -16,6 +16,7 @@ import typer
 
 from dgpo_cli import __version__
 from dgpo_cli.commands import (
+    audit,
     distill_data,
     doctor,
     export,
@@ -64,6 +65,7 @@ app = typer.Typer(
 app.command("quickstart")(quickstart.quickstart)
 app.add_typer(index.app, name="index")
 app.command("search")(search.search)
+app.command("audit")(audit.audit)
 app.command("distill-data")(distill_data.distill_data)
 app.command("kd")(kd.kd)
 app.command("rl")(rl.rl)
