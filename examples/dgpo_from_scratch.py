@@ -202,6 +202,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     torch.manual_seed(options.seed)
+    torch.set_num_threads(1)  # a model this small loses by a second thread
     rng = random.Random(options.seed)
     agent = Agent(build_world(options.seed, WorldSize(1000, 1000, 10, 100)))
     splits = {name: list(questions) for name, questions in agent.world.questions.items()}

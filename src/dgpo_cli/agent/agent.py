@@ -61,14 +61,14 @@ class Agent:
         return cls(engine, codec, retriever, settings, reward, seed, at_once)
 
     @classmethod
-    def open(cls, loaded: LoadedModel, retriever: Retriever, **settings: Any) -> Agent:
+    def open(cls, loaded: LoadedModel, retriever: Retriever, *, seed: int = 0, **settings: Any) -> Agent:
         """An agent that answers as `dgpo eval` does: greedily, within the limits that the model was trained with.
 
-        `settings` are those of RolloutSettings that differ.
+        `settings` are those of RolloutSettings that differ; `seed` is that of the draws above temperature 0.
         """
         codec = Codec(loaded.tokenizer, loaded.protocol)
         chosen = {"temperature": 0.0, "stop_repeats": True} | loaded.protocol.limits | settings
-        return cls.of(loaded.model, codec, retriever, apply_options(RolloutSettings, chosen))
+        return cls.of(loaded.model, codec, retriever, apply_options(RolloutSettings, chosen), seed=seed)
 
     def ask(self, question: str) -> Trajectory:
         """One episode: its answer, the searches made and what they returned."""
