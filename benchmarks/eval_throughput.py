@@ -48,7 +48,7 @@ def measure(asked: argparse.Namespace, name: str, at_once: int) -> dict[str, Any
 
         def answered(part: list[Any], file: str) -> Any:
             with RecordFile(Path(place) / file, key="key", schema="evaluation") as records:
-                return evaluate(part, run_batch=agent.run, decode=codec.decode, records=records)
+                return evaluate(part, run_batch=agent.run, records=records)
 
         answered(questions[asked.questions :], "warm-up.jsonl")
         synchronize(device)

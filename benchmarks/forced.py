@@ -25,11 +25,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2ForCausa
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from dgpo_cli.agent import agent
 from dgpo_cli.agent.settings import RolloutSettings
-from dgpo_cli.core.protocol import DEFAULT, TINYWORLD, Protocol
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.types import Hit, Passage, Question
 from dgpo_cli.engine.base import Event, Sampling, SlotId
 from dgpo_cli.engine.in_process.engine import InProcessEngine
+from dgpo_cli.formats.protocol import Protocol
+from dgpo_cli.formats.tags import DEFAULT, TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.random_init import random_model
 from dgpo_cli.models.shapes import SHAPES

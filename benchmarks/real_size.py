@@ -23,10 +23,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from dgpo_cli.agent.agent import Agent
 from dgpo_cli.agent.settings import RolloutSettings
-from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question
+from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.eight_bit import count_eight_bit
 from dgpo_cli.models.load import LoadedModel, load_model, save_model

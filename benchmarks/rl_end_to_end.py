@@ -42,8 +42,8 @@ def prepare(folder: Path, size: str, steps: int) -> None:
     import torch
     from transformers import Qwen2ForCausalLM
 
-    from dgpo_cli.core.protocol import TINYWORLD
     from dgpo_cli.core.run_dir import RunDir
+    from dgpo_cli.formats.tags import TINYWORLD
     from dgpo_cli.models.codec import Codec
     from dgpo_cli.models.load import save_model
     from dgpo_cli.offline.demonstrations import write_demonstrations

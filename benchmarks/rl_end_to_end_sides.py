@@ -142,8 +142,8 @@ def trl(
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from dgpo_cli.core.protocol import escape_tags, parse_turn, render_results
     from dgpo_cli.core.text import exact_match
+    from dgpo_cli.formats.tags import TAGS
     from dgpo_cli.training.source import draw
 
     model, codec, questions = load(folder, size)
@@ -163,12 +163,12 @@ def trl(
             The passages that were found.
         """
         hits = retriever.search([query], TOP_K)[0]
-        return escape_tags(render_results([hit.passage for hit in hits]))[0]
+        return TAGS.escape(TAGS.render_results([hit.passage for hit in hits]))[0]
 
     marked: list[float] = []
 
     def em(completions: list[list[dict[str, Any]]], answers: list[list[str]], **_: Any) -> list[float]:
-        turns = [parse_turn(completion[-1]["content"]) for completion in completions]
+        turns = [TAGS.parse(completion[-1]["content"]) for completion in completions]
         right = [
             float(turn.action == "answer" and exact_match(turn.content, gold))
             for turn, gold in zip(turns, answers, strict=True)

@@ -46,7 +46,7 @@ def main() -> None:
         for name in given.models.split(","):
             loaded = load_model(str(work.path(name)), device=torch.device("cpu"))
             agent = Agent.of(loaded.model, Codec(loaded.tokenizer, loaded.protocol), retriever, settings)
-            report = evaluate(questions, run_batch=agent.run, decode=agent.codec.decode)
+            report = evaluate(questions, run_batch=agent.run)
             found[name] = report.overall.em
     print(json.dumps({"questions": len(questions), "em": found}))
 

@@ -39,7 +39,7 @@ ENVIRONMENT = {
 _TABLE = re.compile(r"(<!-- commands: by `make docs` -->\n).*?(?=<!-- end -->)", re.DOTALL)
 HIDDEN_OPTIONS = {"--install-completion", "--show-completion", "--help"}
 # Where deviations from the reference are declared that concern every method trained by reinforcement.
-LOOP_MODULES = ("dgpo_cli.core.protocol", "dgpo_cli.agent.loop", "dgpo_cli.training.credit")
+LOOP_MODULES = ("dgpo_cli.formats.tags", "dgpo_cli.agent.loop", "dgpo_cli.training.credit")
 
 
 def walk(command: Any, path: str = "dgpo") -> Iterator[tuple[str, Any]]:

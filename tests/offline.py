@@ -9,9 +9,9 @@ import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from dgpo_cli.agent.settings import RolloutSettings
-from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.types import StopReason, Trajectory
+from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.offline.world.files import write_world

@@ -8,10 +8,10 @@ from pathlib import Path
 from tests.tiny import bpe_tokenizer
 
 from dgpo_cli.agent.agent import grade
-from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Hit, Passage, Question, SearchCall, StopReason, Trajectory
+from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 
 ATTACK = '</script><script>window.ran = "yes"</script><img src=x onerror="window.ran = 1"><!-- &lt;'
@@ -32,19 +32,18 @@ def episode(codec: Codec, place: int, answer: str | None, gold: str = "Lyon") ->
     ]
     if answer is not None:
         turns.append((True, codec._encode(f"<answer>{answer}</answer>", trusted=False)))
-    return grade(
-        Trajectory(
-            question=question,
-            token_ids=tuple(i for _, ids in turns for i in ids),
-            written=tuple(written for written, ids in turns for _ in ids),
-            logprobs=None,
-            searches=(SearchCall("where is it", (Hit(PASSAGE, 1.25, 1),)),),
-            stop=StopReason.ANSWERED if answer is not None else StopReason.MAX_TURNS,
-            answer=answer,
-            turns=3,
-            invalid_actions=1,
-        )
+    made = Trajectory(
+        question=question,
+        token_ids=tuple(i for _, ids in turns for i in ids),
+        written=tuple(written for written, ids in turns for _ in ids),
+        logprobs=None,
+        searches=(SearchCall("where is it", (Hit(PASSAGE, 1.25, 1),)),),
+        stop=StopReason.ANSWERED if answer is not None else StopReason.MAX_TURNS,
+        answer=answer,
+        turns=3,
+        invalid_actions=1,
     )
+    return grade(codec.with_turns(made))
 
 
 def make(folder: Path) -> tuple[Path, Path, Path]:

@@ -6,7 +6,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from dgpo_cli.core.protocol import DEFAULT, TAG_TOKENS
+from dgpo_cli.formats.tags import DEFAULT, TAGS
 
 WORDS = "the river town of Vesapo lies in the north; who wrote the book? I should search for it. answer search think"
 
@@ -29,7 +29,7 @@ def bpe_tokenizer(vocab_size: int = 420, *, chat: bool = False) -> PreTrainedTok
         show_progress=False,
     )
     # Closing tags followed by a line end teach merges that reach over the tag's end.
-    texts = [WORDS, DEFAULT.prompt, DEFAULT.correction, *(f"{tag}\n\n{tag} x" for tag in TAG_TOKENS)]
+    texts = [WORDS, DEFAULT.prompt, DEFAULT.correction, *(f"{tag}\n\n{tag} x" for tag in TAGS.markers)]
     tokenizer.train_from_iterator(texts * 3, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     if chat:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.tiny import bpe_tokenizer, qwen
 
-from dgpo_cli.core.protocol import DEFAULT
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.engine.base import Engine, Event, Sampling, SlotId, TurnEnd
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.engine.registry import ENGINES, IN_PROCESS, loading_engine, require_engine, require_engine_name

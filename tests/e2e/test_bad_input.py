@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question, StopReason, Trajectory
 from dgpo_cli.core.workspace import Workspace
+from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.load import save_model
 from dgpo_cli.retrieval.index.build import build_index
 from tiny import bpe_tokenizer, qwen

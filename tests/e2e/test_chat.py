@@ -17,16 +17,16 @@ from dgpo_cli.commands.chat import command
 from dgpo_cli.commands.chat.screen import Screen
 from dgpo_cli.commands.chat.talk import converse as conversation
 from dgpo_cli.console import Console
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.types import Hit, Passage
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
+from dgpo_cli.formats.tags import DEFAULT, TAGS
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import save_model
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.training.teacher.trajectory_files import read_trajectories
-from dgpo_cli.viewing.chat import Chat, TagStream
+from dgpo_cli.viewing.chat import Chat
 from tiny import bpe_tokenizer, qwen
 
 SCRIPTS = {
@@ -295,18 +295,18 @@ def test_cutting_a_stream_of_tags_loses_nothing_and_does_not_depend_on_how_it_ar
     text = "".join(parts)
 
     def cut(chunks):
-        stream = TagStream()
+        stream = TAGS.stream()
         pieces = [piece for chunk in chunks for piece in stream.feed(chunk)] + stream.flush()
-        return [(character, piece.tag, piece.is_tag) for piece in pieces for character in piece.text]
+        return [(character, piece.kind, piece.is_tag) for piece in pieces for character in piece.text]
 
     assert "".join(character for character, _, _ in cut([text])) == text
     assert cut([text]) == cut([text[i : i + size] for i in range(0, len(text), size)])
 
 
 def test_pieces_know_their_tag():
-    stream = TagStream()
+    stream = TAGS.stream()
     pieces = [*stream.feed("<thi"), *stream.feed("nk>a<b</think>c<sear"), *stream.flush()]
-    assert [(p.text, p.tag, p.is_tag) for p in pieces] == [
+    assert [(p.text, p.kind, p.is_tag) for p in pieces] == [
         ("<think>", "think", True),
         ("a<b", "think", False),
         ("</think>", "think", True),
@@ -316,14 +316,14 @@ def test_pieces_know_their_tag():
 
 
 def test_an_interrupted_line_is_ended(capsys):
-    screen = Screen(Console())
-    screen._write(TagStream().feed("half a li"))
+    screen = Screen(Console(), TAGS)
+    screen._write(TAGS.stream().feed("half a li"))
     screen.stop()
     assert capsys.readouterr().out == "half a li\nstopped\n"
 
 
 def test_model_text_is_shown_as_it_is(capsys):
-    screen = Screen(Console())
-    screen._write(TagStream().feed(":fire: [b]x[/b] \\"))
+    screen = Screen(Console(), TAGS)
+    screen._write(TAGS.stream().feed(":fire: [b]x[/b] \\"))
     screen.end()
     assert capsys.readouterr().out == ":fire: [b]x[/b] \\\n"

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from tests.offline import ROLLOUT
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir, read_metrics
 from dgpo_cli.core.types import question_to_json
 from dgpo_cli.errors import TrainingError
+from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import save_model
 from dgpo_cli.offline.demonstrations import write_demonstrations

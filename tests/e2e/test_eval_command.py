@@ -13,10 +13,10 @@ import typer
 from typer.testing import CliRunner
 
 from dgpo_cli.commands.evaluate.command import evaluate
-from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.errors import ConfigError, InputError, ModelError
+from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.load import save_model
 from dgpo_cli.qa_sets import SEVEN
 from dgpo_cli.retrieval.index.build import build_index

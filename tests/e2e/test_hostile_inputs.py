@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tests.offline import Offline, write_one_trajectory
 
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.load import save_model
 from tiny import bpe_tokenizer, qwen
 

@@ -16,9 +16,9 @@ from tests.tiny import bpe_tokenizer
 
 from dgpo_cli.agent.agent import Agent
 from dgpo_cli.agent.settings import RolloutSettings
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import open_index

@@ -23,8 +23,8 @@ from tests.tiny_encoder import make_encoder
 
 from dgpo_cli.agent.agent import Agent
 from dgpo_cli.agent.settings import RolloutSettings
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.viewing.chat import Chat

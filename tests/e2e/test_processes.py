@@ -20,11 +20,11 @@ from tests.e2e.test_resume import (  # noqa: F401 - a fixture
 from tests.processes import together
 from torch.distributed.tensor import DTensor
 
-from dgpo_cli.agent import loop as rollout_loop
-from dgpo_cli.core.protocol import Turn
 from dgpo_cli.core.run_dir import RunDir, read_run
 from dgpo_cli.core.types import Score
 from dgpo_cli.errors import DgpoError, TrainingError
+from dgpo_cli.formats.base import Turn
+from dgpo_cli.formats.tags import Tags
 from dgpo_cli.models.devices import leave, world
 from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.rewards import exact_match
@@ -41,14 +41,14 @@ ROUNDING = {"rel": 1e-4, "abs": 2e-6}  # of losses: sums in another order, then 
 def lively(monkeypatch):
     """Untrained models neither search nor answer: here some turns search, some episodes are right."""
 
-    def parse(text):
+    def parse(_, text, *, ended):  # noqa: ARG001
         return Turn(text, "search" if len(text) % 2 else "answer", text[:20])
 
     def score(question, trajectory):
         right = sum(trajectory.token_ids) % 3 == 0
         return Score(float(right), correct=right, parts={"em": float(right)})
 
-    monkeypatch.setattr(rollout_loop, "parse_turn", parse)
+    monkeypatch.setattr(Tags, "parse", parse)
     monkeypatch.setattr(exact_match, "score", score)
 
 

@@ -14,7 +14,7 @@ from tests.served import served
 from tests.tiny_encoder import make_cross_encoder, words_of
 
 from dgpo_cli.core.config import load_toml
-from dgpo_cli.core.protocol import TINYWORLD
+from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_tokenizer
 from dgpo_cli.models.sources import resolve

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from tests.offline import ROLLOUT
 
 from dgpo_cli.agent.agent import Agent
-from dgpo_cli.core.protocol import Turn
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
+from dgpo_cli.formats.base import Turn
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model
 from dgpo_cli.qa_sets import read_questions
@@ -414,7 +414,7 @@ def test_leftovers_of_kills_are_gone_with_the_next_start(offline, trajectories, 
 @pytest.fixture
 def broken_index(monkeypatch):
     """An index that fails at every search, until it is undone."""
-    from dgpo_cli.agent import loop as rollout_loop
+    from dgpo_cli.formats.tags import Tags
     from dgpo_cli.retrieval.lexical.bm25 import BM25Retriever
 
     def fail(self, queries, k):
@@ -422,7 +422,7 @@ def broken_index(monkeypatch):
 
     monkeypatch.setattr(BM25Retriever, "search", fail)
     # Untrained models do not search by themselves: every turn is read as a search.
-    monkeypatch.setattr(rollout_loop, "parse_turn", lambda text: Turn(text, "search", "x"))
+    monkeypatch.setattr(Tags, "parse", lambda _, text, *, ended: Turn(text, "search", "x"))  # noqa: ARG005
     return monkeypatch
 
 

@@ -18,11 +18,10 @@ from tests.offline import ROLLOUT
 from transformers import Qwen2ForCausalLM
 
 from dgpo_cli.agent.loop import run_episodes
-from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.engine.scripted import ScriptedEngine
+from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_tokenizer, save_model
-from dgpo_cli.offline.world.demonstrator import passages_in
 from dgpo_cli.offline.world.sizes import ModelSize, qwen2_config
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import open_index
@@ -182,7 +181,7 @@ def trained(offline, tmp_path_factory):
     def script(prompt, read):
         if not read:
             return f"<think>{prompt.split()[-1]}</think><search>{prompt.strip()}</search>"
-        titles = [passage.title for passage in passages_in(read[0])]
+        titles = [passage.title for passage in codec.passages_in(read[0])]
         return f"<answer>{titles[0]}</answer>" if titles else "so be it<|endoftext|>"
 
     told = ScriptedEngine(codec, script)

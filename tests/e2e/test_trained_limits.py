@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dgpo_cli.core.protocol import TINYWORLD
+from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.models.sources import read_protocol
 from dgpo_cli.training.teacher.trajectory_files import read_trajectories

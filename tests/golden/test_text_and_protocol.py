@@ -2,9 +2,9 @@
 
 import pytest
 
-from dgpo_cli.core.protocol import DEFAULT, parse_turn
 from dgpo_cli.core.text import contains_answer, exact_match, is_empty_answer, normalize_answer
 from dgpo_cli.core.types import Passage
+from dgpo_cli.formats.tags import DEFAULT, TAGS
 from dgpo_cli.models import published_prompt
 from golden.reference import VECTORS
 
@@ -21,7 +21,7 @@ def test_scoring(case):
 
 @pytest.mark.parametrize("case", VECTORS["action_parsing"], ids=lambda case: repr(case["generated"])[:30])
 def test_action_parsing(case):
-    turn = parse_turn(case["generated"])
+    turn = TAGS.parse(case["generated"])
     assert (turn.kept, turn.action, turn.content) == (case["kept"], case["action"], case["content"])
 
 

@@ -15,7 +15,6 @@ from typing import Any, cast
 import pytest
 
 from dgpo_cli.core.config import load_toml
-from dgpo_cli.core.protocol import DEFAULT, TAG_TOKENS, Protocol, escape_tags, parse_turn
 from dgpo_cli.core.records import read_jsonl
 from dgpo_cli.core.run_dir import RunDir, read_metrics, read_run
 from dgpo_cli.core.types import Passage, Question, StopReason, Trajectory
@@ -24,6 +23,8 @@ from dgpo_cli.core.workspace import KEYS, Workspace
 from dgpo_cli.errors import DgpoError
 from dgpo_cli.evaluation.compare import read_side
 from dgpo_cli.export.export import measurements
+from dgpo_cli.formats.protocol import Protocol
+from dgpo_cli.formats.tags import DEFAULT, TAGS, Tags
 from dgpo_cli.models import gguf
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.shapes import shape_from
@@ -241,17 +242,18 @@ def hostile_text(pieces: list[str], chance: random.Random) -> str:
 def refuse_forgery(codec: Codec, texts: int) -> None:
     special = {token.content: i for i, token in codec.tokenizer.added_tokens_decoder.items() if token.special}
     names = sorted(special)
-    pieces = [*TAG_TOKENS, *names, "<", "</", ">", "/", " ", "\n", "\t", "\x00", "\u00a0", "\u200b", "search", "ANSWER",
+    pieces = [*TAGS.markers, *names]
+    pieces += ["<", "</", ">", "/", " ", "\n", "\t", "\x00", "\u00a0", "\u200b", "search", "ANSWER",
               "think x=1", "&lt;", "\\u003c", "\uff1c", "a", "Oslo", "<|", "|>", "im_end", "é", "\x1b"]  # fmt: skip
     pieces += [name[:3] for name in names] + [name[3:] for name in names]
     chance = random.Random("escaper 1")
     forbidden = set(special.values())
     for number in range(texts):
-        text, _ = escape_tags(hostile_text(pieces, chance))
+        text, _ = TAGS.escape(hostile_text(pieces, chance))
         ids = codec._encode_anew(text, False)
         assert not forbidden & set(ids), (number, text)
         back = codec.decode(ids)
-        assert not any(tag in back for tag in TAG_TOKENS) and parse_turn(back).action is None, (number, text)
+        assert not any(tag in back for tag in TAGS.markers) and TAGS.parse(back).action is None, (number, text)
 
 
 def test_no_text_forges_a_tag_or_a_special_token() -> None:
@@ -264,7 +266,7 @@ def test_no_text_of_a_million_forges_a_tag_or_a_special_token() -> None:
 
 
 def test_the_fuzzer_sees_a_text_that_is_not_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "escape_tags", lambda text: (text, 0))
+    monkeypatch.setattr(Tags, "escape", lambda _, text: (text, 0))
     with pytest.raises(AssertionError):
         refuse_forgery(Codec(bpe_tokenizer(), DEFAULT), TEXTS)
 
@@ -272,8 +274,8 @@ def test_the_fuzzer_sees_a_text_that_is_not_escaped(monkeypatch: pytest.MonkeyPa
 def test_observations_hold_one_pair_of_tags() -> None:
     codec, chance = Codec(bpe_tokenizer(), DEFAULT), random.Random("observation 1")
     for _ in range(SAMPLE):
-        text = hostile_text([*TAG_TOKENS, "x ", "<", "\n"], chance)
+        text = hostile_text([*TAGS.markers, "x ", "<", "\n"], chance)
         read = codec.decode(codec.observation_ids([Passage("1", text)], 60).ids)
         assert (read.count("<information>"), read.count("</information>")) == (1, 1)
-        assert sum(read.count(tag) for tag in TAG_TOKENS) == 2
+        assert sum(read.count(tag) for tag in TAGS.markers) == 2
     assert isinstance(DEFAULT, Protocol)

@@ -8,15 +8,15 @@ import torch
 
 from dgpo_cli.agent.agent import Agent
 from dgpo_cli.agent.settings import RolloutSettings
-from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
 from dgpo_cli.core.types import Passage, Question, StopReason
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.engine.scripted import ScriptedEngine
 from dgpo_cli.evaluation.arcap import GoldContext, GoldReader, find_gold, gold_codec, gold_protocol
 from dgpo_cli.evaluation.gold_context import run_gold, with_arcap
 from dgpo_cli.evaluation.suite import Benchmark
+from dgpo_cli.formats.tags import DEFAULT, TAGS, TINYWORLD
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.offline.world.demonstrator import passages_in, read_answer
+from dgpo_cli.offline.world.demonstrator import read_answer
 from dgpo_cli.offline.world.files import write_world
 from dgpo_cli.offline.world.tokenizer import build_tokenizer
 from dgpo_cli.offline.world.world import WorldSize, build_world
@@ -166,7 +166,7 @@ def test_a_reader_of_the_offline_world(tmp_path):
     def script(prompt, read):
         steps = hops[prompt.partition("\n")[0]]
         hop = steps[-1] if prompt.endswith("<answer>") else steps[0]
-        answer = read_answer(hop, passages_in(prompt))
+        answer = read_answer(hop, TAGS.passages_in(prompt.partition("<information>")[2].partition("</information>")[0]))
         return f"{answer}</answer>" if prompt.endswith("<answer>") else f"<answer>{answer}</answer>"
 
     settings = RolloutSettings(temperature=0, wave=7, max_new_tokens=16, max_tokens=200)

@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_flatten
 from dgpo_cli.agent import loop
 from dgpo_cli.agent.loop import run_episodes
 from dgpo_cli.agent.settings import RolloutSettings
-from dgpo_cli.core.protocol import DEFAULT, Turn
 from dgpo_cli.core.types import Hit, Passage, Question
 from dgpo_cli.engine.base import Sampling, TurnEnd
 from dgpo_cli.engine.in_process.decoder import Decoder
@@ -21,6 +20,8 @@ from dgpo_cli.engine.in_process.engine import Blend, InProcessEngine
 from dgpo_cli.engine.in_process.graphs import Burst
 from dgpo_cli.engine.in_process.sizes import bucket
 from dgpo_cli.engine.in_process.weights import Weights
+from dgpo_cli.formats.base import Turn
+from dgpo_cli.formats.tags import DEFAULT, Tags
 from dgpo_cli.models.codec import Codec
 
 
@@ -136,8 +137,9 @@ class Library:
 
 def searching(model, codec, monkeypatch, *, slots, burst, overlap_steps, count):
     """Episodes of a model that knows no tags: each turn that an "e" ends is a search."""
-    monkeypatch.setattr(loop, "CLOSING_TAGS", ("e",))
-    monkeypatch.setattr(loop, "parse_turn", lambda text: Turn(text, "search" if "e" in text else None, text))
+    monkeypatch.setattr(Tags, "stops", ("e",))
+    read = lambda _, text, *, ended: Turn(text, "search" if "e" in text else None, text)  # noqa: ARG005, E731
+    monkeypatch.setattr(Tags, "parse", read)
     settings = RolloutSettings(
         max_turns=4, top_k=1, max_new_tokens=40, max_tokens=600, wave=slots, overlap_steps=overlap_steps
     )

@@ -8,12 +8,12 @@ import torch
 from tests.tiny import bpe_tokenizer, qwen
 from tests.unit.test_burst import episodes
 
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.engine.base import Sampling
 from dgpo_cli.engine.in_process.cache import SlotCache
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.engine.in_process.sizes import PASS_TOKENS, cache_bytes, grown, pass_tokens
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.errors import ModelError
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_tokenizer
 from dgpo_cli.models.tokenizer_file import tokenizer_file

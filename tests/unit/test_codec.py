@@ -3,14 +3,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny import bpe_tokenizer
 
-from dgpo_cli.core.protocol import DEFAULT, TAG_TOKENS, Protocol
 from dgpo_cli.core.types import Passage
+from dgpo_cli.formats.protocol import Protocol
+from dgpo_cli.formats.tags import DEFAULT, TAGS
 from dgpo_cli.models.codec import Codec
 
 CODEC = Codec(bpe_tokenizer(), DEFAULT)
 CHAT = Codec(bpe_tokenizer(chat=True), DEFAULT)
 UNTRUSTED = st.lists(
-    st.one_of(st.text(max_size=12), st.sampled_from(["<|im_end|>", "<|endoftext|>", *TAG_TOKENS, "</ANSWER >", "\n"])),
+    st.one_of(
+        st.text(max_size=12),
+        st.sampled_from(["<|im_end|>", "<|endoftext|>", *TAGS.markers, "</ANSWER >", "\n"]),
+    ),
     max_size=8,
 ).map("".join)
 
@@ -36,7 +40,7 @@ def test_untrusted_text_cannot_forge_tags_or_special_tokens(title, text):
     rendered = CODEC.decode(observation.ids)
     assert not special & set(observation.ids)
     assert rendered.count("</information>") == 1 and rendered.endswith("</information>\n\n")
-    for tag in TAG_TOKENS:
+    for tag in TAGS.markers:
         assert rendered.lower().count(tag) == ("information" in tag)
     prompt = CHAT.prompt_ids(text)
     plain = CHAT.prompt_ids("x")

@@ -49,7 +49,7 @@ def write(folder, meta, asked, right, samples=1):
             yield Trajectory(question, (1, 2), (False, True), None, (), StopReason.ANSWERED, answer, sample)
 
     with RecordFile(folder / f"{asked[0].qa_set}.jsonl", key="key", schema="evaluation", meta=meta) as records:
-        evaluate(asked, run_batch=run_batch, decode=str, samples=samples, records=records)
+        evaluate(asked, run_batch=run_batch, samples=samples, records=records)
     return folder
 
 

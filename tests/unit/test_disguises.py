@@ -9,8 +9,8 @@ import unicodedata
 import pytest
 
 from dgpo_cli.core.disguises import OPENING, look_alike
-from dgpo_cli.core.protocol import DEFAULT, TAGS, escape_tags
 from dgpo_cli.core.types import Passage
+from dgpo_cli.formats.tags import DEFAULT, TAGS
 
 DISGUISES = {
     "full width": "\uff1canswer\uff1e",
@@ -45,12 +45,12 @@ DISGUISES = {
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_a_disguised_tag_is_escaped_and_counted(kind: str, form: str) -> None:
     tag = unicodedata.normalize(form, DISGUISES[kind])  # type: ignore[arg-type]
-    escaped, count = escape_tags(f"so {tag} evil")
+    escaped, count = TAGS.escape(f"so {tag} evil")
     assert (count, escaped) == (1, f"so &lt;{tag[1:]} evil")
-    assert escape_tags(escaped) == (escaped, 0)
+    assert TAGS.escape(escaped) == (escaped, 0)
     shown, count = DEFAULT.render_observation([Passage("1", f'"{tag}"\n{tag}')])
     inside = shown.removeprefix("\n\n<information>").removesuffix("</information>\n\n")
-    assert count == 2 and escape_tags(inside) == (inside, 0)
+    assert count == 2 and TAGS.escape(inside) == (inside, 0)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_disguised_tag_is_escaped_and_counted(kind: str, form: str) -> None:
      "<ans wer>", "\u2039answer\u203a", "<answe>", "</s>", "<|im_end|>"],
 )  # fmt: skip
 def test_what_is_no_tag_stays(text: str) -> None:
-    assert escape_tags(text) == (text, 0)
+    assert TAGS.escape(text) == (text, 0)
 
 
 def test_names_with_signs_are_names() -> None:
@@ -69,7 +69,7 @@ def test_names_with_signs_are_names() -> None:
 
 @pytest.mark.parametrize("piece", ["<", "< ", "<a\u200b", "\u200b", "<\u200b", "<answe", " ", "<\x00"])
 def test_no_page_costs_more_than_another(piece: str) -> None:
-    pattern = look_alike(TAGS)
+    pattern = look_alike(TAGS.names)
 
     def seconds(size: int) -> float:
         text = "<" + piece * (size // len(piece))

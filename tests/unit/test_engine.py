@@ -15,12 +15,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.engine.base import Sampling, TurnEnd
 from dgpo_cli.engine.in_process.decoder import Decoder
 from dgpo_cli.engine.in_process.engine import Blend, InProcessEngine
 from dgpo_cli.engine.sampling import sample, stream_key, uniforms
 from dgpo_cli.errors import ModelError
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 
 

@@ -1,6 +1,5 @@
 """Evaluation through the real search loop, with scripted answers in a byte-level vocabulary."""
 
-import functools
 import json
 import random
 import re
@@ -11,7 +10,6 @@ import pytest
 from dgpo_cli.agent.loop import finished_episodes
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.progress import Pace, Steps
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.types import Hit, Passage, Question, StopReason
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
@@ -21,6 +19,7 @@ from dgpo_cli.evaluation.published import ARCAP, ROWS, WIKI18_PASSAGES, Conditio
 from dgpo_cli.evaluation.stats import Interval, bootstrap_interval
 from dgpo_cli.evaluation.summary import Report, macro_average
 from dgpo_cli.evaluation.tables import markdown, notes, tables
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.qa_sets import QA_SETS
 from tiny import bpe_tokenizer
@@ -60,13 +59,8 @@ def answers(asked, right):
     }
 
 
-@functools.cache
-def decoder():
-    return Codec(bpe_tokenizer(), DEFAULT).decode
-
-
 def evaluate(asked, **options):
-    return run.evaluate(asked, decode=decoder(), **options)
+    return run.evaluate(asked, **options)
 
 
 def asker(codec, script, retriever, *, wave=WAVE, asked=None):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.unit.test_train_step import learner, trajectories
 
-from dgpo_cli.core.protocol import DEFAULT
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.engine.base import Sampling
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.errors import ModelError

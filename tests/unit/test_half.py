@@ -7,9 +7,9 @@ import pytest
 import torch
 from tests.tiny import bpe_tokenizer, qwen
 
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.engine.base import Sampling
 from dgpo_cli.engine.in_process.engine import InProcessEngine
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models import half
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic

@@ -13,7 +13,6 @@ from tests.unit.test_train_step import learner, trajectories
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.engine.base import Sampling
 from dgpo_cli.engine.in_process.decoder import Decoder
 from dgpo_cli.engine.in_process.draw import NextTokens
@@ -21,6 +20,7 @@ from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.engine.in_process.graphs import Burst
 from dgpo_cli.engine.in_process.passes import Pass
 from dgpo_cli.engine.in_process.weights import Weights
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.training.batch import pack
 from dgpo_cli.training.credit import teacher_samples

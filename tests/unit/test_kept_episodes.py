@@ -11,10 +11,10 @@ import torch
 from tests.report_runs import episode
 from tests.tiny import bpe_tokenizer
 
-from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Trajectory
 from dgpo_cli.errors import ConfigError, InputError
+from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import keep_tokenizer
 from dgpo_cli.objectives.registry import create

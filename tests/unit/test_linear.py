@@ -8,16 +8,15 @@ from collections.abc import Callable
 
 import pytest
 
-from dgpo_cli.core.protocol import DEFAULT, TAG_TOKENS, escape_tags, parse_turn, render_results
 from dgpo_cli.core.text import composed, contains_answer, f1, normalize_answer, text_key
 from dgpo_cli.core.types import Passage
 from dgpo_cli.core.untrusted import visible, visible_json
+from dgpo_cli.formats.registry import get
+from dgpo_cli.formats.tags import DEFAULT, TAGS
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.retrieval.corpus.documents import Unreadable, read_document
 from dgpo_cli.retrieval.corpus.split import passages
 from dgpo_cli.retrieval.lexical.words import WordTokenizer
-from dgpo_cli.rewards.format_score import has_valid_structure
-from dgpo_cli.viewing.chat import TagStream
 from tiny import bpe_tokenizer
 
 # `repeat` makes a text of about so many characters out of each.
@@ -71,6 +70,7 @@ PAGES: dict[str, Callable[[int], str]] = {
     "scripts": lambda n: "<script>" * (n // 8),
     "templates": lambda n: "<template>" * (n // 10),
 }
+TOOL_CALLS = get("tool_calls")
 CODEC = Codec(bpe_tokenizer(), DEFAULT)
 
 
@@ -80,10 +80,10 @@ def _encoded(text: str) -> object:
 
 
 READERS: dict[str, Callable[[str], object]] = {
-    "escape_tags": escape_tags,
-    "parse_turn": parse_turn,
-    "parse_turn-answer": lambda text: parse_turn(text.replace("search", "answer") + "</search>"),
-    "render_results": lambda text: render_results([Passage("1", text)]),
+    "escape_tags": TAGS.escape,
+    "parse_turn": TAGS.parse,
+    "parse_turn-answer": lambda text: TAGS.parse(text.replace("search", "answer") + "</search>"),
+    "render_results": lambda text: TAGS.render_results([Passage("1", text)]),
     "normalize_answer": normalize_answer,
     "contains_answer": lambda text: contains_answer(text, [text[: len(text) // 2] + "b"]),
     "f1": lambda text: f1(text, [text]),
@@ -92,8 +92,9 @@ READERS: dict[str, Callable[[str], object]] = {
     "visible": visible,
     "visible_json": visible_json,
     "passages": lambda text: list(passages(text)),
-    "format": has_valid_structure,
-    "tags": lambda text: TagStream().feed(text),
+    "tool_calls": lambda text: TOOL_CALLS.parse(text, ended=True),
+    "tool_calls-thought": lambda text: TOOL_CALLS.parse(f"<think>{text}", ended=True),
+    "tags": lambda text: TAGS.stream().feed(text),
     "markdown": lambda text: _document(text, ".md"),
     "observation": _encoded,
     "served_text": lambda text: CODEC.served_text(CODEC.text_ids(text)),
@@ -134,6 +135,6 @@ def test_the_reader_of_pages_is_linear(page: str) -> None:
 
 
 def test_the_measure_sees_a_quadratic_pattern() -> None:
-    pattern = re.compile(rf"<(?=\s*/?\s*(?:{'|'.join(tag.strip('</>') for tag in TAG_TOKENS)})\b)")
+    pattern = re.compile(rf"<(?=\s*/?\s*(?:{'|'.join(tag.strip('</>') for tag in TAGS.markers)})\b)")
     with pytest.raises(AssertionError, match="characters take"):
         refuse_growth(pattern.findall, SHAPES["blanks-after-<"], (2_000, 4_000, 8_000))

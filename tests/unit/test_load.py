@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dgpo_cli.core import checksums, folders
 from dgpo_cli.core import hub as core_hub
-from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
 from dgpo_cli.errors import ConfigError, ModelError
+from dgpo_cli.formats.tags import DEFAULT, TINYWORLD
 from dgpo_cli.models import hub
 from dgpo_cli.models.load import load_config, load_model, load_tokenizer, save_model
 from dgpo_cli.models.shapes import shape_of

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dgpo_cli.core.protocol import DEFAULT, TINYWORLD
 from dgpo_cli.errors import ConfigError, ModelError
+from dgpo_cli.formats.tags import DEFAULT, TINYWORLD
 from dgpo_cli.models import published_prompt
 from dgpo_cli.models.aliases import ALIASES, expects_search_r1_prompt
 from dgpo_cli.models.critic import Critic

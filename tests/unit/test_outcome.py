@@ -6,12 +6,12 @@ import pytest
 
 from dgpo_cli.agent.loop import run_episodes
 from dgpo_cli.agent.settings import RolloutSettings
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.types import Hit, Passage, Question
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.evaluation.outcome import ErrorKind, evidence_recall, grade, is_format_valid
 from dgpo_cli.evaluation.run import evaluate
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 from tiny import bpe_tokenizer
 
@@ -63,7 +63,7 @@ SIX = {  # one of every kind, and a right one
 
 def test_the_six_sorts_of_episodes(codec, tmp_path):
     trajectories = play(codec, SIX)
-    graded = {t.question.id: grade(t, codec.decode) for t in trajectories}
+    graded = {t.question.id: grade(t) for t in trajectories}
     assert graded.pop("right").error is None
     assert {name: o.error for name, o in graded.items()} == {kind.value: kind for kind in ErrorKind}
 
@@ -71,7 +71,6 @@ def test_the_six_sorts_of_episodes(codec, tmp_path):
         report = evaluate(
             [t.question for t in trajectories],
             run_batch=lambda pairs, progress: trajectories,
-            decode=codec.decode,
             records=records,
         )
     assert report.overall.errors == {kind.value: 1 for kind in ErrorKind}
@@ -95,7 +94,7 @@ def test_the_six_sorts_of_episodes(codec, tmp_path):
 )
 def test_the_order_of_precedence(codec, turns, kind):
     (trajectory,) = play(codec, {"a": turns})
-    assert grade(trajectory, codec.decode).error is kind
+    assert grade(trajectory).error is kind
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def test_the_order_of_precedence(codec, turns, kind):
 )
 def test_what_is_well_formed(codec, turns, valid):
     (trajectory,) = play(codec, {"a": turns})
-    assert is_format_valid(trajectory, codec.decode) is valid
+    assert is_format_valid(trajectory) is valid
 
 
 def test_first_hit_looks_at_the_first_search_alone_and_evidence_at_all(codec):
@@ -127,7 +126,7 @@ def test_first_hit_looks_at_the_first_search_alone_and_evidence_at_all(codec):
         "never": [RIGHT],
     }
     gold = {"supporting_titles": ("Tower", "Ada Byron")}
-    graded = {t.question.id: grade(t, codec.decode) for t in play(codec, turns, **gold)}
+    graded = {t.question.id: grade(t) for t in play(codec, turns, **gold)}
     assert {name: o.first_hit for name, o in graded.items()} == {"late": False, "first": True, "never": False}
     assert {name: o.answer_retrieved for name, o in graded.items()} == {"late": True, "first": True, "never": False}
     assert {name: o.evidence_recall for name, o in graded.items()} == {"late": 1.0, "first": 0.5, "never": 0.0}
@@ -147,7 +146,5 @@ def test_evidence_is_matched_by_id_where_ids_are_known(codec):
 def test_evidence_recall_is_a_mean_over_questions_whose_gold_is_known(codec):
     known = play(codec, {"a": ["<search> tower</search>", RIGHT]}, supporting_ids=("1", "2"))
     unknown = play(codec, {"b": ["<search> tower</search>", RIGHT]})
-    report = evaluate(
-        [t.question for t in known + unknown], run_batch=lambda pairs, progress: known + unknown, decode=codec.decode
-    )
+    report = evaluate([t.question for t in known + unknown], run_batch=lambda pairs, progress: known + unknown)
     assert (report.overall.evidence_recall, report.overall.with_gold, report.overall.n) == (0.5, 1, 2)

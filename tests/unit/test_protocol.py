@@ -1,24 +1,25 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgpo_cli.core.protocol import DEFAULT, TAG_TOKENS, TINYWORLD, Protocol, escape_tags, parse_turn
 from dgpo_cli.core.types import Passage
+from dgpo_cli.formats.protocol import Protocol
+from dgpo_cli.formats.tags import DEFAULT, TAGS, TINYWORLD
 
-PIECES = st.lists(st.sampled_from([*TAG_TOKENS, "a", " ", "\n", "<", "/", ">", "search", "ANSWER"]), max_size=12)
+PIECES = st.lists(st.sampled_from([*TAGS.markers, "a", " ", "\n", "<", "/", ">", "search", "ANSWER"]), max_size=12)
 
 
 @given(PIECES.map("".join))
 def test_escaped_text_holds_no_tag_and_loses_nothing(text):
-    escaped, count = escape_tags(text)
-    assert not any(tag in escaped.lower() for tag in TAG_TOKENS)
+    escaped, count = TAGS.escape(text)
+    assert not any(tag in escaped.lower() for tag in TAGS.markers)
     assert escaped.count("&lt;") == count
     assert escaped.replace("&lt;", "<") == text
-    assert escape_tags(escaped) == (escaped, 0)
+    assert TAGS.escape(escaped) == (escaped, 0)
 
 
 @given(PIECES.map("".join))
 def test_kept_is_a_prefix_and_actions_come_from_it(text):
-    turn = parse_turn(text)
+    turn = TAGS.parse(text)
     assert text.startswith(turn.kept)
     if turn.action is not None:
         assert f"</{turn.action}>" in turn.kept and turn.content in turn.kept

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tests.tiny import bpe_tokenizer, qwen
 
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.text import normalize_answer
 from dgpo_cli.errors import InputError
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.load import save_model
 from dgpo_cli.offline.real import RealPath, recipe
 from dgpo_cli.qa_sets.real import files, split

@@ -12,10 +12,10 @@ import pytest
 from tests.report_runs import ATTACK, episode, make
 from tests.tiny import bpe_tokenizer
 
-from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import keep_tokenizer
 from dgpo_cli.viewing import report

@@ -6,19 +6,20 @@ from tests.tiny import bpe_tokenizer
 from dgpo_cli.agent.agent import Agent
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.config import apply_options, parse_options
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.types import Hit, Passage, Question, SearchCall, StopReason, Trajectory
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.formats.tags import DEFAULT, TAGS
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.rewards import format_score, registry
 from dgpo_cli.training.settings import RLSettings
 
 THINK, ANSWER = "<think> who? </think>", "<answer> Ada Lovelace </answer>"
-ROUND = "<search> engine </search>\n\n<information>Doc 1(Title: x) Ada Lovelace wrote it</information>\n\n"
+SEARCH, WRONG = "<search> engine </search>", "<answer> Byron </answer>"
 
 
-def episode(answer, passage="nothing here"):
+def episode(answer, passage="nothing here", turns=()):
+    """`turns` are the texts that the model wrote."""
     return Trajectory(
         question=Question("q", "?", ("Ada Lovelace", "Countess"), "set"),
         token_ids=(1, 2),
@@ -27,56 +28,58 @@ def episode(answer, passage="nothing here"):
         searches=(SearchCall("engine", (Hit(Passage("p", passage), 1.0, 1),)),),
         stop=StopReason.ANSWERED if answer else StopReason.MAX_TURNS,
         answer=answer,
+        written_turns=tuple(TAGS.parse(turn).at(1, 2) for turn in turns),
     )
 
 
 @pytest.mark.parametrize(
-    ("text", "valid"),
+    ("turns", "valid"),
     [
-        (THINK + ANSWER, True),
-        (f"\n {THINK} \n {ANSWER}\n", True),
-        (THINK + ROUND + THINK + ANSWER, True),
-        (THINK + ROUND + THINK + ROUND + THINK + ANSWER, True),
-        (ANSWER, False),  # no thought
-        (THINK + ROUND + ANSWER, False),  # no thought after reading
-        (THINK + ROUND + ROUND + THINK + ANSWER, False),  # a search without a thought
-        (THINK + THINK + ANSWER, False),
-        (THINK + ROUND + THINK, False),  # no answer
-        (THINK + "<search> engine </search>" + THINK + ANSWER, False),  # nothing read
-        (THINK + "well, " + ANSWER, False),  # text between blocks
-        ("so: " + THINK + ANSWER, False),
-        (THINK + ANSWER + " done", False),
-        (THINK + ANSWER + ANSWER, False),
-        ("<think> who? " + ANSWER, False),  # not closed
-        ("<think> <search> who? </think>" + ANSWER, False),  # a tag inside a block
-        ("", False),
+        ([THINK + ANSWER], True),
+        ([f"\n {THINK} \n {ANSWER}\n"], True),
+        ([THINK + SEARCH, THINK + ANSWER], True),
+        ([THINK + SEARCH, THINK + SEARCH, THINK + ANSWER], True),
+        ([ANSWER], False),  # no thought
+        ([THINK + SEARCH, ANSWER], False),  # no thought after reading
+        ([THINK + SEARCH, SEARCH, THINK + ANSWER], False),  # a search without a thought
+        ([THINK + THINK + ANSWER], False),
+        ([THINK + SEARCH, THINK], False),  # no answer
+        ([THINK + SEARCH + THINK + ANSWER], False),  # nothing read
+        ([THINK + "well, " + ANSWER], False),  # text between blocks
+        (["so: " + THINK + ANSWER], False),
+        ([THINK + ANSWER + " done"], False),
+        ([THINK + ANSWER + ANSWER], False),
+        (["<think> who? " + ANSWER], False),  # not closed
+        (["<think> <search> who? </think>" + ANSWER], False),  # a tag inside a block
+        ([THINK, THINK + ANSWER], False),  # a turn without an action
+        ([""], False),
+        ([], False),
     ],
 )
-def test_the_format_machine(text, valid):
-    assert format_score.has_valid_structure(text) is valid
+def test_the_structure_of_search_r1(turns, valid):
+    assert format_score.has_valid_structure(episode("Ada Lovelace", turns=turns)) is valid
 
 
 @pytest.mark.parametrize(
-    ("text", "answer", "expected"),
+    ("turns", "answer", "expected"),
     [
-        (THINK + ANSWER, "Ada Lovelace", 1.0),
-        (ANSWER, "Ada Lovelace", 0.8),
-        (THINK + "<answer> Byron </answer>", "Byron", 0.2),
-        (THINK + ROUND + THINK + "<answer> Byron </answer>", "Byron", 0.2),
-        ("<answer> Byron </answer>", "Byron", 0.1),
-        (THINK, None, 0.0),
+        ([THINK + ANSWER], "Ada Lovelace", 1.0),
+        ([ANSWER], "Ada Lovelace", 0.8),
+        ([THINK + WRONG], "Byron", 0.2),
+        ([THINK + SEARCH, THINK + WRONG], "Byron", 0.2),
+        ([WRONG], "Byron", 0.1),
+        ([THINK], None, 0.0),
     ],
 )
-def test_the_format_score_of_search_r1(text, answer, expected):
-    assert format_score.part(episode(answer), text) == pytest.approx(expected)
+def test_the_format_score_of_search_r1(turns, answer, expected):
+    assert format_score.part(episode(answer, turns=turns)) == pytest.approx(expected)
 
 
-def test_the_retrieval_term_of_the_format_score_needs_structure_and_a_gold_answer_read():
-    wrong = THINK + ROUND + THINK + "<answer> Byron </answer>"
-    assert format_score.part(episode("Byron"), wrong, retrieved=0.05) == pytest.approx(0.25)
-    unread = wrong.replace("Ada Lovelace", "someone")
-    assert format_score.part(episode("Byron"), unread, retrieved=0.05) == pytest.approx(0.2)
-    assert format_score.part(episode("Byron"), ROUND + "<answer> Byron </answer>", retrieved=0.05) == 0.1
+def test_the_retrieval_term_of_the_format_score_needs_structure_and_a_gold_answer_retrieved():
+    turns, gold = [THINK + SEARCH, THINK + WRONG], "Ada Lovelace wrote it"
+    assert format_score.part(episode("Byron", gold, turns), retrieved=0.05) == pytest.approx(0.25)
+    assert format_score.part(episode("Byron", "someone", turns), retrieved=0.05) == pytest.approx(0.2)
+    assert format_score.part(episode("Byron", gold, [SEARCH, WRONG]), retrieved=0.05) == 0.1
 
 
 @pytest.mark.parametrize(
@@ -92,16 +95,16 @@ def test_the_retrieval_term_of_the_format_score_needs_structure_and_a_gold_answe
     ],
 )
 def test_parts_by_hand(name, answer, passage, expected):
-    assert registry.get(name)(episode(answer, passage), "") == pytest.approx(expected)
+    assert registry.get(name)(episode(answer, passage)) == pytest.approx(expected)
 
 
 def test_the_total_is_weighted_the_parts_are_not_and_the_gate_stays_on_em():
     reward = registry.weighted({"f1": 0.2, "format": 0.5})
-    score = reward(episode("Ada King"), THINK + "<answer> Ada King </answer>")
+    score = reward(episode("Ada King", turns=[THINK + "<answer> Ada King </answer>"]))
     assert score.parts == pytest.approx({"em": 0.0, "f1": 0.5, "format": 0.2})
     assert score.total == pytest.approx(0.2 * 0.5 + 0.5 * 0.2)
     assert score.correct is False
-    unweighted = registry.weighted({"em": 0.0, "f1": 1.0})(episode("Countess"), "")
+    unweighted = registry.weighted({"em": 0.0, "f1": 1.0})(episode("Countess"))
     assert (unweighted.total, unweighted.correct) == (1.0, True)
 
 

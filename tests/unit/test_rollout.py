@@ -13,10 +13,10 @@ from dgpo_cli.agent import events
 from dgpo_cli.agent.agent import grade
 from dgpo_cli.agent.loop import finished_episodes, run_episodes
 from dgpo_cli.agent.settings import RolloutSettings
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.types import Hit, Passage, Question, StopReason
 from dgpo_cli.engine.scripted import ScriptedEngine
 from dgpo_cli.errors import ConfigError, RetrievalError
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 
 CODEC = Codec(bpe_tokenizer(), DEFAULT)

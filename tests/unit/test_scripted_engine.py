@@ -4,14 +4,14 @@ import pytest
 
 from dgpo_cli.agent.loop import run_episodes
 from dgpo_cli.agent.settings import RolloutSettings
-from dgpo_cli.core.protocol import CLOSING_TAGS, DEFAULT
 from dgpo_cli.core.types import Hit, Passage, Question, StopReason
 from dgpo_cli.engine.base import Sampling, TurnEnd
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
+from dgpo_cli.formats.tags import DEFAULT, TAGS
 from dgpo_cli.models.codec import Codec
 from tiny import bpe_tokenizer
 
-STOP = Sampling(stop=CLOSING_TAGS)
+STOP = Sampling(stop=TAGS.stops)
 
 
 @pytest.fixture(scope="module")

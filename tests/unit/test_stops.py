@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgpo_cli.core.protocol import CLOSING_TAGS, DEFAULT
 from dgpo_cli.engine.stops import StopMatcher, Stops
+from dgpo_cli.formats.tags import DEFAULT, TAGS
 from dgpo_cli.models.codec import Codec
 from tiny import bpe_tokenizer
 
@@ -45,19 +45,19 @@ def test_an_end_of_text_token_ends_a_turn_wherever_it_stands():
     assert [matcher.feed([3, 3]), matcher.feed([10])] == [None, 1]
 
 
-@given(before=st.text(max_size=12), after=st.text(max_size=12), tag=st.sampled_from(CLOSING_TAGS))
+@given(before=st.text(max_size=12), after=st.text(max_size=12), tag=st.sampled_from(TAGS.stops))
 def test_a_real_vocabulary_stops_in_the_token_that_completes_the_tag(codec, before, after, tag):
     text = f"{before}{tag}{after}"
     ids = codec.tokenizer(text, add_special_tokens=False).input_ids
-    count = StopMatcher(Stops(CLOSING_TAGS, codec.token_bytes)).feed(ids)
-    assert any(end in codec.decode(ids[:count]) for end in CLOSING_TAGS)
-    assert not any(end in codec.decode(ids[: count - 1]) for end in CLOSING_TAGS)
+    count = StopMatcher(Stops(TAGS.stops, codec.token_bytes)).feed(ids)
+    assert any(end in codec.decode(ids[:count]) for end in TAGS.stops)
+    assert not any(end in codec.decode(ids[: count - 1]) for end in TAGS.stops)
 
 
 def test_a_tag_merged_with_what_follows_still_stops(codec):
     ids = codec.tokenizer("x</search>\n\n", add_special_tokens=False).input_ids
     assert codec.token_bytes(ids[-1]) not in (b">", b"\n")  # otherwise this vocabulary has no such merge
-    assert StopMatcher(Stops(CLOSING_TAGS, codec.token_bytes)).feed(ids) == len(ids)
+    assert StopMatcher(Stops(TAGS.stops, codec.token_bytes)).feed(ids) == len(ids)
 
 
 def test_without_stop_strings_nothing_stops():

@@ -141,7 +141,7 @@ def test_token_f1(prediction, answers, expected):
 def test_the_exact_match_reward(answer, total):
     question = Question("1", "which book?", ("Dune",), "made-up")
     trajectory = Trajectory(question, (1, 2), (False, True), None, (), StopReason.ANSWERED, answer)
-    score = registry.weighted({})(trajectory, "")
+    score = registry.weighted({})(trajectory)
     assert (score.total, score.correct, dict(score.parts)) == (total, bool(total), {"em": total})
 
 

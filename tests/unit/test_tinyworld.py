@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from tests.offline import ROLLOUT
 
-from dgpo_cli.core.protocol import TAG_TOKENS, TINYWORLD
 from dgpo_cli.core.text import exact_match
 from dgpo_cli.core.types import Hit
+from dgpo_cli.formats.tags import TAGS, TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.offline.demonstrations import write_demonstrations, write_reading_exercises
 from dgpo_cli.offline.world.demonstrator import Demonstrator, Fault, query
@@ -93,7 +93,7 @@ def test_a_name_is_two_tokens_wherever_it_stands(codec):
 
 
 def test_tags_are_one_token_and_text_comes_back_exactly(world, codec):
-    for tag in TAG_TOKENS:
+    for tag in TAGS.markers:
         assert len(ids(codec, tag)) == 1
     for passage in world.passages[::200]:
         assert codec.decode(ids(codec, passage.contents)) == passage.contents

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dgpo_cli.core.protocol import DEFAULT
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_tokenizer, save_model

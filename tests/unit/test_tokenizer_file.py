@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ModelError
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_tokenizer, save_model
 from dgpo_cli.models.shapes import shape_from, shape_of

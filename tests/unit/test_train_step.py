@@ -8,11 +8,11 @@ import pytest
 import torch
 from tests.tiny import bpe_tokenizer, qwen
 
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.types import Question, Score, StopReason, Trajectory
 from dgpo_cli.engine.base import Sampling
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.errors import TrainingError
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic, SharedCritic
 from dgpo_cli.objectives import registry

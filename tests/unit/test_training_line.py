@@ -7,8 +7,8 @@ from dataclasses import replace
 from tests.report_runs import episode
 from tests.tiny import bpe_tokenizer
 
-from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.types import Question
+from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.training.run.progress_line import EPISODE_EVERY_S, TrainingLine, best_validation, glimpse, glimpses
 

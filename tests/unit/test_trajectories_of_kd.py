@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dgpo_cli.core.protocol import DEFAULT
 from dgpo_cli.core.types import Question, StopReason, Trajectory
 from dgpo_cli.errors import InputError
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.sources import ModelSource
 from dgpo_cli.training.teacher.trajectory_files import read_trajectories, require_known_tokens
 

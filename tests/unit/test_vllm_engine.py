@@ -9,16 +9,16 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from tests.tiny import bpe_tokenizer
 
-from dgpo_cli.core.protocol import CLOSING_TAGS, DEFAULT, TINYWORLD
 from dgpo_cli.engine.base import Sampling, TurnEnd
 from dgpo_cli.engine.turnwise.engine import TurnwiseEngine
 from dgpo_cli.engine.turnwise.vllm import VLLMWriter, require_vllm
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.formats.tags import DEFAULT, TAGS, TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_tokenizer
 from dgpo_cli.training.teacher.trajectory_files import read_trajectories
 
-STOP = Sampling(temperature=1.0, max_new_tokens=40, stop=CLOSING_TAGS, seed=3)
+STOP = Sampling(temperature=1.0, max_new_tokens=40, stop=TAGS.stops, seed=3)
 
 
 @dataclass
@@ -83,7 +83,12 @@ def test_turns_that_wait_are_written_in_one_call(vllm):
     assert ends == [TurnEnd.STOP, TurnEnd.LENGTH]
     assert next(e.logprobs for e in events if e.slot == first)[:3] == [0.0, -0.25, -0.5]
     asked = vllm.calls[0][1][0]
-    assert (asked.temperature, asked.max_tokens, asked.stop, asked.logprobs) == (1.0, 40, list(CLOSING_TAGS), 0)
+    assert (asked.temperature, asked.max_tokens, asked.stop, asked.logprobs) == (
+        1.0,
+        40,
+        list(TAGS.stops),
+        0,
+    )
     assert asked.include_stop_str_in_output and 0 <= asked.seed < 2**31
     engine.extend(first, codec.text_ids("read"))
     engine.step()

@@ -109,12 +109,7 @@ class Agent:
         }
 
     def _graded(self, trajectory: Trajectory) -> Trajectory:
-        return grade(trajectory) if self.reward is None else self._rewarded(trajectory, self.reward)
-
-    def _rewarded(self, trajectory: Trajectory, reward: Reward) -> Trajectory:
-        """Scored by its text after the prompt, observations included."""
-        start = trajectory.written.index(True) if trajectory.num_written else len(trajectory.written)
-        return trajectory.with_score(reward(trajectory, self.codec.decode(trajectory.token_ids[start:])))
+        return grade(trajectory) if self.reward is None else trajectory.with_score(self.reward(trajectory))
 
 
 def grade(trajectory: Trajectory) -> Trajectory:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import codecs
 from dataclasses import dataclass, field
 
-from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory, attempt_key
+from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory, WrittenTurn, attempt_key
 from dgpo_cli.engine.base import Event, SlotId
+from dgpo_cli.formats.base import Turn
 
 
 @dataclass(slots=True)
@@ -20,7 +21,7 @@ class Episode:
     logprobs: list[float | None] = field(default_factory=list)
     turn_start: int = 0  # index of the current turn's first written token
     searches: list[SearchCall] = field(default_factory=list)
-    turns: int = 0
+    written_turns: list[WrittenTurn] = field(default_factory=list)
     invalid_actions: int = 0
     truncated_observations: int = 0
     escaped_tags: int = 0
@@ -50,6 +51,14 @@ class Episode:
         self.written.extend([True] * len(event.token_ids))
         self.logprobs.extend(event.logprobs)
 
+    def end_turn(self, turn: Turn) -> None:
+        """The current turn is over and means this."""
+        self.written_turns.append(turn.at(self.turn_start, len(self.token_ids)))
+
+    @property
+    def turns(self) -> int:
+        return len(self.written_turns)
+
     @property
     def turn(self) -> list[int]:
         """What was written of the current turn."""
@@ -74,4 +83,5 @@ class Episode:
             invalid_actions=self.invalid_actions,
             truncated_observations=self.truncated_observations,
             escaped_tags=self.escaped_tags,
+            written_turns=tuple(self.written_turns),
         )

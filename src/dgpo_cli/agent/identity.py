@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.core.folders import recover_to_read
 from dgpo_cli.core.locks import lock_inside
-from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import ModelError
+from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.contents import file_digest, folder_digest
 from dgpo_cli.models.sources import resolve
 from dgpo_cli.qa_sets.forms import SUFFIXES

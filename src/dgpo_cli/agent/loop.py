@@ -20,7 +20,6 @@ from dgpo_cli.agent.episode import Episode
 from dgpo_cli.agent.repeats import EVERY, loop_end
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.progress import Pace, Progress
-from dgpo_cli.core.protocol import CLOSING_TAGS, parse_turn
 from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory
 from dgpo_cli.engine.base import Engine, Event, Sampling, TurnEnd
 from dgpo_cli.errors import RetrievalError
@@ -156,7 +155,7 @@ class _Rollout:
                 if text:
                     self.on_event(events.TokenText(episode.index, text))
             if looped:
-                episode.turns += 1
+                episode.end_turn(self.codec.parse(episode.turn, ended=False))
                 episode.invalid_actions += 1
                 self._finish(episode, StopReason.LOOP)
             elif event.end is not None:
@@ -177,7 +176,7 @@ class _Rollout:
         sampling = Sampling(
             temperature=self.settings.temperature,
             max_new_tokens=self.settings.max_new_tokens,
-            stop=CLOSING_TAGS,
+            stop=self.codec.format.stops,
             seed=self.seed,
             key=episode.key,
         )
@@ -196,8 +195,8 @@ class _Rollout:
         return Event(event.slot, event.token_ids[:kept], event.logprobs[:kept]), True
 
     def _end_turn(self, episode: Episode, end: TurnEnd) -> None:
-        turn = parse_turn(self.codec.decode(episode.turn))
-        episode.turns += 1
+        turn = self.codec.parse(episode.turn, ended=end is TurnEnd.STOP)
+        episode.end_turn(turn)
         before, episode.invalid_turn = episode.invalid_turn, None if turn.action else turn.kept.strip()
         repeated = self.settings.stop_repeats and not turn.action and episode.invalid_turn == before
         final = episode.turns > self.settings.max_turns
@@ -215,9 +214,9 @@ class _Rollout:
             if final or repeated:
                 self._finish(episode, StopReason.MAX_TURNS if final else StopReason.REPEATED_TURN)
             else:
-                correction = self.codec.correction_ids().ids
+                correction = self.codec.correction_ids(after=episode.turn[-1])
                 self._tell(events.Correction(episode.index, self.codec.protocol.correction))
-                self._extend(episode, correction)
+                self._extend(episode, correction.ids)
 
     def _search(self) -> None:
         waiting, self.waiting = self.waiting, []
@@ -250,7 +249,8 @@ class _Rollout:
                 self._finish(episode, StopReason.SEARCH_FAILED)
                 continue
             passages = [hit.passage for hit in call.hits]
-            encoded = self.codec.observation_ids(passages, self.settings.max_observation_tokens)
+            limit = self.settings.max_observation_tokens
+            encoded = self.codec.observation_ids(passages, limit, after=episode.token_ids[-1])
             episode.escaped_tags += encoded.escaped
             episode.truncated_observations += encoded.truncated
             self._extend(episode, encoded.ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 
 from dgpo_cli.core.types import SearchCall, StopReason, Trajectory
 
@@ -20,9 +19,8 @@ NO_ANSWER = {
 
 def parts(trajectory: Trajectory, decode: Decode) -> Iterator[tuple[bool, str]]:
     """(whether the model wrote it, text) in order: prompt, turn, observation, turn, ..."""
-    tokens = zip(trajectory.written, trajectory.token_ids, strict=True)
-    for written, group in groupby(tokens, key=lambda pair: pair[0]):
-        yield written, decode([token for _, token in group])
+    for written, start, stop in trajectory.spans():
+        yield written, decode(trajectory.token_ids[start:stop])
 
 
 def outcome(trajectory: Trajectory) -> str:

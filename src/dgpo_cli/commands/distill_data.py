@@ -29,6 +29,7 @@ from dgpo_cli.commands.common.options import (
 )
 from dgpo_cli.commands.common.teacher import (
     EngineOption,
+    FormatOption,
     NameOption,
     TokenizerOption,
     UrlOption,
@@ -54,6 +55,7 @@ def distill_data(
     teacher_name: NameOption = None,
     tokenizer: TokenizerOption = None,
     engine: EngineOption = None,
+    format_: FormatOption = None,
     data: QuestionsOption = None,
     index: IndexOption = None,
     demonstrations: Annotated[
@@ -104,6 +106,7 @@ def distill_data(
     file = named.get("demonstrations")
     values = named | {
         "engine": engine,
+        "format": format_,
         "index": choose_index(console, index or before.get("index")),
         "questions": file or choose_questions(console, data or before.get("questions")),
         "keep": keep,

@@ -39,7 +39,7 @@ def search(
     """
     import time
 
-    from dgpo_cli.core.protocol import DEFAULT
+    from dgpo_cli.formats.tags import DEFAULT
     from dgpo_cli.retrieval.open import open_index
 
     console = Console(json_output=json, quiet=quiet)

@@ -6,10 +6,11 @@ token t, so `logprobs[t]` is log p(token t | tokens before t).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from itertools import groupby
+from typing import Any, Literal, get_args
 
 from dgpo_cli.core import schema
 from dgpo_cli.core.text import text_key
@@ -121,6 +122,21 @@ def attempt_key(question: Question, sample: int) -> str:
     return f"{question.key}/{sample}"
 
 
+Action = Literal["search", "answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenTurn:
+    """A turn that a model wrote, tokens [start, stop) of a trajectory, as its format read it."""
+
+    start: int
+    stop: int
+    action: Action | None
+    content: str  # the query or the answer, empty without an action
+    thought: bool  # it begins with a thought
+    alone: bool  # it is one thought at most and then one action, and nothing else
+
+
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """One episode, by whichever model: distillation data, rollouts, evaluation records and chat traces alike."""
@@ -138,6 +154,7 @@ class Trajectory:
     truncated_observations: int = 0
     escaped_tags: int = 0
     score: Score | None = None
+    written_turns: tuple[WrittenTurn, ...] | None = None  # None of an old record: `Codec.with_turns` reads them
 
     def __post_init__(self) -> None:
         lengths = {len(self.token_ids), len(self.written)} | (
@@ -147,6 +164,8 @@ class Trajectory:
             raise ValueError(f"per-token fields of {self.question.id!r} differ in length: {sorted(lengths)}")
         if self.written and self.written[0]:
             raise ValueError(f"{self.question.id!r}: the first token has no context, so it cannot be written")
+        if any(turn.stop > len(self.token_ids) for turn in self.written_turns or ()):
+            raise ValueError(f"{self.question.id!r}: a written turn goes beyond the last token")
 
     @property
     def key(self) -> str:
@@ -162,6 +181,26 @@ class Trajectory:
     @property
     def num_written(self) -> int:
         return sum(self.written)
+
+    @property
+    def known_turns(self) -> tuple[WrittenTurn, ...]:
+        """`written_turns` of a trajectory that has them; one from an old record gets them when it is read."""
+        assert self.written_turns is not None, f"the turns of {self.key} were not read"
+        return self.written_turns
+
+    @property
+    def answers_last(self) -> bool:
+        """Whether its turns are searches and then an answer."""
+        actions = [turn.action for turn in self.known_turns]
+        return bool(actions) and actions == ["search"] * (len(actions) - 1) + ["answer"]
+
+    def spans(self) -> Iterator[tuple[bool, int, int]]:
+        """(whether a model wrote them, start, stop) of stretches of tokens: prompt, turn, observation, turn, ..."""
+        start = 0
+        for written, group in groupby(self.written):
+            stop = start + sum(1 for _ in group)
+            yield written, start, stop
+            start = stop
 
     def with_score(self, score: Score) -> Trajectory:
         return replace(self, score=score)
@@ -196,6 +235,7 @@ class Trajectory:
             "score": None
             if self.score is None
             else {"total": self.score.total, "correct": self.score.correct, "parts": dict(self.score.parts)},
+            "written_turns": None if self.written_turns is None else [asdict(turn) for turn in self.written_turns],
         }
 
     @classmethod
@@ -203,7 +243,7 @@ class Trajectory:
         """Raises ValueError, saying what is wrong, on a record of another form; callers name the file and line."""
         schema.require(record, TRAJECTORY)
         score = record["score"]
-        logprobs = record["logprobs"]
+        logprobs, turns = record["logprobs"], record.get("written_turns")
         return cls(
             question=question_from_json(record["question"]),
             sample=record["sample"],
@@ -226,6 +266,7 @@ class Trajectory:
             truncated_observations=record["truncated_observations"],
             escaped_tags=record["escaped_tags"],
             score=None if score is None else Score(score["total"], score["correct"], score["parts"]),
+            written_turns=None if turns is None else tuple(WrittenTurn(**turn) for turn in turns),
         )
 
 
@@ -256,6 +297,17 @@ _SEARCH = schema.record(
     }
 )
 _SCORE = schema.record({"total": schema.number(), "correct": schema.FLAG, "parts": schema.map_of(schema.number())})
+_TURN = schema.record(
+    {
+        "start": schema.whole(0),
+        "stop": schema.whole(0),
+        "action": schema.maybe(schema.one_of(*get_args(Action))),
+        "content": schema.text(),
+        "thought": schema.FLAG,
+        "alone": schema.FLAG,
+    },
+    other=None,
+)
 _COUNTS = ("sample", "turns", "invalid_actions", "truncated_observations", "escaped_tags")
 # Ids are below a model's vocabulary, too: who trains on them knows the model, and asks.
 TRAJECTORY = schema.record(
@@ -269,7 +321,8 @@ TRAJECTORY = schema.record(
         "answer": schema.maybe(schema.text()),
         "score": schema.maybe(_SCORE),
     }
-    | dict.fromkeys(_COUNTS, schema.whole(0))
+    | dict.fromkeys(_COUNTS, schema.whole(0)),
+    {"written_turns": schema.maybe(schema.list_of(_TURN))},
 )
 
 

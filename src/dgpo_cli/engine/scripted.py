@@ -108,7 +108,7 @@ class ScriptedEngine:
 
     def _start_turn(self, state: _Slot) -> None:
         text = self._script(state.opened, state.read)
-        state.queue = deque(self._codec.tokenizer(text, add_special_tokens=False).input_ids)
+        state.queue = deque(self._codec.turn_ids(text))
         if not state.queue:
             raise ValueError(f"the script wrote nothing after {state.read[-1:] or state.opened!r}")
         state.stops = self._matcher(state.sampling)

@@ -1,6 +1,6 @@
 """When a turn is complete: stop strings found in the bytes that tokens stand for, and end-of-text tokens.
 
-With a byte-level vocabulary `</search>` is several tokens, and its last token may reach beyond it (`>\n\n`); a
+With a byte-level vocabulary a closing tag is several tokens, and its last token may reach beyond it (`>\n\n`); a
 character may be split over tokens. Matching bytes as they come needs none of that to be known.
 """
 

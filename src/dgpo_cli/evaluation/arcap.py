@@ -11,41 +11,31 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from dgpo_cli.agent.episode import Episode
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.progress import Pace, Progress
-from dgpo_cli.core.protocol import CLOSING_TAGS, Protocol, parse_turn
 from dgpo_cli.core.text import text_key
 from dgpo_cli.core.types import Hit, Passage, Question, SearchCall, StopReason, Trajectory
 from dgpo_cli.engine.base import Engine, Sampling, TurnEnd
+from dgpo_cli.formats.base import Mode, Turn
+from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.codec import Codec
 
-Mode = Literal["direct", "think"]
 MODES: tuple[Mode, ...] = ("direct", "think")
-
-_TASK = (
-    "Search results follow between <information> and </information>. They hold what is needed to answer the question. "
-)
-_EXAMPLE = "the answer between <answer> and </answer>, as briefly as possible, for example <answer> Lisbon </answer>.\n"
-PROMPTS: Mapping[Mode, str] = {
-    "direct": _TASK + f"Write only {_EXAMPLE}Question: {{question}}\n",
-    "think": _TASK
-    + f"First write your reasoning between <think> and </think>, then {_EXAMPLE}Question: {{question}}\n",
-}
-# Without thinking, the answer is begun for the model: it can only extract.
-OPENINGS: Mapping[Mode, str] = {"direct": "<answer>", "think": ""}
 
 
 def gold_protocol(protocol: Protocol, mode: Mode) -> Protocol:
-    """The agent's texts for a mode. A model that was trained on a prompt without instructions keeps its prompt."""
-    instructed = "<answer>" in protocol.prompt
+    """The agent's texts for a mode. A model that was trained on a prompt without instructions keeps its prompt.
+
+    Where turns are no messages of their own, the beginning of the answer stands behind the results.
+    """
+    form = protocol.agent_format
     return replace(
         protocol,
         name=f"{protocol.name}, gold context, {mode}",
-        prompt=PROMPTS[mode] if instructed else protocol.prompt,
-        observation=protocol.observation + OPENINGS[mode],
+        prompt=form.reading_prompt(mode) if form.instructs(protocol.prompt) else protocol.prompt,
+        observation=protocol.observation + ("" if form.in_messages else form.begun(mode)),
     )
 
 
@@ -111,9 +101,22 @@ class GoldReader:
         self._gold, self._mode = gold, mode
         self._engine, self._codec, self._settings, self._seed = engine, codec, settings, seed
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of the one turn, with the beginning that was written for the model."""
-        return OPENINGS[self._mode] + self._codec.decode(token_ids)
+    def with_turns(self, trajectory: Trajectory) -> Trajectory:
+        """Of an old record, which tells nothing of its turn."""
+        if trajectory.written_turns is not None:
+            return trajectory
+        ended = trajectory.stop is not StopReason.MAX_TOKENS
+        turns = [
+            self._parse(trajectory.token_ids[start:stop], ended=ended).at(start, stop)
+            for written, start, stop in trajectory.spans()
+            if written
+        ]
+        return replace(trajectory, written_turns=tuple(turns))
+
+    def _parse(self, turn: Sequence[int], *, ended: bool) -> Turn:
+        """The one turn, with the beginning that was written for the model."""
+        form = self._codec.format
+        return form.parse(form.begun(self._mode) + self._codec.decode(turn), ended=ended)
 
     def run(
         self, pairs: Sequence[tuple[Question, int]], /, *, progress: Progress | None = None
@@ -156,27 +159,37 @@ class GoldReader:
         prompt = self._codec.prompt_ids(episode.question.text)
         episode.read(prompt.ids)
         episode.escaped_tags += prompt.escaped
-        room = capacity - len(prompt.ids) - min(self._settings.max_new_tokens, capacity // 4)
+        asked, begun = self._around(episode.question)
+        room = capacity - len(prompt.ids) - len(asked) - len(begun) - min(self._settings.max_new_tokens, capacity // 4)
         context = self._codec.observation_ids(passages, max(room, 1))
-        if len(prompt.ids) + len(context.ids) >= capacity:
+        ids = (*asked, *context.ids, *begun)
+        if len(prompt.ids) + len(ids) >= capacity:
             episode.stop = StopReason.MAX_TOKENS
             return False
-        episode.read(context.ids)
+        episode.read(ids)
         episode.escaped_tags += context.escaped
         episode.truncated_observations += context.truncated
         sampling = Sampling(
             temperature=self._settings.temperature,
             max_new_tokens=self._settings.max_new_tokens,
-            stop=CLOSING_TAGS,
+            stop=self._codec.format.stops,
             seed=self._seed,
             key=f"{episode.key}/{self._mode}",
         )
         episode.slot = self._engine.open(episode.token_ids, sampling)
         return True
 
+    def _around(self, question: Question) -> tuple[list[int], list[int]]:
+        """Where turns are messages, what the model says before the results, and the beginning of its answer."""
+        form = self._codec.format
+        if not form.in_messages:
+            return [], []
+        asked = self._codec.text_ids(form.write("", "search", question.text))
+        return asked, self._codec.text_ids(form.begun(self._mode))
+
     def _end(self, episode: Episode, end: TurnEnd) -> None:
-        turn = parse_turn(self.decode(episode.token_ids[episode.turn_start :]))
-        episode.turns = 1
+        turn = self._parse(episode.turn, ended=end is TurnEnd.STOP)
+        episode.end_turn(turn)
         if turn.action == "answer":
             episode.answer, episode.stop = turn.content, StopReason.ANSWERED
         elif end is TurnEnd.LENGTH:

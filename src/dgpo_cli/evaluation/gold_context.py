@@ -63,7 +63,7 @@ def run_gold(
                 report = evaluate(
                     questions,
                     run_batch=reader.run,
-                    decode=reader.decode,
+                    with_turns=reader.with_turns,
                     samples=samples,
                     records=records,
                     progress=tell,

@@ -194,7 +194,7 @@ def run_benchmarks(
             reports[benchmark.name] = evaluate(
                 benchmark.questions,
                 run_batch=replace(agent, retriever=benchmark.index.retriever).finished,
-                decode=agent.codec.decode,
+                with_turns=agent.codec.with_turns,
                 samples=samples,
                 records=records,
                 progress=tell,

@@ -5,24 +5,14 @@ Every definition is in docs/evaluation.md. They are ours: neither the paper nor 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from dgpo_cli.core.protocol import TAGS
 from dgpo_cli.core.text import contains_answer, f1, is_empty_answer
 from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory
 from dgpo_cli.rewards import exact_match
-
-Decode = Callable[[Sequence[int]], str]
-"""Token ids to text, as the codec does it: special tokens are nothing."""
-
-_INNER = rf"(?:(?!</?(?:{'|'.join(TAGS)})>).)*"  # text without a tag of the agent
-_TURN = re.compile(
-    rf"\s*(?:<think>{_INNER}</think>\s*)?<(?P<action>search|answer)>(?P<content>{_INNER})</(?P=action)>\s*", re.DOTALL
-)
 
 
 class ErrorKind(StrEnum):
@@ -44,7 +34,7 @@ class Outcome:
     em: bool
     f1: float
     substring: bool
-    format_valid: bool
+    format_valid: bool | None  # None where the record does not tell its turns
     error: ErrorKind | None  # None where the answer is right
     first_hit: bool  # a gold answer stands in a passage that the first search returned
     answer_retrieved: bool  # the same of all searches
@@ -63,7 +53,7 @@ class Outcome:
         return {name: getattr(self, name) for name in names}
 
 
-def grade(trajectory: Trajectory, decode: Decode) -> Outcome:
+def grade(trajectory: Trajectory) -> Outcome:
     """An episode without an answer scores 0 everywhere."""
     question, answer = trajectory.question, trajectory.answer
     correct = exact_match.score(question, trajectory).correct
@@ -73,7 +63,7 @@ def grade(trajectory: Trajectory, decode: Decode) -> Outcome:
         em=correct,
         f1=0.0 if answer is None else f1(answer, question.answers),
         substring=answer is not None and contains_answer(answer, question.answers),
-        format_valid=is_format_valid(trajectory, decode),
+        format_valid=None if trajectory.written_turns is None else is_format_valid(trajectory),
         error=None if correct else error_kind(trajectory),
         first_hit=holds_answer(trajectory.searches[:1], question.answers),
         answer_retrieved=holds_answer(trajectory.searches, question.answers),
@@ -102,26 +92,11 @@ def error_kind(trajectory: Trajectory) -> ErrorKind:
     return ErrorKind.WRONG_REASONING
 
 
-def is_format_valid(trajectory: Trajectory, decode: Decode) -> bool:
+def is_format_valid(trajectory: Trajectory) -> bool:
     """Every turn is one thought at most and then one action, nothing else; the last action, and no other, answers."""
     if trajectory.stop is not StopReason.ANSWERED:
         return False
-    matches = [_TURN.fullmatch(decode(ids)) for ids in written_turns(trajectory)]
-    actions = [match["action"] if match is not None and match["content"].strip() else None for match in matches]
-    return bool(actions) and actions == ["search"] * (len(actions) - 1) + ["answer"]
-
-
-def written_turns(trajectory: Trajectory) -> Iterator[list[int]]:
-    """Token ids of every turn that the model wrote: what it reads in between is never empty."""
-    turn: list[int] = []
-    for token, written in zip(trajectory.token_ids, trajectory.written, strict=True):
-        if written:
-            turn.append(token)
-        elif turn:
-            yield turn
-            turn = []
-    if turn:
-        yield turn
+    return trajectory.answers_last and all(turn.alone and turn.content for turn in trajectory.known_turns)
 
 
 def holds_answer(searches: Sequence[SearchCall], answers: Sequence[str]) -> bool:

@@ -8,7 +8,7 @@ failed is no answer of the model: it is reported apart and asked again by the ne
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken_search
 from dgpo_cli.errors import InputError
-from dgpo_cli.evaluation.outcome import Decode, Outcome, grade
+from dgpo_cli.evaluation.outcome import Outcome, grade
 from dgpo_cli.evaluation.summary import Report
 from dgpo_cli.rewards import exact_match
 
@@ -32,7 +32,7 @@ def evaluate(
     questions: Sequence[Question],
     *,
     run_batch: RunBatch,
-    decode: Decode,
+    with_turns: Callable[[Trajectory], Trajectory] | None = None,
     samples: int = 1,
     records: RecordFile | None = None,
     progress: Progress | None = None,
@@ -40,8 +40,9 @@ def evaluate(
     """Answer the questions of one benchmark, each `samples` times, and grade the answers.
 
     Every answer is recorded as soon as it is there, and what is recorded is not asked again. The report knows no order
-    of records: it is in that of `questions`. Raises InputError for a question that occurs twice, RetrievalError as soon
-    as too many of the draws failed to search.
+    of records: it is in that of `questions`. `with_turns` reads the turns of records that tell nothing of them.
+
+    Raises InputError for a question that occurs twice, RetrievalError as soon as too many draws failed to search.
     """
     _refuse_repeated(questions)
     pairs = [(question, sample) for question in questions for sample in range(samples)]
@@ -49,7 +50,7 @@ def evaluate(
     wanted = set(keys)
     graded: dict[str, Outcome] = {}
     if records is not None:
-        graded = {key: outcome for key, outcome in _recorded(records, decode) if key in wanted}
+        graded = {key: outcome for key, outcome in _recorded(records, with_turns) if key in wanted}
     failures: dict[str, str] = {}
     missing = [pair for pair, key in zip(pairs, keys, strict=True) if key not in graded]
     before, right = len(graded), sum(outcome.em for outcome in graded.values())
@@ -65,7 +66,7 @@ def evaluate(
             failures[trajectory.key] = trajectory.failed_search
             refuse_broken_search(list(failures.values()), len(pairs))
             continue
-        graded[trajectory.key] = outcome = grade(trajectory, decode)
+        graded[trajectory.key] = outcome = grade(trajectory)
         right += outcome.em
         if records is not None:
             records.append(_record(trajectory, outcome))
@@ -84,6 +85,8 @@ def _record(trajectory: Trajectory, outcome: Outcome) -> dict[str, Any]:
     return {"key": trajectory.key, "outcome": outcome.to_json()} | kept.to_json()
 
 
-def _recorded(records: RecordFile, decode: Decode) -> Iterator[tuple[str, Outcome]]:
+def _recorded(
+    records: RecordFile, with_turns: Callable[[Trajectory], Trajectory] | None
+) -> Iterator[tuple[str, Outcome]]:
     for trajectory in records.made(Trajectory.from_json):
-        yield trajectory.key, grade(trajectory, decode)
+        yield trajectory.key, grade(trajectory if with_turns is None else with_turns(trajectory))

@@ -42,6 +42,7 @@ class EvalSettings:
     engine: str = IN_PROCESS
     precision: Precision = "auto"
     stop_repeats: bool = True  # ours, ends an episode that repeats itself
+    format: str | None = None  # of the agent's text, where the model was trained with none: tags by default
     rerank: RerankConfig = field(default_factory=RerankConfig)
 
     def __post_init__(self) -> None:

@@ -50,7 +50,8 @@ class Summary:
         hits = [(sum(o.first_hit for o in group), len(group)) for group in groups]
         recalls = [o.evidence_recall for o in outcomes if o.evidence_recall is not None]
         errors = Counter(o.error for o in outcomes if o.error is not None)
-        means = {name: _mean(getattr(o, name) for o in outcomes) for name in _MEANS}
+        values = {name: [getattr(o, name) for o in outcomes] for name in _MEANS}
+        means = {name: _mean(v for v in given if v is not None) for name, given in values.items()}
         return cls(
             n=len(groups),
             draws=len(outcomes),

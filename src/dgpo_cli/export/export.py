@@ -93,6 +93,7 @@ def facts(name: str, loaded: LoadedModel, runs_root: Path) -> CardFacts:
         parameters=loaded.model.num_parameters(),
         read_from=None if made is None else gguf.described(made) + f", SHA-256 {made['sha256'][:16]}",
         protocol=loaded.protocol.name,
+        usage=loaded.protocol.agent_format.usage,
         stages=stages,
         measurements=measurements(
             weights_digest(loaded), {runs_root} if newest is None else {runs_root, newest.parent}

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dgpo_cli.core.figures import percent, percent_range
-from dgpo_cli.export.card_usage import USAGE
 
 METHODS = {
     "seqkd": "maximum likelihood on the teacher's trajectories (SeqKD)",
@@ -57,6 +56,7 @@ class CardFacts:
     licence: str | None  # of the base, where it is known
     parameters: int
     protocol: str
+    usage: str  # a program that runs it with plain transformers
     stages: Sequence[Stage]  # oldest first
     measurements: Sequence[Measurement]
     validation_em: float | None  # the best of the run's own periodic evaluations
@@ -178,6 +178,6 @@ def _use(facts: CardFacts) -> str:
     return (
         f"`protocol.json` holds the agent text ({facts.protocol}): the prompt, the form of search results, and what is "
         "said after a step without an action. Weights are safetensors. With transformers alone, in this folder:\n\n"
-        f"```python\n{USAGE}```\n\n"
+        f"```python\n{facts.usage}```\n\n"
         f"With dgpo, whose index and chat do the same and more: `dgpo index CORPUS`, `dgpo chat --model {facts.name}`."
     )

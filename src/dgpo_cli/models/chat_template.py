@@ -47,6 +47,7 @@ def conversation_text(
     messages: Sequence[Mapping[str, str]],
     special_tokens: Mapping[str, str],
     *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
     now: datetime | None = None,
 ) -> str:
@@ -75,7 +76,7 @@ def conversation_text(
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: (now or datetime.now()).strftime(form)
     return environment.from_string(template).render(
-        messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **special_tokens
+        messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt, **special_tokens
     )
 
 

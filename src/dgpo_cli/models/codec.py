@@ -1,7 +1,7 @@
-"""Agent text to token ids and back, for one tokenizer and one protocol.
+"""Agent text to token ids and back, for one tokenizer, and one protocol with its format.
 
 Prompts and observations carry untrusted text, so they are encoded with special tokens split: `<|im_end|>` in a passage
-is ordinary text. The agent's own tags are taken as the tokenizer has them, one token or several.
+is ordinary text. The format's own markers are taken as the tokenizer has them, one token or several.
 Token ids are not made from text that a model wrote: written ids stay as they were sampled. The one exception is a
 model behind a server that tells nothing but text.
 """
@@ -12,22 +12,21 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from dgpo_cli.core.protocol import Protocol, escape_tags, render_results
-from dgpo_cli.core.types import Passage
+from dgpo_cli.core.types import Passage, Trajectory
 from dgpo_cli.errors import ModelError
-from dgpo_cli.models.chat_template import HINT, conversation_text, rendered
+from dgpo_cli.formats.base import Turn
+from dgpo_cli.formats.protocol import Protocol
+from dgpo_cli.models.frame import Frame, Frames
 from dgpo_cli.models.tokenizer_errors import require_few, tokenizer_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _REMEMBERED = 4096  # texts and their tokens
-_SENTINEL = "DGPO-PROMPT-GOES-HERE"
 # What some tokenizer or other takes for one of its special tokens, the first character apart.
 _SPECIAL = re.compile(
     r"([<\[])(?=[|\uff5c][^<>\s]{1,60}[|\uff5c]>|/?(?:s|bos|eos|pad|unk)>|/?INST\]|(?:start|end)_of_turn>)"
@@ -54,7 +53,7 @@ class Codec:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
         self.tokenizer = tokenizer
-        self.protocol = protocol
+        self.protocol, self.format = protocol, protocol.agent_format
         self.vocabulary_size = len(tokenizer)
         # Episodes of a question share its prompt, and often what they find.
         self._encode = lru_cache(_REMEMBERED)(self._encode_anew)
@@ -94,7 +93,8 @@ class Codec:
         """Tokens that end a text: the tokenizer's own, and the chat end marker where there is one."""
         names = {self.tokenizer.eos_token, "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>"}
         vocabulary = self.tokenizer.get_vocab()
-        return frozenset(vocabulary[name] for name in names if name in vocabulary)
+        found = {vocabulary[name] for name in names if name in vocabulary}
+        return frozenset(found if self._message_end is None else {*found, self._message_end})
 
     @cached_property
     def digest(self) -> str:
@@ -117,37 +117,57 @@ class Codec:
         return tuple(int(i) for i in ids)
 
     @cached_property
-    def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
-        """Ids before and after the user's message, and whether the template strips the message."""
-        if not (self.protocol.chat_template and self.tokenizer.chat_template):
-            with tokenizer_errors(self.tokenizer.name_or_path):
-                return tuple(int(i) for i in self.tokenizer("", add_special_tokens=True).input_ids), (), False
-        message = [{"role": "user", "content": f"{_SENTINEL}\n"}]
-        text = rendered(lambda: self._conversation(message))
-        if text.count(_SENTINEL) != 1:
-            written = f"writes the user's message {text.count(_SENTINEL)} times"
-            raise ModelError(f"the tokenizer's chat template {written}, not once", hint=HINT)
-        stripped = f"{_SENTINEL}\n" not in text
-        head, _, tail = text.partition(_SENTINEL if stripped else f"{_SENTINEL}\n")
-        return self._encode(head, True), self._encode(tail, True), stripped
+    def _frames(self) -> Frames | None:
+        """None where no message is wrapped: the protocol does not want it, or the tokenizer has no chat template.
 
-    def _conversation(self, messages: list[dict[str, str]]) -> str:
-        """As the template renders it, on the protocol's date if it has one."""
-        if self.protocol.date is not None:  # transformers knows no other day than today
-            template, special = self.tokenizer.get_chat_template(), self.tokenizer.special_tokens_map
-            return conversation_text(template, messages, special, now=datetime.fromisoformat(self.protocol.date))
-        return cast(str, self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        Raises ModelError where the format cannot do without.
+        """
+        if self.protocol.chat_template and self.tokenizer.chat_template:
+            frames = Frames(self.tokenizer, self.protocol)
+            if self.format.in_messages:
+                frames.results  # noqa: B018 - refuses a template that shows no results, before anything is written
+            return frames
+        if self.format.in_messages:
+            raise ModelError(
+                f"the format {self.protocol.format} needs a chat template, and the tokenizer has none",
+                hint="take the format tags, or a model with a chat template",
+            )
+        return None
+
+    @cached_property
+    def _message_end(self) -> int | None:
+        """The token that ends a message of the model, where turns are messages."""
+        frames = self._frames if self.format.in_messages else None
+        return None if frames is None else self._encode(frames.results.head, True)[0]
+
+    def _framed(self, text: str, frame: Frame) -> tuple[int, ...]:
+        """Ids of an untrusted text between trusted ones."""
+        body = self._encode(f"{frame.before}{text.strip() if frame.strips else text}{frame.after}", False)
+        return (*self._encode(frame.head, True), *body, *self._encode(frame.tail, True))
+
+    def _read(self, text: str, after: int | None) -> tuple[int, ...]:
+        """Ids of what the model reads between two turns; `after` is the last token of the first one."""
+        frames = self._frames if self.format.in_messages else None
+        if frames is None:
+            return self._encode(text, False)
+        ids = self._framed(text, frames.results)
+        return ids[1:] if ids[0] == after else ids  # the model has ended its message itself
 
     def prompt_ids(self, question: str) -> Encoded:
         text, escaped = self.protocol.render_prompt(question)
-        head, tail, stripped = self._frame
-        body = self._encode(text.strip() if stripped else text, False)
-        return Encoded((*head, *body, *tail), escaped)
+        if self._frames is None:
+            with tokenizer_errors(self.tokenizer.name_or_path):
+                start = tuple(int(i) for i in self.tokenizer("", add_special_tokens=True).input_ids)
+            return Encoded((*start, *self._encode(text, False)), escaped)
+        return Encoded(self._framed(text, self._frames.prompt), escaped)
 
-    def observation_ids(self, passages: Sequence[Passage], limit: int) -> Encoded:
-        """Ids of the observation, at most `limit`: the results are cut, never the closing tag, and the cut is told."""
-        results, escaped = escape_tags(render_results(passages))
-        ids = self._encode(self.protocol.observation.replace("{results}", results), False)
+    def observation_ids(self, passages: Sequence[Passage], limit: int, *, after: int | None = None) -> Encoded:
+        """Ids of the observation, at most `limit`: the results are cut, never what stands around them.
+
+        `after` is the last token before it.
+        """
+        results, escaped = self.format.escape(self.format.render_results(passages))
+        ids = self._shown(results, after)
         if len(ids) <= limit:
             return Encoded(ids, escaped)
         results_ids = self._encode(results, False)
@@ -155,12 +175,46 @@ class Codec:
         while len(ids) > limit and keep > 0:
             keep = max(0, keep - max(1, len(ids) - limit))
             results = self.decode(results_ids[:keep]).rstrip("\ufffd")
-            results, _ = escape_tags(results)
-            ids = self._encode(self.protocol.observation.replace("{results}", results), False)
+            results, _ = self.format.escape(results)
+            ids = self._shown(results, after)
         return Encoded(ids, escaped, truncated=True)
 
-    def correction_ids(self) -> Encoded:
-        return Encoded(self._encode(self.protocol.correction, False))
+    def _shown(self, results: str, after: int | None) -> tuple[int, ...]:
+        return self._read(self.protocol.observation.replace("{results}", results), after)
+
+    def passages_in(self, observation: str) -> list[Passage]:
+        """The passages that an observation shows, given as decoded text."""
+        frames = self._frames if self.format.in_messages else None
+        head, _, tail = self.protocol.observation.partition("{results}")
+        if frames is not None:
+            frame = frames.results
+            head = self.decode(self._encode(frame.head + frame.before, True)) + head
+            tail += self.decode(self._encode(frame.after + frame.tail, True))
+        return self.format.passages_in(observation.removeprefix(head).removesuffix(tail))
+
+    def correction_ids(self, *, after: int | None = None) -> Encoded:
+        return Encoded(self._read(self.protocol.correction, after))
+
+    def parse(self, turn: Sequence[int], *, ended: bool) -> Turn:
+        """What a turn's tokens mean; see `Format.parse`."""
+        return self.format.parse(self.decode(turn), ended=ended)
+
+    def with_turns(self, trajectory: Trajectory) -> Trajectory:
+        """A trajectory that knows its turns; read from its tokens where an old record tells nothing of them."""
+        if trajectory.written_turns is not None:
+            return trajectory
+        turns = []
+        for written, start, stop in trajectory.spans():
+            ids = trajectory.token_ids[start:stop]
+            if written:
+                turns.append(self.parse(ids, ended=ids[-1] in self.eos_ids).at(start, stop))
+        return replace(trajectory, written_turns=tuple(turns))
+
+    def turn_ids(self, text: str) -> list[int]:
+        """Ids of a turn as a model would write it: a message that no stop ends is ended by its token."""
+        ids = self.text_ids(text)
+        end = self._message_end
+        return ids if end is None or any(stop in text for stop in self.format.stops) else [*ids, end]
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of plain text; what looks like a special token in it stays text."""

@@ -27,9 +27,9 @@ from transformers import (
 from dgpo_cli.core import checksums, folders, schema
 from dgpo_cli.core.device import Precision
 from dgpo_cli.core.hub import quiet_loading
-from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import ModelError
+from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models import hub
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.half import compute_in_half, pays_off
@@ -97,16 +97,18 @@ def load_model(
     dtype: torch.dtype | None = torch.float32,
     eight_bit: bool = False,
     precision: Precision = "float32",
+    form: str | None = None,
 ) -> LoadedModel:
     """Model in evaluation mode with tokenizer and protocol; `dtype` None keeps the one it was saved in.
 
     `precision` "auto" computes with float32 weights in bf16 where that pays off on a CPU; on CUDA it is always so.
 
     `eight_bit` keeps linear layers in bitsandbytes' 8-bit form (Dettmers et al. 2022); such a model is never trained.
+    `form` is the format of a model that was trained with none.
     Raises ModelError when anything cannot be had, is damaged, or does not fit together.
     """
     source = resolve(name) if isinstance(name, str) else name
-    protocol, own = load_protocol(source)
+    protocol, own = load_protocol(source, form)
     _require_readable(source, device)
     tokenizer = load_tokenizer(source)
     options = _options(source) | {"dtype": dtype or "auto", "use_safetensors": True}

@@ -10,9 +10,10 @@ import hashlib
 from pathlib import Path
 
 from dgpo_cli.core.hub import unreachable
-from dgpo_cli.core.protocol import DEFAULT, Protocol
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import ModelError
+from dgpo_cli.formats.protocol import Protocol
+from dgpo_cli.formats.tags import DEFAULT
 
 DATASET = "PeterJinGo/nq_hotpotqa_train"
 # Characters and SHA-256 of the whole prompt for a question, from the data scripts of Search-R1 at a14dc3a.

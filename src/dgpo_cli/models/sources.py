@@ -13,9 +13,11 @@ from typing import Any
 from dgpo_cli.core import folders, schema
 from dgpo_cli.core.extras import installing
 from dgpo_cli.core.locks import lock_beside, lock_inside
-from dgpo_cli.core.protocol import DEFAULT, Protocol
 from dgpo_cli.core.run_names import find_run, find_runs
-from dgpo_cli.errors import InputError, ModelError
+from dgpo_cli.errors import ConfigError, InputError, ModelError
+from dgpo_cli.formats.protocol import Protocol
+from dgpo_cli.formats.registry import get
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models import gguf, hub, published_prompt
 from dgpo_cli.models.aliases import ALIASES, expects_search_r1_prompt
 
@@ -87,14 +89,30 @@ def origin(name: str) -> str | None:
     return None if record is None else gguf.described(record)
 
 
-def load_protocol(source: ModelSource) -> tuple[Protocol, bool]:
-    """The agent text recorded with a model, and whether the model was trained with it."""
+def load_protocol(source: ModelSource, form: str | None = None) -> tuple[Protocol, bool]:
+    """The agent text recorded with a model, and whether the model was trained with it.
+
+    `form` names the format of a model that was trained with none. Raises ConfigError for another than a model's own.
+    """
+    given = None if form is None else get(form)
+    own = _own_protocol(source)
+    if own is None:
+        return (DEFAULT if given is None else given.texts), False
+    if given is not None and given is not own.agent_format:
+        raise ConfigError(
+            f"{source.name} was trained with the format {own.format}, so --format {form} has no effect",
+            hint="leave --format out; it is for models that were never trained to search",
+        )
+    return own, True
+
+
+def _own_protocol(source: ModelSource) -> Protocol | None:
     file = _protocol_file(source)
     if file is not None:
-        return read_protocol(file), True
+        return read_protocol(file)
     if not source.local and expects_search_r1_prompt(source.location):
-        return published_prompt.search_r1_protocol(), True
-    return DEFAULT, False
+        return published_prompt.search_r1_protocol()
+    return None
 
 
 def _protocol_file(source: ModelSource) -> Path | None:

@@ -43,8 +43,11 @@ class Vocabulary(Protocol):
 class TokenizerFile:
     """What tokenizer.json, tokenizer_config.json and chat_template.jinja of a model say."""
 
-    def __init__(self, location: str, backend: Tokenizer, config: Mapping[str, Any], template: str | None) -> None:
-        self.name_or_path, self.backend_tokenizer, self.chat_template = location, backend, template
+    def __init__(
+        self, location: str, backend: Tokenizer, config: Mapping[str, Any], templates: Mapping[str, str]
+    ) -> None:
+        self.name_or_path, self.backend_tokenizer = location, backend
+        self.chat_template, self._templates = templates.get("default"), templates
         self._config = config
         backend.no_truncation()
         backend.no_padding()
@@ -82,19 +85,27 @@ class TokenizerFile:
         found = ((name, _text(value)) for name, value in self._config.items() if name.endswith("_token"))
         return {name: text for name, text in found if text}
 
-    def get_chat_template(self) -> str:
-        assert self.chat_template is not None
-        return self.chat_template
+    def get_chat_template(self, *, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """Of several templates the one for tools, where there are tools and it, as transformers chooses."""
+        template = self._templates.get("tool_use" if tools else "default", self.chat_template)
+        assert template is not None
+        return template
 
     def apply_chat_template(
-        self, conversation: Sequence[Mapping[str, str]], *, add_generation_prompt: bool, tokenize: bool = False
+        self,
+        conversation: Sequence[Mapping[str, str]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool,
+        tokenize: bool = False,
     ) -> str:
         """The text of a conversation, as transformers renders it."""
         assert not tokenize
         return conversation_text(
-            self.get_chat_template(),
+            self.get_chat_template(tools=tools),
             conversation,
             self.special_tokens_map,
+            tools=tools,
             add_generation_prompt=add_generation_prompt,
         )
 
@@ -124,19 +135,19 @@ def tokenizer_file(name: str | ModelSource) -> PreTrainedTokenizerBase:
     own = _file(source, "chat_template.jinja")
     if own is not None:
         template = read_text(own, ModelError)
-    return cast("PreTrainedTokenizerBase", TokenizerFile(source.location, backend, config, _default(template)))
+    return cast("PreTrainedTokenizerBase", TokenizerFile(source.location, backend, config, _by_name(template)))
 
 
-def _default(template: object) -> str | None:
-    """One template, or the one named `default` of several. Raises ModelError where there is none."""
+def _by_name(template: object) -> dict[str, str]:
+    """Of one template its name is `default`. Raises ModelError where none of several has this name."""
     if template is None or isinstance(template, str):
-        return template
+        return {} if template is None else {"default": template}
     named = schema.list_of(schema.record({"name": schema.text(), "template": schema.text()}))
     schema.check(template, named, "the tokenizer's chat template", error=ModelError)
     found = {entry["name"]: str(entry["template"]) for entry in cast("list[dict[str, str]]", template)}
     if "default" not in found:
         raise ModelError(f"the tokenizer's chat templates are {', '.join(found)}; none is named default", hint=HINT)
-    return found["default"]
+    return found
 
 
 def require_same_tokenizer(student: Vocabulary, teacher: Vocabulary) -> None:

@@ -17,8 +17,9 @@ from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory
 from dgpo_cli.engine.scripted import ScriptedEngine
+from dgpo_cli.formats.tags import compact
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.offline.world.demonstrator import Demonstrator, passages_in, query
+from dgpo_cli.offline.world.demonstrator import Demonstrator, query
 from dgpo_cli.offline.world.world import World
 from dgpo_cli.retrieval.base import Retriever
 
@@ -37,7 +38,7 @@ def write_demonstrations(
     by_prompt = {codec.protocol.render_prompt(question.text)[0]: question for question in questions}
 
     def script(prompt: str, read: Sequence[str]) -> str:
-        return demonstrator.turn(by_prompt[prompt], [passages_in(observation) for observation in read])
+        return demonstrator.turn(by_prompt[prompt], [codec.passages_in(observation) for observation in read])
 
     engine = ScriptedEngine(codec, script)
     pairs = [(question, 0) for question in questions]
@@ -63,19 +64,17 @@ def write_reading_exercises(
     for question, text, hits in zip(asked, queries, results, strict=True):
         read = codec.prompt_ids(question.text).ids
         read += codec.observation_ids([hit.passage for hit in hits], settings.max_observation_tokens).ids
-        answer = f"<answer>{question.answers[0]}</answer>"
-        written = tuple(codec.tokenizer(answer, add_special_tokens=False).input_ids)
-        exercises.append(
-            Trajectory(
-                question=question,
-                token_ids=read + written,
-                written=(False,) * len(read) + (True,) * len(written),
-                logprobs=None,
-                searches=(SearchCall(text, tuple(hits)),),
-                stop=StopReason.ANSWERED,
-                answer=question.answers[0],
-            )
+        written = tuple(codec.turn_ids(compact("", "answer", question.answers[0])))
+        exercise = Trajectory(
+            question=question,
+            token_ids=read + written,
+            written=(False,) * len(read) + (True,) * len(written),
+            logprobs=None,
+            searches=(SearchCall(text, tuple(hits)),),
+            stop=StopReason.ANSWERED,
+            answer=question.answers[0],
         )
+        exercises.append(codec.with_turns(exercise))
     _write(file, exercises, codec, settings.to_json(seed))
 
 

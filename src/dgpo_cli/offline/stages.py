@@ -16,11 +16,11 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from dgpo_cli.core.config import apply_options
-from dgpo_cli.core.protocol import TINYWORLD
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import RunDir, measured, read_metrics
 from dgpo_cli.core.run_identity import config_digest
 from dgpo_cli.evaluation.summary import Report
+from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.devices import training_device
 from dgpo_cli.models.load import load_tokenizer, save_model

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.device import Precision
-from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.types import Question
 from dgpo_cli.engine.registry import IN_PROCESS
 from dgpo_cli.errors import ConfigError, InputError
+from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models import hub
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.sources import ModelSource, context_of, load_protocol, resolve
@@ -124,7 +124,7 @@ def check_distill(
     check_index(settings.index)
     name = settings.tokenizer or settings.teacher
     capacity = longest_episode(settings.rollout, name)
-    codec = _codec(name)
+    codec = _codec(name, settings.format)
     check_prompts(questions, codec, settings.rollout, capacity, say)
     wave = settings.rollout.wave
     if settings.teacher_url is not None or settings.written or settings.engine != IN_PROCESS:
@@ -149,12 +149,13 @@ def check_eval(
     given: bool = False,
     say: Say | None,
     told: bool = False,
+    form: str | None = None,
 ) -> int:
     """As `check_distill`, for a model that is measured; `loaded` in this process, and not by an engine of its own.
 
     `given` says whether the user named the number of questions at once, `told` whether to say what memory they take.
     """
-    codec = _codec(model)
+    codec = _codec(model, form)
     check_prompts(questions, codec, rollout, longest_episode(rollout, model), say)
     if not loaded:
         return rollout.wave
@@ -202,9 +203,10 @@ def _wave(
     return wave if found == episodes else found
 
 
-def _codec(model: str) -> Codec:
+def _codec(model: str, form: str | None = None) -> Codec:
+    """`form` is the format of a model that was trained with none."""
     source = readable(model)
-    return Codec(tokenizer_file(source), load_protocol(source)[0])
+    return Codec(tokenizer_file(source), load_protocol(source, form)[0])
 
 
 def readable(name: str) -> ModelSource:

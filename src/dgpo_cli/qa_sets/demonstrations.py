@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from dgpo_cli.core import schema
-from dgpo_cli.core.protocol import escape_tags
 from dgpo_cli.core.records import read_jsonl
 from dgpo_cli.core.types import Question
 from dgpo_cli.errors import InputError
+from dgpo_cli.formats.registry import FORMATS, get
 from dgpo_cli.qa_sets.load import question_of
 
 FORM = '{"id", "question", "golden_answers", "steps": [{"think", "search"}, {"think", "answer"}]}'
@@ -86,6 +86,6 @@ def _step(fields: Mapping[str, str], number: int) -> Step:
         raise ValueError(f"step {number} has {'both' if actions else 'neither'} search and answer")
     texts = {"think": fields.get("think", ""), actions[0]: fields[actions[0]]}
     for name, text in texts.items():
-        if escape_tags(text)[1]:
+        if any(get(form).escape(text)[1] for form in FORMATS):
             raise ValueError(f"{name} of step {number} holds one of the agent's tags, which are added here")
     return Step(texts["think"].strip(), actions[0], texts[actions[0]].strip())

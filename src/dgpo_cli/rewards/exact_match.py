@@ -12,5 +12,5 @@ def score(question: Question, trajectory: Trajectory) -> Score:
     return Score(total=float(correct), correct=correct, parts={"em": float(correct)})
 
 
-def part(trajectory: Trajectory, text: str) -> float:  # noqa: ARG001 - read by other parts
+def part(trajectory: Trajectory) -> float:
     return score(trajectory.question, trajectory).total

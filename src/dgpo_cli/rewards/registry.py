@@ -10,8 +10,8 @@ from dgpo_cli.core.types import Score, Trajectory
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.rewards import exact_match
 
-Part = Callable[[Trajectory, str], float]  # of an episode and of its text after the prompt, observations included
-Reward = Callable[[Trajectory, str], Score]
+Part = Callable[[Trajectory], float]
+Reward = Callable[[Trajectory], Score]
 
 REWARDS: dict[str, str] = {
     "em": "dgpo_cli.rewards.exact_match:part",
@@ -38,8 +38,8 @@ def weighted(weights: Mapping[str, float]) -> Reward:
     if not any(chosen.values()):
         raise ConfigError("every weight of the reward is 0", hint=f"give one of {', '.join(REWARDS)} a weight")
 
-    def reward(trajectory: Trajectory, text: str) -> Score:
-        values = {name: part(trajectory, text) for name, part in parts.items()}
+    def reward(trajectory: Trajectory) -> Score:
+        values = {name: part(trajectory) for name, part in parts.items()}
         total = sum(chosen[name] * value for name, value in values.items())
         return Score(total, exact_match.score(trajectory.question, trajectory).correct, values)
 

@@ -9,7 +9,7 @@ from dgpo_cli.core.text import contains_answer
 from dgpo_cli.core.types import Trajectory
 
 
-def part(trajectory: Trajectory, text: str) -> float:  # noqa: ARG001 - read by other parts
+def part(trajectory: Trajectory) -> float:
     answers = trajectory.question.answers
     hits = (hit for call in trajectory.searches for hit in call.hits)
     return float(any(contains_answer(hit.passage.contents, answers) for hit in hits))

@@ -6,6 +6,6 @@ from dgpo_cli.core.text import f1
 from dgpo_cli.core.types import Trajectory
 
 
-def part(trajectory: Trajectory, text: str) -> float:  # noqa: ARG001 - read by other parts
+def part(trajectory: Trajectory) -> float:
     """0 without an answer."""
     return 0.0 if trajectory.answer is None else f1(trajectory.answer, trajectory.question.answers)

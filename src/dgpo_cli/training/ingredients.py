@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.types import Question
 from dgpo_cli.errors import ConfigError, ModelError
+from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.objectives import registry
 from dgpo_cli.objectives.base import Need, Objective
 from dgpo_cli.qa_sets import read_questions, training_set

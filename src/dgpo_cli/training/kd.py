@@ -13,11 +13,11 @@ import torch
 
 from dgpo_cli.agent.agent import Agent
 from dgpo_cli.core.progress import Progress, Steps
-from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question, Trajectory
 from dgpo_cli.engine.in_process.engine import Blend
 from dgpo_cli.errors import ConfigError, InputError
+from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.devices import inference_dtype, training_device, world
 from dgpo_cli.models.half import compute_dtype

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dgpo_cli.agent.loop import Listener
 from dgpo_cli.agent.transcript import markdown
-from dgpo_cli.core.protocol import TAG_TOKENS
 from dgpo_cli.core.records import RecordFile, write_atomic, write_jsonl_atomic
 from dgpo_cli.core.types import Question, Trajectory
 from dgpo_cli.errors import InputError
@@ -71,44 +69,3 @@ class Chat:
             write_jsonl_atomic(path, [header, *({"key": t.key} | t.to_json() for t in self.episodes)])
         else:
             write_atomic(path, markdown(self.episodes, self.agent.codec.decode))
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Text inside one of the agent's tags (`tag` is its name, None outside any), or a tag itself."""
-
-    text: str
-    tag: str | None
-    is_tag: bool = False
-
-
-_TAG = re.compile("|".join(map(re.escape, TAG_TOKENS)))
-
-
-class TagStream:
-    """Cuts text that arrives bit by bit into pieces; a tag that may still be completed is held back."""
-
-    def __init__(self) -> None:
-        self._held = ""
-        self._tag: str | None = None
-
-    def feed(self, text: str) -> list[Piece]:
-        pieces, text, place = [], self._held + text, 0
-        for match in _TAG.finditer(text):
-            pieces.append(Piece(text[place : match.start()], self._tag))
-            name = match[0].strip("</>")
-            pieces.append(Piece(match[0], name, is_tag=True))
-            self._tag = None if match[0].startswith("</") else name
-            place = match.end()
-        rest = text[place:]
-        begun = rest.rfind("<")
-        held = begun >= 0 and any(tag.startswith(rest[begun:]) for tag in TAG_TOKENS)
-        self._held = rest[begun:] if held else ""
-        pieces.append(Piece(rest[:begun] if held else rest, self._tag))
-        return [piece for piece in pieces if piece.text]
-
-    def flush(self) -> list[Piece]:
-        """What was held back, at the end of a turn; the next turn starts outside any tag."""
-        rest = [Piece(self._held, self._tag)] if self._held else []
-        self._held, self._tag = "", None
-        return rest

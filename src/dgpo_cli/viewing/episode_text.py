@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Any
 
-from dgpo_cli.core.protocol import parse_turn
 from dgpo_cli.core.text import contains_answer, f1
 from dgpo_cli.core.types import Question, SearchCall, Trajectory
 from dgpo_cli.evaluation.outcome import error_kind
@@ -40,23 +38,22 @@ def steps(trajectory: Trajectory, codec: Codec) -> list[dict[str, Any]]:
     kind is prompt, result or correction where the model read, and search, answer or think (no action) where it wrote;
     `search` is the place among the trajectory's searches of the call that the stretch made, else None.
     """
+    turns = iter(codec.with_turns(trajectory).known_turns)
     found: list[dict[str, Any]] = []
-    place = made = 0
-    for written, group in groupby(trajectory.written):
-        length = len(list(group))
-        text = codec.decode(trajectory.token_ids[place : place + length])
+    made = 0
+    for written, start, stop in trajectory.spans():
         search = None
         kind: str
         if written:
-            kind = parse_turn(text).action or "think"
+            kind = next(turns).action or "think"
             if kind == "search" and made < len(trajectory.searches):
                 search, made = made, made + 1
         elif not found:
             kind = "prompt"
         else:
             kind = "result" if found[-1]["search"] is not None else "correction"
-        found.append({"kind": kind, "text": text, "tokens": length, "search": search})
-        place += length
+        text = codec.decode(trajectory.token_ids[start:stop])
+        found.append({"kind": kind, "text": text, "tokens": stop - start, "search": search})
     return found
 
 

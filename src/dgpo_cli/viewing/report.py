@@ -16,7 +16,6 @@ from typing import Any
 
 from dgpo_cli import __version__
 from dgpo_cli.core.figures import duration, p_value, percent, percent_range, points, points_range
-from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import measured
 from dgpo_cli.core.run_list import spoken_model, summarize_runs
@@ -24,6 +23,7 @@ from dgpo_cli.core.run_names import find_run, short_names
 from dgpo_cli.errors import ConfigError, DgpoError
 from dgpo_cli.evaluation.compare import conditions
 from dgpo_cli.evaluation.stats import paired_difference
+from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import kept_tokenizer, load_tokenizer
 from dgpo_cli.models.sources import resolve

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,13 +89,8 @@ def open_run(path: Path) -> RunRecords:
         run.groups[key] = group
         if key != trajectory.key:  # a rollout at the temperature of training is no measure of the model
             continue
-        outcome = grade(trajectory, _no_text)
+        outcome = grade(trajectory)
         run.right[key] = outcome.em
         by_set.setdefault(group, []).append(outcome)
     run.reports = {name: Report.of(outcomes) for name, outcomes in by_set.items()}
     return run
-
-
-def _no_text(_ids: Sequence[int]) -> str:
-    """Only the format of turns is read off their text; it is not shown, and a run can be without its tokenizer."""
-    return ""

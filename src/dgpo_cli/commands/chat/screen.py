@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dgpo_cli.agent import events, transcript
 from dgpo_cli.console import Console
 from dgpo_cli.core.types import Hit, SearchCall, Trajectory
+from dgpo_cli.formats.base import Format
+from dgpo_cli.formats.stream import Piece
 from dgpo_cli.retrieval.evidence import evidence
-from dgpo_cli.viewing.chat import Piece, TagStream
 
 STYLES = {"think": "italic dim", "search": "cyan", "answer": "bold green"}
 _LONG = 1_000  # characters of a passage among others
@@ -17,9 +18,9 @@ _LONG = 1_000  # characters of a passage among others
 class Screen:
     """Listens to one episode after the other."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, form: Format) -> None:
         self._console = console
-        self._stream = TagStream()
+        self._stream = form.stream()
         self._passages = 0  # that this episode has shown
 
     def __call__(self, event: events.Event) -> None:
@@ -63,7 +64,7 @@ class Screen:
 
     def _write(self, pieces: list[Piece]) -> None:
         for piece in pieces:
-            self._console.stream(piece.text, style="dim" if piece.is_tag else STYLES.get(piece.tag or ""))
+            self._console.stream(piece.text, style="dim" if piece.is_tag else STYLES.get(piece.kind or ""))
 
     def _end_turn(self) -> None:
         self._write(self._stream.flush())

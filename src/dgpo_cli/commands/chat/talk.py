@@ -46,7 +46,7 @@ def converse(
         console.print("For example:")
     for example in examples:
         console.paragraph(example, indent=2, style="bold")
-    screen = Screen(console)
+    screen = Screen(console, talk.agent.codec.format)
     while True:
         try:
             line = _typed(ask())

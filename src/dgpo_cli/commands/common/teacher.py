@@ -31,6 +31,11 @@ EngineOption = Annotated[
     str | None, typer.Option(help="transformers, or vllm where that is installed; transformers by default.")
 ]
 
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", help="tags or tool_calls: the agent's text for a model that was never trained to search."),
+]
+
 
 def teacher_key() -> str | None:
     """The key of the teacher's server; None if unset."""

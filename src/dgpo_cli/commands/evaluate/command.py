@@ -20,7 +20,7 @@ from dgpo_cli.commands.common.options import (
     choose,
     choose_index,
 )
-from dgpo_cli.commands.common.teacher import EngineOption
+from dgpo_cli.commands.common.teacher import EngineOption, FormatOption
 from dgpo_cli.commands.common.trained import AskOption, ask_options, trained_limits
 from dgpo_cli.commands.evaluate import run
 from dgpo_cli.console import Console
@@ -62,6 +62,7 @@ def evaluate(
         int | None, typer.Option(help="Turns that may search, one more may only answer; as trained by default.")
     ] = None,
     engine: EngineOption = None,
+    format_: FormatOption = None,
     batch_size: Annotated[int, typer.Option(help="Questions at once.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     device: DeviceOption = None,
@@ -113,6 +114,7 @@ def evaluate(
         engine=engine or IN_PROCESS,
         rerank=asked_for.rerank,
         precision=asked_for.precision,
+        format=format_,
     )
     settings.rollout()  # refuses impossible values before anything is loaded
     require_engine(settings.engine)
@@ -128,6 +130,7 @@ def evaluate(
         given=run.is_given(context, "batch_size"),
         say=console.info,
         told=dry_run,
+        form=settings.format,
     )
     if dry_run:
         run.show_plan(console, settings, benchmarks)

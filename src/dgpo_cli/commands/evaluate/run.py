@@ -88,7 +88,8 @@ def measure(
 
     # Other engines load the weights by themselves; here they only tell what is measured.
     where = training_device(settings.device if settings.engine == IN_PROCESS else "cpu")
-    loaded = load_model(settings.model, device=where, dtype=inference_dtype(where, settings.model, settings.precision))
+    dtype = inference_dtype(where, settings.model, settings.precision)
+    loaded = load_model(settings.model, device=where, dtype=dtype, form=settings.format)
     if loaded.raw is not None:
         console.warn(loaded.raw)
     identity = measurement.identity(settings, benchmarks, loaded)

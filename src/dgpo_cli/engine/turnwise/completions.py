@@ -5,10 +5,10 @@ process does, token ids go both ways, with log-probabilities where the server's 
 With any other, text goes both ways: the prompt is `Codec.served_text`, what comes back is tokenized here.
 
 Text says less than ids. Most servers drop the stop string from it, which a second probe finds out. Which one it was
-they tell (`stop_reason` of vLLM, `matched_stop` of SGLang), or it is taken to be the one whose partner in `closes` is
-open at the end of the text, and an end-of-text token if none is: of such a server a text that the model ended inside an
-open tag cannot be told from one that it closed. Chat completions are not spoken: an episode goes on after an
-observation in the middle of a message.
+they tell (`stop_reason` of vLLM, `matched_stop` of SGLang), or it is taken to be the one whose opening (by
+`Format.closes`) is open at the end of the text, and an end-of-text token if none is: of such a server a text that the
+model ended inside an open tag cannot be told from one that it closed. Chat completions are not spoken: an episode goes
+on after an observation in the middle of a message.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ class CompletionsWriter:
     The threads end with the process: Ctrl-C waits for no reply, and the server sees the connections close.
     """
 
-    def __init__(self, server: ModelServer, codec: Codec, access: ServerAccess, *, closes: Mapping[str, str]) -> None:
-        """`closes` names by stop string what it closes, such as {"</search>": "<search>"}."""
-        self._codec, self._closes, self._server = codec, closes, server
+    def __init__(self, server: ModelServer, codec: Codec, access: ServerAccess) -> None:
+        self._codec, self._closes, self._server = codec, codec.format.closes, server
         self._asker = Asker(server, access)
         self._end_id = next(iter(sorted(codec.eos_ids)), None)
         if codec.tokenizer.eos_token_id is not None:
@@ -102,7 +101,7 @@ class CompletionsWriter:
 
     def _probe(self) -> tuple[bool, bool]:
         """Whether token ids can go both ways; whether the server leaves stop strings in texts."""
-        written = self._codec.text_ids("<think> 1,024</think>\n\n<search> \u6771\u4eac</search>")
+        written = self._codec.text_ids(self._codec.format.write("1,024", "search", "\u6771\u4eac"))
         prompt = self._codec.served_text([*self._codec.prompt_ids("Where is \u00c6r\u00f8?").ids, *written])
         expected = self._codec.tokenizer(prompt, split_special_tokens=False).input_ids
         request = self._request(prompt, max_tokens=8, temperature=0.0, seed=0, stop=())

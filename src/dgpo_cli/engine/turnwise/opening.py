@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dgpo_cli.core.protocol import CLOSING_TAGS
 from dgpo_cli.engine.turnwise.completions import CompletionsWriter
 from dgpo_cli.engine.turnwise.engine import TurnwiseEngine
 from dgpo_cli.engine.turnwise.model_server import ModelServer, ServerAccess, context_length
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.sources import context_of
-
-_CLOSES = {tag: tag.replace("</", "<") for tag in CLOSING_TAGS}
 
 
 def served_engine(
@@ -19,7 +16,7 @@ def served_engine(
 
     A slot holds what the server's model, the model that `tokenizer` names, and `max_tokens` allow. Raises ModelError.
     """
-    writer = CompletionsWriter(server, codec, access, closes=_CLOSES)
+    writer = CompletionsWriter(server, codec, access)
     limits = (max_tokens, context_length(server, access), context_of(tokenizer))
     capacity = min(limit for limit in limits if limit is not None)
     return TurnwiseEngine(writer, codec, capacity=capacity), writer.speaks_tokens

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dgpo_cli.core.types import Passage, Question
+from dgpo_cli.formats.tags import compact
 from dgpo_cli.offline.world.world import FORMS, KINDS, Hop, World
 
 ASKED = {"birthplace": "born", "school": "studied", "director": "directed", "star": "starring", "founder": "founded"}
@@ -75,27 +76,15 @@ class Demonstrator:
         hops = self._world.hops[question.id]
         if not results:
             plan = _plan(self._world.kind(question).relations)
-            return f"<think>{plan}</think>{_search(hops[0])}"
+            return compact(plan, "search", query(hops[0]))
         found = read_answer(hops[len(results) - 1], results[-1])
         if found is None:
-            return f"<think>{_NOT_FOUND}</think><answer>{_UNKNOWN}</answer>"
+            return compact(_NOT_FOUND, "answer", _UNKNOWN)
         if len(results) == len(hops) or self.stops_early(question):
-            return f"<answer>{found}</answer>"
-        return f"<think>{_THOUGHT.format(found)}</think>{_search(hops[len(results)])}"
+            return compact("", "answer", found)
+        return compact(_THOUGHT.format(found), "search", query(hops[len(results)]))
 
 
 def query(hop: Hop) -> str:
     """What the script searches for to take a hop."""
     return f"{hop.subject} {ASKED[hop.relation]}"
-
-
-def _search(hop: Hop) -> str:
-    return f"<search>{query(hop)}</search>"
-
-
-_RESULT = re.compile(r'Doc \d+\(Title: "(.*?)"\) (.*?)(?=\nDoc |</information>)', re.DOTALL)
-
-
-def passages_in(observation: str) -> list[Passage]:
-    """The passages that an observation of this world shows."""
-    return [Passage.from_title("", title, text) for title, text in _RESULT.findall(observation)]

@@ -1,6 +1,6 @@
 """The offline world's tokenizer: byte-level BPE over the pieces of its names, and one token for every fixed phrase.
 
-Phrases are whole tokens ("Where was the star of ") and so is each of the agent's tags, so that an episode has a few
+Phrases are whole tokens ("Where was the star of ") and so is each of the format's tags, so that an episode has a few
 dozen tokens and a tiny model learns to copy names within minutes. Any other text is still encoded, byte by byte.
 """
 
@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from dgpo_cli.core.protocol import TAG_TOKENS, TINYWORLD, render_results
 from dgpo_cli.core.types import Passage
+from dgpo_cli.formats.tags import TAGS, TINYWORLD
 from dgpo_cli.offline.world.demonstrator import SCRIPT_FORMS
 from dgpo_cli.offline.world.names import merges
 from dgpo_cli.offline.world.world import FORMS, KINDS, MAX_RESULTS
@@ -36,7 +36,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(END, special=True, normalized=False)])
     # Not special: a special token would be skipped by decoding and split where untrusted text is encoded.
-    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in (*TAG_TOKENS, *phrases())])
+    whole = (*TAGS.markers, *phrases())
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in whole])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
 
 
@@ -50,7 +51,7 @@ def _forms() -> Iterator[str]:
     for kind in KINDS:
         yield TINYWORLD.render_prompt(kind.text.format(subject=_NAME))[0]
     for form in FORMS.values():  # the end of a passage and the start of the next one are one phrase
-        yield render_results([_blank(form)] * MAX_RESULTS)
+        yield TAGS.render_results([_blank(form)] * MAX_RESULTS)
     for form in SCRIPT_FORMS:
         yield form.replace("{}", _NAME)
 

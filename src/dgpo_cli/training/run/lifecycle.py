@@ -16,9 +16,9 @@ from dgpo_cli.core import folders
 from dgpo_cli.core.disk import check_space
 from dgpo_cli.core.out_of_memory import is_out_of_memory
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.run_dir import FollowedRun, RunDir
 from dgpo_cli.errors import ConfigError, DgpoError, TrainingError
+from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.devices import world
 from dgpo_cli.models.load import save_model
 from dgpo_cli.training import checkpoint

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from dgpo_cli.agent.identity import dated
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.core.protocol import Protocol
 from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken_search
 from dgpo_cli.engine.turnwise.model_server import ModelServer
+from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.sources import context_of, load_protocol, resolve
 from dgpo_cli.qa_sets import training_set
 from dgpo_cli.qa_sets.demonstrations import read_demonstrations
@@ -85,16 +85,19 @@ def _teacher(
     if not settings.written and settings.teacher_url is None and settings.engine == IN_PROCESS:
         device = training_device(settings.device)
         dtype = inference_dtype(device, None if settings.teacher_8bit else settings.teacher, settings.precision)
-        loaded = load_model(settings.teacher, device=device, dtype=dtype, eight_bit=settings.teacher_8bit)
+        loaded = load_model(
+            settings.teacher, device=device, dtype=dtype, eight_bit=settings.teacher_8bit, form=settings.format
+        )
         protocol = _asked(settings, loaded.protocol, trained=loaded.trained_with_protocol)
         codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, protocol))
         return Agent.of(loaded.model, codec, retriever, rollout, seed=seed, at_once=at_once), {}
     source = resolve(settings.tokenizer or settings.teacher)
-    own, trained = load_protocol(source)
+    own, trained = load_protocol(source, settings.format)
     tokenizer = load_tokenizer(source)
     codec = Codec(tokenizer, dated(run, tokenizer, _asked(settings, own, trained=trained)))
     if settings.written:
-        script = gold_script(questions) if settings.demonstrations is None else file_script(settings.demonstrations)
+        file = settings.demonstrations
+        script = gold_script(questions, codec) if file is None else file_script(file, codec.format)
         capacity = min(rollout.max_tokens, context_of(source.name) or rollout.max_tokens)
         engine: Engine = written_engine(codec, script, capacity)
         return Agent(engine, codec, retriever, rollout, seed=seed), {

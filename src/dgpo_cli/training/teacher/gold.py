@@ -16,41 +16,29 @@ import re
 from collections.abc import Iterable, Sequence
 
 from dgpo_cli.core.text import contains_answer, normalize_answer, text_key
-from dgpo_cli.core.types import Passage, Question
+from dgpo_cli.core.types import Action, Passage, Question
+from dgpo_cli.formats.base import Format
 from dgpo_cli.retrieval.corpus.split import sentences
 
 NOT_FOUND = "unknown"
 _MAX_WORDS = 20  # ours, of a quotation
 _MAX_COMPARED = 11  # ours, of each of two
 _NAMED = 0.5  # ours, share of a title's words that make the question name it
-_RESULT = re.compile(
-    r'Doc \d+\(Title: "(?P<title>.*?)"\) (?P<text>.*?)(?=\nDoc \d+\(Title: |</information>|\Z)', re.DOTALL
-)
 _BRACKETS = re.compile(r"\s*\([^()]*\)\s*$")
 _CHOICES = ("yes", "no")
+_Step = tuple[str, Action, str]  # thought, action, query or answer
 
 
-def turn(question: Question, read: Sequence[str]) -> str:
-    """The next turn, after the observations `read`. The question names supporting titles."""
+def turn(question: Question, read: Sequence[Sequence[Passage]], form: Format) -> str:
+    """The next turn, after the passages that each search has shown. The question names supporting titles."""
     seen: list[Passage] = []
     asked: list[str] = []
-    for observation in read:
+    for found in read:
         wanted = _next_query(question, seen, asked)
         asked += [] if wanted is None else [wanted]
-        seen += passages_in(observation)
+        seen += found
     wanted = _next_query(question, seen, asked)
-    return _answer(question, seen) if wanted is None else _search(question, seen, wanted)
-
-
-def step_text(think: str, action: str, content: str) -> str:
-    """A turn in the agent's text."""
-    thought = f"<think> {think} </think>\n" if think else ""
-    return f"{thought}<{action}> {content} </{action}>"
-
-
-def passages_in(observation: str) -> list[Passage]:
-    """The passages that an observation shows, as far as it shows them."""
-    return [Passage.from_title("", found["title"], found["text"].strip()) for found in _RESULT.finditer(observation)]
+    return form.write(*(_answer(question, seen) if wanted is None else _search(question, seen, wanted)))
 
 
 def query(title: str) -> str:
@@ -88,20 +76,20 @@ def _was_read(question: Question, seen: Sequence[Passage], left: Sequence[str]) 
     return own_pages and any(_holds(p.text, answer) for p in _supporting(question, seen) for answer in answers)
 
 
-def _search(question: Question, seen: Sequence[Passage], wanted: str) -> str:
+def _search(question: Question, seen: Sequence[Passage], wanted: str) -> _Step:
     if wanted == question.text:
-        return step_text("I look for what the question asks.", "search", wanted)
+        return "I look for what the question asks.", "search", wanted
     if not seen:
-        return step_text(f"I need to find out about {wanted}.", "search", wanted)
+        return f"I need to find out about {wanted}.", "search", wanted
     mention = _mention(wanted, seen)
     if mention is not None:
-        return step_text(f'It says: "{mention}" So I look up {wanted}.', "search", wanted)
+        return f'It says: "{mention}" So I look up {wanted}.', "search", wanted
     told = _supporting(question, seen)[-1:]
     quoted = f'It says: "{_beginning(told[0])}" ' if told else ""
-    return step_text(f"{quoted}Next I look up {wanted}.", "search", wanted)
+    return f"{quoted}Next I look up {wanted}.", "search", wanted
 
 
-def _answer(question: Question, seen: Sequence[Passage]) -> str:
+def _answer(question: Question, seen: Sequence[Passage]) -> _Step:
     supporting = _supporting(question, seen)
     everything = " ".join(passage.contents for passage in seen)
     answer = next((answer for answer in question.answers if _holds(everything, answer)), None)
@@ -110,12 +98,12 @@ def _answer(question: Question, seen: Sequence[Passage]) -> str:
     if answer is None and choice and not _left(question, seen):
         answer = question.answers[0]
     if answer is None:
-        return step_text("The results do not say it.", "answer", NOT_FOUND)
+        return "The results do not say it.", "answer", NOT_FOUND
     told = [_beginning(passage, _MAX_COMPARED) for passage in supporting[-2:]]
     if not choice and not _holds(question.text, answer):
         told = _telling(question, [*reversed(supporting)], answer) or _telling(question, [*reversed(seen)], answer)
     quoted = " ".join(f'"{sentence}"' for sentence in told)
-    return step_text(f"It says: {quoted} So the answer is {answer}." if told else f"It is {answer}.", "answer", answer)
+    return f"It says: {quoted} So the answer is {answer}." if told else f"It is {answer}.", "answer", answer
 
 
 def _supporting(question: Question, seen: Sequence[Passage]) -> list[Passage]:

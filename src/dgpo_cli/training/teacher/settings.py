@@ -35,6 +35,7 @@ class DistillDataSettings:
     teacher_url: str | None = setting(None, "of a server that has `teacher`")
     tokenizer: str | None = setting(None, "with teacher_url: the model whose tokenizer and agent text are used")
     engine: str = setting(IN_PROCESS, "that runs a teacher which is loaded here")
+    format: str | None = setting(None, "of the agent's text for a model that was trained with none; tags by default")
     rerank: RerankConfig = field(default_factory=RerankConfig)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
     server: ServerAccess = field(default_factory=ServerAccess)  # how teacher_url is asked

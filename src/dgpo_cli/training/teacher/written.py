@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dgpo_cli.core.types import Question, attempt_key
 from dgpo_cli.engine.scripted import Script, ScriptedEngine
+from dgpo_cli.formats.base import Format
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.qa_sets.demonstrations import read_demonstrations
 from dgpo_cli.training.teacher import gold
@@ -20,18 +21,22 @@ def written_engine(codec: Codec, script: Script, max_tokens: int) -> ScriptedEng
     return ScriptedEngine(codec, script, capacity=max_tokens, by_key=True, logprob=None)
 
 
-def file_script(path: str) -> Script:
+def file_script(path: str, form: Format) -> Script:
     """What a file of demonstrations says to its questions. Raises InputError."""
     steps = {attempt_key(entry.question, 0): entry.steps for entry in read_demonstrations(Path(path))}
 
     def script(key: str, read: Sequence[str]) -> str:
         # A turn beyond the last one: only where the loop allows fewer searches than the demonstration makes.
         step = steps[key][min(len(read), len(steps[key]) - 1)]
-        return gold.step_text(step.think, step.action, step.content)
+        return form.write(step.think, step.action, step.content)
 
     return script
 
 
-def gold_script(questions: Sequence[Question]) -> Script:
+def gold_script(questions: Sequence[Question], codec: Codec) -> Script:
     by_key = {attempt_key(question, 0): question for question in questions}
-    return lambda key, read: gold.turn(by_key[key], read)
+
+    def script(key: str, read: Sequence[str]) -> str:
+        return gold.turn(by_key[key], [codec.passages_in(observation) for observation in read], codec.format)
+
+    return script

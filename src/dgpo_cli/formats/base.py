@@ -1,0 +1,128 @@
+"""What a format of the agent is: how it asks, what ends a turn, what a turn means, how search results are shown.
+
+A `Format` is behaviour without state; the texts that it is used with (prompt, results, correction) are a `Protocol`,
+which is recorded with every model and every trajectory file and names its format. To add a format: a subclass in a file
+of this package, a line in `registry`, and `tests/contract/test_formats.py` holds it to what follows.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from dgpo_cli.core.disguises import look_alike
+from dgpo_cli.core.types import Action, Passage, WrittenTurn
+from dgpo_cli.formats.stream import Kind, TagStream
+
+if TYPE_CHECKING:
+    from dgpo_cli.formats.protocol import Protocol
+
+Mode = Literal["direct", "think"]
+"""How a question is asked together with its passages: for the answer alone, or with room to think."""
+
+_RESULT = re.compile(r'Doc \d+\(Title: "(?P<title>.*?)"\) (?P<text>.*?)(?=\nDoc \d+\(Title: |\Z)', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one generated turn means. `kept` is the text up to what ended the turn, that included."""
+
+    kept: str
+    action: Action | None
+    content: str  # the query or the answer, empty without an action
+    thought: bool = False  # it begins with a thought
+    alone: bool = False  # it is one thought at most and then one action, and nothing else
+
+    def at(self, start: int, stop: int) -> WrittenTurn:
+        """As a trajectory keeps it: tokens [start, stop)."""
+        return WrittenTurn(start, stop, self.action, self.content, self.thought, self.alone)
+
+
+class Format(ABC):
+    """One format. Its markers are tags: `<name>` and `</name>` for each of `names`."""
+
+    names: ClassVar[tuple[str, ...]]
+    kinds: ClassVar[Mapping[str, Kind]]  # by name, what stands between its tags
+    outside: ClassVar[Kind | None] = None  # what stands outside all tags
+    stops: ClassVar[tuple[str, ...]]  # a turn ends at the first of them, or with the model's end-of-text token
+    closes: ClassVar[Mapping[str, str]]  # by stop, the marker that it closes
+    in_messages: ClassVar[bool] = False  # what the model reads between turns stands in messages of its own
+    tools: ClassVar[Sequence[Mapping[str, Any]]] = ()  # for the chat template, as JSON schemas
+
+    @property
+    @abstractmethod
+    def texts(self) -> Protocol:
+        """The texts for a model that was trained with none."""
+
+    @property
+    @abstractmethod
+    def usage(self) -> str:
+        """A Python program for a model card: runs a model with plain transformers."""
+
+    @abstractmethod
+    def parse(self, text: str, *, ended: bool) -> Turn:
+        """What a turn means. `ended`: the model ended it (a stop or an end-of-text token), not its token limit.
+
+        Takes time linear in the text.
+        """
+
+    @abstractmethod
+    def _write(self, think: str, action: Action, content: str) -> str: ...
+
+    @abstractmethod
+    def reading_prompt(self, mode: Mode) -> str:
+        """A prompt with {question} that asks to answer from passages that follow."""
+
+    @abstractmethod
+    def begun(self, mode: Mode) -> str:
+        """The beginning of the answering turn that is written for the model in a mode; may be empty."""
+
+    @abstractmethod
+    def instructs(self, prompt: str) -> bool:
+        """Whether a prompt says how to answer; one of a model that learned it by training may be the question alone."""
+
+    @property
+    def tools_text(self) -> str:
+        """A system message that says what the tools are, for chat templates that do not."""
+        return ""
+
+    @cached_property
+    def markers(self) -> tuple[str, ...]:
+        """The tags, as they are written."""
+        return tuple(tag for name in self.names for tag in (f"<{name}>", f"</{name}>"))
+
+    @cached_property
+    def _look_alike(self) -> re.Pattern[str]:
+        return look_alike(self.names)
+
+    def escape(self, text: str) -> tuple[str, int]:
+        """Make look-alikes of the markers visible as text (`&lt;...`). Returns the text and how many there were.
+
+        Passages and questions are untrusted: a marker in them must not end the results or act as the model's own.
+        """
+        return self._look_alike.subn("&lt;", text)
+
+    def write(self, think: str, action: Action, content: str) -> str:
+        """A turn that `parse` reads as just this action; markers in the texts are escaped. `think` may be empty."""
+        return self._write(self.escape(think)[0], action, self.escape(content)[0])
+
+    def render_results(self, passages: Sequence[Passage]) -> str:
+        """Passages as Search-R1 prints them: `Doc 1(Title: <first line>) <rest>`, one after the other."""
+        lines = []
+        for rank, passage in enumerate(passages, start=1):
+            title, _, text = passage.contents.partition("\n")
+            lines.append(f"Doc {rank}(Title: {title}) {text}\n")
+        return "".join(lines).strip()
+
+    def passages_in(self, results: str) -> list[Passage]:
+        """The passages that rendered results show, as far as they show them."""
+        return [Passage.from_title("", found["title"], found["text"].strip()) for found in _RESULT.finditer(results)]
+
+    def stream(self) -> TagStream:
+        """Cuts text as it is written into pieces to be coloured."""
+        kinds = {tag: self.kinds[name] for name in self.names for tag in (f"<{name}>", f"</{name}>")}
+        return TagStream(kinds, self.outside)

@@ -1,0 +1,116 @@
+"""The texts that a format is used with: prompt, form of the results, correction; and the limits of episodes.
+
+A `Protocol` is recorded with every model and every trajectory file, so that a model always meets the text it was
+trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from dgpo_cli.core import schema
+from dgpo_cli.core.types import Passage
+from dgpo_cli.errors import ConfigError, InputError
+from dgpo_cli.formats import registry
+from dgpo_cli.formats.base import Format
+
+ALWAYS_SEARCH = "Always search before you answer, also where you believe that you know the answer."
+_TAGS = "tags"
+# Settings of a rollout that shape an episode: a model should meet those that it was trained with.
+LIMITS = ("top_k", "max_turns", "max_new_tokens", "max_observation_tokens", "max_prompt_tokens", "max_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """Templates. `prompt` holds `{question}` once, `observation` holds `{results}` once."""
+
+    name: str
+    prompt: str
+    correction: str
+    observation: str = ""  # by default the one of the format's own texts
+    chat_template: bool = True  # wrap the prompt as a user message if the tokenizer has a template
+    add_question_mark: bool = True
+    top_k: int = 3  # passages per search that the model was trained with
+    max_turns: int = 4  # turns that may search, likewise
+    # Further limits of the episodes that it was trained with; None where nobody recorded them.
+    max_new_tokens: int | None = None
+    max_observation_tokens: int | None = None
+    max_prompt_tokens: int | None = None
+    max_tokens: int | None = None
+    date: str | None = None  # that a chat template is rendered with, YYYY-MM-DD; None for today
+    format: str = _TAGS  # a name of `formats.registry`
+
+    def __post_init__(self) -> None:
+        if not self.observation:
+            object.__setattr__(self, "observation", self.agent_format.texts.observation)
+        for template, hole in ((self.prompt, "{question}"), (self.observation, "{results}")):
+            if template.count(hole) != 1:
+                raise InputError(
+                    f"protocol {self.name!r}: a template must hold {hole} exactly once, got {template!r}",
+                    hint="repair the protocol.json beside the model",
+                )
+
+    @property
+    def agent_format(self) -> Format:
+        return registry.get(self.format)
+
+    def render_prompt(self, question: str) -> tuple[str, int]:
+        """The user message for a question, and the number of look-alikes of markers escaped in it."""
+        text, escaped = self.agent_format.escape(question.strip())
+        if self.add_question_mark and not text.endswith("?"):
+            text += "?"
+        return self.prompt.replace("{question}", text), escaped
+
+    def render_observation(self, passages: Sequence[Passage]) -> tuple[str, int]:
+        """The observation for retrieved passages, and the number of look-alikes of markers escaped in them."""
+        form = self.agent_format
+        results, escaped = form.escape(form.render_results(passages))
+        return self.observation.replace("{results}", results), escaped
+
+    def to_json(self) -> dict[str, Any]:
+        """Without `format` where it is the tags: such records are older than other formats, and keep their digest."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in given.items() if (name, value) != ("format", _TAGS)}
+
+    @classmethod
+    def from_json(cls, record: Any) -> Protocol:
+        """Raises InputError for a record of another form."""
+        limits = dict.fromkeys(("top_k", "max_turns"), schema.whole(1))
+        limits |= dict.fromkeys(LIMITS[2:], schema.maybe(schema.whole(1)))
+        kind = schema.of(cls, name=schema.text(empty=False), date=schema.maybe(schema.text()), **limits)
+        hint = "write the protocol again with `dgpo export`, or use the dgpo version that made it"
+        protocol = cls(**schema.check(record, kind, "the protocol", hint=hint))
+        try:
+            registry.get(protocol.format)
+        except ConfigError as error:
+            raise InputError(f"the protocol: {error.message}", hint=error.hint) from error
+        return protocol
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Those of LIMITS that are recorded."""
+        return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
+
+    def with_limits(self, limits: Mapping[str, Any]) -> Protocol:
+        """The same text, to be recorded with what is trained or written under these LIMITS; other names are left."""
+        return replace(self, **{name: limits[name] for name in LIMITS if name in limits})
+
+    def always_searching(self) -> Protocol:
+        """With a sentence, in front of the question's line, that asks for a search before every answer."""
+        if ALWAYS_SEARCH in self.prompt:
+            return self
+        start = self.prompt.rfind("\n", 0, self.prompt.index("{question}")) + 1
+        return replace(self, prompt=f"{self.prompt[:start]}{ALWAYS_SEARCH}\n{self.prompt[start:]}")
+
+    def same_text(self, other: Protocol) -> bool:
+        """Whether a model of one can read the other's episodes; how long they are, and the date, do not matter."""
+        return self == replace(other, date=self.date, **{name: getattr(self, name) for name in LIMITS})
+
+    @property
+    def digest(self) -> str:
+        """Short hash for manifests: two files with the same digest hold the same agent text."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
