@@ -92,6 +92,7 @@ def prepare_dgpo(hidden, weight, teacher_hidden, teacher_weight, labels, chunk):
     from torch import nn
 
     from dgpo_cli.objectives import registry
+    from dgpo_cli.objectives.base import TrainedTokens
     from dgpo_cli.training.learner import Learner
     from dgpo_cli.training.step import vocabulary_pass
 
@@ -117,11 +118,15 @@ def prepare_dgpo(hidden, weight, teacher_hidden, teacher_weight, labels, chunk):
         **({} if chunk is None else {"chunk_tokens": chunk}),
     )
     n = len(hidden)
-    fields = {"token_ids": labels, "weights": torch.ones(n), "sequence_index": torch.zeros(n, dtype=torch.long)}
-    fields["by_student"] = torch.zeros(n, dtype=torch.bool)
+    tokens = TrainedTokens(
+        token_ids=labels,
+        weights=torch.ones(n),
+        sequence_index=torch.zeros(n, dtype=torch.long),
+        by_student=torch.zeros(n, dtype=torch.bool),
+    )
 
     def run():
-        sums, grad = vocabulary_pass(learner, hidden, teacher_hidden, fields, float(n))
+        sums, grad = vocabulary_pass(learner, hidden, teacher_hidden, tokens, float(n))
         return float(sums["policy_loss"]) / n, grad, student.head.weight.grad
 
     return run

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 # (hidden, intermediate, layers, heads, key-value heads, vocabulary, episodes, prompt, shortest and longest, steps)
@@ -62,6 +63,7 @@ def dgpo(case: str, device: str):
     import torch
 
     from dgpo_cli.objectives import registry
+    from dgpo_cli.objectives.base import Signals
     from dgpo_cli.training.batch import Sample
     from dgpo_cli.training.learner import Learner, Optimizer
     from dgpo_cli.training.optimizer_settings import OptimizerSettings
@@ -79,12 +81,14 @@ def dgpo(case: str, device: str):
         policy_optimizer=Optimizer(model, OptimizerSettings(1e-6), 100),
     )
     samples = []
-    for ids, written, advantage in episodes(case):
-        sample = Sample(torch.tensor(ids), torch.tensor(written), by_student=True)
-        sample.fields["advantages"] = torch.where(sample.written, advantage, 0.0)
-        samples.append(sample)
-    for sample, row in zip(samples, logprobs(learner, model, samples), strict=True):
-        sample.fields["behavior_logprobs"] = row
+    for ids, mask, advantage in episodes(case):
+        written = torch.tensor(mask)
+        signals = Signals(advantages=torch.where(written, advantage, 0.0))
+        samples.append(Sample(torch.tensor(ids), written, by_student=True, signals=signals))
+    rows = logprobs(learner, model, samples)
+    samples = [
+        replace(s, signals=replace(s.signals, behavior_logprobs=row)) for s, row in zip(samples, rows, strict=True)
+    ]
     return lambda: optimizer_step(learner, samples)["policy_grad_norm"]
 
 

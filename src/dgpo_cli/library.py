@@ -47,7 +47,7 @@ def evaluate(
     Raises RetrievalError as soon as too many searches failed.
     """
     return run.evaluate(
-        questions, run_batch=agent.finished, decode=agent.codec.decode, samples=samples, progress=progress
+        questions, run_batch=agent.finished, with_turns=agent.codec.with_turns, samples=samples, progress=progress
     )
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from tests.tiny import bpe_tokenizer, qwen
 
-from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.engine.base import Engine, Event, Sampling, SlotId, TurnEnd
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.engine.registry import ENGINES, IN_PROCESS, loading_engine, require_engine, require_engine_name
 from dgpo_cli.engine.scripted import ScriptedEngine
 from dgpo_cli.engine.turnwise.engine import Turn, TurnwiseEngine, Written
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.sources import ModelSource
 

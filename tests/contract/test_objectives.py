@@ -523,17 +523,20 @@ def test_the_estimates_as_losses_have_the_gradient_that_the_page_says(form, dire
     torch.testing.assert_close(total, torch.autograd.grad(coefficient * exact.sum(), logits)[0], rtol=1e-4, atol=1e-6)
 
 
-def test_a_kl_as_a_loss_acts_only_where_its_weight_is_also_where_the_teacher_was_spared():
-    """A spared teacher's log-probability reads as 0; against a token of 1e-40 its exponential would overflow."""
+def test_a_kl_as_a_loss_acts_only_where_its_weight_is_and_not_where_the_teacher_read_nothing():
+    """A micro-batch holds sequences that the teacher reads, or sequences that it does not."""
     batch, (logits, _) = tokens()
-    batch.logprobs = batch.logprobs - 120 * (batch.kl_weight == 0)
-    batch.teacher_logprobs = torch.where(batch.kl_weight > 0, batch.teacher_logprobs, 0.0)
+    unread = replace(batch, kl_weight=torch.zeros(N), teacher_logprobs=None)
     for form in LOSS_FORMS:
         with_kl, without = DGPO(DGPO.Config(kl_form=form)), DGPO(DGPO.Config(kl_gate="never"))
         added = with_kl.loss(batch).terms["policy"] - without.loss(batch).terms["policy"]
         assert ((added != 0) == (batch.kl_weight > 0)).all()
         (gradient,) = torch.autograd.grad(with_kl.loss(batch).terms["policy"].sum(), logits, retain_graph=True)
         assert torch.isfinite(gradient).all()
+        result = with_kl.loss(unread)
+        assert torch.equal(result.terms["policy"], without.loss(unread).terms["policy"])
+        gated = {name: float(value.abs().sum()) for name, value in result.metrics.items() if "gated" in name}
+        assert len(gated) == 2 and set(gated.values()) == {0.0}
 
 
 def test_minillms_returns_by_hand():

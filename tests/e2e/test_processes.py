@@ -41,7 +41,7 @@ ROUNDING = {"rel": 1e-4, "abs": 2e-6}  # of losses: sums in another order, then 
 def lively(monkeypatch):
     """Untrained models neither search nor answer: here some turns search, some episodes are right."""
 
-    def parse(_, text, *, ended):  # noqa: ARG001
+    def parse(_, text, *, ended):
         return Turn(text, "search" if len(text) % 2 else "answer", text[:20])
 
     def score(question, trajectory):

@@ -422,7 +422,7 @@ def broken_index(monkeypatch):
 
     monkeypatch.setattr(BM25Retriever, "search", fail)
     # Untrained models do not search by themselves: every turn is read as a search.
-    monkeypatch.setattr(Tags, "parse", lambda _, text, *, ended: Turn(text, "search", "x"))  # noqa: ARG005
+    monkeypatch.setattr(Tags, "parse", lambda _, text, *, ended: Turn(text, "search", "x"))
     return monkeypatch
 
 

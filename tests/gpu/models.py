@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dgpo_cli.models.critic import Critic, SharedCritic
 from dgpo_cli.objectives import registry
+from dgpo_cli.objectives.base import Signals
 from dgpo_cli.training.batch import Sample
 from dgpo_cli.training.learner import Learner, Optimizer, enable_gradient_checkpointing
 from dgpo_cli.training.optimizer_settings import OptimizerSettings
@@ -57,11 +59,10 @@ def samples() -> list[Sample]:
     for ids in sequences():
         written = torch.zeros(len(ids), dtype=torch.bool)
         written[len(ids) // 2 :] = True
-        sample = Sample(ids, written, by_student=True)
         generator = torch.Generator().manual_seed(len(ids))
-        for name in ("advantages", "returns", "old_values"):
-            sample.fields[name] = torch.randn(len(ids), generator=generator) * written
-        made.append(sample)
+        drawn = [torch.randn(len(ids), generator=generator) * written for _ in range(3)]
+        signals = Signals(advantages=drawn[0], returns=drawn[1], old_values=drawn[2])
+        made.append(Sample(ids, written, by_student=True, signals=signals))
     return made
 
 
@@ -91,10 +92,12 @@ def learner(device: torch.device, method: str, variant: str = "plain") -> Learne
 def step(device: torch.device, method: str, variant: str = "plain") -> dict[str, float]:
     """Metrics of one update; the log-probabilities of the policy that wrote are the student's own."""
     made, found = learner(device, method, variant), samples()
-    for sample, row in zip(found, logprobs(made, made.student, found), strict=True):
-        sample.fields["behavior_logprobs"] = row
-        sample.by_student = method != "kd"
-    if made.reference is not None:
-        for sample, row in zip(found, logprobs(made, made.reference, found), strict=True):
-            sample.fields["reference_logprobs"] = row
-    return optimizer_step(made, found)
+    own = logprobs(made, made.student, found)
+    reference = [None] * len(own) if made.reference is None else logprobs(made, made.reference, found)
+    told = [
+        replace(s.signals, behavior_logprobs=row, reference_logprobs=other)
+        for s, row, other in zip(found, own, reference, strict=True)
+    ]
+    return optimizer_step(
+        made, [replace(s, signals=t, by_student=method != "kd") for s, t in zip(found, told, strict=True)]
+    )

@@ -10,7 +10,7 @@ from dgpo_cli.objectives.advantage import (
     group_advantages,
     k1,
     k3,
-    masked_whiten,
+    whiten,
 )
 
 
@@ -61,9 +61,10 @@ def test_gae_by_hand():
 
 
 def test_whitening_by_hand():
-    values = torch.tensor([[1.0, 100.0, 2.0, 3.0]])
-    whitened = masked_whiten(values, torch.tensor([[1.0, 0.0, 1.0, 1.0]]))
-    torch.testing.assert_close(whitened[0, [0, 2, 3]], torch.tensor([-1.0, 0.0, 1.0]))
+    values = [torch.tensor([1.0, 100.0, 2.0]), torch.tensor([3.0])]
+    first, second = whiten(values, [torch.tensor([True, False, True]), torch.tensor([True])])
+    torch.testing.assert_close(first, torch.tensor([-1.0, 0.0, 0.0]))
+    torch.testing.assert_close(second, torch.tensor([1.0]))
 
 
 def test_kl_estimators_by_hand():

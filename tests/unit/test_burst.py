@@ -9,7 +9,6 @@ from tests.tiny import bpe_tokenizer, qwen
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from dgpo_cli.agent import loop
 from dgpo_cli.agent.loop import run_episodes
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.types import Hit, Passage, Question
@@ -138,7 +137,7 @@ class Library:
 def searching(model, codec, monkeypatch, *, slots, burst, overlap_steps, count):
     """Episodes of a model that knows no tags: each turn that an "e" ends is a search."""
     monkeypatch.setattr(Tags, "stops", ("e",))
-    read = lambda _, text, *, ended: Turn(text, "search" if "e" in text else None, text)  # noqa: ARG005, E731
+    read = lambda _, text, *, ended: Turn(text, "search" if "e" in text else None, text)  # noqa: E731
     monkeypatch.setattr(Tags, "parse", read)
     settings = RolloutSettings(
         max_turns=4, top_k=1, max_new_tokens=40, max_tokens=600, wave=slots, overlap_steps=overlap_steps

@@ -27,7 +27,7 @@ from dgpo_cli.evaluation.stats import (
     share_interval,
     wilson,
 )
-from dgpo_cli.objectives.advantage import masked_mean, masked_whiten
+from dgpo_cli.objectives.advantage import whiten
 from dgpo_cli.training.collapse import CollapseSettings, Guard
 from dgpo_cli.training.kd import nll
 from dgpo_cli.training.loop import Plan, run_step
@@ -114,15 +114,13 @@ def test_shares_of_searches_are_left_out_where_none_was_made() -> None:
     assert not {"blank_queries", "repeated_queries"} & metrics.keys() and metrics["searches"] == 0
 
 
-def test_reductions_over_an_empty_mask() -> None:
-    values = torch.tensor([[3.0, 5.0, 9.0]])
-    assert masked_mean(values, torch.zeros(1, 3)) == 0
-    assert torch.equal(masked_whiten(values, torch.zeros(1, 3)), values)
-    assert torch.equal(masked_whiten(values, torch.tensor([[0.0, 1.0, 0.0]])), values)
-    assert masked_whiten(values, torch.tensor([[1.0, 1.0, 0.0]]))[0, :2].tolist() == pytest.approx(
-        [-(0.5**0.5), 0.5**0.5]
-    )
-    assert masked_whiten(torch.ones(1, 3), torch.ones(1, 3)).tolist() == [[0.0, 0.0, 0.0]]
+def test_whitening_of_nothing_and_of_equals() -> None:
+    values, none = torch.tensor([3.0, 5.0, 9.0]), torch.tensor([False, False, False])
+    assert whiten([], []) == [] and whiten([values], [none])[0].equal(values)
+    assert whiten([values], [torch.tensor([False, True, False])])[0].equal(values)
+    two = whiten([values], [torch.tensor([True, True, False])])[0]
+    assert two.tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5, 0.0])
+    assert whiten([torch.ones(3)], [~none])[0].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_validation_loss_of_nothing_is_none() -> None:

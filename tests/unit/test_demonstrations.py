@@ -7,8 +7,7 @@ from tests.tiny import bpe_tokenizer, qwen
 
 from dgpo_cli.core.types import Passage, Question, SearchCall, StopReason, Trajectory
 from dgpo_cli.errors import InputError
-from dgpo_cli.formats.protocol import ALWAYS_SEARCH
-from dgpo_cli.formats.registry import get
+from dgpo_cli.formats.protocol import ALWAYS_SEARCH, Protocol
 from dgpo_cli.formats.tags import DEFAULT, TAGS
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import save_model
@@ -306,7 +305,7 @@ def test_a_raw_model_learns_the_format_that_is_asked_for_and_keeps_it(made, dgpo
     run(dgpo, "--teacher", "gold", "--data", "tinyworld.jsonl", "--format", "tool_calls")
     data = read_trajectories(made / "run")
     assert data.protocol["format"] == "tool_calls" and len(data.trajectories) == 1
-    codec = Codec(bpe_tokenizer(chat=True), get("tool_calls").texts)
+    codec = Codec(bpe_tokenizer(chat=True), Protocol.of("tool_calls"))
     first = data.trajectories[0].known_turns[0]
     assert codec.decode(data.trajectories[0].token_ids[first.start : first.stop]).endswith(
         '<tool_call>\n{"name": "search", "arguments": {"query": "Vesapo"}}\n</tool_call>'

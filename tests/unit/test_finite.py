@@ -4,10 +4,10 @@ import pytest
 import torch
 from tests.unit.test_train_step import learner, trajectories
 
-from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.engine.base import Sampling
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.errors import ModelError
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.training.batch import pack
 from dgpo_cli.training.credit import rollout_sample, teacher_samples

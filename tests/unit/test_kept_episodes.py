@@ -17,7 +17,7 @@ from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import keep_tokenizer
-from dgpo_cli.objectives.registry import create
+from dgpo_cli.objectives.base import Signals
 from dgpo_cli.training.batch import Sample
 from dgpo_cli.training.run.kept_episodes import MAX_KEPT, KeptEpisodes
 from dgpo_cli.training.settings import RLSettings
@@ -27,19 +27,18 @@ CODEC = Codec(bpe_tokenizer(), TINYWORLD)
 
 
 def kept(folder: Path, each: int, steps: int) -> KeptEpisodes:
-    return KeptEpisodes(folder, CODEC, create("dgpo", {}), each=each, steps=steps)
+    return KeptEpisodes(folder, CODEC, each=each, steps=steps)
 
 
 def made(place: int, right: bool) -> tuple[Trajectory, Sample]:
     trajectory = episode(CODEC, place, "Lyon" if right else "Paris")
-    sample = Sample.of(trajectory, by_student=True)
-    here = sample.written.float()
-    sample.fields |= {
-        "behavior_logprobs": -1.0 * here,
-        "teacher_logprobs": torch.zeros_like(here) if right else -3.5 * here,
-        "advantages": 0.123456789 * here,
-    }
-    return trajectory, sample
+    here = torch.tensor(trajectory.written).float()
+    signals = Signals(
+        behavior_logprobs=-1.0 * here,
+        teacher_logprobs=None if right else -3.5 * here,
+        advantages=0.123456789 * here,
+    )
+    return trajectory, Sample.of(trajectory, by_student=True, signals=signals)
 
 
 def rows(folder: Path) -> list[dict]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.errors import ModelError
+from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_tokenizer, save_model
 from dgpo_cli.models.tokenizer_errors import tokenizer_errors

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dgpo_cli.objectives.base import Signals
 from dgpo_cli.training.batch import Sample, micro_batches, pack
 
 CPU = torch.device("cpu")
@@ -15,9 +16,9 @@ def samples(draw):
     for _ in range(draw(st.integers(1, 6))):
         written = [False, *draw(st.lists(st.booleans(), min_size=1, max_size=12))]
         ids = draw(st.lists(st.integers(0, 9), min_size=len(written), max_size=len(written)))
-        sample = Sample(torch.tensor(ids), torch.tensor(written), kl_weight=float(draw(st.booleans())))
-        sample.fields["advantages"] = torch.arange(len(ids), dtype=torch.float32) + 100 * len(made)
-        made.append(sample)
+        signals = Signals(advantages=torch.arange(len(ids), dtype=torch.float32) + 100 * len(made))
+        weight = float(draw(st.booleans()))
+        made.append(Sample(torch.tensor(ids), torch.tensor(written), kl_weight=weight, signals=signals))
     return made
 
 
@@ -46,9 +47,9 @@ def test_flattening_takes_the_output_before_each_written_token_and_unflattening_
     assert batch.token_ids.tolist() == [
         int(s.token_ids[t]) for s in made for t in range(len(s.written)) if s.written[t]
     ]
-    advantages = batch.field("advantages")
+    advantages = batch.signal("advantages")
     for row, sample in zip(batch.unflatten(advantages), made, strict=True):
-        torch.testing.assert_close(row, torch.where(sample.written, sample.fields["advantages"], 0.0))
+        torch.testing.assert_close(row, torch.where(sample.written, sample.signals.advantages, 0.0))
     for row, sample in enumerate(made):
         assert (batch.sequence_index == row).sum() == sample.num_trained
 
@@ -69,8 +70,11 @@ def test_sequences_lie_end_to_end_and_positions_begin_again():
     assert batch.trained.tolist() == [False, True, False, True, False, True]
 
 
-def test_a_missing_field_is_none():
-    assert pack([Sample(torch.tensor([1, 2]), torch.tensor([False, True]))], CPU).field("returns") is None
+def test_a_signal_that_not_every_sample_has_is_none():
+    ids, written = torch.tensor([1, 2]), torch.tensor([False, True])
+    one, other = Sample(ids, written), Sample(ids, written, signals=Signals(returns=torch.tensor([0.0, 7.0])))
+    assert pack([one], CPU).signal("returns") is None and pack([other, one], CPU).signal("returns") is None
+    assert pack([other, other], CPU).tokens(values=None, sequence_log_ratio=None).returns.tolist() == [7.0, 7.0]
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])

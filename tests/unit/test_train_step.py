@@ -16,6 +16,7 @@ from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic, SharedCritic
 from dgpo_cli.objectives import registry
+from dgpo_cli.objectives.base import SIGNALS, Signals
 from dgpo_cli.training import checkpoint
 from dgpo_cli.training.batch import Sample
 from dgpo_cli.training.credit import samples_of, student_samples, teacher_samples
@@ -142,9 +143,11 @@ def test_tokens_that_no_model_wrote_carry_nothing(method, monkeypatch):
     for noise in (0.0, 1e3):
         made = learner(method, {"kl_coef": 0.1})
         samples, _ = student_samples(made, trajectories())
-        for sample in samples:
-            for name, values in sample.fields.items():
-                sample.fields[name] = torch.where(sample.written, values, noise)
+        noisy = lambda sample, row: None if row is None else torch.where(sample.written, row, noise)  # noqa: E731, B023
+        samples = [
+            replace(s, signals=Signals(**{name: noisy(s, getattr(s.signals, name)) for name in SIGNALS}))
+            for s in samples
+        ]
         results.append(step_gradients(made, samples, monkeypatch)[:2])
     for first, second in zip(*results, strict=True):
         assert first.keys() == second.keys()
@@ -155,7 +158,7 @@ def test_tokens_that_no_model_wrote_carry_nothing(method, monkeypatch):
 def test_the_first_ratio_is_one_and_advantages_are_whitened_over_written_tokens(monkeypatch):
     made = learner("ppo", {"kl_coef": 0.1})
     samples, metrics = student_samples(made, trajectories())
-    advantages = torch.cat([s.fields["advantages"][s.written] for s in samples])
+    advantages = torch.cat([s.signals.advantages[s.written] for s in samples])
     assert float(advantages.mean()) == pytest.approx(0, abs=1e-5)
     assert float(advantages.var()) == pytest.approx(1, rel=1e-4)
     _, _, logged = step_gradients(made, samples, monkeypatch)
@@ -231,7 +234,7 @@ def test_a_failed_search_is_no_measure_of_its_group():
     data = [replace(t, question=trajectories()[0].question) for t in trajectories(3)]  # right, wrong, wrong
     data[2] = replace(data[2], stop=StopReason.SEARCH_FAILED)
     samples, _ = student_samples(made, data)
-    found = [sample.fields["advantages"][sample.written].unique().tolist() for sample in samples]
+    found = [sample.signals.advantages[sample.written].unique().tolist() for sample in samples]
     assert found == [[0.5], [-0.5], [0.0]] and [sample.weight for sample in samples] == [1, 1, 0]
 
 
@@ -245,17 +248,18 @@ def test_gspo_takes_the_ratio_over_the_whole_sequence_however_it_is_split(budget
     shift = [
         0.2 * torch.randn(len(s.token_ids), generator=torch.Generator().manual_seed(i)) for i, s in enumerate(samples)
     ]
-    for sample, change in zip(samples, shift, strict=True):
-        sample.fields["behavior_logprobs"] = torch.where(
-            sample.written, sample.fields["behavior_logprobs"] + change, 0.0
-        )
+    old = [s.signals.behavior_logprobs for s in samples]
+    moved = [torch.where(s.written, row + c, 0.0) for s, row, c in zip(samples, old, shift, strict=True)]
+    samples = [
+        replace(s, signals=replace(s.signals, behavior_logprobs=row)) for s, row in zip(samples, moved, strict=True)
+    ]
     total = 0.0
     for t, sample in zip(data, samples, strict=True):
         ids, keep = torch.tensor([t.token_ids]), torch.tensor(t.written[1:])
         logp = made.student(input_ids=ids).logits[0, :-1, :V].log_softmax(-1)
         own = logp.gather(1, ids[0, 1:, None]).squeeze(1)[keep]
-        log_ratio = (own - sample.fields["behavior_logprobs"][1:][keep]).mean()
-        total = total - sample.fields["advantages"][sample.written][0] * log_ratio.exp()
+        log_ratio = (own - sample.signals.behavior_logprobs[1:][keep]).mean()
+        total = total - sample.signals.advantages[sample.written][0] * log_ratio.exp()
     (total / len(data)).backward()
     expected = gradients(made.student)
     made.student.zero_grad()
@@ -341,7 +345,7 @@ def test_a_shared_critic_leaves_the_policy_its_own_gradient(monkeypatch):
         with torch.no_grad():
             hidden = made.student.model(input_ids=ids).last_hidden_state[0]
         places = sample.written.nonzero()[:, 0]
-        error = made.critic(hidden[places - 1]).detach() - sample.fields["returns"][places]
+        error = made.critic(hidden[places - 1]).detach() - sample.signals.returns[places]
         total += (error[:, None] * hidden[places - 1]).sum(0) / count
     torch.testing.assert_close(head["head.weight"][0], total, rtol=1e-3, atol=1e-6)
 
@@ -359,7 +363,7 @@ def test_values_of_a_shared_critic_come_with_the_log_probabilities():
         hidden = made.student.model(input_ids=sample.token_ids[None]).last_hidden_state[0]
     places = sample.written.nonzero()[:, 0]
     expected = made.critic(hidden[places - 1])
-    torch.testing.assert_close(sample.fields["old_values"][places], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(sample.signals.old_values[places], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_run_with_a_shared_critic_and_8_bit_moments_resumes_exactly(tmp_path):

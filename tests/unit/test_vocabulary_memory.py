@@ -10,9 +10,10 @@ from tests.tiny import qwen
 
 from dgpo_cli.models.lm_head import token_logprobs
 from dgpo_cli.objectives import registry
+from dgpo_cli.objectives.base import SIGNALS, TrainedTokens
 from dgpo_cli.training.learner import Learner
 from dgpo_cli.training.run.fit import Memory
-from dgpo_cli.training.step import FIELDS, vocabulary_pass
+from dgpo_cli.training.step import vocabulary_pass
 
 V, CHUNK = 20_000, 64
 CASES = {
@@ -54,11 +55,16 @@ def test_a_loss_takes_as_much_for_8_times_the_tokens(method):
     )
 
     def run(n):
-        fields = {name: torch.zeros(n) for name in FIELDS}
-        fields |= {"token_ids": torch.arange(n) % V, "weights": torch.ones(n), "kl_weight": torch.ones(n)}
-        fields |= {"sequence_index": torch.zeros(n, dtype=torch.long), "by_student": torch.ones(n, dtype=torch.bool)}
-        fields["values"] = torch.zeros(n, requires_grad=True)
-        vocabulary_pass(learner, torch.randn(n, 32), torch.randn(n, 32), fields, float(n))
+        tokens = TrainedTokens(
+            token_ids=torch.arange(n) % V,
+            weights=torch.ones(n),
+            kl_weight=torch.ones(n),
+            sequence_index=torch.zeros(n, dtype=torch.long),
+            by_student=torch.ones(n, dtype=torch.bool),
+            values=torch.zeros(n, requires_grad=True),
+            **{name: torch.zeros(n) for name in SIGNALS},
+        )
+        vocabulary_pass(learner, torch.randn(n, 32), torch.randn(n, 32), tokens, float(n))
 
     run(CHUNK)  # the head's gradient stays
     few, many = extra(lambda: run(256)), extra(lambda: run(2048))

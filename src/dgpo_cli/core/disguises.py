@@ -15,8 +15,8 @@ _STYLES = ((0x2100, 0x2150), (0x249C, 0x24EA), (0x1D400, 0x1D6A6), (0xFF21, 0xFF
 _ALIKE = {
     "a": "\u0430\u03b1\u0251", "c": "\u0441\u03f2", "e": "\u0435\u04bd", "f": "\u0192", "h": "\u04bb\u0570",
     "i": "\u0456\u03b9\u0131l|1", "k": "\u043a\u03ba", "l": "\u04cf\u03b9\u0131i|1", "m": "\u043c", "n": "\u0578\u03b7",
-    "o": "\u043e\u03bf\u05850", "p": "\u0440\u03c1", "r": "\u0433", "s": "\u0455", "t": "\u0442\u03c4", "w": "\u051d\u0461\u03c9",
-    "_": "\uff3f\u203f",
+    "o": "\u043e\u03bf\u05850", "p": "\u0440\u03c1", "r": "\u0433", "s": "\u0455", "t": "\u0442\u03c4",
+    "w": "\u051d\u0461\u03c9", "_": "\uff3f\u203f",
 }  # fmt: skip
 # Controls, marks on letters, soft hyphens, joiners, marks of direction, selectors, tags, byte order marks.
 _UNSEEN = (

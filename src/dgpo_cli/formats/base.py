@@ -12,14 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from dgpo_cli.core.disguises import look_alike
 from dgpo_cli.core.types import Action, Passage, WrittenTurn
 from dgpo_cli.formats.stream import Kind, TagStream
-
-if TYPE_CHECKING:
-    from dgpo_cli.formats.protocol import Protocol
 
 Mode = Literal["direct", "think"]
 """How a question is asked together with its passages: for the answer alone, or with room to think."""
@@ -51,12 +48,8 @@ class Format(ABC):
     stops: ClassVar[tuple[str, ...]]  # a turn ends at the first of them, or with the model's end-of-text token
     closes: ClassVar[Mapping[str, str]]  # by stop, the marker that it closes
     in_messages: ClassVar[bool] = False  # what the model reads between turns stands in messages of its own
+    texts: ClassVar[Mapping[str, str]]  # `name`, `prompt`, `observation`, `correction`: for a model trained with none
     tools: ClassVar[Sequence[Mapping[str, Any]]] = ()  # for the chat template, as JSON schemas
-
-    @property
-    @abstractmethod
-    def texts(self) -> Protocol:
-        """The texts for a model that was trained with none."""
 
     @property
     @abstractmethod

@@ -46,13 +46,25 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if not self.observation:
-            object.__setattr__(self, "observation", self.agent_format.texts.observation)
+            object.__setattr__(self, "observation", self.agent_format.texts["observation"])
         for template, hole in ((self.prompt, "{question}"), (self.observation, "{results}")):
             if template.count(hole) != 1:
                 raise InputError(
                     f"protocol {self.name!r}: a template must hold {hole} exactly once, got {template!r}",
                     hint="repair the protocol.json beside the model",
                 )
+
+    @classmethod
+    def of(cls, form: str) -> Protocol:
+        """The texts of a format for a model that was trained with none. Raises ConfigError for an unknown format."""
+        texts = registry.get(form).texts
+        return cls(
+            name=texts["name"],
+            prompt=texts["prompt"],
+            correction=texts["correction"],
+            observation=texts["observation"],
+            format=form,
+        )
 
     @property
     def agent_format(self) -> Format:

@@ -29,7 +29,7 @@ def get(name: str) -> Format:
         table |= {point.name: point.value for point in entry_points(group=GROUP)}
     if ":" in name and (name in table.values() or name.partition(":")[0] in sys.modules):
         table[name] = name
-    found = registry.load(table, name, "format")
+    found = registry.load(table, name, "format", outside=False)
     if not (isinstance(found, type) and issubclass(found, Format)):
         raise ConfigError(f"{name!r} is no format", hint="name a subclass of dgpo_cli.formats.base.Format")
     form: Format = found()

@@ -13,6 +13,7 @@ from typing import ClassVar
 from dgpo_cli.core.types import Action
 from dgpo_cli.formats.base import Format, Mode, Turn
 from dgpo_cli.formats.protocol import Protocol
+from dgpo_cli.formats.registry import get
 from dgpo_cli.formats.stream import Kind
 from dgpo_cli.formats.usage import TAGS as USAGE
 
@@ -23,32 +24,21 @@ _ALONE = re.compile(
     rf"\s*(?P<thought><think>{_INNER}</think>\s*)?<(?P<action>search|answer)>{_INNER}</(?P=action)>\s*", re.DOTALL
 )
 
-DEFAULT = Protocol(
-    name="dgpo",
-    prompt=(
+_TEXTS = {
+    "name": "dgpo",
+    "prompt": (
         "You answer a question with the help of a search engine. Before every step, write your reasoning between "
         "<think> and </think>. To look something up, write <search> your query </search>; the results follow between "
         "<information> and </information>. Search as often as you need. As soon as you know the answer, write it "
         "between <answer> and </answer>, as briefly as possible, for example <answer> Lisbon </answer>.\n"
         "Question: {question}\n"
     ),
-    observation="\n\n<information>{results}</information>\n\n",
-    correction=(
+    "observation": "\n\n<information>{results}</information>\n\n",
+    "correction": (
         "\nThat step had no action. A query belongs between <search> and </search>, the final answer between <answer> "
         "and </answer>. Next attempt:\n"
     ),
-)
-
-# The tiny models of the offline world have a context of a few hundred tokens, so their prompt is the question alone.
-TINYWORLD = Protocol(
-    name="tinyworld",
-    prompt="{question}\n",
-    correction="\nno action\n",
-    observation="<information>{results}</information>",
-    chat_template=False,
-    top_k=2,
-    max_turns=2,
-)
+}
 
 _TASK = (
     "Search results follow between <information> and </information>. They hold what is needed to answer the question. "
@@ -62,16 +52,13 @@ _READING: Mapping[Mode, str] = {
 
 
 class Tags(Format):
+    texts: ClassVar[Mapping[str, str]] = _TEXTS
     names = _NAMES
     kinds: ClassVar[Mapping[str, Kind]] = {
         "think": "think", "search": "search", "information": "results", "answer": "answer",
     }  # fmt: skip
     stops = ("</search>", "</answer>")
     closes: ClassVar[Mapping[str, str]] = {"</search>": "<search>", "</answer>": "<answer>"}
-
-    @property
-    def texts(self) -> Protocol:
-        return DEFAULT
 
     @property
     def usage(self) -> str:
@@ -108,7 +95,18 @@ class Tags(Format):
         return "<answer>" in prompt
 
 
-TAGS = Tags()
+TAGS = get("tags")
+DEFAULT = Protocol.of("tags")
+# The tiny models of the offline world have a context of a few hundred tokens, so their prompt is the question alone.
+TINYWORLD = Protocol(
+    name="tinyworld",
+    prompt="{question}\n",
+    correction="\nno action\n",
+    observation="<information>{results}</information>",
+    chat_template=False,
+    top_k=2,
+    max_turns=2,
+)
 
 
 def compact(think: str, action: Action, content: str) -> str:

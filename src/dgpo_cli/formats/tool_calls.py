@@ -18,7 +18,6 @@ from dgpo_cli.core.types import Action
 from dgpo_cli.core.untrusted import parse_json
 from dgpo_cli.errors import InputError
 from dgpo_cli.formats.base import Format, Mode, Turn
-from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.formats.stream import Kind
 from dgpo_cli.formats.usage import TOOL_CALLS as USAGE
 
@@ -38,21 +37,20 @@ _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 # Some templates open the thought before the model writes.
 _THOUGHT = re.compile(r"\s*+(?:<think>)?+((?:(?!</?think>).)*+)</think>", re.DOTALL)
 
-DEFAULT = Protocol(
-    name="dgpo-tool-calls",
-    format="tool_calls",
-    prompt=(
+_TEXTS = {
+    "name": "dgpo-tool-calls",
+    "prompt": (
         "Answer a question with the help of a search engine. Before every step, write your reasoning between <think> "
         "and </think>. To look something up, call the tool search. Search as often as you need. As soon as you know "
         "the answer, write nothing but the answer after </think>, as briefly as possible, for example: Lisbon\n"
         "Question: {question}\n"
     ),
-    observation="{results}",
-    correction=(
+    "observation": "{results}",
+    "correction": (
         "That step had no action. To look something up, call the tool search with a query; to answer, write nothing "
         "but the answer after </think>."
     ),
-)
+}
 
 _TASK = "Search results follow. They hold what is needed to answer the question. "
 _EXAMPLE = "as briefly as possible, for example: Lisbon\nQuestion: {question}\n"
@@ -63,6 +61,7 @@ _READING: Mapping[Mode, str] = {
 
 
 class ToolCalls(Format):
+    texts: ClassVar[Mapping[str, str]] = _TEXTS
     names = ("think", "tool_call", "tool_response", "tools")
     kinds: ClassVar[Mapping[str, Kind]] = {
         "think": "think", "tool_call": "search", "tool_response": "results", "tools": "results",
@@ -72,10 +71,6 @@ class ToolCalls(Format):
     closes: ClassVar[Mapping[str, str]] = {_CLOSE: _OPEN}
     in_messages = True
     tools: ClassVar[Sequence[Mapping[str, Any]]] = (SEARCH,)
-
-    @property
-    def texts(self) -> Protocol:
-        return DEFAULT
 
     @property
     def usage(self) -> str:

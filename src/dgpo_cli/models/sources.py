@@ -97,7 +97,7 @@ def load_protocol(source: ModelSource, form: str | None = None) -> tuple[Protoco
     given = None if form is None else get(form)
     own = _own_protocol(source)
     if own is None:
-        return (DEFAULT if given is None else given.texts), False
+        return (DEFAULT if form is None else Protocol.of(form)), False
     if given is not None and given is not own.agent_format:
         raise ConfigError(
             f"{source.name} was trained with the format {own.format}, so --format {form} has no effect",

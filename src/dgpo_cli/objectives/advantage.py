@@ -30,22 +30,17 @@ def k3(logprobs: Tensor, other_logprobs: Tensor, clamp: float = 10.0) -> Tensor:
     return (ratio.exp() - ratio - 1).clamp(-clamp, clamp)
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """0 where the mask is empty."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
-
-
-def masked_whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and (Bessel-corrected) variance 1 over the mask; other positions are moved along, as in the reference.
+def whiten(values: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
+    """Mean 0 and (Bessel-corrected) variance 1 over what the masks of all rows [L] count; zero elsewhere.
 
     Fewer than two counted values have no variance and stay as they are.
     """
-    count = mask.sum()
-    if count < 2:
-        return values
-    mean = masked_mean(values, mask)
-    variance = masked_mean((values - mean) ** 2, mask) * count / (count - 1)
-    return (values - mean) * torch.rsqrt(variance + 1e-8)
+    counted = [row[mask] for row, mask in zip(values, masks, strict=True)]
+    joined = torch.cat(counted) if counted else torch.zeros(0)
+    if len(joined) < 2:
+        return list(values)
+    mean, scale = joined.mean(), (joined.var() + 1e-8).rsqrt()
+    return [torch.where(mask, (row - mean) * scale, 0.0) for row, mask in zip(values, masks, strict=True)]
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -56,27 +56,56 @@ class Credit:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class TokenBatch:
-    """n trained tokens. Optional fields are present when the objective needs them."""
+@dataclass(slots=True, kw_only=True)
+class Signals:
+    """What is known of each token before the loss, without gradient, in float32: [L] of a sequence, [n] of a batch.
+
+    None where the objective does not need it, or nobody computed it: a teacher that does not read a sequence.
+    """
+
+    behavior_logprobs: Tensor | None = None  # of the student that wrote the token, recomputed by the trainer
+    sampling_logprobs: Tensor | None = None  # of the distribution that the engine drew the token from
+    teacher_logprobs: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+    advantages: Tensor | None = None  # whitened
+    returns: Tensor | None = None
+    old_values: Tensor | None = None
+
+
+SIGNALS = tuple(field.name for field in fields(Signals))
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainedTokens(Signals):
+    """n trained tokens, before anything is said of the vocabulary."""
 
     token_ids: Tensor  # [n]
-    logprobs: Tensor  # [n] student log p(token), with gradient
-    log_probs: Tensor  # [n, V] student, with gradient apart from that of `logprobs`, float32; -inf where excluded
     weights: Tensor  # [n]
     sequence_index: Tensor  # [n] which sequence of the micro-batch
     by_student: Tensor | None = None  # [n] bool: never put a likelihood term there
-    behavior_logprobs: Tensor | None = None  # [n] of the student that wrote the token, recomputed by the trainer
-    sampling_logprobs: Tensor | None = None  # [n] of the distribution that the engine drew the token from
-    sequence_log_ratio: Tensor | None = None  # [n] of the token's sequence, without gradient
-    teacher_logprobs: Tensor | None = None  # [n]
-    teacher_log_probs: Tensor | None = None  # [n, V] float32; None in RL where every kl_weight is 0
-    reference_logprobs: Tensor | None = None  # [n]
-    advantages: Tensor | None = None  # [n] whitened
-    returns: Tensor | None = None  # [n]
     kl_weight: Tensor | None = None  # [n]
+    sequence_log_ratio: Tensor | None = None  # [n] of the token's sequence, without gradient
     values: Tensor | None = None  # [n] with gradient
-    old_values: Tensor | None = None  # [n]
+
+    def rows(self, part: slice) -> TrainedTokens:
+        """Some of them; gradients of these reach the whole."""
+        named: dict[str, Any] = {name: v if v is None else v[part] for name, v in self._named().items()}
+        return TrainedTokens(**named)
+
+    def with_vocabulary(self, logprobs: Tensor, log_probs: Tensor, teacher_log_probs: Tensor | None) -> TokenBatch:
+        return TokenBatch(logprobs=logprobs, log_probs=log_probs, teacher_log_probs=teacher_log_probs, **self._named())
+
+    def _named(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(TrainedTokens)}
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenBatch(TrainedTokens):
+    """What a loss gets. Optional fields are present when the objective needs them."""
+
+    logprobs: Tensor  # [n] student log p(token), with gradient
+    log_probs: Tensor  # [n, V] student, with gradient apart from that of `logprobs`, float32; -inf where excluded
+    teacher_log_probs: Tensor | None = None  # [n, V] float32; None in RL where every kl_weight is 0
 
 
 @dataclass(slots=True)

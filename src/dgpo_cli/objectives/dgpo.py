@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from dgpo_cli.core.types import Score
-from dgpo_cli.objectives.base import Need, TokenBatch
-from dgpo_cli.objectives.deferred import torch
+from dgpo_cli.objectives.base import Episode, Need, TokenBatch
 from dgpo_cli.objectives.divergence import kl
 from dgpo_cli.objectives.ppo import PPO
 
@@ -51,10 +50,12 @@ class DGPO(PPO):
     def wants_teacher(self, score: Score) -> bool:
         return self.config.kl_gate == "always" or (self.config.kl_gate == "wrong" and not score.correct)
 
-    def token_kl(self, tokens: TokenBatch, acts: Tensor) -> tuple[str, Tensor]:
+    def other_logprobs(self, of: Episode | TokenBatch) -> Tensor | None:
+        return of.teacher_logprobs
+
+    def token_kl(self, tokens: TokenBatch) -> tuple[str, Tensor | None]:
         if self.kl_target is not Need.TEACHER_DISTRIBUTION:
-            return super().token_kl(tokens, acts)
-        if tokens.teacher_log_probs is None:  # spared, since no token of the micro-batch follows the teacher
-            return "reverse_kl", torch.zeros_like(tokens.logprobs)
-        exact = kl(tokens.log_probs, tokens.teacher_log_probs)
-        return "reverse_kl", torch.where(acts, exact, 0.0)
+            return super().token_kl(tokens)
+        if tokens.teacher_log_probs is None:
+            return "reverse_kl", None
+        return "reverse_kl", kl(tokens.log_probs, tokens.teacher_log_probs)

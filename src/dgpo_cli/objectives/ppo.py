@@ -81,12 +81,15 @@ class PPO(Objective):
         """Whether the KL, to whichever model, acts on an episode with this score."""
         return True
 
+    def other_logprobs(self, of: Episode | TokenBatch) -> Tensor | None:
+        """Log-probabilities of the model that the KL compares with."""
+        return of.reference_logprobs
+
     def reward_penalty(self, episode: Episode) -> Tensor:
         """What each token pays inside the reward [L], if it is written."""
         if not self.kl_target or self.config.kl_form not in _REWARD_FORMS or not self.wants_teacher(episode.score):
             return torch.zeros_like(episode.behavior_logprobs)
-        teacher = self.kl_target is Need.TEACHER_LOGPROBS
-        other = episode.teacher_logprobs if teacher else episode.reference_logprobs
+        other = self.other_logprobs(episode)
         assert other is not None
         estimate = k1 if self.config.kl_form == "k1-reward" else k3
         return self.config.kl_coef * estimate(episode.behavior_logprobs, other)
@@ -140,10 +143,13 @@ class PPO(Objective):
         if self.config.entropy_coef:
             policy = policy - self.config.entropy_coef * entropy(tokens.log_probs)
         if self.kl_target and self.config.kl_form not in _REWARD_FORMS and tokens.kl_weight is not None:
-            name, divergence = self.token_kl(tokens, tokens.kl_weight > 0)
-            policy = policy + tokens.kl_weight * divergence
+            name, divergence = self.token_kl(tokens)
+            acts = tokens.kl_weight > 0
             # Means over all tokens, 0 where the gate is shut: divided by the share they are means where it is open.
-            metrics |= {f"gated_{name}": divergence.detach(), "gated_share": (tokens.kl_weight > 0).float()}
+            metrics |= {f"gated_{name}": torch.zeros_like(tokens.logprobs), "gated_share": acts.float()}
+            if divergence is not None:
+                policy = policy + tokens.kl_weight * divergence
+                metrics[f"gated_{name}"] = torch.where(acts, divergence.detach(), 0.0)
         terms = {"policy": policy}
         if tokens.values is not None and Need.VALUES in self.needs:
             assert tokens.old_values is not None and tokens.returns is not None
@@ -152,16 +158,15 @@ class PPO(Objective):
             )
         return TokenLoss(terms, metrics)
 
-    def token_kl(self, tokens: TokenBatch, acts: Tensor) -> tuple[str, Tensor]:
-        """Name and value [n] of the KL's estimate as a loss, 0 where it does not act [n]."""
-        teacher = self.kl_target is Need.TEACHER_LOGPROBS
-        other = tokens.teacher_logprobs if teacher else tokens.reference_logprobs
-        assert other is not None and tokens.behavior_logprobs is not None
-        # Where the teacher was spared its log-probability is 0, whose exponential could overflow.
-        other = torch.where(acts, other, tokens.logprobs.detach())
-        if self.config.kl_form == "k1-token":
+    def token_kl(self, tokens: TokenBatch) -> tuple[str, Tensor | None]:
+        """Name and value [n] of the KL's estimate as a loss; None where the other model read none of the tokens."""
+        names: dict[str, str] = {"k1-token": "k1", "k2-loss": "k2", "k3-loss": "k3"}
+        name = names[self.config.kl_form]
+        other = self.other_logprobs(tokens)
+        if other is None:
+            return name, None
+        assert tokens.behavior_logprobs is not None
+        if name == "k1":
             ratio = (tokens.logprobs - tokens.behavior_logprobs).exp()
-            return "k1", torch.where(acts, ratio * k1(tokens.behavior_logprobs, other), 0.0)
-        if self.config.kl_form == "k2-loss":
-            return "k2", 0.5 * k1(tokens.logprobs, other) ** 2
-        return "k3", k3(tokens.logprobs, other)
+            return name, ratio * k1(tokens.behavior_logprobs, other)
+        return name, 0.5 * k1(tokens.logprobs, other) ** 2 if name == "k2" else k3(tokens.logprobs, other)

@@ -15,27 +15,36 @@ from torch import Tensor
 
 from dgpo_cli.core.types import Trajectory
 from dgpo_cli.models.packed import Packed
+from dgpo_cli.objectives.base import SIGNALS, Signals, TrainedTokens
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """One sequence to train on. `fields` holds per-token float32 tensors [L] by TokenBatch field name."""
+    """One sequence to train on, and what is known of each of its tokens."""
 
     token_ids: Tensor  # [L]
     written: Tensor  # [L] bool
     weight: float = 1.0  # of every written token
-    kl_weight: float = 1.0  # of the teacher's distribution; 0 spares the teacher's forward pass
+    kl_weight: float = 1.0  # of the teacher's distribution; 0 skips the teacher's forward pass
     by_student: bool = False
-    fields: dict[str, Tensor] = field(default_factory=dict)
+    signals: Signals = field(default_factory=Signals)  # [L]
     length: int = field(init=False)  # tokens that a model has to read: up to the last written one
 
     @classmethod
-    def of(cls, trajectory: Trajectory, *, weight: float = 1.0, by_student: bool = False) -> Sample:
-        return cls(torch.tensor(trajectory.token_ids), torch.tensor(trajectory.written), weight, by_student=by_student)
+    def of(
+        cls,
+        trajectory: Trajectory,
+        *,
+        weight: float = 1.0,
+        by_student: bool = False,
+        signals: Signals = Signals(),
+    ) -> Sample:
+        token_ids, written = torch.tensor(trajectory.token_ids), torch.tensor(trajectory.written)
+        return cls(token_ids, written, weight, by_student=by_student, signals=signals)
 
     def __post_init__(self) -> None:
         places = self.written.nonzero()
-        self.length = int(places[-1]) + 1 if len(places) else 0
+        object.__setattr__(self, "length", int(places[-1]) + 1 if len(places) else 0)
 
     @property
     def num_trained(self) -> int:
@@ -78,12 +87,30 @@ class Batch:
     def _per_sequence(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.trained.device)[self.sequence_index]
 
-    def field(self, name: str) -> Tensor | None:
-        """A per-token field [N] of all samples, or None where the samples do not carry it."""
-        if name not in self.samples[0].fields:
-            return None
-        parts = [s.fields[name][: s.length][s.written[: s.length]] for s in self.samples]
+    def signal(self, name: str) -> Tensor | None:
+        """One of `Signals` [N], or None where not every sample has it: a teacher reads some sequences and not others,
+        and where its log-probabilities are trained on, `micro_batches` has kept the two apart.
+        """
+        parts = []
+        for sample in self.samples:
+            values: Tensor | None = getattr(sample.signals, name)
+            if values is None:
+                return None
+            parts.append(values[: sample.length][sample.written[: sample.length]])
         return torch.cat(parts).to(self.trained.device)
+
+    def tokens(self, *, values: Tensor | None, sequence_log_ratio: Tensor | None) -> TrainedTokens:
+        """The trained tokens with all that is known of them. `values` [N] are those of the critic."""
+        return TrainedTokens(
+            token_ids=self.token_ids,
+            weights=self.weights,
+            sequence_index=self.sequence_index,
+            by_student=self.by_student,
+            kl_weight=self.kl_weight,
+            sequence_log_ratio=sequence_log_ratio,
+            values=values,
+            **{name: self.signal(name) for name in SIGNALS},
+        )
 
     def flatten(self, output: Tensor) -> Tensor:
         """Model output [M, ...] to the rows that predict the trained tokens [N, ...]."""

@@ -7,13 +7,15 @@ and no episode of a batch is dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dgpo_cli.core.text import comparable
 from dgpo_cli.core.types import StopReason, Trajectory, refuse_broken_search
-from dgpo_cli.objectives.base import Credit, Episode, Need
+from dgpo_cli.objectives.advantage import whiten
+from dgpo_cli.objectives.base import Credit, Episode, Need, Signals
 from dgpo_cli.training import signals
 from dgpo_cli.training.batch import Sample
 from dgpo_cli.training.learner import Learner
@@ -46,10 +48,8 @@ def teacher_samples(trajectories: Sequence[Trajectory]) -> list[Sample]:
 
 def rollout_sample(trajectory: Trajectory) -> Sample:
     """A sample that the student wrote, with the log-probabilities that the engine told."""
-    sample = Sample.of(trajectory, by_student=True)
-    if trajectory.logprobs is not None:
-        sample.fields["sampling_logprobs"] = torch.tensor(trajectory.logprobs)
-    return sample
+    told = None if trajectory.logprobs is None else torch.tensor(trajectory.logprobs)
+    return Sample.of(trajectory, by_student=True, signals=Signals(sampling_logprobs=told))
 
 
 def student_samples(learner: Learner, trajectories: Sequence[Trajectory]) -> tuple[list[Sample], dict[str, float]]:
@@ -63,42 +63,25 @@ def student_samples(learner: Learner, trajectories: Sequence[Trajectory]) -> tup
         next(credit_of) if counts else Credit(torch.zeros_like(episode.behavior_logprobs), weight=0.0)
         for episode, counts in zip(episodes, trained, strict=True)
     ]
-    if learner.objective.whitens_advantages:
-        advantages = _whiten(episodes, credited, trained)
-    else:
-        advantages = [credit.advantages for credit in credited]
-    for sample, episode, credit, advantage in zip(samples, episodes, credited, advantages, strict=True):
-        sample.weight, sample.kl_weight = credit.weight, credit.kl_weight
-        optional = {
-            "behavior_logprobs": episode.behavior_logprobs,
-            "teacher_logprobs": episode.teacher_logprobs,
-            "reference_logprobs": episode.reference_logprobs,
-            "advantages": advantage,
-            "returns": credit.returns,
-            "old_values": episode.values,
-        }
-        sample.fields |= {name: value for name, value in optional.items() if value is not None}
+    advantages = [credit.advantages for credit in credited]
+    if learner.objective.whitens_advantages:  # over the trained episodes of the step; the others' stay zero
+        advantages = whiten(advantages, [e.written & counts for e, counts in zip(episodes, trained, strict=True)])
     metrics = episode_metrics(trajectories, episodes, credited) | _needs_metrics(learner, samples, episodes)
-    _agree(samples)
-    return samples, metrics
+    parts = zip(samples, episodes, credited, advantages, strict=True)
+    return [_credited(*part) for part in parts], metrics
 
 
-def _agree(samples: Sequence[Sample]) -> None:
-    """All samples of a step carry the same fields: a teacher that skipped some reads as log-probability 0 there."""
-    names = {name for sample in samples for name in sample.fields}
-    for sample in samples:
-        for name in names - set(sample.fields):
-            sample.fields[name] = torch.zeros(len(sample.token_ids))
-
-
-def _whiten(episodes: Sequence[Episode], credits: Sequence[Credit], trained: Sequence[bool]) -> list[Tensor]:
-    """Mean 0 and variance 1 over the written tokens of all trained episodes of the step; one token stays as it is."""
-    parts = [c.advantages[e.written] for e, c, counts in zip(episodes, credits, trained, strict=True) if counts]
-    values = torch.cat(parts) if parts else torch.zeros(0)
-    if len(values) < 2:
-        return [c.advantages for c in credits]
-    mean, scale = values.mean(), (values.var() + 1e-8).rsqrt()
-    return [torch.where(e.written, (c.advantages - mean) * scale, 0.0) for e, c in zip(episodes, credits, strict=True)]
+def _credited(sample: Sample, episode: Episode, credit: Credit, advantages: Tensor) -> Sample:
+    signals = replace(
+        sample.signals,
+        behavior_logprobs=episode.behavior_logprobs,
+        teacher_logprobs=episode.teacher_logprobs,
+        reference_logprobs=episode.reference_logprobs,
+        advantages=advantages,
+        returns=credit.returns,
+        old_values=episode.values,
+    )
+    return replace(sample, weight=credit.weight, kl_weight=credit.kl_weight, signals=signals)
 
 
 def episode_metrics(
@@ -149,9 +132,9 @@ def _needs_metrics(learner: Learner, samples: Sequence[Sample], episodes: Sequen
     """How far the engine's log-probabilities are from the trainer's, and the teacher's from the student's."""
     metrics = {}
     pairs = [
-        (sample.fields["sampling_logprobs"][e.written], e.behavior_logprobs[e.written])
+        (told[e.written], e.behavior_logprobs[e.written])
         for sample, e in zip(samples, episodes, strict=True)
-        if "sampling_logprobs" in sample.fields
+        if (told := sample.signals.sampling_logprobs) is not None
     ]
     gaps = _joined([(a - b).abs() for a, b in pairs])
     if gaps is not None and not learner.objective.sampled_from_teacher:

@@ -167,7 +167,7 @@ def reinforce(
         keep=keep,
         progress=told,
         guarding=Guarding(Guard(settings.collapse), settings.on_collapse, warn),
-        episodes=KeptEpisodes(run.path, codec, objective, each=settings.keep_episodes, steps=steps),
+        episodes=KeptEpisodes(run.path, codec, each=settings.keep_episodes, steps=steps),
     )
 
 

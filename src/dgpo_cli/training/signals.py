@@ -58,7 +58,7 @@ def fill(learner: Learner, trajectories: Sequence[Trajectory], samples: Sequence
 
 def _of_student(learner: Learner, samples: Sequence[Sample]) -> tuple[list[Tensor], Sequence[Tensor | None]]:
     """Log-probabilities and, where they are needed, values. A critic that shares the student's body shares its pass."""
-    told = [sample.fields["sampling_logprobs"] for sample in samples if "sampling_logprobs" in sample.fields]
+    told = [row for sample in samples if (row := sample.signals.sampling_logprobs) is not None]
     known = learner.engine_logprobs and len(told) == len(samples)
     if Need.VALUES not in learner.objective.needs:
         return told if known else logprobs(learner, learner.student, samples), [None] * len(samples)

@@ -26,7 +26,7 @@ from dgpo_cli.models.lm_head import (
 )
 from dgpo_cli.models.packed import Packed
 from dgpo_cli.models.ways import WAYS
-from dgpo_cli.objectives.base import Need, TokenBatch
+from dgpo_cli.objectives.base import Need, TrainedTokens
 from dgpo_cli.training.batch import Batch, Sample, micro_batches, pack
 from dgpo_cli.training.fsdp import split
 from dgpo_cli.training.learner import Learner, training_mode
@@ -34,15 +34,6 @@ from dgpo_cli.training.learner import Learner, training_mode
 # Logits whose losses are computed at once, on a CPU and on CUDA: the former stay in its caches, the latter keep a GPU
 # busy for longer than a launch takes.
 BLOCK_LOGITS = (1 << 20, 1 << 24)
-FIELDS = (
-    "behavior_logprobs",
-    "sampling_logprobs",
-    "teacher_logprobs",
-    "reference_logprobs",
-    "advantages",
-    "returns",
-    "old_values",
-)
 
 
 def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool = True) -> dict[str, float]:
@@ -66,7 +57,8 @@ def _update(
     learner: Learner, samples: Sequence[Sample], total_weight: float, denominator: float, *, policy: bool
 ) -> dict[str, float]:
     sums: dict[str, float] = {}
-    mine = [samples[i] for i in learner.world.share([_cost(sample) for sample in samples])]
+    counting = [sample for sample in samples if sample.num_trained]  # nothing else is read
+    mine = [counting[i] for i in learner.world.share([_cost(sample) for sample in counting])]
     groups = micro_batches(mine, learner.micro_batch_tokens)
     # Layers of sharded models come together only where all processes make as many passes.
     passes = max(learner.world.gather(len(groups))) if learner.world.sharded else len(groups)
@@ -118,11 +110,8 @@ def accumulate(learner: Learner, batch: Batch, denominator: float) -> dict[str, 
     values = critic_values(learner, batch, hidden)  # [N]
     seen, value_leaf = hidden.detach(), None if values is None else values.detach().requires_grad_()
     teacher_hidden = _teacher_hidden(learner, batch)
-    fields = {name: batch.field(name) for name in FIELDS}
-    fields |= {"token_ids": batch.token_ids, "weights": batch.weights, "sequence_index": batch.sequence_index}
-    fields |= {"kl_weight": batch.kl_weight, "by_student": batch.by_student, "values": value_leaf}
-    fields["sequence_log_ratio"] = _sequence_log_ratio(learner, batch, seen)
-    sums, grad_hidden = vocabulary_pass(learner, seen, teacher_hidden, fields, denominator)
+    tokens = batch.tokens(values=value_leaf, sequence_log_ratio=_sequence_log_ratio(learner, batch, seen))
+    sums, grad_hidden = vocabulary_pass(learner, seen, teacher_hidden, tokens, denominator)
     torch.autograd.backward(hidden, grad_hidden)
     if values is not None and value_leaf is not None and value_leaf.grad is not None:
         torch.autograd.backward(values, value_leaf.grad)
@@ -141,13 +130,13 @@ def vocabulary_pass(
     learner: Learner,
     hidden: Tensor,
     teacher_hidden: Tensor | None,
-    fields: dict[str, Tensor | None],
+    tokens: TrainedTokens,
     denominator: float,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Losses from hidden states [N, H] and back, chunk by chunk.
 
     A chunk is as large as matrix products want it; what is computed of its distributions goes over them a dozen times,
-    so that is done for a block of them at a time. Adds the gradients of the output layer and of `fields`; returns
+    so that is done for a block of them at a time. Adds the gradients of the output layer and of `tokens`; returns
     weighted sums of losses and metrics, and the gradient with respect to the hidden states [N, H].
     """
     grad_hidden = torch.zeros_like(hidden)
@@ -163,12 +152,11 @@ def vocabulary_pass(
             teacher_logits = project(learner.teacher, teacher_hidden[rows], size, temperature, out=teacher_logits)
         for part in chunks(len(logits), block):
             here = slice(rows.start + part.start, rows.start + part.stop)
-            of_block = {name: None if value is None else value[here] for name, value in fields.items()}
             logits[part] = _block_pass(
                 learner,
                 logits[part],
                 None if teacher_logits is None else teacher_logits[part],
-                of_block,
+                tokens.rows(here),
                 denominator,
                 sums,
             )
@@ -184,20 +172,17 @@ def _block_pass(
     learner: Learner,
     logits: Tensor,
     teacher_logits: Tensor | None,
-    fields: dict[str, Tensor | None],
+    rows: TrainedTokens,
     denominator: float,
     sums: dict[str, Tensor],
 ) -> Tensor:
-    """Gradient [r, V] of the losses with respect to logits [r, V]; adds to `sums` and to the gradients of `fields`."""
-    token_ids = fields["token_ids"]
-    assert token_ids is not None
+    """Gradient [r, V] of the losses with respect to logits [r, V]; adds to `sums` and to the gradients of `rows`."""
     log_probs = logits.log_softmax(dim=1)
     # `log_probs` and `logprobs` are leaves: `logits_gradient` joins their gradients.
-    tokens = TokenBatch(
-        logprobs=log_probs.gather(1, token_ids[:, None]).squeeze(1).requires_grad_(),
-        log_probs=log_probs.requires_grad_(),
-        teacher_log_probs=None if teacher_logits is None else teacher_logits.log_softmax(dim=1),
-        **fields,  # type: ignore[arg-type]
+    tokens = rows.with_vocabulary(
+        log_probs.gather(1, rows.token_ids[:, None]).squeeze(1).requires_grad_(),
+        log_probs.requires_grad_(),
+        None if teacher_logits is None else teacher_logits.log_softmax(dim=1),
     )
     result = learner.objective.loss(tokens)
     total = torch.stack([(term * tokens.weights).sum() for term in result.terms.values()]).sum()
@@ -215,7 +200,7 @@ def _block_pass(
         added = (value.detach() * tokens.weights).sum()
         sums[name] = sums[name] + added if name in sums else added
     del total, result, logged  # the graph holds what comes next uses up
-    return logits_gradient(probs, token_ids, log_probs.grad, tokens.logprobs.grad, learner.temperature)
+    return logits_gradient(probs, rows.token_ids, log_probs.grad, tokens.logprobs.grad, learner.temperature)
 
 
 def _teacher_hidden(learner: Learner, batch: Batch) -> Tensor | None:
@@ -232,7 +217,7 @@ def _sequence_log_ratio(learner: Learner, batch: Batch, hidden: Tensor) -> Tenso
     """Mean log-ratio to the policy that wrote it of each token's sequence [N], which no chunk sees as a whole."""
     if Need.SEQUENCE_LOG_RATIO not in learner.objective.needs:
         return None
-    behavior = batch.field("behavior_logprobs")
+    behavior = batch.signal("behavior_logprobs")
     assert behavior is not None
     logprobs = token_logprobs(
         learner.student,

@@ -20,10 +20,11 @@ import torch
 from dgpo_cli.core.machine import GIB, MARGIN, free_on
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.processes import ALONE
+from dgpo_cli.objectives.base import SIGNALS, Signals
 from dgpo_cli.training.batch import Sample, pack
 from dgpo_cli.training.learner import Learner, training_mode
 from dgpo_cli.training.signals import logprobs
-from dgpo_cli.training.step import FIELDS, accumulate, drop_gradients
+from dgpo_cli.training.step import accumulate, drop_gradients
 
 _STATUS = Path("/proc/self/status")
 
@@ -161,6 +162,5 @@ def largest_micro_batch(learner: Learner, memory: Memory, length: int, sequences
 def _longest(learner: Learner, length: int) -> Sample:
     written = torch.ones(length, dtype=torch.bool)
     written[0] = False
-    sample = Sample(torch.arange(length) % learner.codec.vocabulary_size, written, by_student=True)
-    sample.fields = {name: torch.zeros(length) for name in FIELDS}
-    return sample
+    signals = Signals(**{name: torch.zeros(length) for name in SIGNALS})
+    return Sample(torch.arange(length) % learner.codec.vocabulary_size, written, by_student=True, signals=signals)

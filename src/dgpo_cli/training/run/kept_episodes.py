@@ -16,7 +16,6 @@ from typing import Any
 from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
 from dgpo_cli.core.types import Trajectory
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.objectives.base import Objective
 from dgpo_cli.training.batch import Sample
 
 ROLLOUTS_FILE, SCHEMA = "rollouts.jsonl", "rollouts"
@@ -36,10 +35,9 @@ _DIGITS = 5  # significant ones; a float32 has up to nine, which nobody reads an
 class KeptEpisodes:
     """`each` episodes of a step; where that makes more than MAX_KEPT in `steps` steps, of every n-th step."""
 
-    def __init__(self, folder: Path, codec: Codec, objective: Objective, *, each: int, steps: int) -> None:
+    def __init__(self, folder: Path, codec: Codec, *, each: int, steps: int) -> None:
         self.path, self.each = folder / ROLLOUTS_FILE, min(each, MAX_KEPT)
         self.every = max(1, math.ceil(steps * self.each / MAX_KEPT))
-        self._objective = objective
         self._meta = {"protocol": codec.protocol.to_json(), "tokenizer": codec.digest}
 
     def cut(self, after_step: int) -> None:
@@ -67,9 +65,8 @@ class KeptEpisodes:
         return RecordFile(self.path, key="key", schema=SCHEMA, meta=self._meta)
 
     def _row(self, step: int, trajectory: Trajectory, sample: Sample) -> dict[str, Any]:
-        fields = {name: sample.fields[field] for name, field in _FIELDS.items() if field in sample.fields}
-        if trajectory.score is None or not self._objective.wants_teacher(trajectory.score):
-            fields.pop("teacher_logprobs", None)  # the teacher did not read it; zeros stand for that in a batch
+        named = {name: getattr(sample.signals, field) for name, field in _FIELDS.items()}
+        fields = {name: values for name, values in named.items() if values is not None}
         for kl, other in (("kl", "teacher_logprobs"), ("reference_kl", "reference_logprobs")):
             if other in fields:
                 fields[kl] = (fields["logprobs"] - fields[other]) * sample.written
