@@ -35,7 +35,7 @@ LEVELS = (
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 HEAVY = ("torch", "transformers", "datasets", "faiss", "bitsandbytes", "bm25s", "accelerate", "matplotlib", "numpy",
-         "fastapi", "uvicorn", "pymilvus", "milvus_lite", "grpc")  # fmt: skip
+         "peft", "fastapi", "uvicorn", "pymilvus", "milvus_lite", "grpc")  # fmt: skip
 COMMANDS = cast(Any, typer.main.get_command(app)).list_commands(None)
 
 

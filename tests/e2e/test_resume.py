@@ -6,6 +6,7 @@ import shutil
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tests.offline import ROLLOUT
 
@@ -15,6 +16,8 @@ from dgpo_cli.errors import ConfigError, InputError, RetrievalError
 from dgpo_cli.formats.base import Turn
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model
+from dgpo_cli.models.lora import has_adapter
+from dgpo_cli.models.lora_options import LINEAR_MAPS, LoraOptions
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.training import checkpoint, loop
@@ -452,3 +455,32 @@ def test_distill_data_asks_again_what_could_not_be_searched(offline, tmp_path, b
     summary = distill()
     assert (summary["episodes"], summary["failed_searches"]) == (40, 0)
     assert len({t.key for t in read_trajectories(tmp_path).trajectories}) == 40
+
+
+@pytest.mark.parametrize("kind", ["kd", "rl"])
+def test_an_adapter_ends_the_same_and_what_is_written_is_a_whole_model(offline, trajectories, tmp_path, kind):
+    """With a critic of its own, whose adapter is another one."""
+    made = kd_settings(offline, trajectories) if kind == "kd" else rl_settings(offline, "dgpo")
+    settings = replace(made, lora=LoraOptions(4), precision="float32")
+    train(kind, settings, tmp_path / "whole")
+    interrupt(kind, settings, tmp_path / "killed", [4])
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    found = weights(tmp_path / "whole")
+    assert all(".lora_" in name for name in found[False, "student.safetensors"])
+    best, start = found[True, "model.safetensors"], load_file(offline.student / "model.safetensors")
+    assert best.keys() == start.keys()
+    changed = {name.split(".")[-2] for name in best if not best[name].equal(start[name])}
+    assert changed == set(LINEAR_MAPS)
+    assert not has_adapter(load_model(str(tmp_path / "whole" / "best"), device=torch.device("cpu")).model)
+    assert "an adapter of rank 4" in (tmp_path / "whole" / "run.json").read_text()
+
+
+def test_frozen_embeddings_end_the_same(offline, tmp_path):
+    settings = replace(rl_settings(offline, "dgpo"), freeze_embeddings=True)
+    train("rl", settings, tmp_path / "whole")
+    interrupt("rl", settings, tmp_path / "killed", [4])
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    best = load_file(tmp_path / "whole" / "best" / "model.safetensors")
+    start = load_file(offline.student / "model.safetensors")
+    same = {name for name in best if best[name].equal(start[name])}
+    assert same == {name for name in best if "embed_tokens" in name or "lm_head" in name} != set()

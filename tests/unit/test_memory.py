@@ -46,7 +46,7 @@ def bf16(request, monkeypatch):
 def test_bf16_on_a_cpu_by_hand():
     """Masters stay in float32; a copy to write with, the cache and inputs of linear maps take half."""
     plain, halved = memory.by_part(JOB), memory.by_part(replace(JOB, half=True))
-    assert "16-bit copy" not in plain and halved["16-bit copy"] == 2 * P
+    assert "copy to write with" not in plain and halved["copy to write with"] == 2 * P
     assert plain["student weights"] == halved["student weights"] == 4 * P
     assert plain["optimizer"] == halved["optimizer"] == 8 * P
     assert memory.kv_cache(JOB) == 2 * memory.kv_cache(replace(JOB, half=True)) == 2 * 30 * 8 * 2048 * 192 * 4

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny import qwen
 from transformers import AutoModelForCausalLM
 
 from dgpo_cli.agent.settings import RolloutSettings
@@ -15,6 +16,8 @@ from dgpo_cli.core import recipes
 from dgpo_cli.engine import sampling
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.critic import Critic
+from dgpo_cli.models.lora import add_adapter
+from dgpo_cli.models.lora_options import LINEAR_MAPS, LoraOptions
 from dgpo_cli.models.random_init import configuration
 from dgpo_cli.models.shapes import SHAPES, shape_of
 from dgpo_cli.planning.plan import CARDS, card_of, plan
@@ -51,10 +54,10 @@ def test_fixed_parts_by_hand():
     assert parts["student weights"] == 4 * 494_032_768
     assert parts["optimizer"] == 8 * (494_032_768 + 494_032_768 + 897)
     assert parts["KV cache"] == 2 * 24 * 16 * 4096 * 2 * 64 * 2  # keys and values, 2 heads of 64, bf16
-    assert parts["16-bit copy"] == 2 * 494_032_768
+    assert parts["copy to write with"] == 2 * 494_032_768
     assert parts["captured graphs"] == (2 + 4) * 16 * 151_936 + 4 * 4 * 16 * 151_936
     assert memory.captured(replace(JOB, slots=64)) == 6 * 64 * 151_936 + 4 * 4 * 2**23
-    assert not {"16-bit copy", "captured graphs"} & memory.by_part(replace(JOB, slots=0)).keys()
+    assert not {"copy to write with", "captured graphs"} & memory.by_part(replace(JOB, slots=0)).keys()
     assert parts["teacher"] == 2 * 3_085_938_688
     eight = memory.by_part(replace(JOB, reader_8bit=True))["teacher"]
     linear = 36 * (2 * 2048 * 2048 + 2 * 2048 * 256 + 3 * 2048 * 11008)
@@ -69,6 +72,30 @@ def test_8_bit_moments_and_a_shared_critic_by_hand():
     shared = memory.by_part(replace(JOB, shared_critic=True))
     assert shared["critic weights"] == 4 * 897 and shared["optimizer"] == 8 * (student + 897)
     assert memory.activations(replace(JOB, shared_critic=True)) == memory.activations(JOB) / 2
+
+
+def test_an_adapter_and_frozen_embeddings_by_hand():
+    student, embedding, hidden, inner = 494_032_768, 151_936 * 896, 896, 4864
+    maps = ("q_proj", "v_proj", "down_proj")
+    adapter = 24 * 8 * ((hidden + hidden) + (hidden + 128) + (inner + hidden))
+    assert memory.adapter_values(QWEN, 8, maps) == adapter
+    low = memory.by_part(replace(JOB, adapter=adapter))
+    assert low["adapters"] == 4 * 2 * adapter and low["student weights"] == 4 * student
+    assert memory.trained_values(replace(JOB, adapter=adapter)) == 2 * adapter + 897
+    assert low["optimizer"] == 8 * (2 * adapter + 897)
+    on_cpu = replace(JOB, adapter=adapter, accelerated=False)
+    assert memory.by_part(on_cpu)["copy to write with"] == 4 * student
+    assert "copy to write with" not in memory.by_part(replace(on_cpu, slots=0))
+    frozen = memory.by_part(replace(JOB, frozen_embeddings=True))
+    assert frozen["optimizer"] == 8 * (2 * (student - embedding) + 897) and "adapters" not in frozen
+
+
+def test_an_adapter_has_as_many_values_as_are_counted():
+    model = qwen(50)
+    add_adapter(model, LoraOptions(4), seed=0)
+    shape = replace(QWEN, hidden=32, intermediate=64, layers=2, heads=4, kv_heads=2, vocabulary=50)
+    made = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert memory.adapter_values(shape, 4, LINEAR_MAPS) == made
 
 
 def test_remedies_are_named_until_they_are_taken():

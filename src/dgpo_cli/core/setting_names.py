@@ -13,7 +13,8 @@ _BEFORE = {
     "rl": {"eval_data": "validation", "eval_limit": "eval_questions"},
 }
 # Settings that came after the first runs, each with the value that computes what those runs computed.
-_ADDED: dict[str, dict[str, Any]] = {"kd": {}, "rl": {"epochs": 1}}
+_WHOLE = {"lora": {"rank": None, "alpha": None, "target_modules": None}, "freeze_embeddings": False}
+_ADDED: dict[str, dict[str, Any]] = {"kd": _WHOLE, "rl": {"epochs": 1} | _WHOLE}
 # Those that came later and never decide what a run computes.
 _UNDECIDING = {"kd": ("save_every",), "rl": ()}
 

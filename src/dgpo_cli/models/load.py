@@ -34,6 +34,7 @@ from dgpo_cli.models import hub
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.half import compute_in_half, pays_off
 from dgpo_cli.models.load_errors import explain
+from dgpo_cli.models.lora import has_adapter, merged_parameters
 from dgpo_cli.models.sources import PROTOCOL_FILE, ModelSource, config_values, load_protocol, resolve
 from dgpo_cli.models.tokenizer_errors import require_light, tokenizer_errors
 
@@ -191,7 +192,7 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToken
     codec = Codec(tokenizer, protocol)
     with quiet_loading():
         # Asked for its state a sharded model would give up its weights, which are whole here.
-        weights = dict(model.named_parameters()) if isinstance(model, FSDPModule) else None
+        weights = merged_parameters(model) if isinstance(model, FSDPModule) or has_adapter(model) else None
         model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
         # Greedy, and every token that may end a turn: sampling settings of the base model are not the agent's.

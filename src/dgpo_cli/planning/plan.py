@@ -165,6 +165,8 @@ def _remedies(settings: Any) -> dict[str, str]:
         found["KV cache"] = f"-o rollout.wave={settings.rollout.wave // 2}"
     if isinstance(settings, DistillDataSettings):
         return found
+    if settings.lora.rank is None:
+        found["gradients"] = "-o lora.rank=16"
     if settings.optimizer == "adamw":
         found["optimizer"] = "-o optimizer=adamw-8bit"
     if isinstance(settings, RLSettings) and settings.critic == "own":

@@ -129,8 +129,8 @@ def load_latest(directory: Path, learner: Learner) -> tuple[int, dict[str, Any]]
 
 
 def state_bytes(learner: Learner) -> int:
-    """Size of one state on disk: parameters and two moments each."""
-    return sum(3 * sum(p.numel() * p.element_size() for p in module.parameters()) for _, module in _modules(learner))
+    """Size of one state on disk: what is trained and two moments each."""
+    return sum(3 * sum(p.numel() * p.element_size() for p in _trained(m).values()) for _, m in _modules(learner))
 
 
 def _modules(learner: Learner) -> list[tuple[str, torch.nn.Module]]:
@@ -138,8 +138,13 @@ def _modules(learner: Learner) -> list[tuple[str, torch.nn.Module]]:
     return list(zip(("student", "critic"), learner.trained(), strict=False))
 
 
+def _trained(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Frozen parameters are those of the model that a run began with; tied weights appear once."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
 def _parameters(module: torch.nn.Module) -> dict[str, Tensor]:
-    return _contiguous({name: p.detach() for name, p in module.named_parameters()})  # tied weights appear once
+    return _contiguous({name: p.detach() for name, p in _trained(module).items()})
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,10 +153,12 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _restore(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
     parameters = dict(module.named_parameters())
-    if parameters.keys() != tensors.keys():
-        raise ValueError(f"parameters differ: {sorted(parameters.keys() ^ tensors.keys())[:3]}")
+    # States of earlier versions hold what is frozen too.
+    if differing := (tensors.keys() - parameters.keys()) | (_trained(module).keys() - tensors.keys()):
+        raise ValueError(f"parameters differ: {sorted(differing)[:3]}")
     with torch.no_grad():
-        for name, parameter in parameters.items():
+        for name in tensors:
+            parameter = parameters[name]
             if parameter.shape != tensors[name].shape:
                 raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}")
             parameter.copy_(like(parameter, tensors[name]))

@@ -31,7 +31,7 @@ from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.training.batch import Sample, micro_batches, pack
 from dgpo_cli.training.collapse import Guard
 from dgpo_cli.training.ingredients import kd_objective, needs_teacher, searches
-from dgpo_cli.training.learner import Learner, Optimizer, enable_gradient_checkpointing
+from dgpo_cli.training.learner import Learner, Optimizer, enable_gradient_checkpointing, restrict
 from dgpo_cli.training.loop import Plan
 from dgpo_cli.training.optimizer_settings import OptimizerSettings
 from dgpo_cli.training.replay import ReplayBuffer
@@ -177,6 +177,7 @@ def _learner(
     codec: Codec,
     steps: int,
 ) -> Learner:
+    restrict(student.model, settings)
     optimizer = OptimizerSettings(
         settings.lr, settings.optimizer, settings.warmup_steps, settings.schedule, beta2=settings.beta2
     )

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from dgpo_cli.errors import ConfigError, TrainingError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic, SharedCritic
+from dgpo_cli.models.lora import add_adapter, freeze_embeddings, has_adapter
 from dgpo_cli.models.packed import packed_attention
 from dgpo_cli.models.processes import ALONE, World
 from dgpo_cli.models.ways import WAYS
@@ -23,6 +24,7 @@ from dgpo_cli.training import eight_bit_adam
 from dgpo_cli.training.fsdp import full, like, shard, split
 from dgpo_cli.training.optimizer_settings import OptimizerSettings
 from dgpo_cli.training.replay import ReplayBuffer
+from dgpo_cli.training.settings import TrainSettings
 
 _MOMENTS = {"exp_avg", "exp_avg_sq", *eight_bit_adam.TENSORS}
 
@@ -106,6 +108,17 @@ def _trainable(module: torch.nn.Module) -> tuple[list[str], list[torch.nn.Parame
     return [name for name, _ in pairs], [p for _, p in pairs]
 
 
+def restrict(model: PreTrainedModel, settings: TrainSettings) -> None:
+    """Leave only what the settings train of a student; before optimizers, critics and copies are made of it.
+
+    Raises ConfigError for an adapter that the model cannot take.
+    """
+    if settings.lora.rank is not None:
+        add_adapter(model, settings.lora, seed=settings.seed)
+    elif settings.freeze_embeddings:
+        freeze_embeddings(model)
+
+
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     """Trade a second forward pass for activation memory, while `training_mode` holds; these models have no dropout."""
     # The second pass happens inside the backward pass, where nothing else says that its sequences are packed.
@@ -173,10 +186,14 @@ class Learner:
         Raises ConfigError for what cannot be split.
         """
         if self.world.sharded:
-            small = any(optimizer.settings.kind != "adamw" for _, optimizer in self.optimizers())
-            if small or isinstance(self.critic, SharedCritic):
+            refused = {
+                "adamw-8bit": any(optimizer.settings.kind != "adamw" for _, optimizer in self.optimizers()),
+                "critic = shared": isinstance(self.critic, SharedCritic),
+                "lora.rank": has_adapter(self.student),
+            }
+            if found := [name for name, given in refused.items() if given]:
                 raise ConfigError(
-                    f"sharded training does not work with {'adamw-8bit' if small else 'critic = shared'}",
+                    f"sharded training does not work with {found[0]}",
                     hint="launch without --use_fsdp, or leave out that setting",
                 )
             for model, (_, optimizer) in zip(self.trained(), self.optimizers(), strict=True):

@@ -25,7 +25,7 @@ from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.rewards import registry as rewards
 from dgpo_cli.training.collapse import Guard
 from dgpo_cli.training.ingredients import common_text, needs_teacher, rl_objective, training_questions
-from dgpo_cli.training.learner import Learner, Optimizer, enable_gradient_checkpointing
+from dgpo_cli.training.learner import Learner, Optimizer, enable_gradient_checkpointing, restrict
 from dgpo_cli.training.loop import Plan
 from dgpo_cli.training.optimizer_settings import OptimizerSettings
 from dgpo_cli.training.run.fitting import Say, fit
@@ -194,6 +194,7 @@ def _learner(
     codec: Codec,
     steps: int,
 ) -> Learner:
+    restrict(student.model, settings)
     updates = steps * settings.mini_batches
     warmup = settings.warmup_steps * settings.mini_batches
     policy = OptimizerSettings(settings.lr, settings.optimizer, warmup, beta2=settings.beta2)

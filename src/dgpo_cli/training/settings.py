@@ -14,6 +14,7 @@ from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.config import note, require_ranges, setting
 from dgpo_cli.core.device import PRECISION, Precision
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.models.lora_options import LoraOptions
 from dgpo_cli.retrieval.rerank import RerankConfig
 from dgpo_cli.training.collapse import CollapseSettings, OnCollapse
 from dgpo_cli.training.optimizer_settings import OptimizerKind, Schedule
@@ -75,6 +76,8 @@ class TrainSettings:
     )
     chunk_tokens: int = setting(256, "tokens whose distributions exist at once", source="ours", range="positive")
     gradient_checkpointing: bool = setting(False, "compute activations again instead of keeping them")
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    freeze_embeddings: bool = setting(False, "train neither the embedding of tokens nor the output layer")
     fit: bool = setting(False, "micro_batch_tokens (and rollout.wave in rl) as large as the memory allows")
     fit_gib: float | None = setting(None, "memory that `fit` may use; what is free by default", range="positive")
     teacher_8bit: bool = setting(False, "load the teacher in 8 bit")
@@ -88,6 +91,11 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         require_ranges(self)
+        if self.lora.rank is not None and self.freeze_embeddings:
+            raise ConfigError(
+                "freeze_embeddings beside lora.rank, which freezes the whole model already",
+                hint="leave out one of them",
+            )
 
     def counts(self, a_pass: int) -> tuple[int, int, int]:
         """`steps`, `eval_every` and `save_every` where a pass over the data has `a_pass` steps."""
@@ -172,7 +180,12 @@ def deviations(config: Mapping[str, object]) -> list[str]:
     """What a run with these settings does otherwise than the paper's algorithm, for its record and its model's card."""
     known = {
         ("critic", "shared"): "the critic is a head on the student's hidden states, not a model of its own",
+        ("freeze_embeddings", True): "the embedding of tokens and the output layer are not trained",
         ("optimizer", "adamw-8bit"): "AdamW keeps its moments in 8 bit",
         ("behavior_logprobs", "engine"): "probability ratios are to the rollout engine's log-probabilities",
     }
-    return [text for (name, value), text in known.items() if config.get(name) == value]
+    found = [text for (name, value), text in known.items() if config.get(name) == value]
+    lora = config.get("lora")
+    if isinstance(lora, Mapping) and lora.get("rank") is not None:
+        found.append(f"an adapter of rank {lora['rank']} is trained instead of the model")
+    return found

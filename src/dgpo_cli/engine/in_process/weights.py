@@ -1,4 +1,4 @@
-"""What generating reads of a model: its own parameters in place, or float32 masters rounded to 16 bit."""
+"""What generating reads of a model: its own parameters in place, or a copy of float32 masters or adapted weights."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from transformers import AutoModel, PreTrainedModel
 
 from dgpo_cli.models.half import compute_dtype
 from dgpo_cli.models.lm_head import head_weight
+from dgpo_cli.models.lora import has_adapter, merged_parameters
 
 
 class Weights:
     """`dtype` is that of linear maps and of the cache: by default the model's, or bf16 for float32 masters.
 
-    A model of that dtype is read in place, so nothing is copied and nothing can be stale. Of another one the values are
-    rounded into a model of the same shape by `refresh`: reading masters in place would move twice the bytes for
-    each token, and round them each time.
+    A model of that dtype is read in place, so nothing is copied and nothing can be stale. Of another one, or one with
+    an adapter, the values are taken into a model of the same shape by `refresh`: reading masters in place would move
+    twice the bytes for each token, and round them each time, and an adapter would be three products for one.
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
@@ -27,7 +28,7 @@ class Weights:
         self.dtype = dtype
         self._model = model
         self._rounded: Any = None
-        if dtype != parameter.dtype:
+        if dtype != parameter.dtype or has_adapter(model):
             with torch.device("meta"):
                 body = AutoModel.from_config(model.get_decoder().config, dtype=dtype)
             self._rounded = body.to_empty(device=parameter.device).requires_grad_(False).eval()
@@ -52,7 +53,7 @@ class Weights:
         """Take over the masters' values. What reads of them between two calls sees the same weights."""
         if self._rounded is None:
             return
-        source = dict(self._model.get_decoder().named_parameters())  # other objects after a sharded update
+        source = merged_parameters(self._model.get_decoder())  # other objects after a sharded update
         names, targets = zip(*self._rounded.named_parameters(), strict=True)
         torch._foreach_copy_(list(targets), [source[name].detach() for name in names])
         if self._rounded_head is not self._rounded.get_input_embeddings().weight:

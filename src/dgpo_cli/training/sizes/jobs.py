@@ -20,7 +20,7 @@ from dgpo_cli.models.shapes import shape_of
 from dgpo_cli.objectives.base import Need
 from dgpo_cli.objectives.registry import create
 from dgpo_cli.training.settings import KDSettings, RLSettings
-from dgpo_cli.training.sizes.memory import Job
+from dgpo_cli.training.sizes.memory import Job, adapter_values
 
 FILE = "sizes.json"  # of a run folder
 _LEAST_CHUNK, _LEAST_WAVE = 32, 8
@@ -60,7 +60,7 @@ def training_job(settings: KDSettings | RLSettings, *, student: str, device: str
     writes = objective.on_policy or objective.teacher_writes or (not rl and settings.eval_data is not None)
     length = rollout.max_tokens if longest is None else longest
     tokens = tokens_at_once(settings, length)
-    shape = shape_of(student)
+    shape, rank = shape_of(student), settings.lora.rank
     reader = shape_of(settings.teacher) if reads and settings.teacher is not None else None
     return Job(
         student=shape,
@@ -80,6 +80,8 @@ def training_job(settings: KDSettings | RLSettings, *, student: str, device: str
         reader_half=reader is not None and pays_off_for(device, reader.hidden, settings.precision),
         shared_critic=isinstance(settings, RLSettings) and settings.critic == "shared",
         adam_8bit=settings.optimizer == "adamw-8bit",
+        adapter=0 if rank is None else adapter_values(shape, rank, settings.lora.maps),
+        frozen_embeddings=settings.freeze_embeddings,
     )
 
 

@@ -6,6 +6,7 @@ widths of vocabulary, hidden state, feed-forward layer and queries. All figures 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from dgpo_cli.engine.in_process import sizes
@@ -43,6 +44,13 @@ class Job:
     reader_half: bool = False  # and of the teacher there
     shared_critic: bool = False  # a head on the student's hidden states instead of a model
     adam_8bit: bool = False
+    adapter: int = 0  # values of an adapter that is trained instead of the student, and of the critic; 0 without one
+    frozen_embeddings: bool = False  # of both, and the output layer
+
+    @property
+    def frozen(self) -> bool:
+        """Whether embeddings and output layers are not trained."""
+        return self.frozen_embeddings or bool(self.adapter)
 
     @property
     def own_critic(self) -> bool:
@@ -63,24 +71,52 @@ def by_part(job: Job) -> dict[str, float]:
     """Bytes by part at the highest point of a step. Parts add up to the total; what never coincides counts once."""
     student = job.student
     critic = critic_trained(student) if job.own_critic else student.hidden + 1 if job.rl else 0
-    trained = student.parameters + critic
     frozen_head = (
         student.head_parameters if job.own_critic and not student.tied else 0
     )  # the critic's unused output layer
+    adapters = job.adapter * (2 if job.own_critic else 1)
+    trained = trained_values(job)
     parts: dict[str, float] = {
         "student weights": FLOAT * student.parameters,
         "critic weights": FLOAT * (critic + frozen_head),
+        "adapters": FLOAT * adapters,
         "optimizer": moments(job, trained),
         "teacher": reader_bytes(job),
         "reference": FLOAT * student.parameters if job.reference else 0,
         "KV cache": kv_cache(job) if job.accelerated else 0,
-        "16-bit copy": writing_copy(job),
+        "copy to write with": writing_copy(job),
         "captured graphs": captured(job),
     }
     parts |= _work(job, FLOAT * trained)
     if job.accelerated:
         parts["allocator overhead"] = CUDA_CONTEXT + FRAGMENTATION * sum(parts.values())
     return {name: value for name, value in parts.items() if value}
+
+
+def trained_values(job: Job) -> int:
+    """Of student and critic: all of both, all but their embeddings and output layers, or their adapters."""
+    student = job.student
+    head = student.hidden + 1 if job.rl else 0
+    bodies = 2 if job.own_critic else 1
+    if job.adapter:
+        return bodies * job.adapter + head
+    if job.frozen_embeddings:
+        return bodies * student.body + head
+    return student.parameters + (critic_trained(student) if job.own_critic else head)
+
+
+def adapter_values(student: Shape, rank: int, maps: Collection[str]) -> int:
+    """Two matrices for each linear map of every layer, [rank, in] and [out, rank]."""
+    widths = {
+        "q_proj": student.hidden + student.query_width,
+        "k_proj": student.hidden + student.kv_width,
+        "v_proj": student.hidden + student.kv_width,
+        "o_proj": student.query_width + student.hidden,
+        "gate_proj": student.hidden + student.intermediate,
+        "up_proj": student.hidden + student.intermediate,
+        "down_proj": student.intermediate + student.hidden,
+    }
+    return student.layers * rank * sum(widths.get(name, 0) for name in maps)
 
 
 def critic_trained(student: Shape) -> int:
@@ -94,13 +130,13 @@ def moments(job: Job, trained: int) -> float:
     """
     if not job.adam_8bit:
         return 2 * FLOAT * trained
-    wide = job.student.head_parameters * (2 if job.own_critic else 1)
+    wide = 0 if job.frozen else job.student.head_parameters * (2 if job.own_critic else 1)
     return 2 * FLOAT * wide + 2 * (1 + FLOAT / 256) * (trained - wide)
 
 
 def adam_temporary(job: Job) -> float:
     """AdamW's kernel works in place on CUDA; on a CPU it goes over tensors one by one."""
-    return 0.0 if job.accelerated else FLOAT * job.student.head_parameters
+    return 0.0 if job.accelerated or job.frozen else FLOAT * job.student.head_parameters
 
 
 def reader_bytes(job: Job) -> float:
@@ -128,8 +164,8 @@ def kv_cache(job: Job) -> float:
 
 
 def writing_copy(job: Job) -> float:
-    """What is written with in 16 bit, rounded from the float32 masters when they have changed."""
-    return HALF * job.student.parameters if job.compute == HALF and job.slots else 0.0
+    """What is written with: rounded from float32 masters to 16 bit, or with an adapter added to the weights."""
+    return job.compute * job.student.parameters if job.slots and (job.compute == HALF or job.adapter) else 0.0
 
 
 def captured(job: Job) -> float:
@@ -194,7 +230,7 @@ def _work(job: Job, gradients: float) -> dict[str, float]:
         back | {"layer in hand": layer},
         {"gradients": gradients, "optimizer step": adam_temporary(job)},
         # One beside the one that it is added to.
-        {"gradients": gradients, "embedding gradient": 2.0 * FLOAT * shape.head_parameters},
+        {"gradients": gradients, "embedding gradient": 0.0 if job.frozen else 2.0 * FLOAT * shape.head_parameters},
         {"teacher's pass": 0.0 if job.distribution else reader_pass(job) + logprob_chunk(job)},
         writing,
     ]

@@ -1,0 +1,265 @@
+"""GRPO steps of a real model beside TRL's: `python benchmarks/rl_real_model.py --model M --index I --questions Q`.
+
+A step is rollouts with searches, exact match as reward, advantages within groups of 8, and one AdamW update of a
+token-mean GRPO loss without a KL term, on one thread of a CPU. All sides start from the same cold start (see
+`dgpo quickstart --real`), get the same first questions and the same index in their own process, run the same search
+loop under the limits that the model was trained with, and sample at temperature 1; what they sample differs by chance,
+so written tokens and searches are told too. TRL needs 7 GB for the model of 135M and 8 episodes.
+
+- `dgpo`: `dgpo rl --method grpo`, a process of N + 1 steps beside one of 1 step: the difference is N steps without what
+  starting costs. It reads every episode once more for the log-probabilities of the policy that wrote it, which
+  GRPOTrainer leaves out by default. `precision` is that of the setting.
+- `trl`: GRPOTrainer with a `rollout_func` that writes each turn by transformers' `generate` for all open episodes at
+  once, with the ends of a turn as `stop_strings`: the closing tags are several tokens of this tokenizer, so that they
+  cannot be end-of-sequence tokens as in `rl_end_to_end.py`. Its first step is not counted. `bf16` is autocast, in the
+  rollouts too.
+
+CPU seconds, since other work may share the core. Each run is a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+SIDES = ("dgpo bf16", "dgpo float32", "trl bf16", "trl float32")
+GROUP, LR = 8, 1e-6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="run folder of a model that searches")
+    parser.add_argument("--index", required=True)
+    parser.add_argument("--questions", required=True, type=Path)
+    parser.add_argument("--episodes", type=int, default=16, help="a step")
+    parser.add_argument("--steps", type=int, default=2, help="that are counted")
+    parser.add_argument("--micro", type=int, default=8, help="TRL's per_device_train_batch_size")
+    parser.add_argument("--sides", nargs="+", default=SIDES)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--trl", choices=("bf16", "float32"), help="be this side, in this process")
+    options = parser.parse_args()
+    if options.trl:
+        print(json.dumps(trl(options)))
+        return
+    rows = {}
+    for side in options.sides:
+        name, _, precision = side.partition(" ")
+        rows[side] = dgpo(options, precision) if name == "dgpo" else beside(options, precision)
+        print(side, json.dumps(rows[side]), file=sys.stderr, flush=True)
+    about = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    about |= {name: version(name) for name in ("torch", "transformers", "trl")}
+    if options.json is not None:
+        options.json.write_text(json.dumps(about | {"episodes": options.episodes, "rows": rows}, indent=1) + "\n")
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print("\n| side | CPU s a step | episodes | written | searches | right |\n|---|--:|--:|--:|--:|--:|")
+    for side, row in rows.items():
+        counts = " | ".join(f"{row[key]:.{digits}f}" for key, digits in (("written", 0), ("searches", 0), ("em", 2)))
+        print(f"| {side} | {row['cpu_seconds']:.1f} | {options.episodes} | {counts} |")
+
+
+def child(command: list[str]) -> tuple[str, float]:
+    """What it prints, and its CPU seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    ended = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        sys.exit(f"{' '.join(command)}: {ended.stdout[-2000:]}{ended.stderr[-2000:]}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def dgpo(options: argparse.Namespace, precision: str) -> dict[str, float]:
+    settings = {
+        "samples": GROUP,
+        "mini_batches": 1,
+        "warmup_steps": 0,
+        "eval_every": 1000,
+        "save_every": 1000,
+        "keep_episodes": 0,
+        "micro_batch_tokens": 2048,
+        "precision": precision,
+        "rollout.wave": options.episodes,
+        "objective.reduction": "tokens",
+        "objective.kl_coef": 0.0,
+        "objective.entropy_coef": 0.0,
+    }
+    taken = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for steps in (1, 1 + options.steps):
+            run = Path(folder, str(steps))
+            command = ["-m", "dgpo_cli", "rl", "--method", "grpo", "--student", options.model, "--index", options.index]
+            command += ["--data", str(options.questions), "--batch-size", str(options.episodes // GROUP)]
+            command += ["--steps", str(steps), "--lr", str(LR), "--device", "cpu", "--quiet", "--out", str(run)]
+            _, taken[steps] = child(command + [f"-o{name}={value}" for name, value in settings.items()])
+        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    counted = [row for row in metrics if "written_tokens" in row][1:]
+
+    def mean(key: str) -> float:
+        return statistics.mean(row[key] for row in counted)
+
+    return {
+        "cpu_seconds": (taken[1 + options.steps] - taken[1]) / options.steps,
+        "written": options.episodes * mean("written_tokens"),
+        "searches": options.episodes * mean("searches"),
+        "em": mean("em"),
+    }
+
+
+def beside(options: argparse.Namespace, precision: str) -> dict[str, float]:
+    given = ["--model", options.model, "--index", options.index, "--questions", str(options.questions)]
+    given += ["--episodes", str(options.episodes), "--steps", str(options.steps), "--micro", str(options.micro)]
+    printed, _ = child([__file__, "--trl", precision, *given])
+    rows = json.loads(printed.splitlines()[-1])[1:]
+    return {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
+
+
+class GenerateWriter:
+    """Turns by transformers' `generate`, all that are begun at once, left-padded, for `TurnwiseEngine`."""
+
+    def __init__(self, model: Any, tokenizer: Any, pad_id: int) -> None:
+        self.model, self.tokenizer, self.pad_id = model, tokenizer, pad_id
+        self.begun: list[Any] = []
+
+    def begin(self, turn: Any) -> None:
+        self.begun.append(turn)
+
+    def finished(self) -> list[tuple[Any, Any]]:
+        import torch
+
+        from dgpo_cli.engine.base import TurnEnd
+        from dgpo_cli.engine.turnwise.engine import Written
+
+        turns, self.begun = self.begun, []
+        longest = max(len(turn.token_ids) for turn in turns)
+        padding = [longest - len(turn.token_ids) for turn in turns]
+        ids = torch.tensor([[self.pad_id] * n + list(turn.token_ids) for n, turn in zip(padding, turns, strict=True)])
+        mask = torch.tensor([[0] * n + [1] * (longest - n) for n in padding])
+        with torch.no_grad():
+            made = self.model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=max(turn.max_new_tokens for turn in turns),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                stop_strings=list(turns[0].sampling.stop),
+                tokenizer=self.tokenizer,
+                pad_token_id=self.pad_id,
+            )
+        # The engine cuts what was written behind the end of a turn, padding included.
+        return [
+            (turn.slot, Written(row.tolist(), None, TurnEnd.LENGTH))
+            for turn, row in zip(turns, made[:, longest:], strict=True)
+        ]
+
+
+def trl(options: argparse.Namespace) -> list[dict[str, float]]:
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from dgpo_cli.agent.agent import Agent
+    from dgpo_cli.agent.settings import RolloutSettings
+    from dgpo_cli.engine.turnwise.engine import TurnwiseEngine
+    from dgpo_cli.models.codec import Codec
+    from dgpo_cli.models.load import load_model
+    from dgpo_cli.models.sources import search_limits
+    from dgpo_cli.qa_sets import read_questions
+    from dgpo_cli.retrieval.open import open_index
+    from dgpo_cli.training.source import draw
+
+    torch.set_num_threads(1)
+    steps, bf16 = options.steps + 1, options.trl == "bf16"
+    loaded = load_model(options.model, device=torch.device("cpu"))
+    codec = Codec(loaded.tokenizer, loaded.protocol)
+    limits, _ = search_limits(options.model)
+    settings = RolloutSettings(**limits, wave=options.episodes)
+    engine = TurnwiseEngine(
+        GenerateWriter(loaded.model, loaded.tokenizer, codec.pad_id), codec, capacity=settings.max_tokens
+    )
+    agent = Agent(engine, codec, open_index(options.index).retriever, settings)
+    questions = read_questions(options.questions)
+    drawn = [q for step in range(steps) for q, _ in draw(questions, options.episodes // GROUP, step, 0)]
+    by_text = {question.text: question for question in drawn}
+    rows: list[dict[str, float]] = []
+    counts: dict[str, float] = {}
+
+    def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        trainer.model.eval()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            done = list(agent.run([(by_text[text], number) for number, text in enumerate(prompts)]))
+        trainer.model.train()
+        starts = [len(codec.prompt_ids(text).ids) for text in prompts]
+        counts.update(
+            written=sum(t.num_written for t in done),
+            searches=sum(len(t.searches) for t in done),
+            em=statistics.mean(float(t.score is not None and t.score.correct) for t in done),
+        )
+        return {
+            "prompt_ids": [list(t.token_ids[:start]) for t, start in zip(done, starts, strict=True)],
+            "completion_ids": [list(t.token_ids[start:]) for t, start in zip(done, starts, strict=True)],
+            "logprobs": None,
+            "env_mask": [[int(w) for w in t.written[start:]] for t, start in zip(done, starts, strict=True)],
+            "right": [float(t.score is not None and t.score.correct) for t in done],
+        }
+
+    class Steps(TrainerCallback):
+        cpu = 0.0
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.cpu = time.process_time()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            now = time.process_time()
+            rows.append({"cpu_seconds": now - self.cpu, **counts})
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            self.cpu = now
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(
+            model=loaded.model,
+            reward_funcs=lambda right, **_: right,
+            rollout_func=rollout,
+            processing_class=loaded.tokenizer,
+            train_dataset=Dataset.from_dict({"prompt": [question.text for question in drawn]}),
+            callbacks=[Steps()],
+            args=GRPOConfig(
+                output_dir=folder,
+                max_steps=steps,
+                per_device_train_batch_size=options.micro,
+                gradient_accumulation_steps=options.episodes // options.micro,
+                num_generations=GROUP,
+                max_completion_length=settings.max_tokens,
+                beta=0.0,
+                learning_rate=LR,
+                lr_scheduler_type="constant",
+                weight_decay=0.01,
+                shuffle_dataset=False,
+                use_cpu=True,
+                bf16=bf16,
+                gradient_checkpointing=False,
+                logging_strategy="no",
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+            ),
+        )
+        trainer.train()
+    return rows
+
+
+if __name__ == "__main__":
+    main()
