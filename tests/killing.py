@@ -274,9 +274,15 @@ def _told(write: Callable[..., Any], place: int) -> Callable[..., Any]:
 
 
 def small_quickstart() -> None:
-    """Few steps of everything in one process; a clock that goes on by being read, as one row has another's time."""
-    from dgpo_cli.offline import quickstart
+    """Few steps of everything in one process over a small world.
 
+    Its clock goes on by being read, as one row has another's time.
+    """
+    from dgpo_cli.offline import quickstart, stages
+    from dgpo_cli.offline.world.world import WorldSize, build_world
+
+    size = WorldSize(demonstrations=20, train=20, validation=10, test=10)
+    stages.build_world = lambda seed: build_world(seed, size)
     settings = quickstart.recipe()
     settings["world"] |= {"test_questions": 6, "validation_questions": 4, "demonstrations": 10}
     settings["distill-data"] |= {"questions": 8, "keep": "all"}

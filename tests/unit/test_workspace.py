@@ -43,3 +43,19 @@ def test_a_damaged_memory_is_named_with_the_remedy(tmp_path: Path, content: byte
     with pytest.raises(InputError, match="is damaged") as caught:
         Workspace(tmp_path).resolve("index", None)
     assert caught.value.hint == f"delete {tmp_path / 'workspace.json'}"
+
+
+def test_a_quickstart_without_a_set_of_test_questions_forgets_what_was_asked_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dgpo_cli.commands.quickstart.remember import remember
+
+    monkeypatch.chdir(tmp_path)
+    for made in ("q/world", "r/runs/demonstrations"):
+        Path(made).mkdir(parents=True)
+    models = {"teacher": "t", "student": "s", "model": "m"}
+    remember("dgpo quickstart", Path("q"), trajectories="distill-data", bench="tinyworld", **models)
+    assert Workspace().resolve("bench_dir", None).value == "./q/world"
+    remember("dgpo quickstart --real", Path("r"), trajectories="demonstrations", **models)
+    assert [Workspace().resolve(key, None).value for key in ("bench", "bench_dir")] == [None, None]
+    assert Workspace().resolve("trajectories", None).value == "./r/runs/demonstrations"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgpo_cli.commands.common.examples import example_questions
+from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.commands.quickstart.real import run_real
 from dgpo_cli.commands.common.options import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, ReplaceFlag, absolute, replacing
 from dgpo_cli.console import Console
@@ -93,7 +94,16 @@ def quickstart(
     _show(console, result)
     curves = work.curves()
     drawn = _draw(console, curves, out / "learning-curves.png")
-    _remember(result, out)
+    models = result["models"]
+    remember(
+        "dgpo quickstart",
+        out,
+        trajectories="distill-data",
+        teacher=models["teacher"],
+        student=models["kd"],
+        model=models["dgpo"],
+        bench="tinyworld",
+    )
     console.print(f"{duration(result['seconds'])} in all; everything is in {out}/{drawn}")
     console.print(f"ask the model that was just trained: {example_questions(out, 1)[0]}")
     console.next("dgpo chat", "dgpo eval", "dgpo report", "dgpo runs", "dgpo recipes")
@@ -131,21 +141,3 @@ def _draw(console: Console, curves: dict[str, list[tuple[float, float]]], png: P
         return ""
     save_chart(curves, png, title="quickstart: validation EM", x_label=x_label, y_label=y_label)
     return f", curves in {png.name} there"
-
-
-def _remember(result: dict[str, Any], out: Path) -> None:
-    from dgpo_cli.core.workspace import Workspace
-
-    models = result["models"]
-    Workspace().remember(
-        by="dgpo quickstart",
-        index=absolute(str(out / "index")),
-        questions=absolute(str(out / "world" / "train.jsonl")),
-        trajectories=absolute(str(out / "runs" / "distill-data")),
-        teacher=models["teacher"],
-        student=models["kd"],
-        model=models["dgpo"],
-        last_run=models["dgpo"],
-        bench="tinyworld",
-        bench_dir=absolute(str(out / "world")),
-    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from dgpo_cli.commands.common.examples import example_questions
 from dgpo_cli.commands.common.options import absolute, replacing
+from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
@@ -46,7 +47,16 @@ def run_real(
             work.forget()
         result = work.ladder() if rl else work.run()
     _show(console, result)
-    _remember(result, out)
+    models = result["models"]
+    cold = models["cold-start"]
+    remember(
+        "dgpo quickstart --real",
+        out,
+        trajectories="demonstrations",
+        teacher=models.get("teacher", cold),
+        student=models.get("student", cold),
+        model=cold,
+    )
     console.print(
         f"{result['seconds']:.0f} s in this call; everything is in {out}/, figures are in {out}/results.json\n"
         f"Talk to it over those passages:  dgpo chat\n"
@@ -79,19 +89,3 @@ def _show(console: Console, result: dict[str, Any]) -> None:
         for name, row in result["rows"].items()
     ]
     console.table("held-out questions, greedy decoding", columns, rows)
-
-
-def _remember(result: dict[str, Any], out: Path) -> None:
-    from dgpo_cli.core.workspace import Workspace
-
-    models = result["models"]
-    Workspace().remember(
-        by="dgpo quickstart --real",
-        index=absolute(str(out / "index")),
-        questions=absolute(str(out / "world" / "train.jsonl")),
-        trajectories=absolute(str(out / "runs" / "demonstrations")),
-        teacher=models.get("teacher", models["cold-start"]),
-        student=models.get("student", models["cold-start"]),
-        model=models["cold-start"],
-        last_run=models["cold-start"],
-    )
