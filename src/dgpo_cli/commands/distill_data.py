@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,6 @@ from dgpo_cli.commands.common.options import (
     ResumeOption,
     SeedOption,
     SetOption,
-    absolute,
     choose_index,
     recorded,
     settings_from,
@@ -33,6 +32,8 @@ from dgpo_cli.commands.common.teacher import (
     NameOption,
     TokenizerOption,
     UrlOption,
+    is_loadable,
+    remember_data,
     source_of_text,
     teacher_key,
     teacher_values,
@@ -47,6 +48,9 @@ from dgpo_cli.commands.common.training_options import (
 )
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import percent
+
+if TYPE_CHECKING:
+    from dgpo_cli.training.teacher.settings import DistillDataSettings
 
 
 def distill_data(
@@ -92,7 +96,6 @@ def distill_data(
     """
     from dgpo_cli.agent.identity import contents
     from dgpo_cli.core.run_dir import RunDir
-    from dgpo_cli.core.workspace import Workspace
     from dgpo_cli.engine.registry import require_engine
     from dgpo_cli.models.sources import search_limits
     from dgpo_cli.planning.checks import check_distill
@@ -103,12 +106,11 @@ def distill_data(
     before = recorded(config, set_, "distill-data")
     given = {"teacher": teacher, "url": teacher_url, "name": teacher_name, "tokenizer": tokenizer}
     named = teacher_values(console, before, **given, written=demonstrations)
-    file = named.get("demonstrations")
     values = named | {
         "engine": engine,
         "format": format_,
         "index": choose_index(console, index or before.get("index")),
-        "questions": file or choose_questions(console, data or before.get("questions")),
+        "questions": named.get("demonstrations") or choose_questions(console, data or before.get("questions")),
         "keep": keep,
         "always_search": always_search,
         "samples": samples,
@@ -119,7 +121,9 @@ def distill_data(
         "rollout": {"stop_repeats": (before.get("rollout") or {}).get("stop_repeats", True)}
         | ({} if temperature is None else {"temperature": temperature}),
     }
-    settings = settings_from(DistillDataSettings, "distill-data", config=config, options=set_, values=values)
+    settings: DistillDataSettings = settings_from(
+        DistillDataSettings, "distill-data", config=config, options=set_, values=values
+    )
     settings = as_trained(console, settings, before, search_limits(source_of_text(settings)), source_of_text(settings))
     if steps is not None:
         waves = steps * settings.rollout.wave
@@ -140,14 +144,7 @@ def distill_data(
             summary = run_distill_data(
                 settings, run, questions=questions, progress=progress, key=teacher_key(), at_once=at_once
             )
-        # `kd` and `rl` load the teacher that is remembered, which they cannot where a server has it, or there is none.
-        unloadable = settings.teacher_url is not None or settings.written
-        loadable = {} if unloadable else {"teacher": settings.teacher}
-        if file is None:
-            loadable["questions"] = settings.questions
-        Workspace().remember(
-            by="dgpo distill-data", trajectories=absolute(str(run.path)), index=settings.index, **loadable
-        )
+        remember_data(settings, run.path)
     console.table(
         "",
         ["episodes", "EM", "kept", "searches", "tokens"],
@@ -156,5 +153,5 @@ def distill_data(
     if summary.get("token_ids") == "from text":
         console.info("the server told text, not token ids, so the trajectories hold no log-probabilities")
     console.print(f"kept trajectories: {summary['path']}")
-    console.next(*after_distill_data(settings.tokenizer, loadable=not unloadable))
+    console.next(*after_distill_data(settings.tokenizer, loadable=is_loadable(settings)))
     console.result(summary | {"run": str(run.path)})

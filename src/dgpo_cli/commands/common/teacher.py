@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -121,3 +122,18 @@ def _served(
 def source_of_text(settings: DistillDataSettings) -> str:
     """The model whose tokenizer, agent text and limits are used."""
     return settings.tokenizer or settings.teacher
+
+
+def is_loadable(settings: DistillDataSettings) -> bool:
+    """Whether `kd` and `rl` can load the teacher: not where a server has it, or there is none."""
+    return settings.teacher_url is None and not settings.written
+
+
+def remember_data(settings: DistillDataSettings, folder: Path) -> None:
+    """What the next command takes by default: the trajectories in `folder`, and what they were made with."""
+    from dgpo_cli.core.workspace import Workspace
+
+    used = {"teacher": settings.teacher} if is_loadable(settings) else {}
+    if settings.demonstrations is None:
+        used["questions"] = settings.questions
+    Workspace().remember(by="dgpo distill-data", trajectories=absolute(str(folder)), index=settings.index, **used)
