@@ -31,7 +31,7 @@ from dgpo_cli.models.codec import Codec
 from dgpo_cli.rewards import format_score
 from dgpo_cli.viewing.episode_text import steps
 
-SMOLLM = Path("/work/models/smollm2-135m")
+SMOLLM = Path(__file__).parents[3] / "models" / "smollm2-135m"
 SOURCES = Path(__file__).parents[2] / "src" / "dgpo_cli"
 PROTOCOLS = {get(name): Protocol.of(name) for name in FORMATS}
 EVERY = pytest.mark.parametrize("form", [get(name) for name in FORMATS], ids=FORMATS)

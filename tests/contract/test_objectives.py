@@ -247,7 +247,7 @@ def test_credit_reads_no_undeclared_signal(objective):
     full = objective.credit(episodes)
     for need, name in ((Need.TEACHER_LOGPROBS, "teacher_logprobs"), (Need.REFERENCE_LOGPROBS, "reference_logprobs")):
         for one in episodes:
-            if need not in objective.needs or (name == "teacher_logprobs" and not objective.wants_teacher(one.score)):
+            if need not in objective.needs or (name == "teacher_logprobs" and not objective.kl_applies(one.score)):
                 setattr(one, name, None)
     for before, after in zip(full, objective.credit(episodes), strict=True):
         torch.testing.assert_close(before.advantages, after.advantages)

@@ -184,8 +184,8 @@ class Objective(ABC):
         """What an update's summed loss is divided by: the weight of all its tokens, unless a method says otherwise."""
         return weight
 
-    def wants_teacher(self, score: Score) -> bool:
-        """Whether an episode with this score is compared with the teacher; False spares the teacher's pass."""
+    def kl_applies(self, score: Score) -> bool:
+        """Whether the KL applies to an episode with this score; False skips the teacher's forward pass."""
         return True
 
     def credit(self, episodes: Sequence[Episode]) -> list[Credit]:

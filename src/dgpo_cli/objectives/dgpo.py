@@ -47,7 +47,7 @@ class DGPO(PPO):
             return None
         return Need.TEACHER_DISTRIBUTION if self.config.kl_form == "full-loss" else Need.TEACHER_LOGPROBS
 
-    def wants_teacher(self, score: Score) -> bool:
+    def kl_applies(self, score: Score) -> bool:
         return self.config.kl_gate == "always" or (self.config.kl_gate == "wrong" and not score.correct)
 
     def other_logprobs(self, of: Episode | TokenBatch) -> Tensor | None:

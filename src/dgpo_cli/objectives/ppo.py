@@ -77,8 +77,8 @@ class PPO(Objective):
     def needs(self) -> frozenset[Need]:
         return frozenset({Need.REWARD, Need.VALUES} | ({self.kl_target} if self.kl_target else set()))
 
-    def wants_teacher(self, score: Score) -> bool:
-        """Whether the KL, to whichever model, acts on an episode with this score."""
+    def kl_applies(self, score: Score) -> bool:
+        """Whether the KL, to whichever model, applies to an episode with this score."""
         return True
 
     def other_logprobs(self, of: Episode | TokenBatch) -> Tensor | None:
@@ -87,7 +87,7 @@ class PPO(Objective):
 
     def reward_penalty(self, episode: Episode) -> Tensor:
         """What each token pays inside the reward [L], if it is written."""
-        if not self.kl_target or self.config.kl_form not in _REWARD_FORMS or not self.wants_teacher(episode.score):
+        if not self.kl_target or self.config.kl_form not in _REWARD_FORMS or not self.kl_applies(episode.score):
             return torch.zeros_like(episode.behavior_logprobs)
         other = self.other_logprobs(episode)
         assert other is not None
@@ -96,7 +96,7 @@ class PPO(Objective):
 
     def kl_loss_weight(self, episode: Episode) -> float:
         """Weight of a KL in the loss of every written token of the episode."""
-        acts = self.kl_target and self.config.kl_form not in _REWARD_FORMS and self.wants_teacher(episode.score)
+        acts = self.kl_target and self.config.kl_form not in _REWARD_FORMS and self.kl_applies(episode.score)
         return self.config.kl_coef if acts else 0.0
 
     def token_rewards(self, episode: Episode) -> Tensor:

@@ -30,7 +30,7 @@ def fill(learner: Learner, trajectories: Sequence[Trajectory], samples: Sequence
     teacher: list[Tensor | None] = [None] * len(samples)
     if Need.TEACHER_LOGPROBS in objective.needs:
         assert learner.teacher is not None, f"{type(objective).__name__} needs a teacher"
-        wanted = [i for i, t in enumerate(trajectories) if t.score is not None and objective.wants_teacher(t.score)]
+        wanted = [i for i, t in enumerate(trajectories) if t.score is not None and objective.kl_applies(t.score)]
         scored = logprobs(learner, learner.teacher, [samples[i] for i in wanted])
         for i, row in zip(wanted, scored, strict=True):
             require_finite(learner.teacher, row, "log-probabilities")
