@@ -33,8 +33,10 @@ from dgpo_cli.models.load import LoadedModel, load_model, save_model
 from dgpo_cli.models.random_init import random_model
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.training.kd import distil
-from dgpo_cli.training.rl import reinforce
+from dgpo_cli.training.assemble import assemble
+from dgpo_cli.training.kd import Trajectories
+from dgpo_cli.training.rl import Questions
+from dgpo_cli.training.run.open_run import OpenRun
 from dgpo_cli.training.settings import KDSettings, RLSettings
 from dgpo_cli.training.teacher.distill_data import distill_data
 from dgpo_cli.training.teacher.trajectory_files import read_trajectories
@@ -67,7 +69,8 @@ def kd(folder: Path, student: LoadedModel, teacher: LoadedModel) -> dict[str, An
         student="s", teacher="t", trajectories=str(folder), steps=1, batch_size=2, validation_share=0.0, lr=1e-4
     )
     with RunDir.open("kd", asdict(settings), out=folder / "run") as run:
-        return distil(settings, run, student=student, teacher=teacher, data=read_trajectories(folder))
+        material = Trajectories.of(settings, read_trajectories(folder))
+        return assemble(settings, OpenRun(run), material, student, teacher, None)
 
 
 def rl(folder: Path, student: LoadedModel, teacher: LoadedModel, form: str) -> dict[str, Any]:
@@ -85,15 +88,8 @@ def rl(folder: Path, student: LoadedModel, teacher: LoadedModel, form: str) -> d
         rollout=ROLLOUT,
     )
     with RunDir.open("rl", asdict(settings), out=folder / "run") as run:
-        return reinforce(
-            settings,
-            run,
-            student=student,
-            teacher=teacher,
-            retriever=index(folder),
-            questions=QUESTIONS,
-            validation=QUESTIONS[:1],
-        )
+        material = Questions.of(settings, QUESTIONS, QUESTIONS[:1])
+        return assemble(settings, OpenRun(run), material, student, teacher, index(folder))
 
 
 def measure(stage: str, folder: Path) -> dict[str, Any]:

@@ -39,13 +39,16 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     import torch
     from machine import Peak, about, synchronize
 
+    from dgpo_cli.core.progress import Steps
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.models.codec import Codec
     from dgpo_cli.models.devices import inference_dtype
     from dgpo_cli.models.load import LoadedModel, load_model, save_model
     from dgpo_cli.models.sources import ModelSource
     from dgpo_cli.training import rl, signals
+    from dgpo_cli.training.assemble import assemble
     from dgpo_cli.training.run import lifecycle
+    from dgpo_cli.training.run.open_run import OpenRun
 
     device = torch.device(asked.device)
     work, settings = forced.WORKS[asked.work], settings_of(asked)
@@ -96,17 +99,11 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 
             peak = Peak(device)
             with suppress(Enough):
-                rl.reinforce(
-                    settings,
-                    run,
-                    student=student,
-                    teacher=teacher,
-                    retriever=search,
-                    questions=questions,
-                    validation=questions[:1],
-                    progress=progress,
-                    say=lambda line: print(line, file=sys.stderr, flush=True),
+                opened = OpenRun(
+                    run, progress=Steps(progress), say=lambda line: print(line, file=sys.stderr, flush=True)
                 )
+                material = rl.Questions.of(settings, questions, questions[:1])
+                assemble(settings, opened, material, student, teacher, search)
             lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
         rows = [row for row in map(json.loads, lines) if "seconds_rollout" in row]
         return about(device) | {"memory": peak.bytes(), "search": search.name} | summary(rows, marks)

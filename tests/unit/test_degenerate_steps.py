@@ -32,6 +32,7 @@ from dgpo_cli.training.collapse import CollapseSettings, Guard
 from dgpo_cli.training.kd import nll
 from dgpo_cli.training.loop import Plan, run_step
 from dgpo_cli.training.run.lifecycle import run_training
+from dgpo_cli.training.run.open_run import OpenRun
 from dgpo_cli.training.source import Sequences
 
 STUDENT_WRITES = ("ppo", "dgpo", "grpo", "opd", "minillm")
@@ -136,7 +137,7 @@ def run_of(tmp_path: Path, data: Sequence[Sequence[Trajectory]]) -> dict[str, An
 
     made = learner("seqkd")
     run = RunDir.open("kd", {}, root=tmp_path)
-    return run_training(run, made, Steps(), Plan(len(data)), evaluate=dict, protocol=made.codec.protocol)
+    return run_training(OpenRun(run), made, Steps(), Plan(len(data)), evaluate=dict, protocol=made.codec.protocol)
 
 
 def test_steps_that_train_nothing_are_counted_and_not_claimed(tmp_path: Path) -> None:

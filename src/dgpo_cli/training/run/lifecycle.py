@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,20 @@ from dgpo_cli.agent.identity import dated
 from dgpo_cli.core import folders
 from dgpo_cli.core.disk import check_space
 from dgpo_cli.core.out_of_memory import is_out_of_memory
-from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.run_dir import FollowedRun, RunDir
 from dgpo_cli.errors import ConfigError, DgpoError, TrainingError
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.devices import world
 from dgpo_cli.models.load import save_model
 from dgpo_cli.training import checkpoint
+from dgpo_cli.training.collapse import CollapseSettings, Guard
 from dgpo_cli.training.learner import Learner
 from dgpo_cli.training.loop import Hooks, Plan, train
 from dgpo_cli.training.run.guarding import ROLLBACK, Guarding
 from dgpo_cli.training.run.kept_episodes import KeptEpisodes
+from dgpo_cli.training.run.open_run import OpenRun
 from dgpo_cli.training.run.progress_line import TrainingLine
-from dgpo_cli.training.settings import KDSettings, RLSettings
+from dgpo_cli.training.settings import TrainSettings
 from dgpo_cli.training.sizes.jobs import Sizes, as_options, current, halved, keep_sizes, kept_sizes
 from dgpo_cli.training.source import Source
 
@@ -58,7 +59,7 @@ def text_of(run: RunDir, tokenizer: PreTrainedTokenizerBase, protocol: Protocol)
 
 
 @contextmanager
-def smaller_next_time(run: RunDir, settings: KDSettings | RLSettings) -> Iterator[None]:
+def smaller_next_time(run: RunDir, settings: TrainSettings) -> Iterator[None]:
     """Out of memory ends the run in one line, and half as much goes through the models at once when it goes on."""
     try:
         yield
@@ -79,100 +80,111 @@ def smaller_next_time(run: RunDir, settings: KDSettings | RLSettings) -> Iterato
 
 
 def run_training(
-    run: RunDir,
+    run: OpenRun,
     learner: Learner,
     source: Source,
     plan: Plan,
     *,
     evaluate: Evaluate,
     protocol: Protocol,
-    keep: int = 1,
-    progress: Progress | None = None,
     guarding: Guarding | None = None,
     episodes: KeptEpisodes | None = None,
 ) -> dict[str, Any]:
-    """Train from the run's newest state to the end of the plan; the best weights end up in `run.path`/best.
+    """Train from the run's newest state to the end of the plan; the best weights end up in the run's folder `best`.
 
-    Returns {"steps", "untrained_steps", "best", "seconds", "path"}; raises TrainingError where no step had a written
-    token. Interrupted at any moment, the same call goes on from the last saved state and ends with the same weights.
+    Returns {"steps", "untrained_steps", "best", "seconds", "path", "alarms", "rollbacks"}; raises TrainingError where
+    no step had a written token. Interrupted at any moment, the same call goes on from the last saved state and ends
+    with the same weights.
     """
-    state = run.path / "state"
-    _settle(run, learner)
-    rolls_back = guarding is not None and guarding.action == "rollback"
-    check_space(run.path, (keep + 1 + 2 * rolls_back) * checkpoint.state_bytes(learner))
-    learner.world.follow_first(p for module in learner.trained() for p in module.parameters())
-    learner.shard()
-    step, extra = checkpoint.load_latest(state, learner)
-    if learner.world.first:  # only once the newest is known to be whole
-        checkpoint.tidy(state, keep)
-    if len(set(learner.world.gather(step))) > 1:
-        raise ConfigError(
-            f"the processes do not all see the saved states of {run.path}",
-            hint="put the run folder on a disk that all machines share, and name it with --resume",
-        )
-    run.cut_metrics(step or -1)  # a row of step 0 is from before the first state
-    look = None
+    guarding = guarding or Guarding(Guard(CollapseSettings()), "warn", run.warn)
+    rolls_back = guarding.action == "rollback"
+    step, extra = _begin(run, learner, rolls_back)
+    folder, look = run.folder, None
+    folder.cut_metrics(step or -1)  # a row of step 0 is from before the first state
     if episodes is not None and learner.world.first:
         episodes.cut(step)
         look = episodes.add
-    reached = step
-    line = TrainingLine()
-    for row in run.metrics():
-        line.log(row)
-
-    def tell(done: int, seconds: float) -> None:
-        if progress is None:
-            return
-        if plan.seconds is None:
-            progress(done, plan.steps, str(line))
-        else:
-            progress(round(min(seconds, plan.seconds)), round(plan.seconds), str(line))
-
-    tell(step, float(extra.get("seconds", 0.0)))
-
-    def log(done: int, metrics: Mapping[str, float]) -> None:
-        nonlocal reached
-        reached = done
-        run.log(done, dict(metrics))
-        line.log(metrics)
-        if "seconds" in metrics:
-            tell(done, metrics["seconds"])
-
-    def best() -> None:
-        if learner.world.first:
-            save_model(run.path / "best", learner.student, learner.codec.tokenizer, protocol)
-        if guarding is not None:
-            guarding.keep_best(run, learner, reached)
-
-    def save(done: int, more: Mapping[str, Any]) -> None:
-        checkpoint.save(state, learner, done, dict(more) | (guarding.state_dict() if guarding else {}), keep)
-        if guarding is not None:
-            guarding.saved(run)
-
-    def watch(done: int, metrics: Mapping[str, float]) -> None:
-        if guarding is not None:
-            guarding.watch(run, learner, done, metrics)
-
-    if guarding is not None:
-        guarding.resume(run, learner, step, extra)
-    if step and extra.get("best") is not None and not learner.world.gather((run.path / "best").is_dir())[0]:
-        _log.warning(f"{run.path}/best is gone: the weights of step {step}, the last saved state, take its place")
-        reached, extra = step, {**extra, "best": None}
-        best()
+    records = _Records(run, learner, plan, protocol, guarding, step)
+    for row in folder.metrics():
+        records.line.log(row)
+    records.tell(step, float(extra.get("seconds", 0.0)))
+    guarding.resume(folder, learner, step, extra)
+    if step and extra.get("best") is not None and not learner.world.gather((folder.path / "best").is_dir())[0]:
+        _log.warning(f"{folder.path}/best is gone: the weights of step {step}, the last saved state, take its place")
+        extra = {**extra, "best": None}
+        records.best()
     if rolls_back:  # the start is what a run goes back to that collapses before its first evaluation
         plan = replace(plan, evaluates_first=True)
-    outcome = train(learner, source, plan, Hooks(log, evaluate, save, best, watch, look), step=step, extra=extra)
+    hooks = Hooks(records.log, evaluate, records.save, records.best, records.watch, look)
+    outcome = train(learner, source, plan, hooks, step=step, extra=extra)
     if outcome.steps and outcome.untrained_steps == outcome.steps:
         raise TrainingError(
             f"nothing was trained: no text was written in any of {outcome.steps} steps",
             hint="prompts that leave no room for an answer are the usual cause: raise -o rollout.max_prompt_tokens",
         )
-    result = asdict(outcome) | {"path": str(run.path)}
-    if guarding is not None:
-        guarding.finish(run)
-        result |= {"alarms": guarding.guard.alarms, "rollbacks": guarding.guard.rollbacks}
-    run.finish(result)
+    guarding.finish(folder)
+    alarms = {"alarms": guarding.guard.alarms, "rollbacks": guarding.guard.rollbacks}
+    result = asdict(outcome) | {"path": str(folder.path)} | alarms
+    folder.finish(result)
     return result
+
+
+def _begin(run: OpenRun, learner: Learner, rolls_back: bool) -> tuple[int, Mapping[str, Any]]:
+    """The step of the newest state, which the learner has then, and what the state carries beside it."""
+    path = run.folder.path
+    _settle(run.folder, learner)
+    check_space(path, (run.keep + 1 + 2 * rolls_back) * checkpoint.state_bytes(learner))
+    learner.world.follow_first(p for module in learner.trained() for p in module.parameters())
+    learner.shard()
+    step, extra = checkpoint.load_latest(path / "state", learner)
+    if learner.world.first:  # only once the newest is known to be whole
+        checkpoint.tidy(path / "state", run.keep)
+    if len(set(learner.world.gather(step))) > 1:
+        raise ConfigError(
+            f"the processes do not all see the saved states of {path}",
+            hint="put the run folder on a disk that all machines share, and name it with --resume",
+        )
+    return step, extra
+
+
+@dataclass(slots=True)
+class _Records:
+    """What the loop tells, as files of the run folder and to who listens to it."""
+
+    run: OpenRun
+    learner: Learner
+    plan: Plan
+    protocol: Protocol  # that the best weights are saved with
+    guarding: Guarding
+    reached: int  # steps
+    line: TrainingLine = field(default_factory=TrainingLine)
+
+    def tell(self, done: int, seconds: float) -> None:
+        if self.plan.seconds is None:
+            self.run.progress(done, self.plan.steps, str(self.line))
+        else:
+            self.run.progress(round(min(seconds, self.plan.seconds)), round(self.plan.seconds), str(self.line))
+
+    def log(self, done: int, metrics: Mapping[str, float]) -> None:
+        self.reached = done
+        self.run.folder.log(done, dict(metrics))
+        self.line.log(metrics)
+        if "seconds" in metrics:
+            self.tell(done, metrics["seconds"])
+
+    def best(self) -> None:
+        if self.learner.world.first:
+            tokenizer = self.learner.codec.tokenizer
+            save_model(self.run.folder.path / "best", self.learner.student, tokenizer, self.protocol)
+        self.guarding.keep_best(self.run.folder, self.learner, self.reached)
+
+    def save(self, done: int, more: Mapping[str, Any]) -> None:
+        extra = dict(more) | self.guarding.state_dict()
+        checkpoint.save(self.run.folder.path / "state", self.learner, done, extra, self.run.keep)
+        self.guarding.saved(self.run.folder)
+
+    def watch(self, done: int, metrics: Mapping[str, float]) -> None:
+        self.guarding.watch(self.run.folder, self.learner, done, metrics)
 
 
 def _settle(run: RunDir, learner: Learner) -> None:

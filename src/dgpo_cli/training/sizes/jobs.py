@@ -19,13 +19,13 @@ from dgpo_cli.models.half import pays_off_for
 from dgpo_cli.models.shapes import shape_of
 from dgpo_cli.objectives.base import Need
 from dgpo_cli.objectives.registry import create
-from dgpo_cli.training.settings import KDSettings, RLSettings
+from dgpo_cli.training.settings import RLSettings, TrainSettings
 from dgpo_cli.training.sizes.memory import Job, adapter_values
 
 FILE = "sizes.json"  # of a run folder
 _LEAST_CHUNK, _LEAST_WAVE = 32, 8
 
-Training = TypeVar("Training", KDSettings, RLSettings)
+Training = TypeVar("Training", bound=TrainSettings)
 Sizes = dict[str, int | bool]
 
 
@@ -48,7 +48,7 @@ class Room:
         return cls(kind, room // (sharers if kind == "cpu" else 1))
 
 
-def training_job(settings: KDSettings | RLSettings, *, student: str, device: str, longest: int | None = None) -> Job:
+def training_job(settings: TrainSettings, *, student: str, device: str, longest: int | None = None) -> Job:
     """`longest` tokens of a sequence, where that is known; the most that an episode may have otherwise.
 
     Raises ConfigError where a model's size is not known.
@@ -85,17 +85,17 @@ def training_job(settings: KDSettings | RLSettings, *, student: str, device: str
     )
 
 
-def tokens_at_once(settings: KDSettings | RLSettings, longest: int) -> int:
+def tokens_at_once(settings: TrainSettings, longest: int) -> int:
     """Tokens of the largest micro-batch: a step has no more, and one sequence is never cut."""
     return max(longest, min(settings.micro_batch_tokens, _sequences(settings) * longest))
 
 
-def open_at_once(settings: KDSettings | RLSettings) -> int:
+def open_at_once(settings: TrainSettings) -> int:
     """Episodes: those of a wave, where a step or an evaluation has as many."""
     return min(settings.rollout.wave, max(_sequences(settings), settings.eval_limit))
 
 
-def _sequences(settings: KDSettings | RLSettings) -> int:
+def _sequences(settings: TrainSettings) -> int:
     """Of a step."""
     samples = 1
     if isinstance(settings, RLSettings):
@@ -124,7 +124,7 @@ def keep_sizes(folder: Path, sizes: Sizes) -> None:
     write_atomic(folder / FILE, json.dumps(sizes) + "\n")
 
 
-def current(settings: KDSettings | RLSettings) -> Sizes:
+def current(settings: TrainSettings) -> Sizes:
     return {
         "micro_batch_tokens": settings.micro_batch_tokens,
         "rollout.wave": settings.rollout.wave,
@@ -133,7 +133,7 @@ def current(settings: KDSettings | RLSettings) -> Sizes:
     }
 
 
-def halved(settings: KDSettings | RLSettings) -> Sizes:
+def halved(settings: TrainSettings) -> Sizes:
     """Half of everything that goes through the models at once, with activations computed again."""
     now = {name: max(1, value // 2) for name, value in current(settings).items()}
     return now | {"gradient_checkpointing": True}
@@ -227,7 +227,7 @@ class Account(Generic[Training]):
         return self.fits(self._reduced(tried)[1])
 
 
-def _smaller(settings: KDSettings | RLSettings, longest: int) -> list[tuple[str, int | bool]]:
+def _smaller(settings: TrainSettings, longest: int) -> list[tuple[str, int | bool]]:
     """Next smaller values by setting, in the order in which they are tried."""
     steps: list[tuple[str, int | bool]] = []
     tokens, wave = tokens_at_once(settings, longest), open_at_once(settings)
@@ -250,7 +250,7 @@ _SIZES = schema.record(
 )
 
 
-def _otherwise(settings: KDSettings | RLSettings) -> list[str]:
+def _otherwise(settings: TrainSettings) -> list[str]:
     """Settings that take less and change what is computed, so that only the user may set them."""
     found: list[str] = []
     if settings.optimizer == "adamw":

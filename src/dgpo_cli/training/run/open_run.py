@@ -1,0 +1,21 @@
+"""A run folder at work, and who listens to it: what every part of a training run may need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dgpo_cli.core.progress import Steps
+from dgpo_cli.core.run_dir import RunDir
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    folder: RunDir
+    keep: int = 1  # saved states
+    progress: Steps = field(default_factory=lambda: Steps(None))
+    warn: Say | None = None
+    say: Say | None = None  # what the user may want to know
+    show: Say | None = None  # gets one of the student's episodes now and then
