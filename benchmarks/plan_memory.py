@@ -63,7 +63,8 @@ def measure(name: str) -> dict[str, float]:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from dgpo_cli.core.types import Question, Score, StopReason, Trajectory
+    from dgpo_cli.core.trajectory import Trajectory
+    from dgpo_cli.core.types import Question, Score, StopReason
     from dgpo_cli.models.critic import Critic
     from dgpo_cli.objectives import registry
     from dgpo_cli.training import credit, step

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.records import write_jsonl_atomic
-from dgpo_cli.core.types import StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import StopReason
 from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model, save_model

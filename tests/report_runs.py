@@ -10,7 +10,8 @@ from tests.tiny import bpe_tokenizer
 from dgpo_cli.agent.agent import grade
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.core.types import Hit, Passage, Question, SearchCall, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Hit, Passage, Question, SearchCall, StopReason
 from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 

@@ -38,12 +38,13 @@ from dgpo_cli.commands.common.search_environment import use_search_environment
 from dgpo_cli.commands.evaluate import command as evaluate
 from dgpo_cli.commands.index import command as index
 from dgpo_cli.commands.quickstart import command as quickstart
-from dgpo_cli.console import is_first_process, launch_fault, processes, say_error, tell_logged
+from dgpo_cli.console import say_error, tell_logged
 from dgpo_cli.core import interrupts
 from dgpo_cli.core.disk import system_error
 from dgpo_cli.core.out_of_memory import is_out_of_memory
 from dgpo_cli.core.untrusted import file_name, has_surrogates
 from dgpo_cli.errors import ConfigError, DgpoError
+from dgpo_cli.launch import is_first_process, launch_fault, processes
 
 
 class _InOrderOfUse(Group):

@@ -6,7 +6,6 @@ The one door to the terminal: whatever a file, a server or a model wrote, no con
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
 import time
@@ -29,29 +28,13 @@ from dgpo_cli.core.progress import Progress as ProgressCallback
 from dgpo_cli.core.records import to_json
 from dgpo_cli.core.untrusted import visible, visible_json
 from dgpo_cli.core.wrapping import Flow, Piece, first_line, wrapped
+from dgpo_cli.launch import is_first_process
 
 _FIRST_LINE_S, _LINE_S = 5.0, 60.0  # when progress first speaks without a terminal, and how often then
 _UNBOUNDED = 100_000
 _LEAST_ROOM = 20  # characters of a line, however narrow the terminal
 _WHOLE = 16  # characters of a cell that is not broken
 _FIGURE = re.compile(r"[-+<≤~]? ?[-+]?[\d,.]+( ?(%|s|min|h|d|B|M|KB|MB|GB|GiB|\*))*|-|")
-
-
-def launch_fault() -> str:
-    """What is wrong with a launcher's variables; "" where nothing is, and where there is no launcher."""
-    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    fits = not (rank and size) or (rank.isdecimal() and size.isdecimal() and int(rank) < int(size))
-    return "" if fits else f"RANK is {rank!r} and WORLD_SIZE is {size!r}"
-
-
-def processes() -> int:
-    """How many of them a launcher, such as `accelerate launch`, started to work together."""
-    return int(os.environ.get("WORLD_SIZE") or 1) if os.environ.get("RANK") and not launch_fault() else 1
-
-
-def is_first_process() -> bool:
-    """Whether this is the one of them that speaks and writes."""
-    return processes() == 1 or os.environ["RANK"] == "0"
 
 
 def say_error(line: str) -> None:

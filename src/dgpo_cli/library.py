@@ -15,8 +15,8 @@ from dgpo_cli.agent.identity import contents
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.core.trajectory import Trajectory as Trajectory
 from dgpo_cli.core.types import Question as Question
-from dgpo_cli.core.types import Trajectory as Trajectory
 from dgpo_cli.evaluation import run
 from dgpo_cli.evaluation.summary import Report as Report
 from dgpo_cli.models import load

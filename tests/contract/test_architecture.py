@@ -27,6 +27,7 @@ LEVELS = (
     {"agent"},
     {"training", "evaluation", "serving"},
     {"offline", "planning", "viewing", "export"},
+    {"launch"},
     {"console", "library"},
     {"__init__"},  # the public names, for type checkers; at run time they are loaded on first use
     {"commands"},
@@ -188,7 +189,7 @@ def test_the_code_rule_sees_a_violation() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_stay_short(path: Path) -> None:
-    limit = 160 if name_of(path) == "commands" else 400
+    limit = 160 if name_of(path) == "commands" else 310
     assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
 
 
@@ -198,7 +199,7 @@ def test_a_file_begins_by_saying_what_it_is(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in FILES if LEVEL[name_of(p)] < LEVEL["console"]], ids=lambda p: str(p.relative_to(PACKAGE))
+    "path", [p for p in FILES if LEVEL[name_of(p)] < LEVEL["launch"]], ids=lambda p: str(p.relative_to(PACKAGE))
 )
 def test_below_the_commands_nothing_prints_or_asks_the_environment(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))

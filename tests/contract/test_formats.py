@@ -18,7 +18,8 @@ from tests.tiny import bpe_tokenizer
 from dgpo_cli.agent.loop import run_episodes
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.run_identity import config_digest
-from dgpo_cli.core.types import Hit, Passage, Question, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Hit, Passage, Question, StopReason
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.engine.stops import StopMatcher, Stops
 from dgpo_cli.errors import ConfigError, InputError, ModelError

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_cli.core.types import Hit, Passage, Question, Score, SearchCall, StopReason, Trajectory, WrittenTurn
+from dgpo_cli.core.trajectory import Trajectory, WrittenTurn
+from dgpo_cli.core.types import Hit, Passage, Question, Score, SearchCall, StopReason
 from dgpo_cli.rewards import registry
 
 QUESTION = Question("q", "who wrote Grey Harbour?", ("Mira Holt", "M. Holt"), "set")

@@ -18,7 +18,8 @@ import pytest
 
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.core.types import Question, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question, StopReason
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.load import save_model

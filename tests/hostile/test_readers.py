@@ -17,7 +17,8 @@ import pytest
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.records import read_jsonl
 from dgpo_cli.core.run_dir import RunDir, read_metrics, read_run
-from dgpo_cli.core.types import Passage, Question, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Passage, Question, StopReason
 from dgpo_cli.core.untrusted import questions_in
 from dgpo_cli.core.workspace import KEYS, Workspace
 from dgpo_cli.errors import DgpoError

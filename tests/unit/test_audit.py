@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tests.retrieval_corpora import write_lines
 
-from dgpo_cli.core.types import Hit, Passage, Question, Score, SearchCall, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Hit, Passage, Question, Score, SearchCall, StopReason
 from dgpo_cli.evaluation.audit import Chance, chances, read_through, search, summary
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import OpenIndex, open_index

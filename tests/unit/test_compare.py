@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
-from dgpo_cli.core.types import Question, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question, StopReason
 from dgpo_cli.errors import InputError
 from dgpo_cli.evaluation.compare import compare, read_side
 from dgpo_cli.evaluation.comparison_tables import heading, notes, table

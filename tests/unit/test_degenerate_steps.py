@@ -16,7 +16,8 @@ from tests.unit.test_train_step import learner, trajectories
 
 from dgpo_cli.core.records import dump_line, to_json
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.core.types import StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import StopReason
 from dgpo_cli.errors import TrainingError
 from dgpo_cli.evaluation.stats import (
     Interval,

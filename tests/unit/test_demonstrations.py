@@ -5,7 +5,8 @@ import json
 import pytest
 from tests.tiny import bpe_tokenizer, qwen
 
-from dgpo_cli.core.types import Passage, Question, SearchCall, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Passage, Question, SearchCall, StopReason
 from dgpo_cli.errors import InputError
 from dgpo_cli.formats.protocol import ALWAYS_SEARCH, Protocol
 from dgpo_cli.formats.tags import DEFAULT, TAGS

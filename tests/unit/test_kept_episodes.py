@@ -12,7 +12,7 @@ from tests.report_runs import episode
 from tests.tiny import bpe_tokenizer
 
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.core.types import Trajectory
+from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec

@@ -6,7 +6,8 @@ from tests.tiny import bpe_tokenizer
 from dgpo_cli.agent.agent import Agent
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.config import apply_options, parse_options
-from dgpo_cli.core.types import Hit, Passage, Question, SearchCall, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Hit, Passage, Question, SearchCall, StopReason
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.formats.tags import DEFAULT, TAGS

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from dgpo_cli.core.types import Question, Score, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question, Score, StopReason
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.distillm import DistiLLM
 from dgpo_cli.objectives.gkd import GKD

@@ -1,7 +1,8 @@
 import pytest
 
 from dgpo_cli.core.text import contains_answer, exact_match, f1, is_empty_answer, normalize_answer, text_key
-from dgpo_cli.core.types import Passage, Question, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Passage, Question, StopReason
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.rewards import registry
 

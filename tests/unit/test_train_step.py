@@ -8,7 +8,8 @@ import pytest
 import torch
 from tests.tiny import bpe_tokenizer, qwen
 
-from dgpo_cli.core.types import Question, Score, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question, Score, StopReason
 from dgpo_cli.engine.base import Sampling
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.errors import TrainingError

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dgpo_cli.core.types import Question, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question, StopReason
 from dgpo_cli.errors import InputError
 from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.sources import ModelSource

@@ -12,7 +12,8 @@ from dgpo_cli.agent.loop import Listener, finished_episodes, run_episodes
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.core.types import Question, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question
 from dgpo_cli.engine.base import Engine
 from dgpo_cli.engine.in_process.engine import Blend, InProcessEngine
 from dgpo_cli.models.codec import Codec

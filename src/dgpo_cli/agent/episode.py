@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 from dataclasses import dataclass, field
 
-from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory, WrittenTurn, attempt_key
+from dgpo_cli.core.trajectory import Trajectory, WrittenTurn, attempt_key
+from dgpo_cli.core.types import Question, SearchCall, StopReason
 from dgpo_cli.engine.base import Event, SlotId
 from dgpo_cli.formats.base import Turn
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dgpo_cli.core.types import SearchCall, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import SearchCall
 
 
 @dataclass(frozen=True, slots=True)

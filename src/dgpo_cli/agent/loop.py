@@ -20,7 +20,8 @@ from dgpo_cli.agent.episode import Episode
 from dgpo_cli.agent.repeats import EVERY, loop_end
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.progress import Pace, Progress
-from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question, SearchCall, StopReason
 from dgpo_cli.engine.base import Engine, Event, Sampling, TurnEnd
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.models.codec import Codec

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from dgpo_cli.core.types import SearchCall, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import SearchCall, StopReason
 
 Decode = Callable[[Sequence[int]], str]
 

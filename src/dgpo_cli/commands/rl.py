@@ -45,7 +45,8 @@ from dgpo_cli.commands.common.training_options import (
     follow,
     training_run,
 )
-from dgpo_cli.console import Console, processes
+from dgpo_cli.console import Console
+from dgpo_cli.launch import processes
 
 if TYPE_CHECKING:
     from dgpo_cli.training.settings import RLSettings

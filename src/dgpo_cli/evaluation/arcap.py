@@ -16,7 +16,8 @@ from dgpo_cli.agent.episode import Episode
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.progress import Pace, Progress
 from dgpo_cli.core.text import text_key
-from dgpo_cli.core.types import Hit, Passage, Question, SearchCall, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Hit, Passage, Question, SearchCall, StopReason
 from dgpo_cli.engine.base import Engine, Sampling, TurnEnd
 from dgpo_cli.formats.base import Mode, Turn
 from dgpo_cli.formats.protocol import Protocol

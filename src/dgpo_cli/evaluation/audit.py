@@ -18,7 +18,8 @@ from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import read_records, write_jsonl_atomic
 from dgpo_cli.core.text import contains_answer, is_empty_answer, normalize_answer
-from dgpo_cli.core.types import Hit, Question, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Hit, Question
 from dgpo_cli.errors import InputError
 from dgpo_cli.evaluation.compare import SCHEMA
 from dgpo_cli.retrieval.base import Retriever

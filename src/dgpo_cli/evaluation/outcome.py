@@ -11,7 +11,8 @@ from enum import StrEnum
 from typing import Any
 
 from dgpo_cli.core.text import contains_answer, f1, is_empty_answer
-from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question, SearchCall, StopReason
 from dgpo_cli.rewards import exact_match
 
 

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile
-from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken_search
+from dgpo_cli.core.trajectory import Trajectory, attempt_key, refuse_broken_search
+from dgpo_cli.core.types import Question
 from dgpo_cli.errors import InputError
 from dgpo_cli.evaluation.outcome import Outcome, grade
 from dgpo_cli.evaluation.summary import Report

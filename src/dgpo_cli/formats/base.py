@@ -15,7 +15,8 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from dgpo_cli.core.disguises import look_alike
-from dgpo_cli.core.types import Action, Passage, WrittenTurn
+from dgpo_cli.core.trajectory import WrittenTurn
+from dgpo_cli.core.types import Action, Passage
 from dgpo_cli.formats.stream import Kind, TagStream
 
 Mode = Literal["direct", "think"]

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
-from dgpo_cli.core.types import Passage, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ModelError
 from dgpo_cli.formats.base import Turn
 from dgpo_cli.formats.protocol import Protocol

@@ -15,7 +15,8 @@ from dgpo_cli.agent.agent import grade
 from dgpo_cli.agent.loop import run_episodes
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.records import write_jsonl_atomic
-from dgpo_cli.core.types import Question, SearchCall, StopReason, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question, SearchCall, StopReason
 from dgpo_cli.engine.scripted import ScriptedEngine
 from dgpo_cli.formats.tags import compact
 from dgpo_cli.models.codec import Codec

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dgpo_cli.core.text import exact_match
-from dgpo_cli.core.types import Question, Score, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question, Score
 
 
 def score(question: Question, trajectory: Trajectory) -> Score:

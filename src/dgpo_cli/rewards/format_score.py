@@ -5,7 +5,7 @@ It contains the exact match, so as a reward of its own it is `-o reward.em=0 -o 
 
 from __future__ import annotations
 
-from dgpo_cli.core.types import Trajectory
+from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.rewards import exact_match, retrieval_hit
 
 STRUCTURE = 0.2  # Search-R1 v0.3 scripts: a valid structure around a wrong answer, or what a right one loses without

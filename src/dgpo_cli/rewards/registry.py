@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from dgpo_cli.core import registry
-from dgpo_cli.core.types import Score, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Score
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.rewards import exact_match
 

@@ -6,7 +6,7 @@ What the retriever returned counts, also where the observation was cut before th
 from __future__ import annotations
 
 from dgpo_cli.core.text import contains_answer
-from dgpo_cli.core.types import Trajectory
+from dgpo_cli.core.trajectory import Trajectory
 
 
 def part(trajectory: Trajectory) -> float:

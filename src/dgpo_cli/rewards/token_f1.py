@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dgpo_cli.core.text import f1
-from dgpo_cli.core.types import Trajectory
+from dgpo_cli.core.trajectory import Trajectory
 
 
 def part(trajectory: Trajectory) -> float:

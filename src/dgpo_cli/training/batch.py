@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dgpo_cli.core.types import Trajectory
+from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.models.packed import Packed
 from dgpo_cli.objectives.base import SIGNALS, Signals, TrainedTokens
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dgpo_cli.core.text import comparable
-from dgpo_cli.core.types import StopReason, Trajectory, refuse_broken_search
+from dgpo_cli.core.trajectory import Trajectory, refuse_broken_search
+from dgpo_cli.core.types import StopReason
 from dgpo_cli.objectives.advantage import whiten
 from dgpo_cli.objectives.base import Credit, Episode, Need, Signals
 from dgpo_cli.training import signals

@@ -14,7 +14,8 @@ import torch
 from dgpo_cli.agent.agent import Agent
 from dgpo_cli.core.progress import Progress, Steps
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.core.types import Question, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question
 from dgpo_cli.engine.in_process.engine import Blend
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.formats.protocol import Protocol

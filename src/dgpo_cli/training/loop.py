@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dgpo_cli.core.types import Trajectory
+from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.training.batch import Sample
 from dgpo_cli.training.credit import samples_of
 from dgpo_cli.training.learner import Learner

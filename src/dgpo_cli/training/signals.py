@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dgpo_cli.core.types import Trajectory
+from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.models.critic import Critic
 from dgpo_cli.models.finite import require_finite
 from dgpo_cli.models.lm_head import hidden_states, token_logprobs

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from dgpo_cli.core.types import Question, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.base import Objective
 from dgpo_cli.training.replay import ReplayBuffer

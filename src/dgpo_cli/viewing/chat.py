@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from dgpo_cli.agent.loop import Listener
 from dgpo_cli.agent.transcript import markdown
 from dgpo_cli.core.records import RecordFile, write_atomic, write_jsonl_atomic
-from dgpo_cli.core.types import Question, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question
 from dgpo_cli.errors import InputError
 
 if TYPE_CHECKING:

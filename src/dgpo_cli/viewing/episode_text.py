@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dgpo_cli.core.text import contains_answer, f1
-from dgpo_cli.core.types import Question, SearchCall, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question, SearchCall
 from dgpo_cli.evaluation.outcome import error_kind
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.rewards import exact_match

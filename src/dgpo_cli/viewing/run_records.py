@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.records import read_records
 from dgpo_cli.core.run_dir import read_metrics, read_run
-from dgpo_cli.core.types import Trajectory
+from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.evaluation.outcome import Outcome, grade
 from dgpo_cli.evaluation.summary import Report

@@ -16,7 +16,7 @@ from dgpo_cli.console import Console
 from dgpo_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from dgpo_cli.core.types import Trajectory
+    from dgpo_cli.core.trajectory import Trajectory
     from dgpo_cli.training.settings import AskSettings
     from dgpo_cli.viewing.chat import Chat
 

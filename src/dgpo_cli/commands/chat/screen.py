@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from dgpo_cli.agent import events, transcript
 from dgpo_cli.console import Console
-from dgpo_cli.core.types import Hit, SearchCall, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Hit, SearchCall
 from dgpo_cli.formats.base import Format
 from dgpo_cli.formats.stream import Piece
 from dgpo_cli.retrieval.evidence import evidence

@@ -10,7 +10,7 @@ from dgpo_cli.agent import transcript
 from dgpo_cli.commands.chat.screen import Screen, found_passages, show_passages
 from dgpo_cli.console import Console
 from dgpo_cli.core.text import composed
-from dgpo_cli.core.types import Trajectory
+from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.untrusted import decoded
 from dgpo_cli.errors import ConfigError, DgpoError
 from dgpo_cli.viewing.chat import Chat

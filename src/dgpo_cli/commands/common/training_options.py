@@ -12,8 +12,9 @@ import typer
 
 from dgpo_cli.commands.common.next_steps import after_kd, after_rl
 from dgpo_cli.commands.common.options import absolute, choose
-from dgpo_cli.console import Console, is_first_process, processes
+from dgpo_cli.console import Console
 from dgpo_cli.core.figures import duration
+from dgpo_cli.launch import is_first_process, processes
 
 if TYPE_CHECKING:
     from dgpo_cli.core.run_dir import RunDir

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
-from dgpo_cli.core.types import Trajectory
+from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.training.batch import Sample
 

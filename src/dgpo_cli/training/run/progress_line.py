@@ -9,7 +9,8 @@ from typing import Any
 from dgpo_cli.agent.transcript import hits, outcome
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.schema import is_number
-from dgpo_cli.core.types import Question, Trajectory
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Question
 
 # The first of each group that a run logs is shown; `eval_em` and `eval_nll` are added with the best so far.
 _KL = ("teacher_k1_wrong", "gated_reverse_kl", "reverse_kl", "forward_kl", "kl_to_target", "kl", "behavior_kl")

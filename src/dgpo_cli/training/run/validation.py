@@ -14,7 +14,8 @@ import torch
 from dgpo_cli.agent.agent import Agent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile, as_read, read_jsonl, write_jsonl_atomic
-from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken_search
+from dgpo_cli.core.trajectory import Trajectory, attempt_key, refuse_broken_search
+from dgpo_cli.core.types import Question
 from dgpo_cli.models.processes import ALONE, World
 from dgpo_cli.training.source import Roll
 

@@ -12,7 +12,8 @@ from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.core.types import Question, Trajectory, attempt_key, refuse_broken_search
+from dgpo_cli.core.trajectory import Trajectory, attempt_key, refuse_broken_search
+from dgpo_cli.core.types import Question
 from dgpo_cli.engine.turnwise.model_server import ModelServer
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.sources import context_of, load_protocol, resolve

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dgpo_cli.core.records import read_records
 from dgpo_cli.core.text import contains_answer, normalize_answer, text_key
-from dgpo_cli.core.types import Passage, Question, StopReason, Trajectory, question_from_json
+from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.types import Passage, Question, StopReason, question_from_json
 from dgpo_cli.errors import InputError
 from dgpo_cli.training.teacher import gold
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.core.records import read_records
 from dgpo_cli.core.schema import check, maybe, record, text
-from dgpo_cli.core.types import Trajectory
+from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.errors import InputError
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.sources import ModelSource, config_values

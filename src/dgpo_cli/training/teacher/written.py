@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dgpo_cli.core.types import Question, attempt_key
+from dgpo_cli.core.trajectory import attempt_key
+from dgpo_cli.core.types import Question
 from dgpo_cli.engine.scripted import Script, ScriptedEngine
 from dgpo_cli.formats.base import Format
 from dgpo_cli.models.codec import Codec
