@@ -14,6 +14,7 @@ from dgpo_cli.commands.index.check import check
 from dgpo_cli.commands.index.parts import build_shard, launched, merge
 from dgpo_cli.commands.index.result import show_build
 from dgpo_cli.commands.index.settings import index_settings
+from dgpo_cli.commands.index.tune import tune
 from dgpo_cli.commands.index.wiki18 import wiki18
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
@@ -34,7 +35,7 @@ app = typer.Typer(
     cls=_BuildByDefault,
     invoke_without_command=True,
     rich_markup_mode="markdown",
-    subcommand_metavar="CORPUS | wiki-18 | merge | check [OPTIONS]",
+    subcommand_metavar="CORPUS | wiki-18 | merge | check | tune [OPTIONS]",
     context_settings={"help_option_names": list(_HELP)},
 )
 
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command("wiki-18")(wiki18)
 app.command("merge")(merge)
 app.command("check")(check)
+app.command("tune")(tune)
 
 
 @app.callback()
