@@ -1,4 +1,8 @@
-"""One episode as every layer keeps it: tokens, which of them a model wrote, searches, answer, score. No torch."""
+"""One episode as every layer keeps it: tokens, which of them a model wrote, searches, answer, score. No torch.
+
+One alignment rule for the whole package: every per-token sequence has the length of `token_ids`, and entry t is about
+token t, so `logprobs[t]` is log p(token t | tokens before t).
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Records that flow between layers. Plain Python: importing this module never imports torch.
-
-One alignment rule for the whole package: every per-token sequence has the length of `token_ids`, and entry t is about
-token t, so `logprobs[t]` is log p(token t | tokens before t).
-"""
+"""Records that flow between layers. Plain Python: importing this module never imports torch."""
 
 from __future__ import annotations
 
