@@ -34,7 +34,8 @@ def test_the_loss_on_one_page_is_the_toolkits() -> None:
     wrong = (torch.rand(40, generator=generator) < 0.5).float()
     options = {"kl_form": "full-loss", "kl_coef": page.KL_COEF, "clip": page.CLIP, "entropy_coef": page.ENTROPY_COEF}
     tokens = TokenBatch(
-        taken, written, student, torch.ones(40), torch.zeros(40, dtype=torch.long), behavior_logprobs=old,
+        token_ids=taken, logprobs=written, log_probs=student, weights=torch.ones(40),
+        sequence_index=torch.zeros(40, dtype=torch.long), behavior_logprobs=old,
         teacher_log_probs=teacher, advantages=advantages, kl_weight=page.KL_COEF * wrong,
     )  # fmt: skip
     expected = create("dgpo", options).loss(tokens).terms["policy"]
