@@ -10,7 +10,7 @@ from tests.retrieval_corpora import TOWNS, stored, write_corpus
 
 from dgpo_cli.core.types import Hit, Passage, Question
 from dgpo_cli.errors import RetrievalError
-from dgpo_cli.retrieval.index import check
+from dgpo_cli.retrieval import base
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.index.check import check_integrity, measure, self_recall
 from dgpo_cli.retrieval.open import OpenIndex, open_index
@@ -33,7 +33,7 @@ def asked(
 
 
 def test_recall_and_answer_hit_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_BATCH", 2)
+    monkeypatch.setattr(base, "_AT_ONCE", 2)
     index = OpenIndex("scripted", InOrder(TOWNS), None, None)  # a, b, c, d, e
     questions = [
         asked(ids=("a", "c")),  # recall@1 1/2, @2 1/2, @5 1

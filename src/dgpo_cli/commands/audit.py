@@ -14,6 +14,7 @@ from dgpo_cli.core.figures import percent
 from dgpo_cli.errors import ConfigError, RetrievalError
 
 if TYPE_CHECKING:
+    from dgpo_cli.core.trajectory import Trajectory
     from dgpo_cli.core.types import Question
     from dgpo_cli.evaluation.audit import Audit
 
@@ -52,13 +53,13 @@ def audit(
 
     from dgpo_cli.core.records import write_jsonl_atomic
     from dgpo_cli.core.types import question_to_json
-    from dgpo_cli.evaluation.audit import chances, episodes_of, read_through, search, suggestions, summary
+    from dgpo_cli.evaluation.audit import chances, read_through, search, suggestions, summary
     from dgpo_cli.retrieval.open import open_index
 
     console = Console(json_output=json, quiet=quiet)
     if not 1 <= top_k <= depth:
         raise ConfigError(f"-k {top_k} is not between 1 and --depth {depth}", hint="write it like -k 3 --depth 100")
-    episodes = [] if run is None else list(episodes_of(Path(run_or_name(run))))
+    episodes = [] if run is None else _answers(Path(run_or_name(run)))
     asked = _questions(questions, [episode.question for episode in episodes])
     opened = open_index(choose_index(console, index))
     if opened.passages is None:
@@ -93,6 +94,17 @@ def audit(
         console.print(f"{len(kept):,} of {len(reached):,} questions are in {write}")
         result["written"] = str(write)
     console.result(result)
+
+
+def _answers(run: Path) -> list[Trajectory]:
+    """The answers of a run to question sets; its rollouts in training are none."""
+    from dgpo_cli.errors import InputError
+    from dgpo_cli.viewing.run_records import open_run
+
+    answers = [kept.trajectory for kept in open_run(run).episodes() if kept.key == kept.trajectory.key]
+    if not answers:
+        raise InputError(f"{run} holds no answers of an evaluation", hint="`dgpo runs` lists the runs")
+    return answers
 
 
 def _questions(file: Path | None, of_run: Sequence[Question]) -> list[Question]:

@@ -16,18 +16,16 @@ from pathlib import Path
 
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.core.records import read_records, write_jsonl_atomic
+from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.core.text import contains_answer, is_empty_answer, normalize_answer
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.types import Hit, Question
-from dgpo_cli.errors import InputError
-from dgpo_cli.evaluation.compare import SCHEMA
-from dgpo_cli.retrieval.base import Retriever
+from dgpo_cli.evaluation.outcome import holds_answer
+from dgpo_cli.retrieval.base import Retriever, search_many
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.index.store import PassageStore
 from dgpo_cli.retrieval.open import OpenIndex, open_index
 
-_QUERIES = 256  # searched at once
 _PASSAGES = 1_000  # joined to one text
 _DEEPER = (5, 10, 20)
 _GAIN = 0.05  # of a deeper search, worth its longer episodes
@@ -81,13 +79,8 @@ def search(
     """Search with every question and with its gold titles, `depth` passages each; `anywhere` is what was found so."""
     asked = [(question, question.text) for question in questions]
     asked += [(question, title) for question in questions for title in question.supporting_titles]
-    ranks: list[int | None] = []
-    for start in range(0, len(asked), _QUERIES):
-        part = asked[start : start + _QUERIES]
-        results = retriever.search([query for _, query in part], depth)
-        ranks += [_rank(hits, question) for (question, _), hits in zip(part, results, strict=True)]
-        if progress is not None:
-            progress(len(ranks), len(asked))
+    results = search_many(retriever, [query for _, query in asked], depth, progress)
+    ranks = [_rank(hits, question) for (question, _), hits in zip(asked, results, strict=True)]
     best: dict[str, int] = {}
     for (question, _), rank in zip(asked[len(questions) :], ranks[len(questions) :], strict=True):
         if rank is not None:
@@ -170,28 +163,11 @@ def chances(episodes: Iterable[Trajectory], reached: Sequence[Reach]) -> Counter
         reach = known.get(episode.question.key)
         if reach is None or (episode.score is not None and episode.score.correct):
             continue
-        hits = (hit.passage.contents for call in episode.searches for hit in call.hits)
-        if not reach.in_text or any(contains_answer(contents, episode.question.answers) for contents in hits):
+        if not reach.in_text or holds_answer(episode.searches, episode.question.answers):
             counted[Chance.READ] += 1
         else:
             counted[Chance.NONE if reach.hopeless else Chance.UNFOUND] += 1
     return counted
-
-
-def episodes_of(run: Path) -> Iterator[Trajectory]:
-    """The episodes of an evaluation. Raises InputError where there is none."""
-    files = [file for file in sorted(run.glob("*.jsonl")) if file.stem not in ("metrics", "validation")]
-    found = False
-    for file in files:
-        _, rows = read_records(file, SCHEMA)
-        for line, row in rows:
-            found = True
-            try:
-                yield Trajectory.from_json(row)
-            except (KeyError, ValueError, TypeError) as error:
-                raise InputError(f"{file}:{line}: not an episode ({error!r})", hint="evaluate again") from error
-    if not found:
-        raise InputError(f"{run} holds no answers of an evaluation", hint="`dgpo runs` lists the runs")
 
 
 def suggestions(index: OpenIndex, reached: Sequence[Reach], found: Audit, k: int, depth: int) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,18 +17,17 @@ from typing import Any
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import write_jsonl_atomic
-from dgpo_cli.core.text import contains_answer
-from dgpo_cli.core.types import Question
+from dgpo_cli.core.types import Question, SearchCall
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.evaluation.outcome import evidence_recall, holds_answer
 from dgpo_cli.evaluation.stats import PairedDifference, paired_difference
-from dgpo_cli.retrieval.base import Retriever
+from dgpo_cli.retrieval.base import Retriever, search_many
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import OpenIndex, open_index
 
 WORDS = tuple(product(("none", "english"), ("english", "none")))  # stemmer, stop words
 K1 = (0.6, 0.9, 1.2, 1.5, 2.0)
 B = (0.3, 0.5, 0.75, 0.9)
-_BATCH = 256
 _SETTINGS = ("variant", "k1", "b", "stopwords", "stemmer", "tokenizer")
 
 
@@ -127,16 +126,9 @@ def _half(question: Question, seed: int) -> bool:
 
 
 def _values(retriever: Retriever, questions: Sequence[Question], k: int, gold: bool) -> dict[str, float]:
-    return dict(_scored(retriever, questions, k, gold))
-
-
-def _scored(retriever: Retriever, questions: Sequence[Question], k: int, gold: bool) -> Iterator[tuple[str, float]]:
-    for start in range(0, len(questions), _BATCH):
-        part = questions[start : start + _BATCH]
-        for question, hits in zip(part, retriever.search([q.text for q in part], k), strict=True):
-            if gold:
-                found = question.gold_keys & {question.key_of(hit.passage) for hit in hits}
-                yield question.key, len(found) / len(question.gold_keys)
-            else:
-                held = any(contains_answer(hit.passage.contents, question.answers) for hit in hits)
-                yield question.key, float(held)
+    values = {}
+    for question, hits in zip(questions, search_many(retriever, [q.text for q in questions], k), strict=True):
+        searched = (SearchCall(question.text, tuple(hits)),)
+        recall = evidence_recall(question, searched) if gold else None
+        values[question.key] = float(holds_answer(searched, question.answers)) if recall is None else recall
+    return values

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
 from dgpo_cli.retrieval.index.store import PassageStore
+
+_AT_ONCE = 256  # queries
 
 
 class Retriever(Protocol):
@@ -21,6 +23,17 @@ class Retriever(Protocol):
         Raises RetrievalError when the engine itself fails; it never returns made-up hits.
         """
         ...
+
+
+def search_many(
+    retriever: Retriever, queries: Sequence[str], k: int, progress: Progress | None = None
+) -> Iterator[list[Hit]]:
+    """The passages of each query in turn. Some hundred queries are searched at once, and told as they are done."""
+    for start in range(0, len(queries), _AT_ONCE):
+        part = queries[start : start + _AT_ONCE]
+        yield from retriever.search(part, k)
+        if progress is not None:
+            progress(start + len(part), len(queries))
 
 
 class ServedRetriever(Retriever, Protocol):

@@ -10,12 +10,12 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.text import composed, contains_answer
 from dgpo_cli.core.types import Passage, Question
 from dgpo_cli.errors import RetrievalError
+from dgpo_cli.retrieval.base import search_many
 from dgpo_cli.retrieval.index.manifest import check_hashes
 from dgpo_cli.retrieval.lexical import scripts
 from dgpo_cli.retrieval.open import OpenIndex
 from dgpo_cli.retrieval.remote.milvus.retriever import MilvusRetriever
 
-_BATCH = 256  # questions searched at once
 _REPORT_EVERY = 2_000  # passages
 _SAMPLE = 200  # passages searched for by their own words
 _OLD_SAMPLE = 2_000  # passages
@@ -82,14 +82,11 @@ def self_recall(index: OpenIndex, ks: Sequence[int], progress: Progress | None =
     assert index.passages is not None, f"{index.location} keeps its passages elsewhere"
     total = len(index.passages)
     sample = [index.passages[total * n // _SAMPLE] for n in range(_SAMPLE)] if total > _SAMPLE else list(index.passages)
-    ranks: list[int | None] = []
-    for start in range(0, len(sample), _BATCH):
-        part = sample[start : start + _BATCH]
-        queries = [_own_words(passage) for passage in part]
-        for passage, hits in zip(part, index.retriever.search(queries, max(ks)), strict=True):
-            ranks.append(next((hit.rank for hit in hits if hit.passage.contents == passage.contents), None))
-        if progress is not None:
-            progress(len(ranks), len(sample))
+    results = search_many(index.retriever, [_own_words(passage) for passage in sample], max(ks), progress)
+    ranks = [
+        next((hit.rank for hit in hits if hit.passage.contents == passage.contents), None)
+        for passage, hits in zip(sample, results, strict=True)
+    ]
     return len(sample), {k: sum(rank is not None and rank <= k for rank in ranks) / len(sample) for k in ks}
 
 
@@ -112,20 +109,16 @@ def measure(
     """Search with every question as it stands. Gold passages match by id, or by title where only titles are known."""
     recall, found = dict.fromkeys(ks, 0.0), dict.fromkeys(ks, 0)
     with_gold = with_answers = 0
-    for start in range(0, len(questions), _BATCH):
-        part = questions[start : start + _BATCH]
-        results = index.retriever.search([question.text for question in part], max(ks))
-        for question, hits in zip(part, results, strict=True):
-            gold = question.gold_keys
-            with_gold += bool(gold)
-            with_answers += bool(question.answers)
-            for k in ks:
-                top = hits[:k]
-                if gold:
-                    recall[k] += len(gold & {question.key_of(hit.passage) for hit in top}) / len(gold)
-                found[k] += any(contains_answer(hit.passage.contents, question.answers) for hit in top)
-        if progress is not None:
-            progress(start + len(part), len(questions))
+    results = search_many(index.retriever, [question.text for question in questions], max(ks), progress)
+    for question, hits in zip(questions, results, strict=True):
+        gold = question.gold_keys
+        with_gold += bool(gold)
+        with_answers += bool(question.answers)
+        for k in ks:
+            top = hits[:k]
+            if gold:
+                recall[k] += len(gold & {question.key_of(hit.passage) for hit in top}) / len(gold)
+            found[k] += any(contains_answer(hit.passage.contents, question.answers) for hit in top)
     return RetrievalQuality(
         questions=len(questions),
         with_gold=with_gold,
