@@ -10,6 +10,7 @@ from dgpo_cli.core import recipes
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.recipes import config_of, load
 from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.core.run_identity import config_digest
 from dgpo_cli.core.setting_names import as_today
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.training.settings import KDSettings, RLSettings
@@ -75,3 +76,16 @@ def test_shipped_recipes_have_todays_names(name):
     for stage, table in load(name).stages.items():
         assert as_today(stage, table) == table
         assert not {"eval_questions", "validation"} & table.keys()
+
+
+@pytest.mark.parametrize(
+    ("command", "added", "other"),
+    [
+        ("eval", {"format": None, "stop_repeats": True}, {"format": None, "stop_repeats": False}),
+        ("distill-data", {"format": None}, {"format": "tool_calls"}),
+    ],
+)
+def test_work_begun_before_a_setting_existed_goes_on_where_it_computes_the_same(command, added, other):
+    before = {"model": "m", "top_k": 3}
+    assert config_digest(command, before | added) == config_digest(command, before)
+    assert config_digest(command, before | other) != config_digest(command, before)

@@ -29,7 +29,7 @@ from dgpo_cli.core.records import dump_line, parse_line, to_json, write_atomic, 
 from dgpo_cli.core.run_identity import config_digest, differences, plain
 from dgpo_cli.core.run_names import find_run
 from dgpo_cli.core.schema import check, read_record
-from dgpo_cli.core.setting_names import comparable
+from dgpo_cli.core.setting_names import deciding
 from dgpo_cli.core.versions import git_commit, versions
 from dgpo_cli.errors import BusyError, ConfigError
 
@@ -282,7 +282,7 @@ def differing(path: Path, config: Mapping[str, Any], inputs: Mapping[str, str] |
     record = read_run(path)
     there = load_toml(path / "config.toml") if (path / "config.toml").is_file() else {}
     here = {place: digest for name, digest in (inputs or {}).items() for place in (name, portable(name))}
-    there, ours = (comparable(record["command"], settings) for settings in (there, portable(plain(config))))
+    there, ours = (deciding(record["command"], settings) for settings in (there, portable(plain(config))))
     found = differences(there, record.get("inputs"), ours, here)
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return ("; ".join(found[:3]) + more) or "another version of dgpo made it"

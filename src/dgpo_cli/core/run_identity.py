@@ -22,14 +22,9 @@ def config_digest(command: str, config: Mapping[str, Any], inputs: Mapping[str, 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# Settings that came later, and count only where they are set: what was begun without them goes on.
-_LATER = ("format",)
-
-
 def _by_contents(value: Any, inputs: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        set_ = {key: item for key, item in value.items() if item is not None or key not in _LATER}
-        return {key: _by_contents(item, inputs) for key, item in set_.items()}
+        return {key: _by_contents(item, inputs) for key, item in value.items()}
     if isinstance(value, list):
         return [_by_contents(item, inputs) for item in value]
     return {"contents": inputs[value]} if isinstance(value, str) and value in inputs else value

@@ -14,7 +14,12 @@ _BEFORE = {
 }
 # Settings that came after the first runs, each with the value that computes what those runs computed.
 _WHOLE = {"lora": {"rank": None, "alpha": None, "target_modules": None}, "freeze_embeddings": False}
-_ADDED: dict[str, dict[str, Any]] = {"kd": _WHOLE, "rl": {"epochs": 1} | _WHOLE}
+_ADDED: dict[str, dict[str, Any]] = {
+    "kd": _WHOLE,
+    "rl": {"epochs": 1} | _WHOLE,
+    "distill-data": {"format": None},
+    "eval": {"format": None, "stop_repeats": True},
+}
 # Those that came later and never decide what a run computes.
 _UNDECIDING = {"kd": ("save_every",), "rl": ()}
 
@@ -43,7 +48,7 @@ def as_first_written(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def comparable(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def deciding(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's config says of what it computes, under today's names."""
     known = _ADDED.get(command, {}) | as_today(command, config)
     return {name: value for name, value in known.items() if name not in _UNDECIDING.get(command, ())}
