@@ -10,7 +10,7 @@ import typer
 from dgpo_cli.commands.common.options import DeviceOption, JsonFlag, QuietFlag, choose_index
 from dgpo_cli.commands.common.search_environment import TOKEN_VARIABLE, search_token, sendable_token
 from dgpo_cli.console import Console
-from dgpo_cli.core.untrusted import read_text
+from dgpo_cli.core.untrusted import LARGEST_RECORD, read_bytes
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -121,11 +121,13 @@ def _about(opened: OpenIndex) -> dict[str, Any]:
 
 
 def _token(file: Path | None) -> str | None:
-    """Raises ConfigError for a token that cannot be sent in a header, or can be guessed."""
+    """Raises ConfigError for a token that cannot be sent in a header, or can be guessed, InputError for no file."""
     if file is None:
         token, source = search_token(), TOKEN_VARIABLE
     else:
-        token, source = sendable_token(read_text(file, ConfigError), str(file)), str(file)
+        # An error of decoding would show a byte of it.
+        text = read_bytes(file, LARGEST_RECORD).decode(errors="replace")
+        token, source = sendable_token(text, str(file)), str(file)
     if token is not None and len(token) < _LEAST_TOKEN:
         raise ConfigError(
             f"the token of {source} has {len(token)} characters, fewer than {_LEAST_TOKEN} can be guessed",

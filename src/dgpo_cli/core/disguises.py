@@ -1,4 +1,4 @@
-"""Tags in disguise: what a reader, or a model, takes for `<answer>` though its characters are others.
+"""Tags in disguise: what a reader, or a model, takes for a tag of the agent though its characters are others.
 
 Known are letters of other alphabets and styles that look alike (Unicode's confusables, for the letters of tags), full
 width, and characters that nobody sees in between. Nothing here backtracks: a page of blanks costs no more than another.
