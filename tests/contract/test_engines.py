@@ -141,7 +141,7 @@ def test_engines_are_found_by_name(outside: str) -> None:
         require_engine_name(name)
     require_engine(IN_PROCESS)
     require_engine(outside)
-    with pytest.raises(ConfigError, match="no engine 'vlm'") as caught:
+    with pytest.raises(ConfigError, match="engine = 'vlm' is unknown") as caught:
         require_engine_name("vlm")
     assert "transformers, vllm" in str(caught.value.hint)
     with pytest.raises(ConfigError, match="No module named 'engines_of_nobody'"):

@@ -104,7 +104,7 @@ def test_the_shortest_prompt_and_the_limit_are_told(dgpo, folder, places, offlin
     assert some.status == 0 and f"4 of 8 prompts are longer than {limit} tokens" in some.err
 
 
-FREE = {"tight": 517_000_000, "none": 300_000_000}  # bytes; libraries take 450 MB, 20 episodes of 200 tokens 22 MB
+FREE = {"tight": 567_000_000, "none": 300_000_000}  # bytes; libraries take 500 MB, 20 episodes of 200 tokens 22 MB
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -122,7 +122,7 @@ def test_defaults_fit_themselves_and_a_resumed_run_keeps_them(dgpo, folder, plac
     dry = dgpo(*argv, "--dry-run", "--json")
     sizes = json.loads(dry.out)["fitted"]
     assert (
-        dry.status == 0 and sizes["micro_batch_tokens"] < 16_384 and "fitted to 0.4 GiB of free cpu memory" in dry.err
+        dry.status == 0 and sizes["micro_batch_tokens"] < 16_384 and "fitted to 0.5 GiB of free cpu memory" in dry.err
     )
     named = dgpo(*argv, "--dry-run", "-o", "micro_batch_tokens=16384")
     assert named.status == 1 and f"these would fit: -o micro_batch_tokens={sizes['micro_batch_tokens']}" in named.err

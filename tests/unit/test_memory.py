@@ -204,7 +204,7 @@ def test_what_a_refusal_names_does_fit(method, teacher, device, gib, options):
     except ConfigError as error:
         if "would fit: " not in error.hint:
             return
-        hint = error.hint.removeprefix("this would fit: ").replace("--teacher-8bit", "-o teacher_8bit=true")
+        hint = error.hint.partition("would fit: ")[2].replace("--teacher-8bit", "-o teacher_8bit=true")
         again = dict(word.split("=") for word in hint.split() if word != "-o")
         made, demand, sizes = start(options | again)
     assert demand.fits(with_sizes(made, sizes))

@@ -40,7 +40,9 @@ def require_engine_name(name: str) -> None:
     """Raises ConfigError that lists the names; imports nothing."""
     if name != IN_PROCESS and name not in ENGINES and not registry.is_outside(name):
         known = ", ".join((IN_PROCESS, *ENGINES))
-        raise ConfigError(f"no engine {name!r}", hint=f"known: {known}; or name your own as package.module:Attribute")
+        raise ConfigError(
+            f"engine = {name!r} is unknown", hint=f"known: {known}; or name your own as package.module:Attribute"
+        )
 
 
 def loading_engine(name: str) -> type[LoadingEngine]:

@@ -143,6 +143,11 @@ def as_options(sizes: Sizes) -> str:
     return " ".join(f"-o {name}={_text(value)}" for name, value in sizes.items())
 
 
+def _advice(options: Sequence[str], sizes: Sizes) -> str:
+    named = [*options, *(as_options({name: value}) for name, value in sizes.items())]
+    return f"{'these' if len(named) > 1 else 'this'} would fit: {' '.join(named)}"
+
+
 def needed(parts: dict[str, float]) -> str:
     return f"{sum(parts.values()) / GIB:.1f} GiB"
 
@@ -199,7 +204,7 @@ class Account(Generic[Training]):
         free = replace(self, given=set(self.given) - set(freed))
         found, now = free._reduced(settings)
         if freed and self.fits(now):
-            return message, f"this would fit: {as_options(found)}"
+            return message, _advice([], found)
         taken: list[str] = []
         for option in _otherwise(now):
             tried = _apply(now, option)
@@ -218,7 +223,7 @@ class Account(Generic[Training]):
             rest: list[str] = [other for other in enough if other != option]
             if rest and self._would_fit(settings, own, rest):
                 enough = rest
-        return f"this would fit: {' '.join([*enough, *([as_options(own)] if own else [])])}"
+        return _advice(enough, own)
 
     def _would_fit(self, settings: Training, sizes: Sizes, options: Sequence[str]) -> bool:
         tried = with_sizes(settings, sizes)
