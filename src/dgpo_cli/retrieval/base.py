@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
-from dgpo_cli.retrieval.index.store import PassageStore
+
+if TYPE_CHECKING:  # it takes numpy, which settings and plans that name a retriever do without
+    from dgpo_cli.retrieval.index.store import PassageStore
 
 _AT_ONCE = 256  # queries
 

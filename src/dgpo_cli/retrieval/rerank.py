@@ -15,7 +15,6 @@ from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.base import Retriever
-from dgpo_cli.retrieval.dense.encoder import load_safely
 from dgpo_cli.retrieval.device import device
 
 
@@ -55,6 +54,8 @@ class Reranked:
         """Raises RetrievalError for a model that cannot be loaded, ConfigError for one that gives no single score."""
         from safetensors import SafetensorError
         from transformers import AutoModelForSequenceClassification
+
+        from dgpo_cli.retrieval.dense.encoder import load_safely
 
         assert config.model is not None, "without a model there is nothing to rerank by"
         self._retriever, self._config = retriever, config
