@@ -86,6 +86,7 @@ for _registered in (*app.registered_commands, *index.app.registered_commands):
 
 # Typer brings its own copy of Click, so its errors are reached through the one it exports: its base's base.
 _CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
+_ASKED = ("search",)  # their argument is a question and no place: they say themselves that it is empty
 _TOGETHER = ("index", "kd", "rl")  # what several processes of one launch do as one
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -175,6 +176,8 @@ def _check_arguments(argv: Sequence[str]) -> None:
         if has_surrogates(argument):
             raise ConfigError(f"{file_name(argument)}: not UTF-8", hint="write it in UTF-8, or rename the file so")
         option = argument if argument.startswith("-") else argv[place - 1] if place else ""
+        if option == argv[0] and option in _ASKED:
+            continue
         if not argument.strip() or (argument.startswith("--") and argument.endswith("=") and argument.count("=") == 1):
             after = f" to {option.rstrip('=')}" if option.startswith("-") else ""
             raise ConfigError(f"an empty text was given{after}", hint="give a value, or leave the option out")
