@@ -65,7 +65,7 @@ real: venv
 	$(BIN)/dgpo quickstart --real --bench-dir '$(BENCH_DIR)' --out '$(REAL_OUT)' $(REAL_OPTIONS)
 
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term --cov-fail-under=85 $(PYTEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term --cov-fail-under=85 $(PYTEST_OPTIONS)
 
 test-fast: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(PYTEST_OPTIONS) $(FAST)
@@ -86,7 +86,7 @@ $(VERSIONS)/.installed: tests/versions.txt pyproject.toml
 	@touch $@
 
 test-versions: $(VERSIONS)/.installed
-	PYTHONPATH=src:tests OMP_NUM_THREADS=1 $(VERSIONS)/bin/python -m pytest -n auto -p absent --without $(ABSENT) $(PYTEST_OPTIONS)
+	PYTHONPATH=src:tests OMP_NUM_THREADS=1 $(VERSIONS)/bin/python -m pytest -n auto --dist worksteal -p absent --without $(ABSENT) $(PYTEST_OPTIONS)
 
 load-test: venv
 	@test -n '$(INDEX)' || { echo 'error: name an index folder: make load-test INDEX=indexes/wiki' >&2; exit 1; }
