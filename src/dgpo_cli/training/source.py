@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from dgpo_cli.core.trajectory import Trajectory
@@ -30,18 +31,11 @@ def draw(items: Sequence[T], size: int, step: int, seed: int) -> list[tuple[T, i
     return batch
 
 
-_orders: dict[tuple[int, int, int], list[int]] = {}
-
-
+@lru_cache(maxsize=4)  # a batch spans two epochs at most where they are longer, and two series run beside each other
 def _order(count: int, seed: int, epoch: int) -> list[int]:
-    key = (count, seed, epoch)
-    if key not in _orders:
-        if len(_orders) > 2:  # a batch spans two epochs at most where epochs are longer than a batch
-            _orders.clear()
-        order = list(range(count))
-        random.Random(f"order {seed} {epoch}").shuffle(order)
-        _orders[key] = order
-    return _orders[key]
+    order = list(range(count))
+    random.Random(f"order {seed} {epoch}").shuffle(order)
+    return order
 
 
 @dataclass(frozen=True, slots=True)
