@@ -21,8 +21,11 @@ except SystemExit as ended:
     status = ended.code
 print(json.dumps([status, sorted(m for m in {heavy!r} if m in sys.modules)]), file=sys.stderr)
 """
-HELP_S, START_S = 0.35, 0.8  # of CPU, user and system
-SLACK = 1.5  # other work on the same core slows caches down; one import of torch takes four seconds
+# CPU seconds in units of what every command needs, so that a slower processor changes nothing: on the machine of
+# docs/benchmarks.md the unit is 0.17 s, `--help` 2.2 units, `search` 5; one import of torch takes 20.
+UNIT = "import typer, rich.console, pydantic"
+HELP_UNITS, START_UNITS = 3.5, 8.0
+TRIES = 3  # work on the same core makes some of them slow
 COMMANDS = {
     "search": "search Vesapo --index {index} -k 2 --json",
     "plan": "plan qwen3b-0.5b-24gb",
@@ -59,35 +62,45 @@ def places(offline, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     }  # fmt: skip
 
 
-def started(argv: list[str], folder: Path) -> tuple[int, list[str], float, str]:
-    """Status, heavy modules, seconds of CPU, and what was said."""
+def timed(code: str, folder: Path) -> tuple[float, str]:
+    """Seconds of CPU of an interpreter that runs `code` and counts no coverage, and what it wrote to its stderr."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("COV_CORE", "COVERAGE"))}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    probe = PROBE.format(argv=argv, heavy=HEAVY)
     ended = subprocess.run(
-        [sys.executable, "-c", probe], capture_output=True, text=True, check=False, cwd=folder, env=dict(os.environ)
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder, env=env
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert ended.returncode == 0, ended.stderr
-    status, heavy = json.loads(ended.stderr.splitlines()[-1])
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return status or 0, heavy, seconds, ended.stderr
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, ended.stderr
+
+
+def started(argv: list[str], folder: Path, allowed: float) -> tuple[int, list[str], str]:
+    """Status, heavy modules and what was said; fails where every start takes more than `allowed` units of CPU."""
+    probe = PROBE.format(argv=argv, heavy=HEAVY)
+    took = []
+    for _ in range(TRIES):
+        (unit, _), (seconds, said) = timed(UNIT, folder), timed(probe, folder)
+        took.append(seconds / unit)
+        if took[-1] <= allowed:
+            break
+    assert min(took) <= allowed, f"units of CPU: {took}"
+    status, heavy = json.loads(said.splitlines()[-1])
+    return status or 0, heavy, said
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_that_computes_nothing_starts_light(name: str, places: dict[str, Path], tmp_path: Path) -> None:
     argv = COMMANDS[name].format(**places).split()
-    status, heavy, seconds, said = started(argv, tmp_path)
+    status, heavy, said = started(argv, tmp_path, START_UNITS)
     assert (status, heavy) == (0, []), said
-    assert seconds < START_S * SLACK, f"{seconds:.2f} s of CPU"
     assert not (tmp_path / "runs").exists()
 
 
 def test_help_starts_at_once(tmp_path: Path) -> None:
-    _, heavy, seconds, _ = started(["--help"], tmp_path)
-    assert heavy == [] and seconds < HELP_S * SLACK
+    _, heavy, _ = started(["--help"], tmp_path, HELP_UNITS)
+    assert heavy == []
 
 
 def test_chat_without_a_model_says_so_at_once(tmp_path: Path) -> None:
-    status, heavy, seconds, said = started(["chat", "-q"], tmp_path)
+    status, heavy, said = started(["chat", "-q"], tmp_path, START_UNITS)
     assert (status, heavy) == (1, []) and said.startswith("error: no model was given")
-    assert seconds < START_S * SLACK

@@ -86,15 +86,16 @@ def kd(
 
     Example: `dgpo kd --student qwen-0.5b --teacher qwen-3b --epochs 5`
     """
+    console = Console(json_output=json, quiet=quiet)
+    if list_ or describe:
+        console.result(describe_methods(console, describe, rewards=False))
+        return
+
     from dgpo_cli.planning.checks import check_kd
     from dgpo_cli.training.ingredients import kd_objective, needs_teacher
     from dgpo_cli.training.run.tracking import parse_trackers
     from dgpo_cli.training.settings import KDSettings
 
-    console = Console(json_output=json, quiet=quiet)
-    if list_ or describe:
-        console.result(describe_methods(console, describe, rewards=False))
-        return
     trackers = parse_trackers(report_to)
     before = recorded(config, set_, "kd")
     values: dict[str, Any] = {

@@ -95,16 +95,17 @@ def rl(
 
     Example: `dgpo rl --teacher qwen-3b --teacher-8bit`
     """
+    console = Console(json_output=json, quiet=quiet)
+    if list_ or describe:
+        console.result(describe_methods(console, describe, rewards=True))
+        return
+
     from dgpo_cli.models.sources import search_limits
     from dgpo_cli.planning.checks import check_rl
     from dgpo_cli.training.ingredients import agents
     from dgpo_cli.training.run.tracking import parse_trackers
     from dgpo_cli.training.settings import RLSettings
 
-    console = Console(json_output=json, quiet=quiet)
-    if list_ or describe:
-        console.result(describe_methods(console, describe, rewards=True))
-        return
     trackers = parse_trackers(report_to)
     objective = {"kl_form": kl_form, "kl_coef": kl_coef, "kl_gate": kl_gate}
     before = recorded(config, set_, "rl")
