@@ -134,6 +134,16 @@ def test_no_modules_import_each_other_in_a_ring() -> None:
     assert ring_of({name: modules_of(path) for name, path in MODULES.items()}) == []
 
 
+def test_no_two_classes_share_a_name() -> None:
+    """Apart from `Config`, by which every objective calls its settings."""
+    classes: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name != "Config":
+                classes.setdefault(node.name, []).append(path.name)
+    assert {name: places for name, places in classes.items() if len(places) > 1} == {}
+
+
 def test_only_the_console_imports_rich() -> None:
     users = {
         name_of(p)

@@ -12,7 +12,7 @@ from dgpo_cli.engine.base import Engine, Event, Sampling, SlotId, TurnEnd
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.engine.registry import ENGINES, IN_PROCESS, loading_engine, require_engine, require_engine_name
 from dgpo_cli.engine.scripted import ScriptedEngine
-from dgpo_cli.engine.turnwise.engine import Turn, TurnwiseEngine, Written
+from dgpo_cli.engine.turnwise.engine import TurnRequest, TurnwiseEngine, Written
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
@@ -39,9 +39,9 @@ class Words:
 
     def __init__(self, codec: Codec) -> None:
         self._ids = codec.tokenizer("word " * 60, add_special_tokens=False).input_ids
-        self._waiting: list[Turn] = []
+        self._waiting: list[TurnRequest] = []
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: TurnRequest) -> None:
         self._waiting.append(turn)
 
     def finished(self) -> list[tuple[SlotId, Written]]:

@@ -10,7 +10,7 @@ from dgpo_cli.core.config import describe
 from dgpo_cli.core.types import Score
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives import registry
-from dgpo_cli.objectives.base import Episode, Need, TokenBatch
+from dgpo_cli.objectives.base import Need, ScoredEpisode, TokenBatch
 from dgpo_cli.objectives.dgpo import DGPO
 from dgpo_cli.objectives.distillm import DistiLLM
 from dgpo_cli.objectives.divergence import kl, log_probs
@@ -217,7 +217,7 @@ def episode(*, correct, seed=0, length=9):
     generator = torch.Generator().manual_seed(seed)
     written = torch.tensor([False, False, True, True, False, False, *[True] * (length - 7), False])
     rand = lambda: torch.randn(length, generator=generator) * written  # noqa: E731
-    return Episode(
+    return ScoredEpisode(
         group=str(seed),
         score=Score(float(correct), correct),
         written=written,
@@ -378,7 +378,7 @@ def test_the_reward_form_and_the_loss_form_have_one_expected_gradient():
     for a, b in itertools.product(range(size), repeat=2):
         states, ids = torch.tensor([0, 1 + a]), torch.tensor([a, b])
         behavior = log_s[states, ids]
-        one = Episode(
+        one = ScoredEpisode(
             group="",
             score=Score(0.0, correct=False),
             written=torch.tensor([True, True]),
@@ -475,7 +475,7 @@ def test_opd_is_the_gradient_of_the_reverse_kl_at_the_visited_states():
     total = torch.zeros(size)
     opd = OPD(OPD.Config(coef=0.7))
     for token in range(size):
-        one = Episode("", Score(0.0, correct=False), torch.tensor([True]), log_s[[token]], log_t[[token]])
+        one = ScoredEpisode("", Score(0.0, correct=False), torch.tensor([True]), log_s[[token]], log_t[[token]])
         (credit,) = opd.credit([one])
         batch = TokenBatch(
             token_ids=torch.tensor([token]),

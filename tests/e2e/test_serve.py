@@ -15,7 +15,7 @@ from tests.served import ask, served
 
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.retrieval.remote.search_r1 import RemoteRetriever, ServerAccess
+from dgpo_cli.retrieval.remote.search_r1 import RemoteRetriever, SearchServerAccess
 
 TOKEN = "correct-horse-battery-staple"
 QUERIES = ["the river that flows through a town", "Who directed the film?", "näve 川"]
@@ -202,7 +202,7 @@ def test_only_the_token_opens(offline, tmp_path):
         assert "index" in ask(f"{server.url}/health", headers=right).json
         with pytest.raises(RetrievalError, match="HTTP 401"):
             RemoteRetriever(server.url).search(["the town"], 1)
-        assert RemoteRetriever(server.url, ServerAccess(token=TOKEN)).search(["the town"], 1)[0]
+        assert RemoteRetriever(server.url, SearchServerAccess(token=TOKEN)).search(["the town"], 1)[0]
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])

@@ -25,7 +25,7 @@ from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.retrieval.remote import search_r1
-from dgpo_cli.retrieval.remote.search_r1 import ServerAccess
+from dgpo_cli.retrieval.remote.search_r1 import SearchServerAccess
 
 BENCH = Path(__file__).parents[2] / "benchmarks" / "serve_load.py"
 PATH = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
@@ -35,7 +35,7 @@ TOKEN = "correct-horse-battery-staple"
 @pytest.fixture
 def access(monkeypatch):
     """What the command line sets for the process is set back."""
-    monkeypatch.setattr(search_r1, "_access", ServerAccess())
+    monkeypatch.setattr(search_r1, "_access", SearchServerAccess())
 
 
 def rl(dgpo, offline, student, index, out, *options):

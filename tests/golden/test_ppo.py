@@ -5,7 +5,7 @@ import torch
 
 from dgpo_cli.core.types import Score
 from dgpo_cli.objectives import advantage
-from dgpo_cli.objectives.base import Episode, TokenBatch
+from dgpo_cli.objectives.base import ScoredEpisode, TokenBatch
 from dgpo_cli.objectives.dgpo import DGPO
 from dgpo_cli.objectives.ppo import PPO
 from golden.reference import VECTORS, close
@@ -27,7 +27,7 @@ def test_kl_estimators(case):
 def episodes(v):
     """Rows as rollouts; the score sits on the last response token in the reference."""
     return [
-        Episode(
+        ScoredEpisode(
             group=str(row),
             score=Score(float(v["scores"][row].sum()), bool(v["correct"][row])),
             written=v["policy_token_mask"][row].bool(),

@@ -16,7 +16,7 @@ from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.training.credit import student_samples
 from dgpo_cli.training.run import fit as fitting
-from dgpo_cli.training.run.fit import Memory, Search, largest_micro_batch
+from dgpo_cli.training.run.fit import Memory, SizeSearch, largest_micro_batch
 from dgpo_cli.training.run.fitting import fill, fit
 from dgpo_cli.training.step import optimizer_step
 
@@ -54,7 +54,7 @@ def test_the_search_ends_within_an_eighth_of_the_limit_and_never_beyond_it(kind,
     best = min(largest, (limit - 100) // each)
     if kind == "cpu" and best > 0:  # the first size is tried blind
         memory.limit = max(limit, 100 + each)
-    search = Search(memory, memory.run, largest)
+    search = SizeSearch(memory, memory.run, largest)
     if not best:
         with pytest.raises((ConfigError, AssertionError)):
             search.find("a step")
@@ -67,7 +67,7 @@ def test_the_search_ends_within_an_eighth_of_the_limit_and_never_beyond_it(kind,
 def test_nothing_fits():
     memory = Linear("cuda", 120, 50)
     with pytest.raises(ConfigError, match="a step do not fit into"):
-        Search(memory, memory.run, 8).find("a step")
+        SizeSearch(memory, memory.run, 8).find("a step")
 
 
 def weights(made):

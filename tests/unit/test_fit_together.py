@@ -15,7 +15,7 @@ from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.devices import leave, world
-from dgpo_cli.models.processes import Failed
+from dgpo_cli.models.processes import ProcessFailed
 from dgpo_cli.training.run import fitting, lifecycle
 from dgpo_cli.training.run.fit import Memory
 from dgpo_cli.training.run.fitting import fit
@@ -93,7 +93,7 @@ def test_both_take_what_fits_in_the_smaller_one(tmp_path, method):
 
 def fails(out):
     # The first does not search in vain: it hears of the other's error where both would agree.
-    with pytest.raises(ConfigError if world().rank else Failed, match="do not fit into") as caught:
+    with pytest.raises(ConfigError if world().rank else ProcessFailed, match="do not fit into") as caught:
         fitted("ppo", {0: 12, 1: 1}, out)
     return world().fail(caught.value.message, caught.value.hint)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dgpo_cli.core import http
-from dgpo_cli.core.http import Failed, JsonClient, Refused
+from dgpo_cli.core.http import JsonClient, RequestFailed, RequestRefused
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
@@ -57,7 +57,7 @@ def test_a_server_that_drips_is_given_up(serve: Callable[..., str], before: byte
 
     url = serve(answer)
     began = time.monotonic()
-    with pytest.raises(Failed, match=r"within 0\.5 s|timed out|HTTP 500"):
+    with pytest.raises(RequestFailed, match=r"within 0\.5 s|timed out|HTTP 500"):
         JsonClient(url, timeout_s=0.5).ask(url)
     assert time.monotonic() - began < 3
 
@@ -74,11 +74,11 @@ def test_a_slow_reply_within_the_time_is_read(serve: Callable[..., str]) -> None
 @pytest.mark.parametrize(
     ("body", "kind", "said"),
     [
-        (b"[" * 10_000 + b"]" * 10_000, Refused, "inside each other"),
-        (b'{"a": "\\ud800"}', Refused, "not UTF-8"),
-        (b"{", Failed, "not JSON"),
-        (b"[]", Failed, "a list instead"),
-        (b" " * 2_000, Refused, "more than 1000 bytes"),
+        (b"[" * 10_000 + b"]" * 10_000, RequestRefused, "inside each other"),
+        (b'{"a": "\\ud800"}', RequestRefused, "not UTF-8"),
+        (b"{", RequestFailed, "not JSON"),
+        (b"[]", RequestFailed, "a list instead"),
+        (b" " * 2_000, RequestRefused, "more than 1000 bytes"),
     ],
 )
 def test_a_reply_that_cannot_be_used(

@@ -14,7 +14,7 @@ import pytest
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.open import open_index
-from dgpo_cli.retrieval.remote.search_r1 import RemoteRetriever, ServerAccess, split_urls, use_access
+from dgpo_cli.retrieval.remote.search_r1 import RemoteRetriever, SearchServerAccess, split_urls, use_access
 
 Reply = tuple[int, Any]
 DOCUMENT = {"id": "7", "contents": '"Vesapo"\na town'}
@@ -65,7 +65,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server) -> Callable[..., RemoteRetriever]:
-    return lambda **options: RemoteRetriever(server.url, ServerAccess(pause_s=0.0, timeout_s=5.0, **options))
+    return lambda **options: RemoteRetriever(server.url, SearchServerAccess(pause_s=0.0, timeout_s=5.0, **options))
 
 
 def test_the_request_is_search_r1s(server: Server, client: Callable[..., RemoteRetriever]) -> None:
@@ -142,7 +142,7 @@ def test_a_server_that_is_not_there(server: Server) -> None:
     opened = open_index(server.url + "/")
     assert (opened.manifest, opened.passages, opened.digest) == (None, None, server.url + "/")
     with pytest.raises(RetrievalError, match=r"/retrieve failed 2 times"):
-        RemoteRetriever(server.url, ServerAccess(attempts=2, pause_s=0.0)).search(["x"], 1)
+        RemoteRetriever(server.url, SearchServerAccess(attempts=2, pause_s=0.0)).search(["x"], 1)
 
 
 def test_pauses_grow_and_differ_by_seed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,9 @@ def test_pauses_grow_and_differ_by_seed(server: Server, monkeypatch: pytest.Monk
     def paused(seed: int) -> list[float]:
         pauses.clear()
         with pytest.raises(RetrievalError):
-            RemoteRetriever(server.url + "/retrieve", ServerAccess(seed=seed, attempts=4, pause_s=0.5)).search(["x"], 1)
+            RemoteRetriever(server.url + "/retrieve", SearchServerAccess(seed=seed, attempts=4, pause_s=0.5)).search(
+                ["x"], 1
+            )
         return list(pauses)
 
     for seed in range(5):
@@ -170,7 +172,7 @@ def second() -> Iterator[Server]:
     made.close()
 
 
-ACCESS = ServerAccess(pause_s=0.0, timeout_s=5.0, attempts=2)
+ACCESS = SearchServerAccess(pause_s=0.0, timeout_s=5.0, attempts=2)
 
 
 def test_several_servers_share_the_work(server: Server, second: Server) -> None:
@@ -197,7 +199,7 @@ def test_where_one_server_fails_the_other_answers(server: Server, second: Server
 def test_a_rested_server_is_asked_in_its_turn_again(server: Server, second: Server) -> None:
     server.replies = [(503, "loading"), (200, {"result": [[DOCUMENT]]})]
     second.replies = [(200, {"result": [[DOCUMENT]]})]
-    retriever = RemoteRetriever(f"{server.url},{second.url}", ServerAccess(pause_s=0.0, attempts=1, rest_s=0.0))
+    retriever = RemoteRetriever(f"{server.url},{second.url}", SearchServerAccess(pause_s=0.0, attempts=1, rest_s=0.0))
     for _ in range(4):
         retriever.search(["x"], 1)
     assert (len(server.requests), len(second.requests)) == (2, 3)
@@ -218,7 +220,7 @@ def test_results_of_two_indexes_do_not_mix(server: Server, second: Server) -> No
 
 def test_the_token_is_sent_and_nowhere_else(server: Server, second: Server) -> None:
     server.replies = [(200, {"result": [[DOCUMENT]]})]
-    access = ServerAccess(token="s3cret-token")
+    access = SearchServerAccess(token="s3cret-token")
     RemoteRetriever(server.url, access).search(["x"], 1)
     RemoteRetriever(server.url).search(["x"], 1)
     assert server.authorizations == ["Bearer s3cret-token", None]
@@ -233,10 +235,10 @@ def test_the_token_is_sent_and_nowhere_else(server: Server, second: Server) -> N
 def test_access_is_for_clients_opened_later(server: Server) -> None:
     server.replies = [(200, {"result": [[DOCUMENT]]})]
     try:
-        use_access(ServerAccess(token="t" * 16))
+        use_access(SearchServerAccess(token="t" * 16))
         opened = open_index(server.url)
     finally:
-        use_access(ServerAccess())
+        use_access(SearchServerAccess())
     opened.retriever.search(["x"], 1)
     assert server.authorizations == ["Bearer " + "t" * 16]
 
@@ -267,4 +269,4 @@ def test_a_silent_server_times_out(server: Server) -> None:
         listening.listen()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         with pytest.raises(RetrievalError, match="timed out"):
-            RemoteRetriever(url, ServerAccess(timeout_s=0.2, attempts=1)).search(["x"], 1)
+            RemoteRetriever(url, SearchServerAccess(timeout_s=0.2, attempts=1)).search(["x"], 1)

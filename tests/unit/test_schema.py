@@ -10,7 +10,7 @@ import pytest
 from dgpo_cli.core.schema import (
     ANYTHING,
     FLAG,
-    Kind,
+    FieldKind,
     Mismatch,
     check,
     either,
@@ -30,7 +30,7 @@ from dgpo_cli.core.schema import (
 )
 from dgpo_cli.errors import InputError, ModelError
 
-GOOD: list[tuple[Kind, list[Any]]] = [
+GOOD: list[tuple[FieldKind, list[Any]]] = [
     (text(), ["", "a"]),
     (text(empty=False), ["a"]),
     (whole(0), [0, 5]),
@@ -48,7 +48,7 @@ GOOD: list[tuple[Kind, list[Any]]] = [
     (record({"a": whole()}), [{"a": 1}, {"a": 1, "b": []}]),
     (ANYTHING, [None, [[]]]),
 ]
-BAD: list[tuple[Kind, Any, str]] = [
+BAD: list[tuple[FieldKind, Any, str]] = [
     (text(), None, "it is None, not a text"),
     (text(empty=False), " ", "it is ' ', not a non-empty text"),
     (text(longest=2), "abc", "it is 'abc', not a text of at most 2 characters"),
@@ -84,13 +84,13 @@ BAD: list[tuple[Kind, Any, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "values"), GOOD)
-def test_what_is_of_its_kind_passes(kind: Kind, values: list[Any]) -> None:
+def test_what_is_of_its_kind_passes(kind: FieldKind, values: list[Any]) -> None:
     for value in values:
         assert require(value, kind) is value
 
 
 @pytest.mark.parametrize(("kind", "value", "reason"), BAD, ids=[reason for _, _, reason in BAD])
-def test_what_is_not_is_named(kind: Kind, value: Any, reason: str) -> None:
+def test_what_is_not_is_named(kind: FieldKind, value: Any, reason: str) -> None:
     with pytest.raises(Mismatch) as raised:
         require(value, kind)
     assert str(raised.value) == reason

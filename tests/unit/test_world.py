@@ -9,22 +9,22 @@ from tests.processes import together
 from dgpo_cli.errors import TrainingError
 from dgpo_cli.models import processes as module
 from dgpo_cli.models.devices import training_device, world
-from dgpo_cli.models.processes import ALONE, Failed, World
+from dgpo_cli.models.processes import ALONE, Processes, ProcessFailed
 
 
 def test_shares_go_longest_first_to_whom_has_least():
     costs = [5, 1, 4, 3, 2, 2]
     # 5 | 4, then 3 to the second, 2 to the first, 2 to the first again (7 and 7, fewer items), 1 to the second
-    assert World(0, 2).shares(costs) == [[0, 4, 5], [1, 2, 3]]
-    assert [World(rank, 2).share(costs) for rank in (0, 1)] == World(0, 2).shares(costs)
-    assert World(0, 3).shares([1.0]) == [[0], [], []]
+    assert Processes(0, 2).shares(costs) == [[0, 4, 5], [1, 2, 3]]
+    assert [Processes(rank, 2).share(costs) for rank in (0, 1)] == Processes(0, 2).shares(costs)
+    assert Processes(0, 3).shares([1.0]) == [[0], [], []]
     assert ALONE.shares(costs) == [list(range(6))]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_every_index_is_in_one_share(size):
     costs = [(7 * i) % 11 for i in range(40)]
-    shares = World(0, size).shares(costs)
+    shares = Processes(0, size).shares(costs)
     assert sorted(i for share in shares for i in share) == list(range(40))
     loads = [sum(costs[i] for i in share) for share in shares]
     assert max(loads) - min(loads) <= max(costs)
@@ -72,7 +72,7 @@ def failing():
     everyone = world()
     if everyone.rank == 1:
         return everyone.fail("the disk is full", "free some space")
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(ProcessFailed) as caught:
         everyone.add_up([torch.ones(2)])
     return everyone.fail(caught.value.message, caught.value.hint)
 

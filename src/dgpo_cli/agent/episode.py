@@ -12,7 +12,7 @@ from dgpo_cli.formats.base import Turn
 
 
 @dataclass(slots=True)
-class Episode:
+class RunningEpisode:
     index: int  # place in the call's list of questions
     question: Question
     sample: int

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from dgpo_cli.agent import events
-from dgpo_cli.agent.episode import Episode
+from dgpo_cli.agent.episode import RunningEpisode
 from dgpo_cli.agent.repeats import EVERY, loop_end
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.progress import Pace, Progress
@@ -101,7 +101,7 @@ class _Search:
     """Queries that are answered while others write; their episodes go on when those are at token `due`."""
 
     due: int
-    episodes: Sequence[Episode]
+    episodes: Sequence[RunningEpisode]
     answers: Future[list[SearchCall]]
 
 
@@ -120,10 +120,10 @@ class _Rollout:
         self.retriever, self.settings, self.seed, self.on_event = retriever, settings, seed, on_event
         self.capacity = min(engine.capacity, settings.max_tokens)
         self.queue = deque(enumerate(questions))
-        self.by_slot: dict[int, Episode] = {}
-        self.waiting: list[Episode] = []  # with a query that nobody answers yet
+        self.by_slot: dict[int, RunningEpisode] = {}
+        self.waiting: list[RunningEpisode] = []  # with a query that nobody answers yet
         self.searching: deque[_Search] = deque()
-        self.ended: deque[Episode] = deque()  # finished and not taken yet
+        self.ended: deque[RunningEpisode] = deque()  # finished and not taken yet
         self.tokens = 0  # that an episode would have written that never stops
         self.finished = self.written = 0  # episodes, and tokens of all of them
         self.searcher = ThreadPoolExecutor(1, thread_name_prefix="search") if settings.overlap_steps else None
@@ -141,7 +141,7 @@ class _Rollout:
         """A step of the engine, and what follows from it."""
         while self.queue and len(self.by_slot) < self.settings.wave:
             index, (question, sample) = self.queue.popleft()
-            self._open(Episode(index, question, sample))
+            self._open(RunningEpisode(index, question, sample))
         while self.searching and self.searching[0].due <= self.tokens:
             self._go_on(self.searching.popleft())
         stepped = self.engine.step()
@@ -167,7 +167,7 @@ class _Rollout:
         elif not stepped and self.searching:
             self._go_on(self.searching.popleft())
 
-    def _open(self, episode: Episode) -> None:
+    def _open(self, episode: RunningEpisode) -> None:
         prompt = self.codec.prompt_ids(episode.question.text)
         episode.read(prompt.ids)
         episode.escaped_tags += prompt.escaped
@@ -184,7 +184,7 @@ class _Rollout:
         episode.slot = self.engine.open(prompt.ids, sampling)
         self.by_slot[episode.slot] = episode
 
-    def _up_to_loop(self, episode: Episode, event: Event) -> tuple[Event, bool]:
+    def _up_to_loop(self, episode: RunningEpisode, event: Event) -> tuple[Event, bool]:
         """What counts of an event, and whether the episode ends with it in a loop."""
         seen, new = len(episode.token_ids) - episode.turn_start, len(event.token_ids)
         if not self.settings.stop_repeats or (seen + new) // EVERY == seen // EVERY:
@@ -195,7 +195,7 @@ class _Rollout:
         kept = count - seen
         return Event(event.slot, event.token_ids[:kept], event.logprobs[:kept]), True
 
-    def _end_turn(self, episode: Episode, end: TurnEnd) -> None:
+    def _end_turn(self, episode: RunningEpisode, end: TurnEnd) -> None:
         turn = self.codec.parse(episode.turn, ended=end is TurnEnd.STOP)
         episode.end_turn(turn)
         before, episode.invalid_turn = episode.invalid_turn, None if turn.action else turn.kept.strip()
@@ -256,7 +256,7 @@ class _Rollout:
             episode.truncated_observations += encoded.truncated
             self._extend(episode, encoded.ids)
 
-    def _extend(self, episode: Episode, ids: tuple[int, ...]) -> None:
+    def _extend(self, episode: RunningEpisode, ids: tuple[int, ...]) -> None:
         """Append what the model reads next; an episode without room for it and an answer ends here."""
         if len(episode.token_ids) + len(ids) >= self.capacity:
             self._finish(episode, StopReason.MAX_TOKENS)
@@ -264,12 +264,12 @@ class _Rollout:
         episode.read(ids)
         self.engine.extend(episode.slot, ids)
 
-    def _finish(self, episode: Episode, stop: StopReason) -> None:
+    def _finish(self, episode: RunningEpisode, stop: StopReason) -> None:
         del self.by_slot[episode.slot]
         self.engine.close(episode.slot)
         self._end(episode, stop)
 
-    def _end(self, episode: Episode, stop: StopReason) -> None:
+    def _end(self, episode: RunningEpisode, stop: StopReason) -> None:
         episode.stop = stop
         self.finished += 1
         self.ended.append(episode)

@@ -22,7 +22,7 @@ _QUOTED = 200  # characters of a server's own message
 _LARGEST_REPLY = 1 << 26  # bytes
 
 
-class Failed(Exception):
+class RequestFailed(Exception):
     """One attempt that another may make good; `wait_s` is how long the server asks to be left alone."""
 
     def __init__(self, problem: str, wait_s: float = 0.0) -> None:
@@ -30,7 +30,7 @@ class Failed(Exception):
         self.wait_s = wait_s
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """An answer that asking again would not change; `status` is None where the reply itself cannot be used."""
 
     def __init__(self, problem: str, status: int | None = None) -> None:
@@ -62,21 +62,21 @@ class JsonClient:
                 received = response.headers
                 text = response.read(_LARGEST_REPLY + 1)
             if len(text) > _LARGEST_REPLY:
-                raise Refused(f"gave a reply of more than {_LARGEST_REPLY} bytes")
+                raise RequestRefused(f"gave a reply of more than {_LARGEST_REPLY} bytes")
             reply = parse_json(text, "its reply")
         except urllib.error.HTTPError as error:
             problem = f"HTTP {error.code} {error.reason} {_said(error)}".strip()
             if error.code < 500 and error.code not in _TRY_AGAIN:
-                raise Refused(f"refused the request: {problem}", error.code) from error
-            raise Failed(problem, _seconds(error.headers.get("Retry-After"))) from error
+                raise RequestRefused(f"refused the request: {problem}", error.code) from error
+            raise RequestFailed(problem, _seconds(error.headers.get("Retry-After"))) from error
         except InputError as error:
             if isinstance(error.__cause__, json.JSONDecodeError):  # an answer of a server that is not itself
-                raise Failed(error.message) from error
-            raise Refused(f"gave a reply that cannot be used: {error.message}") from error
+                raise RequestFailed(error.message) from error
+            raise RequestRefused(f"gave a reply that cannot be used: {error.message}") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Failed(str(error) or type(error).__name__) from error
+            raise RequestFailed(str(error) or type(error).__name__) from error
         if not isinstance(reply, dict):
-            raise Failed(f"a {type(reply).__name__} instead of a JSON object")
+            raise RequestFailed(f"a {type(reply).__name__} instead of a JSON object")
         return received, reply
 
 

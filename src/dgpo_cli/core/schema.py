@@ -29,14 +29,16 @@ class Mismatch(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FieldKind:
     """`fault(value, where)` is "" or what is wrong; `expected` reads like "a text"."""
 
     expected: str
     fault: Callable[[Any, str], str]
 
 
-def check(value: Any, kind: Kind, place: str, *, hint: str | None = None, error: type[DgpoError] = InputError) -> Any:
+def check(
+    value: Any, kind: FieldKind, place: str, *, hint: str | None = None, error: type[DgpoError] = InputError
+) -> Any:
     """The value, a record of `kind`. Raises `error` that names the place, the field, and what may stand there."""
     try:
         return require(value, kind)
@@ -45,7 +47,7 @@ def check(value: Any, kind: Kind, place: str, *, hint: str | None = None, error:
 
 
 def read_record(
-    path: Path, kind: Kind, *, hint: str, error: type[DgpoError] = InputError, most: int = LARGEST_RECORD
+    path: Path, kind: FieldKind, *, hint: str, error: type[DgpoError] = InputError, most: int = LARGEST_RECORD
 ) -> Any:
     """The one JSON value of a file of up to `most` bytes. Raises `error`: "PATH is damaged: ..."."""
     try:
@@ -55,7 +57,7 @@ def read_record(
     return check(value, kind, f"{path} is damaged", hint=hint, error=error)
 
 
-def require(value: Any, kind: Kind) -> Any:
+def require(value: Any, kind: FieldKind) -> Any:
     """The value. Raises Mismatch, for callers that know the place better."""
     if problem := kind.fault(value, ""):
         raise Mismatch(problem)
@@ -73,8 +75,8 @@ def shown(value: object) -> str:
     return written if len(written) <= _SHOWN else written[: _SHOWN - 3] + "..."
 
 
-def _simple(expected: str, holds: Callable[[Any], bool]) -> Kind:
-    return Kind(
+def _simple(expected: str, holds: Callable[[Any], bool]) -> FieldKind:
+    return FieldKind(
         expected, lambda value, where: "" if holds(value) else f"{_field(where)} is {shown(value)}, not {expected}"
     )
 
@@ -83,11 +85,11 @@ def _field(where: str) -> str:
     return f"`{where}`" if where else "it"
 
 
-ANYTHING = Kind("anything", lambda _value, _where: "")
+ANYTHING = FieldKind("anything", lambda _value, _where: "")
 FLAG = _simple("true or false", lambda value: isinstance(value, bool))
 
 
-def text(*, empty: bool = True, longest: int = _LARGEST) -> Kind:
+def text(*, empty: bool = True, longest: int = _LARGEST) -> FieldKind:
     size = "" if longest == _LARGEST else f" of at most {longest:,} characters"
     return _simple(
         f"{'a' if empty else 'a non-empty'} text{size}",
@@ -95,16 +97,16 @@ def text(*, empty: bool = True, longest: int = _LARGEST) -> Kind:
     )
 
 
-def letters(allowed: str) -> Kind:
+def letters(allowed: str) -> FieldKind:
     known = set(allowed)
     return _simple(f"a text of {' and '.join(allowed)}", lambda value: isinstance(value, str) and set(value) <= known)
 
 
-def whole(least: int = -_LARGEST, most: int = _LARGEST) -> Kind:
+def whole(least: int = -_LARGEST, most: int = _LARGEST) -> FieldKind:
     return _simple(_range("a whole number", least, most), lambda value: type(value) is int and least <= value <= most)
 
 
-def number(least: float = -math.inf, most: float = math.inf) -> Kind:
+def number(least: float = -math.inf, most: float = math.inf) -> FieldKind:
     """A finite one; whole numbers count."""
     return _simple(_range("a finite number", least, most), lambda value: is_number(value) and least <= value <= most)
 
@@ -122,26 +124,26 @@ def _range(what: str, least: float, most: float) -> str:
     return f"{what}{low}{high}"
 
 
-def one_of(*values: str) -> Kind:
+def one_of(*values: str) -> FieldKind:
     return _simple(f"one of {', '.join(values)}", lambda value: isinstance(value, str) and value in values)
 
 
-def maybe(kind: Kind) -> Kind:
+def maybe(kind: FieldKind) -> FieldKind:
     """The kind, or null."""
     expected = f"{kind.expected} or null"
 
     def fault(value: Any, where: str) -> str:
         return "" if value is None else kind.fault(value, where)
 
-    return Kind(expected, fault)
+    return FieldKind(expected, fault)
 
 
-def either(*kinds: Kind) -> Kind:
+def either(*kinds: FieldKind) -> FieldKind:
     expected = " or ".join(kind.expected for kind in kinds)
     return _simple(expected, lambda value: any(not kind.fault(value, "") for kind in kinds))
 
 
-def list_of(kind: Kind, *, least: int = 0) -> Kind:
+def list_of(kind: FieldKind, *, least: int = 0) -> FieldKind:
     expected = f"a list{f' of at least {least}' if least else ''} ({kind.expected})"
 
     def fault(value: Any, where: str) -> str:
@@ -149,10 +151,10 @@ def list_of(kind: Kind, *, least: int = 0) -> Kind:
             return f"{_field(where)} is {shown(value)}, not {expected}"
         return next((found for place, item in enumerate(value) if (found := kind.fault(item, f"{where}[{place}]"))), "")
 
-    return Kind(expected, fault)
+    return FieldKind(expected, fault)
 
 
-def tuple_of(*kinds: Kind) -> Kind:
+def tuple_of(*kinds: FieldKind) -> FieldKind:
     """A list of one item of each kind."""
     expected = f"a list of {len(kinds)} ({', '.join(kind.expected for kind in kinds)})"
 
@@ -162,17 +164,17 @@ def tuple_of(*kinds: Kind) -> Kind:
         pairs = enumerate(zip(kinds, value, strict=True))
         return next((found for place, (kind, item) in pairs if (found := kind.fault(item, f"{where}[{place}]"))), "")
 
-    return Kind(expected, fault)
+    return FieldKind(expected, fault)
 
 
-def texts() -> Kind:
+def texts() -> FieldKind:
     def holds(value: Any) -> bool:
         return isinstance(value, list) and set(map(type, value)) <= {str}
 
     return _list("a list of texts", holds, text())
 
 
-def whole_numbers(least: int, most: int = _LARGEST) -> Kind:
+def whole_numbers(least: int, most: int = _LARGEST) -> FieldKind:
     expected = f"a list of {_range('whole numbers', least, most)}"
 
     def holds(value: Any) -> bool:
@@ -183,7 +185,7 @@ def whole_numbers(least: int, most: int = _LARGEST) -> Kind:
     return _list(expected, holds, whole(least, most))
 
 
-def numbers(least: float = -math.inf, most: float = math.inf) -> Kind:
+def numbers(least: float = -math.inf, most: float = math.inf) -> FieldKind:
     """Finite ones."""
     expected = f"a list of {_range('finite numbers', least, most)}"
 
@@ -196,7 +198,7 @@ def numbers(least: float = -math.inf, most: float = math.inf) -> Kind:
     return _list(expected, holds, number(least, most))
 
 
-def _list(expected: str, holds: Callable[[Any], bool], item: Kind) -> Kind:
+def _list(expected: str, holds: Callable[[Any], bool], item: FieldKind) -> FieldKind:
     """A list checked as a whole; only where it fails item by item, for the message."""
 
     def fault(value: Any, where: str) -> str:
@@ -204,10 +206,10 @@ def _list(expected: str, holds: Callable[[Any], bool], item: Kind) -> Kind:
             return ""
         return list_of(item).fault(value, where) or f"{_field(where)} is {shown(value)}, not {expected}"
 
-    return Kind(expected, fault)
+    return FieldKind(expected, fault)
 
 
-def map_of(kind: Kind) -> Kind:
+def map_of(kind: FieldKind) -> FieldKind:
     """An object whose every value is of one kind."""
     expected = f"an object ({kind.expected} by name)"
 
@@ -216,16 +218,16 @@ def map_of(kind: Kind) -> Kind:
             return f"{_field(where)} is {shown(value)}, not {expected}"
         return next((found for name, item in value.items() if (found := kind.fault(item, _inside(where, name)))), "")
 
-    return Kind(expected, fault)
+    return FieldKind(expected, fault)
 
 
 def record(
-    fields: Mapping[str, Kind],
-    optional: Mapping[str, Kind] | None = None,
+    fields: Mapping[str, FieldKind],
+    optional: Mapping[str, FieldKind] | None = None,
     *,
-    other: Kind | None = ANYTHING,
+    other: FieldKind | None = ANYTHING,
     also: Callable[[dict[str, Any]], str] | None = None,
-) -> Kind:
+) -> FieldKind:
     """An object with `fields`, perhaps `optional` ones, and others of kind `other` (None: no others).
 
     `also` looks at fields together, once each is of its kind, and returns "" or what is wrong.
@@ -246,10 +248,10 @@ def record(
                 return found
         return also(value) if also is not None else ""
 
-    return Kind("an object", fault)
+    return FieldKind("an object", fault)
 
 
-def of(cls: type, *, other: Kind | None = None, **kinds: Kind) -> Kind:
+def of(cls: type, *, other: FieldKind | None = None, **kinds: FieldKind) -> FieldKind:
     """What `asdict` makes of a dataclass: kinds by its type hints, or narrower ones that are given by name."""
     hints = typing.get_type_hints(cls)
     every = {f.name: kinds.get(f.name) or _by_hint(hints[f.name]) for f in fields(cls)}
@@ -261,7 +263,7 @@ def of(cls: type, *, other: Kind | None = None, **kinds: Kind) -> Kind:
     )
 
 
-def _by_hint(hint: Any) -> Kind:
+def _by_hint(hint: Any) -> FieldKind:
     plain = {str: text(), int: whole(), float: number(), bool: FLAG, Any: ANYTHING, object: ANYTHING}
     if hint in plain:
         return plain[hint]

@@ -36,7 +36,7 @@ def turns_by_question(turns: Mapping[str, Sequence[str]]) -> Script:
 
 
 @dataclass(slots=True)
-class _Slot:
+class _ScriptedSlot:
     sampling: Sampling
     opened: str
     length: int  # tokens, written ones included
@@ -64,7 +64,7 @@ class ScriptedEngine:
     ) -> None:
         self._codec, self._script, self._capacity = codec, script, capacity
         self._by_key, self._logprob = by_key, logprob
-        self._slots: dict[SlotId, _Slot] = {}
+        self._slots: dict[SlotId, _ScriptedSlot] = {}
         self._next_id = 0
 
     @property
@@ -80,7 +80,7 @@ class ScriptedEngine:
         if not 0 < len(token_ids) < self._capacity:
             raise ValueError(f"a prompt of {len(token_ids)} tokens in a slot of {self._capacity}")
         opened = sampling.key if self._by_key else self._codec.decode(token_ids)
-        state = _Slot(sampling, opened, len(token_ids), self._matcher(sampling))
+        state = _ScriptedSlot(sampling, opened, len(token_ids), self._matcher(sampling))
         self._start_turn(state)
         slot, self._next_id = self._next_id, self._next_id + 1
         self._slots[slot] = state
@@ -106,7 +106,7 @@ class ScriptedEngine:
     def _matcher(self, sampling: Sampling) -> StopMatcher:
         return StopMatcher(Stops(sampling.stop, self._codec.token_bytes))
 
-    def _start_turn(self, state: _Slot) -> None:
+    def _start_turn(self, state: _ScriptedSlot) -> None:
         text = self._script(state.opened, state.read)
         state.queue = deque(self._codec.turn_ids(text))
         if not state.queue:
@@ -114,7 +114,7 @@ class ScriptedEngine:
         state.stops = self._matcher(state.sampling)
         state.written = 0
 
-    def _write(self, slot: SlotId, state: _Slot) -> Event:
+    def _write(self, slot: SlotId, state: _ScriptedSlot) -> Event:
         token = state.queue.popleft()
         state.written += 1
         state.length += 1

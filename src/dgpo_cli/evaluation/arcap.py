@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dgpo_cli.agent.episode import Episode
+from dgpo_cli.agent.episode import RunningEpisode
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.progress import Pace, Progress
 from dgpo_cli.core.text import text_key
@@ -124,8 +124,8 @@ class GoldReader:
     ) -> Iterator[Trajectory]:
         """Trajectories of (question, sample) pairs, each as soon as it is finished; `settings.wave` run at once."""
         pace, finished, written = Pace(progress, len(pairs)), 0, 0
-        queue = deque(Episode(index, question, sample) for index, (question, sample) in enumerate(pairs))
-        running: dict[int, Episode] = {}
+        queue = deque(RunningEpisode(index, question, sample) for index, (question, sample) in enumerate(pairs))
+        running: dict[int, RunningEpisode] = {}
         try:
             while queue or running:
                 ended = []
@@ -151,7 +151,7 @@ class GoldReader:
             for slot in running:
                 self._engine.close(slot)
 
-    def _open(self, episode: Episode) -> bool:
+    def _open(self, episode: RunningEpisode) -> bool:
         """False for a prompt that leaves no room; the passages are cut where they leave none for an answer."""
         capacity = min(self._engine.capacity, self._settings.max_tokens)
         passages = self._gold.passages[episode.question.id]
@@ -188,7 +188,7 @@ class GoldReader:
         asked = self._codec.text_ids(form.write("", "search", question.text))
         return asked, self._codec.text_ids(form.begun(self._mode))
 
-    def _end(self, episode: Episode, end: TurnEnd) -> None:
+    def _end(self, episode: RunningEpisode, end: TurnEnd) -> None:
         turn = self._parse(episode.turn, ended=end is TurnEnd.STOP)
         episode.end_turn(turn)
         if turn.action == "answer":

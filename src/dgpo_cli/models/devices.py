@@ -15,14 +15,14 @@ from dgpo_cli.core.device import Precision, named_device
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.half import pays_off
 from dgpo_cli.models.load import load_config
-from dgpo_cli.models.processes import World
+from dgpo_cli.models.processes import Processes
 
 # One that waits for another's share of a step is not stuck; where a process died, the launcher ends the others.
 PATIENCE = timedelta(hours=2)  # ours
 
 
 @functools.cache
-def world() -> World:
+def world() -> Processes:
     """The processes that `accelerate launch` (or torchrun) started, on a GPU each or on the CPU; else this one alone.
 
     Raises ConfigError where the launch asks for what training does not do.
@@ -44,7 +44,7 @@ def world() -> World:
     if sharded and not hasattr(FSDPModule, "reset_iter_state"):
         raise ConfigError(f"FSDP with torch {torch.__version__}", hint="it needs 2.13: pip install -U torch")
     device = torch.device(state.device)
-    return World(
+    return Processes(
         state.process_index,
         state.num_processes,
         torch.device("cpu") if device.type == "cpu" else device,

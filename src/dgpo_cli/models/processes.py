@@ -20,11 +20,11 @@ from dgpo_cli.errors import TrainingError
 BUCKET = 2**25  # ours, elements that are summed at once: 128 MiB of float32 beside the gradients
 
 
-class Failed(TrainingError):
+class ProcessFailed(TrainingError):
     """A process of the run cannot go on, and every process knows."""
 
 
-class World:
+class Processes:
     """`size` processes of which this is number `rank`; `device` is where exchanged tensors have to be.
 
     `sharded`: models under training are split over them, and add up their gradients themselves.
@@ -35,7 +35,7 @@ class World:
     ) -> None:
         self.rank, self.size, self.sharded = rank, size, sharded
         self.device = torch.device("cpu") if device is None else device
-        self._failed: Failed | None = None
+        self._failed: ProcessFailed | None = None
 
     @property
     def first(self) -> bool:
@@ -106,7 +106,7 @@ class World:
         if self._failed is None:
             try:
                 self._exchange({"error": [message, hint]})
-            except Failed:
+            except ProcessFailed:
                 pass
             except TrainingError:  # the others are gone
                 return message, hint
@@ -128,12 +128,12 @@ class World:
         ]
         for told in envelopes:
             if "error" in told:
-                self._failed = Failed(*told["error"])
+                self._failed = ProcessFailed(*told["error"])
                 raise self._failed
         return [told["value"] for told in envelopes]
 
 
-ALONE = World()
+ALONE = Processes()
 
 
 def _all(operation: Any, *arguments: Any) -> None:

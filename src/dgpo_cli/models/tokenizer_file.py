@@ -31,7 +31,7 @@ _TOKENS = schema.map_of(
 _CONFIG = schema.record({}, {"added_tokens_decoder": _TOKENS}, other=schema.ANYTHING)
 
 
-class Vocabulary(Protocol):
+class TokenizerVocabulary(Protocol):
     """Both kinds of tokenizer."""
 
     @property
@@ -150,7 +150,7 @@ def _by_name(template: object) -> dict[str, str]:
     return found
 
 
-def require_same_tokenizer(student: Vocabulary, teacher: Vocabulary) -> None:
+def require_same_tokenizer(student: TokenizerVocabulary, teacher: TokenizerVocabulary) -> None:
     """A teacher scores the student's token ids, so both must read the same ids alike. Raises ModelError otherwise."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     hint = "choose both from one model family, e.g. qwen-0.5b and qwen-3b"

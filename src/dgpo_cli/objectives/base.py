@@ -33,7 +33,7 @@ class Need(Enum):
 
 
 @dataclass(slots=True)
-class Episode:
+class ScoredEpisode:
     """One scored rollout before credit assignment; float32 tensors [L], zero where nothing was written."""
 
     group: str  # episodes of one question share it
@@ -188,7 +188,7 @@ class Objective(ABC):
         """Whether the KL applies to an episode with this score; False skips the teacher's forward pass."""
         return True
 
-    def credit(self, episodes: Sequence[Episode]) -> list[Credit]:
+    def credit(self, episodes: Sequence[ScoredEpisode]) -> list[Credit]:
         """Rewards to per-token advantages for the episodes of one step, in order. Called once, without gradient."""
         raise NotImplementedError(f"{type(self).__name__} trains without rewards")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from dgpo_cli.core.types import Score
-from dgpo_cli.objectives.base import Episode, Need, TokenBatch
+from dgpo_cli.objectives.base import Need, ScoredEpisode, TokenBatch
 from dgpo_cli.objectives.divergence import kl
 from dgpo_cli.objectives.ppo import PPO
 
@@ -50,7 +50,7 @@ class DGPO(PPO):
     def kl_applies(self, score: Score) -> bool:
         return self.config.kl_gate == "always" or (self.config.kl_gate == "wrong" and not score.correct)
 
-    def other_logprobs(self, of: Episode | TokenBatch) -> Tensor | None:
+    def other_logprobs(self, of: ScoredEpisode | TokenBatch) -> Tensor | None:
         return of.teacher_logprobs
 
     def token_kl(self, tokens: TokenBatch) -> tuple[str, Tensor | None]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.advantage import clipped_policy_loss, group_advantages
-from dgpo_cli.objectives.base import Credit, Episode, Need, TokenBatch
+from dgpo_cli.objectives.base import Credit, Need, ScoredEpisode, TokenBatch
 from dgpo_cli.objectives.deferred import torch
 from dgpo_cli.objectives.ppo import PPO
 
@@ -112,7 +112,7 @@ class GRPO(PPO):
     def denominator(self, weight: float, sequences: int) -> float:
         return sequences * self.config.constant_length if self.config.reduction == "constant" else weight
 
-    def credit(self, episodes: Sequence[Episode]) -> list[Credit]:
+    def credit(self, episodes: Sequence[ScoredEpisode]) -> list[Credit]:
         lengths = [int(episode.written.sum()) for episode in episodes]
         penalties = [float(self.reward_penalty(episode)[episode.written].sum()) for episode in episodes]
         totals = [

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.advantage import clipped_policy_loss, k1
-from dgpo_cli.objectives.base import Credit, Episode, Need, Objective, TokenBatch, TokenLoss
+from dgpo_cli.objectives.base import Credit, Need, Objective, ScoredEpisode, TokenBatch, TokenLoss
 from dgpo_cli.objectives.deferred import torch
 from dgpo_cli.objectives.divergence import kl
 
@@ -66,7 +66,7 @@ class MiniLLM(Objective):
     def sampled_from_teacher(self) -> float:
         return self.config.teacher_share
 
-    def credit(self, episodes: Sequence[Episode]) -> list[Credit]:
+    def credit(self, episodes: Sequence[ScoredEpisode]) -> list[Credit]:
         result = []
         for episode in episodes:
             advantages = torch.zeros_like(episode.behavior_logprobs)
@@ -74,7 +74,7 @@ class MiniLLM(Objective):
             result.append(Credit(advantages, kl_weight=self.config.single_step_weight))
         return result
 
-    def returns(self, episode: Episode) -> Tensor:
+    def returns(self, episode: ScoredEpisode) -> Tensor:
         """Return of each written token, in order."""
         assert episode.teacher_logprobs is not None
         gap = -k1(episode.behavior_logprobs, episode.teacher_logprobs)[episode.written]

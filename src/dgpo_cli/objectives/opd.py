@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.advantage import k1
-from dgpo_cli.objectives.base import Credit, Episode, Need, Objective, TokenBatch, TokenLoss
+from dgpo_cli.objectives.base import Credit, Need, Objective, ScoredEpisode, TokenBatch, TokenLoss
 from dgpo_cli.objectives.deferred import torch
 
 _CODE = "tinker-cookbook (9dfcc3a)"
@@ -40,7 +40,7 @@ class OPD(Objective):
     def credits(self) -> bool:
         return True
 
-    def credit(self, episodes: Sequence[Episode]) -> list[Credit]:
+    def credit(self, episodes: Sequence[ScoredEpisode]) -> list[Credit]:
         result = []
         for episode in episodes:
             assert episode.teacher_logprobs is not None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from dgpo_cli.core.types import Score
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.advantage import clipped_policy_loss, clipped_value_loss, gae, k1, k3
-from dgpo_cli.objectives.base import Credit, Episode, Need, Objective, TokenBatch, TokenLoss
+from dgpo_cli.objectives.base import Credit, Need, Objective, ScoredEpisode, TokenBatch, TokenLoss
 from dgpo_cli.objectives.deferred import torch
 from dgpo_cli.objectives.divergence import entropy
 
@@ -81,11 +81,11 @@ class PPO(Objective):
         """Whether the KL, to whichever model, applies to an episode with this score."""
         return True
 
-    def other_logprobs(self, of: Episode | TokenBatch) -> Tensor | None:
+    def other_logprobs(self, of: ScoredEpisode | TokenBatch) -> Tensor | None:
         """Log-probabilities of the model that the KL compares with."""
         return of.reference_logprobs
 
-    def reward_penalty(self, episode: Episode) -> Tensor:
+    def reward_penalty(self, episode: ScoredEpisode) -> Tensor:
         """What each token pays inside the reward [L], if it is written."""
         if not self.kl_target or self.config.kl_form not in _REWARD_FORMS or not self.kl_applies(episode.score):
             return torch.zeros_like(episode.behavior_logprobs)
@@ -94,12 +94,12 @@ class PPO(Objective):
         estimate = k1 if self.config.kl_form == "k1-reward" else k3
         return self.config.kl_coef * estimate(episode.behavior_logprobs, other)
 
-    def kl_loss_weight(self, episode: Episode) -> float:
+    def kl_loss_weight(self, episode: ScoredEpisode) -> float:
         """Weight of a KL in the loss of every written token of the episode."""
         acts = self.kl_target and self.config.kl_form not in _REWARD_FORMS and self.kl_applies(episode.score)
         return self.config.kl_coef if acts else 0.0
 
-    def token_rewards(self, episode: Episode) -> Tensor:
+    def token_rewards(self, episode: ScoredEpisode) -> Tensor:
         """Reward per token [L]: minus its penalty, and the score on the last written token."""
         rewards = torch.where(episode.written, -self.reward_penalty(episode), 0.0)
         places = episode.written.nonzero()
@@ -107,7 +107,7 @@ class PPO(Objective):
             rewards[int(places[-1])] += episode.score.total
         return rewards
 
-    def credit(self, episodes: Sequence[Episode]) -> list[Credit]:
+    def credit(self, episodes: Sequence[ScoredEpisode]) -> list[Credit]:
         if not episodes:
             return []
         width = max(len(e.written) for e in episodes)

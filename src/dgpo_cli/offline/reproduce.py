@@ -234,7 +234,7 @@ _RECORD = schema.of(
 _TRIAL = schema.record({"digest": schema.text(), "validation_em": schema.number()})
 
 
-def _found(path: Path, kind: schema.Kind) -> dict[str, Any] | None:
+def _found(path: Path, kind: schema.FieldKind) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = schema.read_record(path, kind, hint="")
     except InputError:

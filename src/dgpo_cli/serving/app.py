@@ -35,13 +35,13 @@ _GONE = 499  # the client left before the reply
 _log = logging.getLogger(__name__)
 
 
-class Refused(Exception):
+class ReplyRefused(Exception):
     def __init__(self, status: int, cause: str) -> None:
         super().__init__(cause)
         self.status, self.cause = status, cause
 
 
-class Question(BaseModel):
+class RetrieveRequest(BaseModel):
     """Search-R1's request; other fields are ignored, as its own server does, and so is "3" taken for 3."""
 
     queries: list[str]
@@ -83,7 +83,7 @@ class SearchServer:
 
     def app(self) -> FastAPI:
         made = FastAPI(title="dgpo serve", version=__version__, docs_url=None, redoc_url=None, lifespan=self._lifespan)
-        body = {"required": True, "content": {"application/json": {"schema": Question.model_json_schema()}}}
+        body = {"required": True, "content": {"application/json": {"schema": RetrieveRequest.model_json_schema()}}}
         problems = responses(401, 408, 413, 421, 422, 500, 503)
         made.add_api_route(
             "/retrieve", self.retrieve, methods=["POST"], responses=problems, openapi_extra={"requestBody": body}
@@ -108,7 +108,7 @@ class SearchServer:
         self.metrics.in_flight.inc()
         try:
             status, content = 200, await self._answer(request)
-        except Refused as error:
+        except ReplyRefused as error:
             status, content = error.status, _problem(error.cause)
         except Busy as error:
             status, content = 503, _problem(error.message)
@@ -129,7 +129,7 @@ class SearchServer:
         """Whether the server can search; what it serves, and why it cannot, is told only to who may search."""
         failure = await self._failure()
         state: dict[str, Any] = {"status": "ok" if failure is None else "failing"}
-        with suppress(Refused):
+        with suppress(ReplyRefused):
             self._admit(request)
             state |= {"index": self._about} | ({} if failure is None else {"detail": failure})
         return JSONResponse(state, 200 if failure is None else 503)
@@ -154,7 +154,7 @@ class SearchServer:
     async def count(self, request: Request) -> Response:
         try:
             self._admit(request)
-        except Refused as error:
+        except ReplyRefused as error:
             return Response(_problem(error.cause), error.status, media_type="application/json")
         return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
@@ -163,25 +163,27 @@ class SearchServer:
         if self._authorization is not None:
             given = request.headers.get("authorization", "").encode()
             if not hmac.compare_digest(given, self._authorization):
-                raise Refused(401, "the token is missing or wrong; send it as `Authorization: Bearer TOKEN`")
+                raise ReplyRefused(401, "the token is missing or wrong; send it as `Authorization: Bearer TOKEN`")
         elif self._hosts and (name := _host(request)) not in self._hosts:
-            raise Refused(421, f"this server is not called {name!r}; without a token it answers to its own names only")
+            raise ReplyRefused(
+                421, f"this server is not called {name!r}; without a token it answers to its own names only"
+            )
 
     async def _answer(self, request: Request) -> bytes:
         limit = self.settings.max_body_bytes
-        refused: Refused | None = None
+        refused: ReplyRefused | None = None
         try:
             self._admit(request)
-        except Refused as error:
+        except ReplyRefused as error:
             refused = error
         try:
             body = await asyncio.wait_for(_body(request, 0 if refused else limit, limit), self.settings.body_timeout_s)
         except TimeoutError as error:
-            raise Refused(408, f"the request did not arrive within {self.settings.body_timeout_s:g} s") from error
+            raise ReplyRefused(408, f"the request did not arrive within {self.settings.body_timeout_s:g} s") from error
         if refused is not None:
             raise refused
         if body is None:
-            raise Refused(413, f"the request is larger than max_body_bytes = {limit}")
+            raise ReplyRefused(413, f"the request is larger than max_body_bytes = {limit}")
         question = self._parse(body)
         k = self.settings.default_topk if question.topk is None else question.topk
         answers = await self._searched(request, question.queries, k)
@@ -203,22 +205,24 @@ class SearchServer:
             for task in (searching, left):
                 task.cancel()
 
-    def _parse(self, body: bytes) -> Question:
+    def _parse(self, body: bytes) -> RetrieveRequest:
         try:
-            question = Question.model_validate_json(body)
+            question = RetrieveRequest.model_validate_json(body)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"])) or "the request"
-            raise Refused(422, f"{field}: {first['msg']}") from error
+            raise ReplyRefused(422, f"{field}: {first['msg']}") from error
         settings = self.settings
         if len(question.queries) > settings.max_queries:
-            raise Refused(413, f"{len(question.queries)} queries are more than max_queries = {settings.max_queries}")
+            raise ReplyRefused(
+                413, f"{len(question.queries)} queries are more than max_queries = {settings.max_queries}"
+            )
         for place, query in enumerate(question.queries):
             if len(query) > settings.max_query_chars:
                 cause = f"{len(query)} characters are more than max_query_chars = {settings.max_query_chars}"
-                raise Refused(422, f"queries.{place}: {cause}")
+                raise ReplyRefused(422, f"queries.{place}: {cause}")
         if question.topk is not None and not 1 <= question.topk <= settings.max_topk:
-            raise Refused(422, f"topk: {question.topk} is not from 1 to max_topk = {settings.max_topk}")
+            raise ReplyRefused(422, f"topk: {question.topk} is not from 1 to max_topk = {settings.max_topk}")
         return question
 
 

@@ -16,7 +16,7 @@ from dgpo_cli.core.text import comparable
 from dgpo_cli.core.trajectory import Trajectory, refuse_broken_search
 from dgpo_cli.core.types import StopReason
 from dgpo_cli.objectives.advantage import whiten
-from dgpo_cli.objectives.base import Credit, Episode, Need, Signals
+from dgpo_cli.objectives.base import Credit, Need, ScoredEpisode, Signals
 from dgpo_cli.training import signals
 from dgpo_cli.training.batch import Sample
 from dgpo_cli.training.learner import Learner
@@ -72,7 +72,7 @@ def student_samples(learner: Learner, trajectories: Sequence[Trajectory]) -> tup
     return [_credited(*part) for part in parts], metrics
 
 
-def _credited(sample: Sample, episode: Episode, credit: Credit, advantages: Tensor) -> Sample:
+def _credited(sample: Sample, episode: ScoredEpisode, credit: Credit, advantages: Tensor) -> Sample:
     signals = replace(
         sample.signals,
         behavior_logprobs=episode.behavior_logprobs,
@@ -86,7 +86,7 @@ def _credited(sample: Sample, episode: Episode, credit: Credit, advantages: Tens
 
 
 def episode_metrics(
-    trajectories: Sequence[Trajectory], episodes: Sequence[Episode], credits: Sequence[Credit]
+    trajectories: Sequence[Trajectory], episodes: Sequence[ScoredEpisode], credits: Sequence[Credit]
 ) -> dict[str, float]:
     """Means over the episodes of a step; log-probabilities over the written tokens that they are about."""
     metrics = rollout_metrics(trajectories)
@@ -129,7 +129,7 @@ def _repeats(trajectory: Trajectory) -> int:
     return len(queries) - len(set(queries))
 
 
-def _needs_metrics(learner: Learner, samples: Sequence[Sample], episodes: Sequence[Episode]) -> dict[str, float]:
+def _needs_metrics(learner: Learner, samples: Sequence[Sample], episodes: Sequence[ScoredEpisode]) -> dict[str, float]:
     """How far the engine's log-probabilities are from the trainer's, and the teacher's from the student's."""
     metrics = {}
     pairs = [

@@ -17,7 +17,7 @@ from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.critic import Critic, SharedCritic
 from dgpo_cli.models.lora import add_adapter, freeze_embeddings, has_adapter
 from dgpo_cli.models.packed import packed_attention
-from dgpo_cli.models.processes import ALONE, World
+from dgpo_cli.models.processes import ALONE, Processes
 from dgpo_cli.models.ways import WAYS
 from dgpo_cli.objectives.base import Objective
 from dgpo_cli.training import eight_bit_adam
@@ -157,7 +157,7 @@ class Learner:
     critic: Critic | SharedCritic | None = None
     value_optimizer: Optimizer | None = None
     replay: ReplayBuffer | None = None
-    world: World = ALONE  # the processes that train it together
+    world: Processes = ALONE  # the processes that train it together
     micro_batch_tokens: int = 16_384  # tokens per forward and backward pass
     chunk_tokens: int = 256  # tokens whose distributions exist at once
     temperature: float = 1.0  # of the rollouts; log-probabilities are taken at the same

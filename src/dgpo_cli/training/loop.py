@@ -49,7 +49,7 @@ class Hooks:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrainingOutcome:
     steps: int
     best: float | None  # the best evaluation's score
     seconds: float  # of training, evaluation and saving not counted
@@ -58,7 +58,7 @@ class Outcome:
 
 def train(
     learner: Learner, source: Source, plan: Plan, hooks: Hooks, *, step: int = 0, extra: Mapping[str, Any]
-) -> Outcome:
+) -> TrainingOutcome:
     """Train from `step` to the end of the plan.
 
     `extra` is what the last checkpoint carried: {} at the start, else {"best": x, "seconds": s, "untrained_steps": n}.
@@ -67,7 +67,7 @@ def train(
     best, seconds = extra.get("best"), float(extra.get("seconds", 0.0))
     untrained = int(extra.get("untrained_steps", 0))
     if step and plan.ends(step, seconds):  # interrupted after its last save
-        return Outcome(step, best, seconds, untrained)
+        return TrainingOutcome(step, best, seconds, untrained)
     if not step and (plan.evaluates_first or learner.objective.evaluates_first):
         best = _evaluate(learner, hooks, step, best)
     while not plan.ends(step, seconds):
@@ -86,7 +86,7 @@ def train(
             best = _evaluate(learner, hooks, step, best)
         if evaluated or (plan.save_every and step % plan.save_every == 0):
             hooks.save(step, {"best": best, "seconds": seconds, "untrained_steps": untrained})
-    return Outcome(step, best, seconds, untrained)
+    return TrainingOutcome(step, best, seconds, untrained)
 
 
 def run_step(learner: Learner, source: Source, plan: Plan, step: int, look: Look | None = None) -> dict[str, float]:

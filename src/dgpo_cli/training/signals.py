@@ -12,13 +12,13 @@ from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.models.critic import Critic
 from dgpo_cli.models.finite import require_finite
 from dgpo_cli.models.lm_head import hidden_states, token_logprobs
-from dgpo_cli.objectives.base import Episode, Need
+from dgpo_cli.objectives.base import Need, ScoredEpisode
 from dgpo_cli.training.batch import Batch, Sample, micro_batches, pack
 from dgpo_cli.training.learner import Learner
 from dgpo_cli.training.step import critic_values
 
 
-def fill(learner: Learner, trajectories: Sequence[Trajectory], samples: Sequence[Sample]) -> list[Episode]:
+def fill(learner: Learner, trajectories: Sequence[Trajectory], samples: Sequence[Sample]) -> list[ScoredEpisode]:
     """Episodes with what `objective.needs` names. The teacher reads only the sequences that the objective wants it for.
     `samples` are those of the trajectories.
 
@@ -43,7 +43,7 @@ def fill(learner: Learner, trajectories: Sequence[Trajectory], samples: Sequence
     for i, trajectory in enumerate(trajectories):
         assert trajectory.score is not None, f"{trajectory.key} has no score"
         episodes.append(
-            Episode(
+            ScoredEpisode(
                 group=trajectory.question.key,
                 score=trajectory.score,
                 written=samples[i].written,

@@ -31,7 +31,7 @@ def kept_history(console: Console) -> History:
     except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows the home directory
         console.warn(f"what you type is not kept for the next chat: {error}")
         return InMemoryHistory()
-    return _Kept(path)
+    return _HistoryFile(path)
 
 
 def _prepare(path: Path) -> None:
@@ -53,7 +53,7 @@ def _prepare(path: Path) -> None:
         path.chmod(0o600)
 
 
-class _Kept(FileHistory):
+class _HistoryFile(FileHistory):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
 

@@ -31,12 +31,12 @@ def use_search_environment() -> None:
     token, timeout = search_token(), os.environ.get(TIMEOUT_VARIABLE)
     if token is None and not timeout:
         return
-    from dgpo_cli.retrieval.remote.search_r1 import ServerAccess, use_access
+    from dgpo_cli.retrieval.remote.search_r1 import SearchServerAccess, use_access
 
     try:
-        timeout_s = float(timeout) if timeout else ServerAccess().timeout_s
+        timeout_s = float(timeout) if timeout else SearchServerAccess().timeout_s
     except ValueError:
         timeout_s = 0.0
     if not 0 < timeout_s < float("inf"):
         raise ConfigError(f"{TIMEOUT_VARIABLE} = {timeout!r} is no number of seconds", hint="give one, such as 120")
-    use_access(ServerAccess(token=token, timeout_s=timeout_s))
+    use_access(SearchServerAccess(token=token, timeout_s=timeout_s))

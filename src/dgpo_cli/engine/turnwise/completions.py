@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dgpo_cli.core import schema
-from dgpo_cli.core.http import Refused
+from dgpo_cli.core.http import RequestRefused
 from dgpo_cli.engine.base import SlotId, TurnEnd
-from dgpo_cli.engine.turnwise.engine import Turn, Written
-from dgpo_cli.engine.turnwise.model_server import Asker, ModelServer, ServerAccess
+from dgpo_cli.engine.turnwise.engine import TurnRequest, Written
+from dgpo_cli.engine.turnwise.model_server import Asker, ModelServer, ModelServerAccess
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models.codec import Codec
 
@@ -46,7 +46,7 @@ class CompletionsWriter:
     The threads end with the process: Ctrl-C waits for no reply, and the server sees the connections close.
     """
 
-    def __init__(self, server: ModelServer, codec: Codec, access: ServerAccess) -> None:
+    def __init__(self, server: ModelServer, codec: Codec, access: ModelServerAccess) -> None:
         self._codec, self._closes, self._server = codec, codec.format.closes, server
         self._asker = Asker(server, access)
         self._end_id = next(iter(sorted(codec.eos_ids)), None)
@@ -54,12 +54,12 @@ class CompletionsWriter:
             self._end_id = int(codec.tokenizer.eos_token_id)
         self.speaks_tokens, self._keeps_stop = self._probe()
         # Tokenizers are not for several threads at once, so these only send and receive.
-        self._waiting: queue.SimpleQueue[tuple[Turn, dict[str, Any]]] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[tuple[Turn, dict[str, Any] | Exception]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[TurnRequest, dict[str, Any]]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[TurnRequest, dict[str, Any] | Exception]] = queue.SimpleQueue()
         for _ in range(access.concurrency):
             threading.Thread(target=self._work, daemon=True).start()
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: TurnRequest) -> None:
         prompt = list(turn.token_ids) if self.speaks_tokens else self._codec.served_text(turn.token_ids)
         request = self._request(
             prompt,
@@ -86,12 +86,12 @@ class CompletionsWriter:
             except Exception as error:  # raised again by `finished`, in the thread that waits for it
                 self._done.put((turn, error))
 
-    def _written(self, turn: Turn, reply: dict[str, Any] | Exception) -> Written:
+    def _written(self, turn: TurnRequest, reply: dict[str, Any] | Exception) -> Written:
         try:
             if isinstance(reply, Exception):
                 raise reply
             choice = _choice(reply)
-        except Refused as error:
+        except RequestRefused as error:
             self._asker.give_up()
             raise self._asker.explained(error) from error
         except Exception:
@@ -109,7 +109,7 @@ class CompletionsWriter:
             choice = _choice(self._asker.ask("/completions", request | {"return_token_ids": True}, patient=False))
             if choice.get("prompt_token_ids") == expected and isinstance(choice.get("token_ids"), list):
                 return True, False
-        except Refused as error:
+        except RequestRefused as error:
             if error.status not in (400, 422):
                 raise self._asker.explained(error) from error
         return False, self._probe_stop(request)
@@ -122,7 +122,7 @@ class CompletionsWriter:
                 return False
             stop = wrote.strip()[:4]
             again = _choice(self._asker.ask("/completions", request | {"stop": [stop]}, patient=False)).get("text")
-        except Refused as error:
+        except RequestRefused as error:
             raise self._asker.explained(error) from error
         return isinstance(again, str) and stop in again
 
@@ -139,7 +139,7 @@ class CompletionsWriter:
         }
         return request | ({"stop": list(stop)} if stop else {})
 
-    def _from_ids(self, turn: Turn, choice: Mapping[str, Any]) -> Written:
+    def _from_ids(self, turn: TurnRequest, choice: Mapping[str, Any]) -> Written:
         ids = choice.get("token_ids")
         if not ids or schema.whole_numbers(0, self._codec.vocabulary_size - 1).fault(ids, ""):
             raise self._asker.unusable(f"a choice without token ids of the tokenizer: {str(choice)[:200]}")
@@ -147,7 +147,7 @@ class CompletionsWriter:
         # A server's are those of temperature 1 unless it was started otherwise.
         return Written(ids, logprobs if turn.sampling.temperature in (0.0, 1.0) else None, _end(choice))
 
-    def _from_text(self, turn: Turn, choice: Mapping[str, Any]) -> Written:
+    def _from_text(self, turn: TurnRequest, choice: Mapping[str, Any]) -> Written:
         text, reason = choice.get("text"), choice.get("finish_reason")
         if not isinstance(text, str):
             raise self._asker.unusable(f"a choice without text: {str(choice)[:200]}")
@@ -179,7 +179,7 @@ class CompletionsWriter:
 def _choice(reply: Mapping[str, Any]) -> dict[str, Any]:
     """The first choice of a reply. Raises Refused if there is none."""
     if problem := _REPLY.fault(reply, ""):
-        raise Refused(f"gave a reply without choices: {problem}")
+        raise RequestRefused(f"gave a reply without choices: {problem}")
     first: dict[str, Any] = reply["choices"][0]
     return first
 

@@ -17,7 +17,7 @@ from dgpo_cli.models.codec import Codec
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class TurnRequest:
     """A turn to be written."""
 
     slot: SlotId
@@ -37,7 +37,7 @@ class Written:
 
 
 class Writer(Protocol):
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: TurnRequest) -> None:
         """Take a turn on; does not wait for it."""
         ...
 
@@ -101,7 +101,7 @@ class TurnwiseEngine:
     def _begin(self, slot: SlotId) -> None:
         state, sampling = self._slots[slot], self._slots[slot].sampling
         self._writer.begin(
-            Turn(
+            TurnRequest(
                 slot,
                 tuple(state.token_ids),
                 sampling,

@@ -12,7 +12,7 @@ from typing import Any
 
 from dgpo_cli.core import schema
 from dgpo_cli.core.config import setting
-from dgpo_cli.core.http import Failed, JsonClient, Refused
+from dgpo_cli.core.http import JsonClient, RequestFailed, RequestRefused
 from dgpo_cli.errors import ConfigError, ModelError
 
 _LISTED = schema.record({"id": schema.text(empty=False)})
@@ -21,7 +21,7 @@ _LONGEST_PAUSE = 60.0  # seconds, ours; a server may ask for more
 
 
 @dataclass(frozen=True, slots=True)
-class ServerAccess:
+class ModelServerAccess:
     """How a server is asked; the defaults are ours."""
 
     concurrency: int = setting(64, "requests in flight at once")
@@ -63,12 +63,12 @@ def base_url(location: str) -> str:
     return text if parsed.path.strip("/") else f"{text}/v1"
 
 
-def served_models(url: str, key: str | None, access: ServerAccess) -> list[dict[str, Any]]:
+def served_models(url: str, key: str | None, access: ModelServerAccess) -> list[dict[str, Any]]:
     """What the server lists at /models; nothing if it has no list. Raises ModelError where nothing answers."""
     asker = Asker(ModelServer(url, "", key), access)
     try:
         reply = asker.ask("/models", None, patient=False)
-    except Refused as error:
+    except RequestRefused as error:
         if error.status == 404:
             return []
         raise asker.explained(error) from error
@@ -76,7 +76,7 @@ def served_models(url: str, key: str | None, access: ServerAccess) -> list[dict[
     return [row for row in listed if not _LISTED.fault(row, "")] if isinstance(listed, list) else []
 
 
-def context_length(server: ModelServer, access: ServerAccess) -> int | None:
+def context_length(server: ModelServer, access: ModelServerAccess) -> int | None:
     """Tokens that the server's model can read at once, where the server tells (vLLM does)."""
     try:
         rows = served_models(server.url, server.key, access)
@@ -86,7 +86,7 @@ def context_length(server: ModelServer, access: ServerAccess) -> int | None:
     return next((length for length in lengths if not _LENGTH.fault(length, "")), None)
 
 
-def choose_model(url: str, name: str | None, key: str | None, access: ServerAccess) -> str:
+def choose_model(url: str, name: str | None, key: str | None, access: ModelServerAccess) -> str:
     """The name given, else the only one that the server lists. Raises ConfigError if that leaves it open."""
     if name is not None:
         return name  # a server may know more names than it lists
@@ -100,7 +100,7 @@ def choose_model(url: str, name: str | None, key: str | None, access: ServerAcce
 class Asker:
     """Requests with patience, for several threads."""
 
-    def __init__(self, server: ModelServer, access: ServerAccess) -> None:
+    def __init__(self, server: ModelServer, access: ModelServerAccess) -> None:
         self._server, self._access = server, access
         self._client = JsonClient(server.url, token=server.key, timeout_s=access.timeout_s)
         self._numbers = itertools.count()
@@ -118,7 +118,7 @@ class Asker:
         for attempt in range(attempts):
             try:
                 return self._client.ask(f"{self._server.url}{path}", body)[1]
-            except Failed as error:
+            except RequestFailed as error:
                 problem = str(error)
                 pause = self._access.pause_s * 2**attempt * jitter.uniform(0.5, 1.0)
                 if attempt + 1 < attempts and not self._stopping:
@@ -130,7 +130,7 @@ class Asker:
             hint="start the model server or correct --teacher-url; the same command then goes on",
         )
 
-    def explained(self, error: Refused) -> ModelError:
+    def explained(self, error: RequestRefused) -> ModelError:
         url, model = self._server.url, self._server.model
         if error.status in (401, 403):
             hint = "put the server's key into the environment variable DGPO_TEACHER_KEY"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dgpo_cli.engine.turnwise.completions import CompletionsWriter
 from dgpo_cli.engine.turnwise.engine import TurnwiseEngine
-from dgpo_cli.engine.turnwise.model_server import ModelServer, ServerAccess, context_length
+from dgpo_cli.engine.turnwise.model_server import ModelServer, ModelServerAccess, context_length
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.sources import context_of
 
 
 def served_engine(
-    server: ModelServer, codec: Codec, access: ServerAccess, *, max_tokens: int, tokenizer: str
+    server: ModelServer, codec: Codec, access: ModelServerAccess, *, max_tokens: int, tokenizer: str
 ) -> tuple[TurnwiseEngine, bool]:
     """An engine behind a server, and whether token ids are the sampled ones (else they are made from text here).
 

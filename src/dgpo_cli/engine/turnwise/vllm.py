@@ -11,7 +11,7 @@ import importlib.util
 from typing import Any
 
 from dgpo_cli.engine.base import SlotId, TurnEnd
-from dgpo_cli.engine.turnwise.engine import Turn, TurnwiseEngine, Written
+from dgpo_cli.engine.turnwise.engine import TurnRequest, TurnwiseEngine, Written
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.sources import ModelSource, context_of
@@ -59,9 +59,9 @@ class VLLMWriter:
             enable_prefix_caching=True,  # a turn reads what the turns before it wrote
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
         )
-        self._waiting: list[Turn] = []
+        self._waiting: list[TurnRequest] = []
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: TurnRequest) -> None:
         self._waiting.append(turn)
 
     def finished(self) -> list[tuple[SlotId, Written]]:
@@ -73,7 +73,7 @@ class VLLMWriter:
         )
         return [(turn.slot, _written(output.outputs[0])) for turn, output in zip(turns, outputs, strict=True)]
 
-    def _parameters(self, turn: Turn) -> Any:
+    def _parameters(self, turn: TurnRequest) -> Any:
         return self._vllm.SamplingParams(
             temperature=turn.sampling.temperature,
             seed=turn.seed,

@@ -48,7 +48,7 @@ class Hop:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class QuestionKind:
     """A form of question. `relations` are read one after the other, each on what the one before gave."""
 
     name: str
@@ -56,17 +56,17 @@ class Kind:
     relations: tuple[str, ...]
 
 
-KINDS: tuple[Kind, ...] = (
-    Kind("birthplace", "Where was {subject} born?", ("birthplace",)),
-    Kind("school", "Where did {subject} study?", ("school",)),
-    Kind("director", "Who directed {subject}?", ("director",)),
-    Kind("star", "Who stars in {subject}?", ("star",)),
-    Kind("founder", "Who founded {subject}?", ("founder",)),
-    Kind("director-birthplace", "Where was the director of {subject} born?", ("director", "birthplace")),
-    Kind("director-school", "Where did the director of {subject} study?", ("director", "school")),
-    Kind("star-birthplace", "Where was the star of {subject} born?", ("star", "birthplace")),
-    Kind("star-school", "Where did the star of {subject} study?", ("star", "school")),
-    Kind("founder-birthplace", "Where was the founder of {subject} born?", ("founder", "birthplace")),
+KINDS: tuple[QuestionKind, ...] = (
+    QuestionKind("birthplace", "Where was {subject} born?", ("birthplace",)),
+    QuestionKind("school", "Where did {subject} study?", ("school",)),
+    QuestionKind("director", "Who directed {subject}?", ("director",)),
+    QuestionKind("star", "Who stars in {subject}?", ("star",)),
+    QuestionKind("founder", "Who founded {subject}?", ("founder",)),
+    QuestionKind("director-birthplace", "Where was the director of {subject} born?", ("director", "birthplace")),
+    QuestionKind("director-school", "Where did the director of {subject} study?", ("director", "school")),
+    QuestionKind("star-birthplace", "Where was the star of {subject} born?", ("star", "birthplace")),
+    QuestionKind("star-school", "Where did the star of {subject} study?", ("star", "school")),
+    QuestionKind("founder-birthplace", "Where was the founder of {subject} born?", ("founder", "birthplace")),
 )
 KIND_OF = {kind.name: kind for kind in KINDS}
 
@@ -77,7 +77,7 @@ class World:
     questions: dict[str, tuple[Question, ...]]  # by split
     hops: dict[str, tuple[Hop, ...]]  # by question id: how it is answered
 
-    def kind(self, question: Question) -> Kind:
+    def kind(self, question: Question) -> QuestionKind:
         return KIND_OF[question.id.split("/")[1]]
 
 

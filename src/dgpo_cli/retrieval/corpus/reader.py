@@ -19,7 +19,7 @@ from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import InputError
 from dgpo_cli.retrieval.corpus.folder import Folder
 from dgpo_cli.retrieval.corpus.seen_ids import SeenIds
-from dgpo_cli.retrieval.corpus.sources import HUB_PREFIX, Found, HubDataset, JsonLines, Parquet, Source, short
+from dgpo_cli.retrieval.corpus.sources import HUB_PREFIX, CorpusSource, Found, HubDataset, JsonLines, Parquet, short
 
 KEPT_PROBLEMS = 10
 _REPORT_EVERY = 2_000  # passages
@@ -100,7 +100,7 @@ def recorded_location(location: Path | str) -> str:
     return str(location) if str(location).startswith(HUB_PREFIX) else str(Path(location).resolve())
 
 
-def _source(location: Path | str) -> Source:
+def _source(location: Path | str) -> CorpusSource:
     if str(location).startswith(HUB_PREFIX):
         return HubDataset(str(location))
     path = Path(location)

@@ -46,7 +46,7 @@ class Found:
     problem: str = ""
 
 
-class Source(Protocol):
+class CorpusSource(Protocol):
     def read(self, digest: Digest) -> Iterator[Found]:
         """What there is, in order; `digest` sees all that it depends on. Raises InputError if it cannot be read."""
         ...

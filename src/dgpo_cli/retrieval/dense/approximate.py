@@ -35,7 +35,7 @@ class Measured:
     sample: int
 
 
-class Search(Protocol):
+class VectorSearch(Protocol):
     def search(self, queries: np.ndarray, k: int, /) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per query [n, H] rows and scores of the `k` best, best first."""
         ...
@@ -83,7 +83,7 @@ def build_compressed(vectors: np.ndarray, factory: str, progress: Progress | Non
     return index
 
 
-def measure(index: Any, exact: Search, queries: np.ndarray, nprobe: int | None) -> Measured:
+def measure(index: Any, exact: VectorSearch, queries: np.ndarray, nprobe: int | None) -> Measured:
     """Recall of `index` for `queries` [n, H]. Without `nprobe`, probes double until the recall is enough."""
     best = [set(rows.tolist()) for rows, _ in exact.search(queries, RECALL_AT)]
     lists = nlist(index)

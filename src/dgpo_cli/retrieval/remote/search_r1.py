@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from dgpo_cli.core.http import Failed, JsonClient, Refused
+from dgpo_cli.core.http import JsonClient, RequestFailed, RequestRefused
 from dgpo_cli.core.schema import Mismatch, either, maybe, number, record, require, text, whole
 from dgpo_cli.core.types import Hit, Passage
 from dgpo_cli.core.untrusted import LONGEST_PASSAGE
@@ -33,7 +33,7 @@ _DOCUMENT = record(
 
 
 @dataclass(frozen=True, slots=True)
-class ServerAccess:
+class SearchServerAccess:
     """How servers are asked; the defaults are ours."""
 
     token: str | None = field(default=None, repr=False)  # sent as `Authorization: Bearer TOKEN`
@@ -44,10 +44,10 @@ class ServerAccess:
     seed: int = 0  # of the shortening, which keeps clients that failed together from coming back together
 
 
-_access = ServerAccess()
+_access = SearchServerAccess()
 
 
-def use_access(access: ServerAccess) -> None:
+def use_access(access: SearchServerAccess) -> None:
     """How clients opened from now on ask. For the command line, which alone knows of tokens: no run records one."""
     global _access
     _access = access
@@ -71,7 +71,7 @@ def split_urls(location: str) -> list[str]:
 class RemoteRetriever:
     """Asks until every server failed `attempts` times, then raises RetrievalError; a failure never becomes text."""
 
-    def __init__(self, location: str, access: ServerAccess | None = None) -> None:
+    def __init__(self, location: str, access: SearchServerAccess | None = None) -> None:
         """`location` is one address, or several of the same index, comma-separated."""
         self._urls = split_urls(location)
         self._access = _access if access is None else access
@@ -116,7 +116,7 @@ class RemoteRetriever:
             for url in self._in_turn():
                 try:
                     return url, self._post(url, question)
-                except Failed as error:
+                except RequestFailed as error:
                     problem = str(error)
                     self._resting[url] = time.monotonic() + access.rest_s
         several = f" (the last of {len(self._urls)} servers)" if len(self._urls) > 1 else ""
@@ -135,7 +135,7 @@ class RemoteRetriever:
         """Raises Failed where asking again may help, RetrievalError where it does not."""
         try:
             headers, reply = self._clients[url].ask(url, question)
-        except Refused as error:
+        except RequestRefused as error:
             raise _refuse(url, str(error), error.status) from error
         self._require_same_index(url, headers.get(INDEX_HEADER))
         return reply

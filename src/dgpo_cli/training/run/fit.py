@@ -79,7 +79,7 @@ def _resident(name: str) -> int:
 
 
 @dataclass(slots=True)
-class Search:
+class SizeSearch:
     """The largest size from 1 to `largest` whose `run` stays within memory; `attempts` tells how it was found."""
 
     memory: Memory
@@ -151,7 +151,7 @@ def largest_micro_batch(learner: Learner, memory: Memory, length: int, sequences
         finally:
             drop_gradients(learner)
 
-    search = Search(memory, run, sequences)
+    search = SizeSearch(memory, run, sequences)
     try:
         found = search.find(f"a step over one sequence of {length} tokens")
     finally:

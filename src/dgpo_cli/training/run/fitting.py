@@ -11,7 +11,7 @@ from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.engine.base import Engine, Sampling, SlotId
 from dgpo_cli.training.learner import Learner
-from dgpo_cli.training.run.fit import Attempt, Memory, Search, largest_micro_batch
+from dgpo_cli.training.run.fit import Attempt, Memory, SizeSearch, largest_micro_batch
 
 FILE = "fit.json"
 Say = Callable[[str], None]
@@ -83,7 +83,7 @@ def _search(
     wave, kept = None, None
     if engine is not None:
         half = Memory(learner.device, (memory.used() + memory.limit) // 2)
-        search = Search(half, lambda slots: fill(engine(slots)), sequences)
+        search = SizeSearch(half, lambda slots: fill(engine(slots)), sequences)
         wave = search.find("the caches of one episode")
         attempts += [("wave", attempt) for attempt in search.attempts]
         kept = engine(wave)

@@ -16,7 +16,7 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile, as_read, read_jsonl, write_jsonl_atomic
 from dgpo_cli.core.trajectory import Trajectory, attempt_key, refuse_broken_search
 from dgpo_cli.core.types import Question
-from dgpo_cli.models.processes import ALONE, World
+from dgpo_cli.models.processes import ALONE, Processes
 from dgpo_cli.training.source import Roll
 
 VALIDATION_FILE = "validation.jsonl"  # of a training run: episodes of its last periodic evaluation
@@ -24,7 +24,7 @@ UNFINISHED_FILE = "validation.unfinished.jsonl"  # of one that is at work, or wa
 MAX_KEPT = 200  # ours, episodes in it
 
 
-def team(agent: Agent, world: World, progress: Progress | None = None) -> Roll:
+def team(agent: Agent, world: Processes, progress: Progress | None = None) -> Roll:
     """Episodes of (question, sample) pairs in order; each process of `world` runs a share, and all get every one.
 
     `progress` is told of the share of this process.
@@ -55,7 +55,7 @@ def evaluator(
     questions: Sequence[Question],
     *,
     folder: Path | None = None,
-    world: World = ALONE,
+    world: Processes = ALONE,
     model: torch.nn.Module | None = None,
     progress: Progress | None = None,
 ) -> Callable[[], Mapping[str, float]]:

@@ -9,7 +9,7 @@ from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.config import note, require_ranges, setting
 from dgpo_cli.core.device import PRECISION, Precision
 from dgpo_cli.engine.registry import IN_PROCESS, require_engine_name
-from dgpo_cli.engine.turnwise.model_server import ServerAccess
+from dgpo_cli.engine.turnwise.model_server import ModelServerAccess
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.retrieval.rerank import RerankConfig
 
@@ -38,7 +38,7 @@ class DistillDataSettings:
     format: str | None = setting(None, "of the agent's text for a model that was trained with none; tags by default")
     rerank: RerankConfig = field(default_factory=RerankConfig)
     rollout: RolloutSettings = field(default_factory=RolloutSettings)
-    server: ServerAccess = field(default_factory=ServerAccess)  # how teacher_url is asked
+    server: ModelServerAccess = field(default_factory=ModelServerAccess)  # how teacher_url is asked
 
     def __post_init__(self) -> None:
         require_ranges(self)

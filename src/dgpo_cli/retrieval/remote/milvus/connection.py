@@ -102,7 +102,7 @@ def _require_database(path: Path, create: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-class _Kept(logging.Handler):
+class _KeptErrors(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.errors: list[str] = []
@@ -114,7 +114,7 @@ class _Kept(logging.Handler):
 @contextmanager
 def _causes() -> Iterator[list[str]]:
     """What milvus-lite logs instead of raising: why a database cannot be opened."""
-    logger, kept = logging.getLogger("milvus_lite"), _Kept()
+    logger, kept = logging.getLogger("milvus_lite"), _KeptErrors()
     logger.addHandler(kept)
     before, logger.propagate = logger.propagate, False
     try:

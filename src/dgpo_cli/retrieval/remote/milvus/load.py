@@ -73,7 +73,7 @@ def identity(directory: Path, *parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Rows:
+class CollectionRows:
     """What a collection gets of each passage: its hash, and vector, word scores or text where there are such fields."""
 
     def __init__(
@@ -132,7 +132,7 @@ def _weights(counts: Counts, config: BM25Config, first: int) -> Iterator[list[di
 def load(
     collection: MilvusCollection,
     fields: Sequence[VectorField],
-    rows: Rows,
+    rows: CollectionRows,
     *,
     shards: int,
     replicas: int,

@@ -36,7 +36,7 @@ from dgpo_cli.retrieval.remote.milvus.connection import checked_uri, connect, is
 from dgpo_cli.retrieval.remote.milvus.load import (
     COUNTS,
     VOCABULARY,
-    Rows,
+    CollectionRows,
     as_record,
     count_passages,
     first_wrong,
@@ -172,7 +172,7 @@ class MilvusRetriever:
         state["collection"] = f"{config.collection}_{content}"
         assert config.uri is not None, "check_reachable refuses none"
         collection = MilvusCollection(config.uri, state["collection"], create=True)
-        rows = Rows(store, **parts)
+        rows = CollectionRows(store, **parts)
         load(collection, fields, rows, shards=config.shards, replicas=config.replicas, progress=progress)
         if config.mode != "bm25":
             if fields[-1].index != _FLAT:
