@@ -41,7 +41,7 @@ FAST := tests/contract tests/golden $(addsuffix .py,$(addprefix tests/unit/test_
 
 PEERS := .venv-peers
 VERSIONS := .venv-versions
-ABSENT := bm25s,cachetools,faiss,bitsandbytes,datasets,fastapi,matplotlib,plotext,prometheus_client,pypdf,milvus_lite,pymilvus,Stemmer
+ABSENT := bm25s,cachetools,faiss,bitsandbytes,datasets,fastapi,matplotlib,plotext,prometheus_client,pypdf,milvus_lite,pymilvus,mammoth,openpyxl,pptx,Stemmer
 
 .PHONY: real bench bench-gpu bench-step bench-lexical venv quickstart test test-fast test-slow test-hostile test-kill test-versions load-test lint types docs clean
 

@@ -20,7 +20,12 @@ from dgpo_cli.errors import ConfigError
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ON_ITS_OWN = {"trackio", "vllm"}  # asks for other versions than the rest; installed by hand
-NAMES = {"Stemmer": "pystemmer", "faiss": "faiss-cpu", "grpc": "grpcio"}  # where the import has another name
+NAMES = {
+    "pptx": "python-pptx",
+    "Stemmer": "pystemmer",
+    "faiss": "faiss-cpu",
+    "grpc": "grpcio",
+}  # where the import has another name
 
 
 def third_party(source: str) -> set[str]:
@@ -48,14 +53,25 @@ def test_every_import_is_declared() -> None:
     assert names - core - extras - ON_ITS_OWN == set()
     assert {"typer", "rich", "torch", "transformers", "accelerate", "bitsandbytes", "datasets", "rank-bm25",
             "faiss-cpu"} <= core  # fmt: skip
-    rare = {"requests", "fastapi", "uvicorn", "prometheus-client", "pypdf", "matplotlib", "pymilvus", "gguf", "wandb"}
+    rare = {
+        "requests",
+        "fastapi",
+        "uvicorn",
+        "prometheus-client",
+        "pypdf",
+        "mammoth",
+        "matplotlib",
+        "pymilvus",
+        "gguf",
+        "wandb",
+    }
     assert rare.isdisjoint(core), "few commands need these"
     assert {"torch", "transformers", "rich", "typer"} <= names, "the search finds imports"
 
 
 def test_the_developers_environment_has_every_extra_that_tests_use() -> None:
     line = next(line for line in PROJECT["optional-dependencies"]["dev"] if line.startswith("dgpo-cli["))
-    assert {"pdf", "serve", "milvus"} <= set(re.findall(r"[a-z]+", line.partition("[")[2]))
+    assert {"pdf", "office", "serve", "milvus"} <= set(re.findall(r"[a-z]+", line.partition("[")[2]))
     assert metadata.version("pypdf") and metadata.version("fastapi")
 
 
@@ -115,7 +131,8 @@ def test_the_next_major_version_of_what_is_known_to_break_is_kept_out() -> None:
     run = [pins("constraints.txt"), pins("tests/versions.txt")]
     for name in ("torch", "transformers", "huggingface-hub", "numpy", "datasets", "tokenizers", "accelerate", "typer",
                  "bitsandbytes", "bm25s", "faiss-cpu", "prompt-toolkit", "plotext", "pydantic", "starlette", "fastapi",
-                 "uvicorn", "pymilvus", "milvus-lite", "gguf", "pypdf", "prometheus-client"):  # fmt: skip
+                 "uvicorn", "pymilvus", "milvus-lite", "gguf", "pypdf", "mammoth", "openpyxl",
+                 "python-pptx", "prometheus-client"):  # fmt: skip
         specifier, tested = requirements[name].specifier, max(Version(found[name]) for found in run if name in found)
         assert not specifier.contains(f"{tested.major + 1}.0"), name
         assert all(specifier.contains(found[name]) for found in run if name in found), name

@@ -13,8 +13,8 @@ from tests.documents import PAGE, pdf
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import InputError
-from dgpo_cli.retrieval.corpus import documents
 from dgpo_cli.retrieval.corpus.documents import Document, Section, Unreadable, read_document
+from dgpo_cli.retrieval.corpus.documents import pdf as pdf_files
 from dgpo_cli.retrieval.corpus.reader import CorpusReport, corpus_digest, read_corpus
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import open_index
@@ -203,12 +203,12 @@ def test_a_page_that_is_nested_too_deeply_is_told() -> None:
 
 def test_a_pdf_has_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = SimpleNamespace(pages=[_Page(b"q Q " * 10, 3)] * 4)
-    assert list(documents._pages(reader)) == ["text"] * 4
+    assert list(pdf_files._pages(reader)) == ["text"] * 4
     for name, limit in (("_PDF_PAGES", 3), ("_PDF_OPERATIONS", 11), ("_PDF_BYTES", 100)):
         with monkeypatch.context() as patch:
-            patch.setattr(documents, name, limit)
+            patch.setattr(pdf_files, name, limit)
             with pytest.raises(Unreadable, match="oversized PDF"):
-                list(documents._pages(reader))
+                list(pdf_files._pages(reader))
 
 
 class _Page:

@@ -109,7 +109,8 @@ def build(
     """Build a search index from a corpus; the word `build` may be left out.
 
     A corpus has one passage a line: `{"id", "contents"}` with the title on the first line of contents, or
-    `{"id", "title", "text"}`. The .txt, .md, .html and .pdf files of a folder are cut into passages of about 100 words.
+    `{"id", "title", "text"}`. Text, Markdown, HTML, PDF, Word, PowerPoint, Excel, EPUB, CSV and JSON files of a
+    folder are cut into passages of about 100 words.
     An index of the same corpus with the same settings is used as it is.
 
     Examples: `dgpo index wiki.jsonl` · `dgpo index ~/notes` · `dgpo index hf:BeIR/scifact:corpus:corpus` ·

@@ -1,4 +1,4 @@
-"""A folder of the user's own files as a corpus: every text, Markdown, HTML and PDF file in it, cut into passages.
+"""A folder of the user's own files as a corpus: every file of a kind that `documents` reads, cut into passages.
 
 Names that begin with a dot are passed over, and so is an index that lies in the folder. A file that has several names
 there, by links, is read once. One file is in memory at a time.
