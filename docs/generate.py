@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "DGPO_SEARCH_TOKEN": "token of the search server that is asked, and of `dgpo serve` without --token-file",
     "DGPO_SEARCH_TIMEOUT": "seconds that a reply of a search server may take",
     "DGPO_TEACHER_KEY": "key of the model server in --teacher-url",
+    "DGPO_MODEL_KEY": "key of the model server in --model-url",
     "DGPO_MILVUS_TOKEN": "token of the Milvus server that an index lies in",
     "DGPO_DEBUG": "set, a command shows tracebacks in the place of one line",
     "HF_HOME": "where models of the hub are kept; of Hugging Face, whose other variables count too",

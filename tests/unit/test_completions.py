@@ -16,7 +16,7 @@ from dgpo_cli.engine.scripted import ScriptedEngine
 from dgpo_cli.engine.turnwise import model_server
 from dgpo_cli.engine.turnwise.completions import CompletionsWriter
 from dgpo_cli.engine.turnwise.engine import TurnwiseEngine
-from dgpo_cli.engine.turnwise.model_server import ModelServer, ModelServerAccess, base_url, choose_model
+from dgpo_cli.engine.turnwise.model_server import MODEL, ModelServer, ModelServerAccess, base_url, choose_model
 from dgpo_cli.errors import ConfigError, ModelError
 from dgpo_cli.formats.tags import DEFAULT, TAGS
 from dgpo_cli.models.codec import Codec
@@ -341,12 +341,15 @@ def test_nothing_listens_there(serve, codec):
 
 def test_the_only_model_is_the_default(serve):
     server = serve(lambda prompt: "x")
-    assert choose_model(server.url, None, None, ACCESS) == "big-model"
-    assert choose_model(server.url, "other", None, ACCESS) == "other"
+    assert choose_model(server.url, None, None, ACCESS) == ModelServer(server.url, "big-model")
+    assert choose_model(server.url, "other", None, ACCESS).model == "other"
     server.models.append({"id": "second"})
     with pytest.raises(ConfigError, match="lists 2 models: big-model, second") as raised:
         choose_model(server.url, None, None, ACCESS)
     assert "--teacher-name" in raised.value.hint
+    with pytest.raises(ConfigError, match="lists 2 models") as raised:
+        choose_model(server.url, None, None, ACCESS, MODEL)
+    assert "--model-name" in raised.value.hint
     server.paths = {"/v1/completions"}
     with pytest.raises(ConfigError, match="lists no model"):
         choose_model(server.url, None, None, ACCESS)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Passage
-from dgpo_cli.evaluation.measurement import weights_digest
+from dgpo_cli.evaluation.measured import weights_digest
 from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model, save_model

@@ -18,10 +18,10 @@ _ADDED: dict[str, dict[str, Any]] = {
     "kd": _WHOLE,
     "rl": {"epochs": 1} | _WHOLE,
     "distill-data": {"format": None},
-    "eval": {"format": None, "stop_repeats": True},
+    "eval": {"format": None, "stop_repeats": True, "model_url": None, "model_name": None},
 }
 # Those that came later and never decide what a run computes.
-_UNDECIDING = {"kd": ("save_every",), "rl": ()}
+_UNDECIDING = {"kd": ("save_every",), "rl": (), "eval": ("server",)}
 
 
 def as_today(command: str, table: Mapping[str, Any]) -> dict[str, Any]:

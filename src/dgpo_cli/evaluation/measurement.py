@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,19 +19,16 @@ from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.engine.registry import IN_PROCESS
 from dgpo_cli.evaluation.beside_paper import published_average, published_em, published_row
 from dgpo_cli.evaluation.gold_context import run_gold, with_arcap
+from dgpo_cli.evaluation.measured import MeasuredModel
 from dgpo_cli.evaluation.published import Conditions
 from dgpo_cli.evaluation.run import evaluate
 from dgpo_cli.evaluation.suite import Benchmark, EvalSettings
 from dgpo_cli.evaluation.summary import Report, macro_average
 from dgpo_cli.evaluation.tables import markdown
-from dgpo_cli.models.contents import file_digest
-from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.open import OpenIndex
 
 if TYPE_CHECKING:
     from dgpo_cli.agent.agent import Agent
-    from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.load import LoadedModel
 
 BYTES_PER_QUESTION = 60_000  # ours: a record of four searches with three passages each, rounded up
 
@@ -41,7 +37,7 @@ def measure(
     run: RunDir,
     settings: EvalSettings,
     benchmarks: Sequence[Benchmark],
-    loaded: LoadedModel,
+    model: MeasuredModel,
     *,
     bar: Bar,
     at_once: int | None = None,
@@ -54,17 +50,17 @@ def measure(
     """
     from dgpo_cli.models.codec import Codec
 
-    codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, loaded.protocol))
-    agent = _agent(settings, loaded, codec, benchmarks[0].index.retriever, at_once)
+    codec = Codec(model.tokenizer, dated(run, model.tokenizer, model.protocol))
+    agent = model.agent(settings, codec, benchmarks[0].index.retriever, at_once)
     headers = {
         name: _as_begun(run.path / f"{name}.jsonl", header)
-        for name, header in record_headers(settings, loaded, agent, benchmarks).items()
+        for name, header in record_headers(settings, model, agent, benchmarks).items()
     }
     missing = num_draws(settings, benchmarks) - answered(run.path, benchmarks)
     check_space(run.path, missing * BYTES_PER_QUESTION)
     with bar("questions", "question") as progress:
         reports = run_benchmarks(agent, benchmarks, run.path, headers, samples=settings.samples, progress=progress)
-    report = report_json(settings, loaded, agent, benchmarks, reports, headers) | {"run": str(run.path)}
+    report = report_json(settings, model, agent, benchmarks, reports, headers) | {"run": str(run.path)}
     if settings.arcap:
         with bar("gold context", "question") as progress:
             gold = run_gold(agent, benchmarks, run.path, headers, samples=settings.samples, progress=progress)
@@ -73,47 +69,15 @@ def measure(
     return reports, report
 
 
-def _agent(
-    settings: EvalSettings, loaded: LoadedModel, codec: Codec, retriever: Retriever, at_once: int | None
-) -> Agent:
-    from dgpo_cli.agent.agent import Agent
-    from dgpo_cli.engine.registry import loading_engine
-    from dgpo_cli.models.devices import inference_dtype, training_device
-
-    rollout = settings.rollout()
-    if settings.engine != IN_PROCESS:
-        dtype = str(inference_dtype(training_device(settings.device))).removeprefix("torch.")
-        engine = loading_engine(settings.engine).open(
-            loaded.source, codec, max_tokens=rollout.max_tokens, dtype=dtype, seed=settings.seed
-        )
-        return Agent(engine, codec, retriever, rollout, seed=settings.seed)
-    return Agent.of(loaded.model, codec, retriever, rollout, seed=settings.seed, at_once=at_once)
-
-
-def identity(settings: EvalSettings, benchmarks: Iterable[Benchmark], loaded: LoadedModel) -> dict[str, Any]:
+def identity(settings: EvalSettings, benchmarks: Iterable[Benchmark], model: MeasuredModel) -> dict[str, Any]:
     """What decides the answers, for the run folder: the same identity goes on, another one starts anew."""
     return asdict(settings) | {
-        "weights": weights_digest(loaded),
-        "protocol": loaded.protocol.digest,
-        "computed_in": computed_in(loaded),  # what `precision` comes to on this machine
+        "weights": model.weights,
+        "protocol": model.protocol.digest,
+        "computed_in": model.computed_in,  # what `precision` comes to on this machine
         "corpora": {b.name: b.index.digest for b in benchmarks},
         "questions": {b.name: b.questions_digest for b in benchmarks},
     }
-
-
-def computed_in(loaded: LoadedModel) -> str:
-    """The precision of the weights, as float32 or bfloat16."""
-    return str(loaded.model.dtype).removeprefix("torch.")
-
-
-def weights_digest(loaded: LoadedModel) -> str:
-    """Of a folder the hash of its weights, of a hub model its commit."""
-    if not loaded.source.local:
-        return f"{loaded.source.location}@{loaded.model.config._commit_hash}"
-    digest = hashlib.sha256()
-    for path in sorted(Path(loaded.source.location).glob("*.safetensors")):
-        digest.update(bytes.fromhex(file_digest(path)))
-    return digest.hexdigest()[:16]
 
 
 def num_draws(settings: EvalSettings, benchmarks: Iterable[Benchmark]) -> int:
@@ -127,21 +91,16 @@ def answered(folder: Path, benchmarks: Iterable[Benchmark]) -> int:
 
 
 def record_headers(
-    settings: EvalSettings, loaded: LoadedModel, agent: Agent, benchmarks: Iterable[Benchmark]
+    settings: EvalSettings, model: MeasuredModel, agent: Agent, benchmarks: Iterable[Benchmark]
 ) -> dict[str, dict[str, Any]]:
     """By benchmark, what its record file says about how its answers came about: all that `--compare` looks at."""
+    engine = model.engine_name(settings)
     shared = {
-        "model": {
-            "name": settings.model,
-            "location": loaded.source.location,
-            "weights": weights_digest(loaded),
-            "protocol": loaded.protocol.name,
-            "parameters": loaded.model.num_parameters(),
-        },
+        "model": model.described(settings.model),
         "protocol": agent.codec.protocol.to_json(),
         "settings": agent.record()
-        | {"capacity": agent.engine.capacity, "samples": settings.samples, "computed_in": computed_in(loaded)}
-        | ({} if settings.engine == IN_PROCESS else {"engine": settings.engine}),
+        | {"capacity": agent.engine.capacity, "samples": settings.samples, "computed_in": model.computed_in}
+        | ({} if engine == IN_PROCESS else {"engine": engine}),
     }
     return {
         b.name: shared
@@ -228,14 +187,16 @@ REPORT = schema.record(  # what others than its writer read of report.json
 
 def report_json(
     settings: EvalSettings,
-    loaded: LoadedModel,
+    model: MeasuredModel,
     agent: Agent,
     benchmarks: Sequence[Benchmark],
     reports: Mapping[str, Report],
     headers: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The object that `dgpo eval --json` prints and report.json keeps, without ARCap."""
-    row, parameters = published_row(loaded.source), loaded.model.num_parameters() / 1e9
+    # Which weights a server has, nobody knows here.
+    row = None if model.parameters is None else published_row(model.source)
+    parameters = (model.parameters or 0) / 1e9
     described = {
         b.name: reports[b.name].to_json()
         | {"index": headers[b.name]["index"], "questions": headers[b.name]["questions"]}
@@ -249,7 +210,7 @@ def report_json(
         "complete": not any(report.failed_searches for report in reports.values()),
         "model": headers[benchmarks[0].name]["model"],
         "decoding": {"temperature": rollout.temperature, "seed": agent.seed, "samples": settings.samples},
-        "rollout": agent.record() | {"capacity": agent.engine.capacity, "computed_in": computed_in(loaded)},
+        "rollout": agent.record() | {"capacity": agent.engine.capacity, "computed_in": model.computed_in},
     }
 
 

@@ -12,6 +12,7 @@ from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.device import Precision
 from dgpo_cli.core.types import Question, question_to_json
 from dgpo_cli.engine.registry import IN_PROCESS, require_engine_name
+from dgpo_cli.engine.turnwise.model_server import ModelServerAccess
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions
 from dgpo_cli.retrieval.open import OpenIndex, check_index, open_index
@@ -44,11 +45,18 @@ class EvalSettings:
     stop_repeats: bool = True  # ours, ends an episode that repeats itself
     format: str | None = None  # of the agent's text, where the model was trained with none: tags by default
     rerank: RerankConfig = field(default_factory=RerankConfig)
+    model_url: str | None = None  # of a server that answers; `model` has its tokenizer and agent text
+    model_name: str | None = None  # what it is called there
+    server: ModelServerAccess = field(default_factory=ModelServerAccess)  # how model_url is asked
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit = {self.limit} leaves no question", hint="give a limit of 1 or more")
         require_engine_name(self.engine)
+        if self.model_url is not None and (self.engine != IN_PROCESS or self.precision != "auto"):
+            raise ConfigError(
+                "--engine and precision are for a model that is loaded here", hint="leave them out beside --model-url"
+            )
         if self.samples < 1:
             raise ConfigError(f"samples = {self.samples} leaves no answer", hint="give --samples 1 or more")
         if self.samples > 1 and self.temperature == 0:

@@ -18,7 +18,8 @@ from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import list_runs, measured, read_metrics, read_run
 from dgpo_cli.core.schema import read_record
 from dgpo_cli.errors import ConfigError, ModelError
-from dgpo_cli.evaluation.measurement import REPORT, weights_digest
+from dgpo_cli.evaluation.measured import weights_digest
+from dgpo_cli.evaluation.measurement import REPORT
 from dgpo_cli.export.model_card import CardFacts, Measurement, Stage, render
 from dgpo_cli.models import gguf
 from dgpo_cli.models.aliases import ALIASES

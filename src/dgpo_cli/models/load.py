@@ -52,12 +52,15 @@ class LoadedModel:
     @property
     def raw(self) -> str | None:
         """Of a model that was never trained to search, a line that says what makes it search."""
-        if self.trained_with_protocol:
-            return None
-        return (
-            f"{self.source.name} was never trained to search: expect turns without an action; "
-            "`dgpo distill-data --teacher gold` and then `dgpo kd --method seqkd` make it search"
-        )
+        return None if self.trained_with_protocol else untrained(self.source.name)
+
+
+def untrained(name: str) -> str:
+    """Of a model without an agent text of its own, a line that says what makes it search."""
+    return (
+        f"{name} was never trained to search: expect turns without an action; "
+        "`dgpo distill-data --teacher gold` and then `dgpo kd --method seqkd` make it search"
+    )
 
 
 def load_tokenizer(name: str | ModelSource) -> PreTrainedTokenizerBase:

@@ -24,6 +24,7 @@ from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import RunDir, differing, read_run
 from dgpo_cli.core.run_identity import config_digest
 from dgpo_cli.errors import BusyError, ConfigError
+from dgpo_cli.evaluation.measured import MeasuredModel
 from dgpo_cli.evaluation.measurement import measure
 from dgpo_cli.evaluation.suite import Benchmark, EvalSettings
 from dgpo_cli.evaluation.summary import Report
@@ -186,7 +187,7 @@ class Project:
             device = training_device(self.device)
             loaded = load_model(str(model), device=device, dtype=inference_dtype(device, str(model)))
             benchmark = Benchmark(self.bench, read_questions(data)[:count], open_index(self.index_folder))
-            reports, _ = measure(run, settings, [benchmark], loaded, bar=self._bar)
+            reports, _ = measure(run, settings, [benchmark], MeasuredModel.of(loaded), bar=self._bar)
             result = summarize(reports[self.bench])
             run.finish(result)
             return result

@@ -167,9 +167,14 @@ def check_eval(
     return found
 
 
-def check_chat(model: str, rollout: RolloutSettings, *, device: str, precision: Precision = "auto") -> None:
-    """As `check_rl`, for a model that is talked with."""
-    writing = _writing(model, rollout, (), _codec(model), device, precision)
+def check_chat(
+    model: str, rollout: RolloutSettings, *, device: str, precision: Precision = "auto", loaded: bool = True
+) -> None:
+    """As `check_rl`, for a model that is talked with; not `loaded`, a server has it and `model` its tokenizer."""
+    codec = _codec(model)
+    if not loaded:
+        return
+    writing = _writing(model, rollout, (), codec, device, precision)
     _wave(writing, 1, device, 1, given=False, setting="", say=None)
 
 

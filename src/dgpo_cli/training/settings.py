@@ -13,6 +13,7 @@ from typing import Literal
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.config import note, require_ranges, setting
 from dgpo_cli.core.device import PRECISION, Precision
+from dgpo_cli.engine.turnwise.model_server import ModelServerAccess
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.lora_options import LoraOptions
 from dgpo_cli.retrieval.rerank import RerankConfig
@@ -42,6 +43,7 @@ class AskSettings:
     rerank: RerankConfig = field(default_factory=RerankConfig)
     rollout: EpisodeLimits = field(default_factory=EpisodeLimits)
     precision: Precision = setting("auto", PRECISION, source="ours")
+    server: ModelServerAccess = field(default_factory=ModelServerAccess)  # how --model-url is asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

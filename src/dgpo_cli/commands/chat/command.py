@@ -11,13 +11,13 @@ import typer
 
 from dgpo_cli.commands.common.examples import example_questions
 from dgpo_cli.commands.common.options import DeviceOption, JsonFlag, QuietFlag, choose, choose_index
+from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption, agent_maker, model_server
 from dgpo_cli.commands.common.trained import AskOption, ask_options, trained_limits
 from dgpo_cli.console import Console
 from dgpo_cli.errors import InputError
 
 if TYPE_CHECKING:
     from dgpo_cli.core.trajectory import Trajectory
-    from dgpo_cli.training.settings import AskSettings
     from dgpo_cli.viewing.chat import Chat
 
 
@@ -25,6 +25,8 @@ def chat(
     model: Annotated[
         str | None, typer.Option(help="Alias, hub id, folder or run; the last run's best by default.")
     ] = None,
+    model_url: ModelUrlOption = None,
+    model_name: ModelNameOption = None,
     index: Annotated[
         str | None, typer.Option(help="Index folder or server address; the current one by default.")
     ] = None,
@@ -56,45 +58,18 @@ def chat(
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose_index(console, index)
     given, asked = ask_options(options, top_k=top_k, max_turns=max_searches)
+    server = model_server(console, model_url, model_name, asked)
     limits = trained_limits(console, given, search_limits(chosen), chosen, RolloutSettings()) | given
-    talk = _open(console, chosen, where, limits, temperature, seed, device or "auto", asked)
+    settings = RolloutSettings(**limits, temperature=temperature, wave=1, stop_repeats=True)
+    make = agent_maker(console, chosen, where, settings, asked, seed=seed, device=device or "auto", server=server)
+
+    from dgpo_cli.viewing.chat import Chat  # after the checks: it imports libraries that compute
+
+    talk = Chat(make)
     if console.interactive and not json:
         _converse(console, talk, Path(where).parent)
     elif not _piped(console, talk):
         raise typer.Exit(1)
-
-
-def _open(
-    console: Console,
-    model: str,
-    index: str,
-    limits: dict[str, int],
-    temperature: float,
-    seed: int,
-    device: str,
-    asked: AskSettings,
-) -> Chat:
-    from dgpo_cli.agent.settings import RolloutSettings
-    from dgpo_cli.planning.checks import check_chat
-    from dgpo_cli.retrieval.open import check_index, open_index
-
-    settings = RolloutSettings(**limits, temperature=temperature, wave=1, stop_repeats=True)
-    check_index(index)
-    check_chat(model, settings, device=device, precision=asked.precision)  # before a library that computes is imported
-
-    from dgpo_cli.agent.agent import Agent
-    from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.devices import inference_dtype, training_device
-    from dgpo_cli.models.load import load_model
-    from dgpo_cli.viewing.chat import Chat
-
-    retriever = open_index(index, device=device, rerank=asked.rerank).retriever
-    where = training_device(device)
-    loaded = load_model(model, device=where, dtype=inference_dtype(where, model, asked.precision))
-    if loaded.raw is not None:
-        console.warn(loaded.raw)
-    codec = Codec(loaded.tokenizer, loaded.protocol)
-    return Chat(lambda: Agent.of(loaded.model, codec, retriever, settings, seed=seed))
 
 
 def _converse(console: Console, talk: Chat, project: Path) -> None:

@@ -97,12 +97,12 @@ def _served(
     console: Console, before: Mapping[str, Any], url: str, name: str | None, tokenizer: str | None
 ) -> dict[str, Any]:
     from dgpo_cli.core.config import apply_options
-    from dgpo_cli.engine.turnwise.model_server import ModelServerAccess, base_url, choose_model
+    from dgpo_cli.engine.turnwise.model_server import ModelServerAccess, choose_model
     from dgpo_cli.models.sources import resolve
 
-    url = base_url(url)
     access = apply_options(ModelServerAccess, before.get("server", {}))
-    model = choose_model(url, name or before.get("teacher"), teacher_key(), access)
+    server = choose_model(url, name or before.get("teacher"), teacher_key(), access)
+    url, model = server.url, server.model
     console.info(f"teacher: {model} at {url}")
     of = tokenizer or before.get("tokenizer") or model
     try:

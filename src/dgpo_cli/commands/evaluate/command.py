@@ -20,6 +20,7 @@ from dgpo_cli.commands.common.options import (
     choose,
     choose_index,
 )
+from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption, model_server
 from dgpo_cli.commands.common.teacher import EngineOption, FormatOption
 from dgpo_cli.commands.common.trained import AskOption, ask_options, trained_limits
 from dgpo_cli.commands.evaluate import run
@@ -32,6 +33,8 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="Alias, hub id, folder or run; the last run's best by default.")
     ] = None,
+    model_url: ModelUrlOption = None,
+    model_name: ModelNameOption = None,
     bench: Annotated[
         str | None,
         typer.Option(help="`all` (the seven), or names: nq,hotpotqa,tinyworld; what was asked last, else all."),
@@ -97,6 +100,7 @@ def evaluate(
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose_index(console, index)
     given, asked_for = ask_options(options, top_k=top_k, max_turns=max_searches)
+    server = model_server(console, model_url, model_name, asked_for)
     limits = trained_limits(console, given, search_limits(chosen), chosen, RolloutSettings()) | given
     settings = EvalSettings(
         model=chosen,
@@ -115,6 +119,9 @@ def evaluate(
         rerank=asked_for.rerank,
         precision=asked_for.precision,
         format=format_,
+        model_url=None if server is None else server.url,
+        model_name=None if server is None else server.model,
+        server=asked_for.server,
     )
     settings.rollout()  # refuses impossible values before anything is loaded
     require_engine(settings.engine)
@@ -124,7 +131,7 @@ def evaluate(
         settings.rollout(),
         [question for benchmark in benchmarks for question in benchmark.questions],
         device=settings.device,
-        loaded=settings.engine == IN_PROCESS,
+        loaded=settings.engine == IN_PROCESS and server is None,
         samples=settings.samples,
         precision=settings.precision,
         given=run.is_given(context, "batch_size"),
@@ -136,7 +143,9 @@ def evaluate(
         run.show_plan(console, settings, benchmarks)
         return
     Workspace().remember(by="dgpo eval", bench=asked, bench_dir=None if bench_dir is None else absolute(str(bench_dir)))
-    report = run.measure(console, settings, benchmarks, out=out, resume=resume, fresh=fresh, at_once=at_once)
+    report = run.measure(
+        console, settings, benchmarks, server=server, out=out, resume=resume, fresh=fresh, at_once=at_once
+    )
     run.show_report(console, report)
     console.next(f"dgpo report {report['run']}")
     console.result(report)

@@ -13,6 +13,8 @@ from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dgpo_cli.engine.turnwise.model_server import ModelServer
+    from dgpo_cli.evaluation.measured import MeasuredModel
     from dgpo_cli.evaluation.suite import Benchmark, EvalSettings
 
 _WITH_COMPARE = {"compare", "json", "quiet"}
@@ -69,6 +71,7 @@ def measure(
     settings: EvalSettings,
     benchmarks: Sequence[Benchmark],
     *,
+    server: ModelServer | None,
     out: Path | None,
     resume: Path | None,
     fresh: bool,
@@ -81,26 +84,34 @@ def measure(
     """
     from dgpo_cli.agent.identity import contents
     from dgpo_cli.core.run_dir import RunDir
-    from dgpo_cli.engine.registry import IN_PROCESS
     from dgpo_cli.evaluation import measurement
-    from dgpo_cli.models.devices import inference_dtype, training_device
-    from dgpo_cli.models.load import load_model
 
-    # Other engines load the weights by themselves; here they only tell what is measured.
-    where = training_device(settings.device if settings.engine == IN_PROCESS else "cpu")
-    dtype = inference_dtype(where, settings.model, settings.precision)
-    loaded = load_model(settings.model, device=where, dtype=dtype, form=settings.format)
-    if loaded.raw is not None:
-        console.warn(loaded.raw)
-    identity = measurement.identity(settings, benchmarks, loaded)
+    model = _measured(settings, server)
+    if model.raw is not None:
+        console.warn(model.raw)
+    identity = measurement.identity(settings, benchmarks, model)
     with RunDir.open("eval", identity, out=out, resume=resume, fresh=fresh, inputs=contents(identity)) as run:
         done, total = measurement.answered(run.path, benchmarks), measurement.num_draws(settings, benchmarks)
         console.info(f"going on with {run.path}: {done} of {total} answered" if run.resumed else f"run {run.path}")
-        _, report = measurement.measure(run, settings, benchmarks, loaded, bar=console.progress, at_once=at_once)
+        _, report = measurement.measure(run, settings, benchmarks, model, bar=console.progress, at_once=at_once)
         # With failed searches the run stays unfinished: the same command asks those questions again.
         if report["complete"]:
             run.finish({"em": report["avg"]["em"], "benchmarks": {n: b["em"] for n, b in report["benchmarks"].items()}})
     return report
+
+
+def _measured(settings: EvalSettings, server: ModelServer | None) -> MeasuredModel:
+    from dgpo_cli.engine.registry import IN_PROCESS
+    from dgpo_cli.evaluation.measured import MeasuredModel
+    from dgpo_cli.models.devices import inference_dtype, training_device
+    from dgpo_cli.models.load import load_model
+
+    if server is not None:
+        return MeasuredModel.served(server, settings.model, settings.format)
+    # Other engines load the weights by themselves; here they only tell what is measured.
+    where = training_device(settings.device if settings.engine == IN_PROCESS else "cpu")
+    dtype = inference_dtype(where, settings.model, settings.precision)
+    return MeasuredModel.of(load_model(settings.model, device=where, dtype=dtype, form=settings.format))
 
 
 def show_report(console: Console, report: dict[str, Any]) -> None:

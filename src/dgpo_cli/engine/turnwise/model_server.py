@@ -7,7 +7,7 @@ import random
 import time
 import urllib.parse
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dgpo_cli.core import schema
@@ -38,12 +38,26 @@ class ModelServerAccess:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What a person writes to say which server is asked: two flags, and an environment variable for the key."""
+
+    url: str
+    name: str
+    key: str
+
+
+TEACHER = Asked("--teacher-url", "--teacher-name", "DGPO_TEACHER_KEY")
+MODEL = Asked("--model-url", "--model-name", "DGPO_MODEL_KEY")
+
+
+@dataclass(frozen=True, slots=True)
 class ModelServer:
     """A server's address up to /v1, the name of a model there, and the key, which no run records."""
 
     url: str
     model: str
     key: str | None = field(default=None, repr=False)
+    asked: Asked = TEACHER
 
 
 def base_url(location: str) -> str:
@@ -63,9 +77,9 @@ def base_url(location: str) -> str:
     return text if parsed.path.strip("/") else f"{text}/v1"
 
 
-def served_models(url: str, key: str | None, access: ModelServerAccess) -> list[dict[str, Any]]:
+def served_models(server: ModelServer, access: ModelServerAccess) -> list[dict[str, Any]]:
     """What the server lists at /models; nothing if it has no list. Raises ModelError where nothing answers."""
-    asker = Asker(ModelServer(url, "", key), access)
+    asker = Asker(server, access)
     try:
         reply = asker.ask("/models", None, patient=False)
     except RequestRefused as error:
@@ -77,24 +91,33 @@ def served_models(url: str, key: str | None, access: ModelServerAccess) -> list[
 
 
 def context_length(server: ModelServer, access: ModelServerAccess) -> int | None:
-    """Tokens that the server's model can read at once, where the server tells (vLLM does)."""
+    """Tokens that one episode may have there, where the server tells (vLLM and llama.cpp do)."""
     try:
-        rows = served_models(server.url, server.key, access)
+        rows = served_models(server, access)
     except ModelError:  # some servers complete texts and fail to list their models
         return None
-    lengths = [row.get("max_model_len") for row in rows if row["id"] == server.model]
+    lengths = [length for row in rows if row["id"] == server.model for length in _lengths(row)]
     return next((length for length in lengths if not _LENGTH.fault(length, "")), None)
 
 
-def choose_model(url: str, name: str | None, key: str | None, access: ModelServerAccess) -> str:
-    """The name given, else the only one that the server lists. Raises ConfigError if that leaves it open."""
+def _lengths(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """As vLLM and as llama.cpp tell it, the latter that of one of its slots."""
+    meta = row.get("meta")
+    return row.get("max_model_len"), meta.get("n_ctx") if isinstance(meta, dict) else None
+
+
+def choose_model(
+    url: str, name: str | None, key: str | None, access: ModelServerAccess, asked: Asked = TEACHER
+) -> ModelServer:
+    """The model of that name, else the only one that the server lists. Raises ConfigError if that leaves it open."""
+    server = ModelServer(base_url(url), name or "", key, asked)
     if name is not None:
-        return name  # a server may know more names than it lists
-    names: list[str] = [row["id"] for row in served_models(url, key, access)]
+        return server  # a server may know more names than it lists
+    names: list[str] = [row["id"] for row in served_models(server, access)]
     if len(names) != 1:
         listed = f"lists {len(names)} models: {', '.join(names[:10])}" if names else "lists no model"
-        raise ConfigError(f"{url} {listed}", hint="name one: --teacher-name MODEL")
-    return names[0]
+        raise ConfigError(f"{server.url} {listed}", hint=f"name one: {asked.name} MODEL")
+    return replace(server, model=names[0])
 
 
 class Asker:
@@ -127,19 +150,19 @@ class Asker:
                 break
         raise ModelError(
             f"{self._server.url}{path} failed {attempts} times, the last time with: {problem}",
-            hint="start the model server or correct --teacher-url; the same command then goes on",
+            hint=f"start the model server or correct {self._server.asked.url}; the same command then goes on",
         )
 
     def explained(self, error: RequestRefused) -> ModelError:
-        url, model = self._server.url, self._server.model
+        url, model, asked = self._server.url, self._server.model, self._server.asked
         if error.status in (401, 403):
-            hint = "put the server's key into the environment variable DGPO_TEACHER_KEY"
+            hint = f"put the server's key into the environment variable {asked.key}"
         elif error.status in (404, 405) and "model" not in str(error).lower():
-            hint = "the server must offer /v1/completions (chat completions alone are not enough); check --teacher-url"
+            hint = f"the server must offer /v1/completions (chat completions alone are not enough); check {asked.url}"
         elif error.status is None:
             hint = "the server must speak OpenAI's /v1/completions"
         else:
-            hint = f"if it knows no model {model!r}, name one with --teacher-name; {url}/models may list them"
+            hint = f"if it knows no model {model!r}, name one with {asked.name}; {url}/models may list them"
         return ModelError(f"{url} {error}", hint=hint)
 
     def unusable(self, what: str) -> ModelError:
