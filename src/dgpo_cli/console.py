@@ -70,6 +70,11 @@ class Console:
         return sys.stdin.isatty() and sys.stdout.isatty()
 
     @property
+    def watched(self) -> bool:
+        """Messages and progress go to a terminal, not to a file."""
+        return self._err.is_terminal
+
+    @property
     def width(self) -> int:
         """Characters of a line: of the terminal, or for a file as many as it takes."""
         return self._out.width

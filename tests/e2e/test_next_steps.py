@@ -62,8 +62,10 @@ def test_from_trajectories_to_an_exported_model(dgpo, run_all, offline, folder: 
     asked = dgpo("eval", "--bench", "tinyworld", "--bench-dir", "world/world", "--limit", "2")
     assert asked.status == 0, asked.err
     assert run_all(asked.out) == ["report runs/eval-0001"]
-    better = dgpo("rl", "--steps", "1", "--batch-size", "4", "-o", "eval_limit=2", "--no-episodes", *SMALL)
+    better = dgpo("rl", "--steps", "1", "--batch-size", "4", "-o", "eval_limit=2", *SMALL)
     assert better.status == 0, better.err
+    assert "an episode: " not in better.err, "this is no terminal, and nobody asked for one"
+    assert (folder / "runs" / "rl-0001" / "tokenizer").is_dir(), "its episodes can be read while it trains"
     assert run_all(better.out) == ["eval", "chat", "report"]
     again = json.loads(dgpo("eval", "--limit", "1", "--json").out)
     assert list(again["benchmarks"]) == ["tinyworld"]

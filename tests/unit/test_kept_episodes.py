@@ -38,7 +38,8 @@ def made(place: int, right: bool) -> tuple[Trajectory, Sample]:
         teacher_logprobs=None if right else -3.5 * here,
         advantages=0.123456789 * here,
     )
-    return trajectory, Sample.of(trajectory, by_student=True, signals=signals)
+    sample = Sample.of(trajectory, by_student=True, signals=signals)
+    return trajectory, sample if right else replace(sample, rewards=0.25 * here)
 
 
 def rows(folder: Path) -> list[dict]:
@@ -54,6 +55,7 @@ def test_a_row_is_a_trajectory_with_what_the_step_knew_of_each_token(tmp_path: P
     assert wrong["tokens"]["logprobs"] == [-1.0 if w else 0.0 for w in written]
     assert wrong["tokens"]["kl"] == [2.5 if w else 0.0 for w in written]
     assert wrong["tokens"]["advantages"] == [0.12346 if w else 0.0 for w in written]
+    assert wrong["tokens"]["rewards"] == [0.25 if w else 0.0 for w in written]
     # The gate of the method spared the teacher the right one: nothing is known of it there, which is not KL 0.
     assert set(right["tokens"]) == {"logprobs", "advantages"}
     assert (wrong["score"]["total"], right["score"]["total"], wrong["step"]) == (0.0, 1.0, 1)

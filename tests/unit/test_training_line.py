@@ -25,8 +25,8 @@ def test_the_line_has_the_newest_of_every_figure_and_the_best_validation() -> No
     line.log({"eval_em": 0.45})
     line.log(STEP)
     assert str(line) == (
-        "reward 0.42, EM 45.0 % (best 47.1 %), KL 0.012, entropy 0.71, 1.4 searches, 98.0 % valid actions, "
-        "1,234 tokens/s"
+        "reward 0.42, EM 45.0 % (best 47.1 %), KL on wrong answers 0.012, entropy 0.71, 1.4 searches, "
+        "98.0 % valid actions, 1,234 tokens/s"
     )
     line.log({"reward": 0.5, "eval_em": 0.6})
     assert str(line).startswith("reward 0.50, EM 60.0 % (best 60.0 %)")

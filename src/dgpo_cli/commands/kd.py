@@ -75,7 +75,7 @@ def kd(
     set_: SetOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
-    episodes: EpisodesFlag = True,
+    episodes: EpisodesFlag = None,
     list_: ListFlag = False,
     describe: DescribeOption = None,
     dry_run: DryRunFlag = False,
@@ -130,7 +130,7 @@ def kd(
     from dgpo_cli.training.kd import run_kd
 
     with training_run(console, "kd", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run:
-        show = console.info if episodes else None
+        show = console.info if (console.watched if episodes is None else episodes) else None
         with console.progress(f"kd ({settings.method})", "step") as progress:
             result = run_kd(
                 settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show, sizes=sizes

@@ -82,7 +82,7 @@ def rl(
     set_: SetOption = None,
     seed: SeedOption = None,
     device: DeviceOption = None,
-    episodes: EpisodesFlag = True,
+    episodes: EpisodesFlag = None,
     list_: ListFlag = False,
     describe: DescribeOption = None,
     dry_run: DryRunFlag = False,
@@ -137,7 +137,7 @@ def rl(
     from dgpo_cli.training.rl import run_rl
 
     with training_run(console, "rl", settings, out=out, resume=resume, fresh=fresh, trackers=trackers) as run:
-        show = console.info if episodes else None
+        show = console.info if (console.watched if episodes is None else episodes) else None
         with console.progress(f"rl ({settings.method})", "step") as progress:
             result = run_rl(
                 settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show, sizes=sizes

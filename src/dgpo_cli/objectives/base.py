@@ -51,6 +51,7 @@ class Credit:
 
     advantages: Tensor  # [L]
     returns: Tensor | None = None  # [L] targets of the critic
+    rewards: Tensor | None = None  # [L] that the advantages were made from; None where an episode has one reward
     kl_weight: float = 0.0  # weight of a full-distribution KL loss at every written token of the episode
     weight: float = 1.0  # of every written token; 0 leaves the episode out
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -122,6 +122,7 @@ class PPO(Objective):
             Credit(
                 advantages[row, : len(episode.written)],
                 returns[row, : len(episode.written)],
+                rewards[row, : len(episode.written)],
                 kl_weight=self.kl_loss_weight(episode),
                 metrics={"reward_penalty": float(self.reward_penalty(episode)[episode.written].sum())},
             )

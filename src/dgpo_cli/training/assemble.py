@@ -15,9 +15,9 @@ from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.devices import inference_dtype, training_device
+from dgpo_cli.models.devices import inference_dtype, training_device, world
 from dgpo_cli.models.half import compute_dtype
-from dgpo_cli.models.load import LoadedModel, load_model
+from dgpo_cli.models.load import LoadedModel, keep_tokenizer, load_model
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer
 from dgpo_cli.objectives.base import Objective
 from dgpo_cli.retrieval.base import Retriever
@@ -106,6 +106,8 @@ def assemble(
     computed_in = str(compute_dtype(student.model)).removeprefix("torch.")
     run.folder.note(deviations=deviations(asdict(settings)), computed_in=computed_in)
     codec = Codec(student.tokenizer, text_of(run.folder, student.tokenizer, material.text(student)))
+    if world().first:  # its episodes can be read while it trains, before there are best weights
+        keep_tokenizer(run.folder.path, student.tokenizer)
     steps, eval_every, save_every = settings.counts(material.steps_per_pass)
     learner = make_learner(settings, material.objective, codec, student, teacher, steps)
     rollout = _fitted(settings, run, material, learner) if settings.fit else settings.rollout

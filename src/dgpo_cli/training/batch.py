@@ -28,6 +28,7 @@ class Sample:
     kl_weight: float = 1.0  # of the teacher's distribution; 0 skips the teacher's forward pass
     by_student: bool = False
     signals: Signals = field(default_factory=Signals)  # [L]
+    rewards: Tensor | None = None  # [L] for a reader of the episode: no loss needs them
     length: int = field(init=False)  # tokens that a model has to read: up to the last written one
 
     @classmethod

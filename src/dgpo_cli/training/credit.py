@@ -82,7 +82,7 @@ def _credited(sample: Sample, episode: ScoredEpisode, credit: Credit, advantages
         returns=credit.returns,
         old_values=episode.values,
     )
-    return replace(sample, weight=credit.weight, kl_weight=credit.kl_weight, signals=signals)
+    return replace(sample, weight=credit.weight, kl_weight=credit.kl_weight, signals=signals, rewards=credit.rewards)
 
 
 def episode_metrics(

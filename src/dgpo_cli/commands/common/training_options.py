@@ -38,7 +38,12 @@ FitFlag = Annotated[
     bool | None, typer.Option("--fit", help="First find the largest micro-batch (rl: and wave) that memory allows.")
 ]
 EpisodesFlag = Annotated[
-    bool, typer.Option("--episodes/--no-episodes", help="Show one of the student's episodes now and then.")
+    bool | None,
+    typer.Option(
+        "--episodes/--no-episodes",
+        help="Show one of the student's episodes every few minutes; on a terminal by default.",
+        show_default=False,
+    ),
 ]
 ListFlag = Annotated[bool, typer.Option("--list", help="List the methods, then stop.")]
 

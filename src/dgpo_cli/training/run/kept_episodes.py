@@ -66,6 +66,7 @@ class KeptEpisodes:
 
     def _row(self, step: int, trajectory: Trajectory, sample: Sample) -> dict[str, Any]:
         named = {name: getattr(sample.signals, field) for name, field in _FIELDS.items()}
+        named["rewards"] = sample.rewards
         fields = {name: values for name, values in named.items() if values is not None}
         for kl, other in (("kl", "teacher_logprobs"), ("reference_kl", "reference_logprobs")):
             if other in fields:

@@ -13,7 +13,11 @@ from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.types import Question
 
 # The first of each group that a run logs is shown; `eval_em` and `eval_nll` are added with the best so far.
-_KL = ("teacher_k1_wrong", "gated_reverse_kl", "reverse_kl", "forward_kl", "kl_to_target", "kl", "behavior_kl")
+_KL = {
+    "teacher_k1_wrong": "KL on wrong answers",
+    "gated_reverse_kl": "KL where it acts",
+    **dict.fromkeys(("reverse_kl", "forward_kl", "kl_to_target", "kl", "behavior_kl"), "KL"),
+}
 EPISODE_EVERY_S = 300.0  # ours, between two episodes that are shown
 
 Roll = Callable[[Sequence[tuple[Question, int]]], list[Trajectory]]
@@ -34,7 +38,7 @@ class TrainingLine:
                 self._best[name] = better(self._best.get(name, metrics[name]), metrics[name])
 
     def __str__(self) -> str:
-        """Such as "reward 0.42, EM 45.0 % (best 47.1 %), KL 0.012, entropy 0.71, 1.4 searches, 812 tokens/s"."""
+        """Such as "reward 0.42, EM 45.0 % (best 47.1 %), KL on wrong answers 0.012, 1.4 searches, 812 tokens/s"."""
         seen = self._newest
         kl = next((name for name in _KL if name in seen), "kl")
         figures: list[tuple[str, Callable[[float], str]]] = [
@@ -42,7 +46,7 @@ class TrainingLine:
             ("nll", lambda x: f"loss {x:.3f}"),
             ("eval_em", lambda x: f"EM {percent(x)} (best {percent(self._best['eval_em'])})"),
             ("eval_nll", lambda x: f"validation loss {x:.3f} (best {self._best['eval_nll']:.3f})"),
-            (kl, lambda x: f"KL {x:.3f}"),
+            (kl, lambda x: f"{_KL[kl]} {x:.3f}"),
             ("entropy", lambda x: f"entropy {x:.2f}"),
             ("searches", lambda x: f"{x:.1f} searches"),
             ("valid_actions", lambda x: f"{percent(x)} valid actions"),
