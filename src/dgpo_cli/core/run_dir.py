@@ -26,7 +26,7 @@ from dgpo_cli.core.config import load_toml, to_toml
 from dgpo_cli.core.locks import Lock, is_held, lock_inside
 from dgpo_cli.core.places import portable
 from dgpo_cli.core.records import dump_line, parse_line, to_json, write_atomic, write_jsonl_atomic
-from dgpo_cli.core.run_identity import config_digest, differences, plain
+from dgpo_cli.core.run_identity import Work, differences, plain
 from dgpo_cli.core.run_names import find_run
 from dgpo_cli.core.schema import check, read_record
 from dgpo_cli.core.setting_names import deciding
@@ -81,26 +81,18 @@ class RunDir:
         what is in the files that the config names, where that may change; it counts as part of the config. Raises
         ConfigError when `resume` or `out` holds a run of another config, or another process works in it.
         """
-        digest = config_digest(command, config, inputs)
+        work = Work(command, config, inputs or {})
         if resume is not None:
-            return cls._resume(find_run(resume, root) or resume, config, digest, inputs)
+            return cls._resume(find_run(resume, root) or resume, work)
         if out is not None:
-            return cls._at(out, command, config, digest, fresh, inputs)
+            return cls._at(out, work, fresh)
         for path in () if fresh else reversed(list_runs(root)):
-            if read_run(path)["digest"] == digest and not _is_over(path):
+            if read_run(path)["digest"] == work.digest and not _is_over(path):
                 return cls(path, resumed=True)
-        return cls._claim(root, command)._begin(command, config, digest, inputs)
+        return cls._claim(root, command)._begin(work)
 
     @classmethod
-    def _at(
-        cls,
-        out: Path,
-        command: str,
-        config: Mapping[str, Any],
-        digest: str,
-        fresh: bool,
-        inputs: Mapping[str, str] | None,
-    ) -> RunDir:
+    def _at(cls, out: Path, work: Work, fresh: bool) -> RunDir:
         """The run in `out`, which goes on, begins, or begins anew."""
         _refuse_foreign(out)
         over = (out / "run.json").is_file() and not fresh and _is_over(out)
@@ -109,10 +101,10 @@ class RunDir:
             _refuse_foreign(out)  # again, since another process may have had the folder until now
             status = read_run(out)["status"] if (out / "run.json").is_file() and not fresh else _DISCARDED
             if status == _DISCARDED:
-                return run._begin(command, config, digest, inputs)
+                return run._begin(work)
             if over:
                 raise ConfigError(f"{out} holds a finished run", hint="give another --out, or --fresh to replace it")
-            _require_same(out, config, digest, inputs)
+            _require_same(out, work)
             run.resumed = True
         except BaseException:
             run.close()
@@ -135,33 +127,33 @@ class RunDir:
             number += 1
 
     @classmethod
-    def _resume(cls, path: Path, config: Mapping[str, Any], digest: str, inputs: Mapping[str, str] | None) -> RunDir:
+    def _resume(cls, path: Path, work: Work) -> RunDir:
         if not (path / "run.json").is_file():
             raise ConfigError(f"{path} is not a run folder", hint="`dgpo runs` lists them")
-        _require_same(path, config, digest, inputs)
+        _require_same(path, work)
         return cls(path, resumed=True)
 
-    def _begin(self, command: str, config: Mapping[str, Any], digest: str, inputs: Mapping[str, str] | None) -> RunDir:
+    def _begin(self, work: Work) -> RunDir:
         """Put the run at its beginning, in place of one that may be there; whole or not at all, also after a kill."""
         begun = datetime.now(UTC).isoformat(timespec="seconds")
         if (self.path / "run.json").is_file():
-            mark = {"command": command, "status": _DISCARDED, "digest": "", "created": begun}
+            mark = {"command": work.command, "status": _DISCARDED, "digest": "", "created": begun}
             write_atomic(self.path / "run.json", json.dumps(mark) + "\n")
         for path in self.path.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path != lock_inside(self.path) and path.name != "run.json":
                 path.unlink()
-        write_atomic(self.path / "config.toml", to_toml(portable(plain(config))))
+        write_atomic(self.path / "config.toml", to_toml(portable(plain(work.config))))
         record = {
-            "command": command,
+            "command": work.command,
             "status": "running",
-            "digest": digest,
-            "seed": config.get("seed"),
+            "digest": work.digest,
+            "seed": work.config.get("seed"),
             "created": begun,
             "versions": versions(),
             "git_commit": git_commit(),
-        } | ({"inputs": portable(dict(inputs))} if inputs else {})
+        } | ({"inputs": portable(dict(work.inputs))} if work.inputs else {})
         write_atomic(self.path / "run.json", to_json(record, indent=1, ensure_ascii=True) + "\n")
         return self
 
@@ -277,21 +269,21 @@ def _is_over(path: Path) -> bool:
     return bool(read_run(path)["status"] == "finished") and not lock_inside(path).is_file()
 
 
-def differing(path: Path, config: Mapping[str, Any], inputs: Mapping[str, str] | None) -> str:
-    """What sets the run in `path` apart from a run of this config, in one line."""
+def differing(path: Path, work: Work) -> str:
+    """What sets the run in `path` apart from this work, in one line."""
     record = read_run(path)
     there = load_toml(path / "config.toml") if (path / "config.toml").is_file() else {}
-    here = {place: digest for name, digest in (inputs or {}).items() for place in (name, portable(name))}
-    there, ours = (deciding(record["command"], settings) for settings in (there, portable(plain(config))))
+    here = {place: digest for name, digest in work.inputs.items() for place in (name, portable(name))}
+    there, ours = (deciding(record["command"], settings) for settings in (there, portable(plain(work.config))))
     found = differences(there, record.get("inputs"), ours, here)
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return ("; ".join(found[:3]) + more) or "another version of dgpo made it"
 
 
-def _require_same(path: Path, config: Mapping[str, Any], digest: str, inputs: Mapping[str, str] | None) -> None:
-    if read_run(path)["digest"] != digest:
+def _require_same(path: Path, work: Work) -> None:
+    if read_run(path)["digest"] != work.digest:
         raise ConfigError(
-            f"the run {path} has other settings than this command: {differing(path, config, inputs)}",
+            f"the run {path} has other settings than this command: {differing(path, work)}",
             hint=f"repeat its settings: --config {path}/config.toml",
         )
 

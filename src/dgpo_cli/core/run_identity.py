@@ -5,10 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.setting_names import as_first_written
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run does: a command, its config, and by location the digest of what is in the files that it names."""
+
+    command: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        return config_digest(self.command, self.config, self.inputs)
 
 
 def config_digest(command: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> str:

@@ -22,7 +22,7 @@ from dgpo_cli.core.locks import Lock, lock_inside
 from dgpo_cli.core.progress import Bar
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import RunDir, differing, read_run
-from dgpo_cli.core.run_identity import config_digest
+from dgpo_cli.core.run_identity import Work
 from dgpo_cli.errors import BusyError, ConfigError
 from dgpo_cli.evaluation.measured import MeasuredModel
 from dgpo_cli.evaluation.measurement import measure
@@ -98,12 +98,13 @@ class Project:
         path = self.path(stage)
         seen = contents(config)
         record = read_run(path) if (path / "run.json").is_file() else {}
-        same = record.get("digest") == config_digest(command, config, seen)
+        wanted = Work(command, config, seen)
+        same = record.get("digest") == wanted.digest
         if same and record["status"] == "finished":
             self._reuse(stage)
             return dict(record["result"])
         if record and not same:
-            self._replace(path, record["status"] == "finished", differing(path, config, seen))
+            self._replace(path, record["status"] == "finished", differing(path, wanted))
         started = time.perf_counter()
         with RunDir.open(command, config, out=path, fresh=not same, inputs=seen) as run:
             result = work(run)
