@@ -4,10 +4,11 @@
     python benchmarks/gpu.py --budget 570             what fits into 570 seconds, the most telling rows first
     python benchmarks/gpu.py --only reference_step    one row, or some
     python benchmarks/gpu.py --small                  the same commands on the CPU, to try them
+    python benchmarks/gpu.py --prepare                where there is a package index: fetch what the GPU machine lacks
     python benchmarks/gpu.py --render                 docs/benchmarks.md's table from docs/benchmarks/gpu.json
 
-It runs from a checkout with what is installed: torch, transformers and pytest are enough, and what else a row lacks is
-told in it. Each row is a process with a time limit of its own; its result is in results.json as soon as it ends. A call
+It runs from a checkout with what is installed: torch, transformers and pytest are enough, with the wheels of .whl/,
+which are read where they lie, and what else a row lacks is told in it. Each row is a process with a time limit of its own; its result is in results.json as soon as it ends. A call
 repeats no row that is done there, and tries the others again, so a run that was stopped goes on with what is missing.
 The folder has three files: results.json, log.txt (what the rows printed) and table.md. Peers are measured where PEERS,
 the interpreter of `make bench-step`, has them.
@@ -34,6 +35,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 DOCS, KEPT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks" / "gpu.json"
 BEGIN, END = "<!-- table of benchmarks/gpu.py -->", "<!-- end of the table -->"
+WHEELS = ROOT / ".whl"
+CARRIED = ("tomli_w==1.2.0", "rank-bm25==0.2.2")  # pure Python, needed by rows, on no GPU machine
 WORTH = 0.5  # a row is not begun with less than this share of its limit left
 
 
@@ -204,8 +207,8 @@ def run(name: str, asked: argparse.Namespace, limit: float) -> tuple[dict[str, A
 
 def _ended(command: list[str], log: Path, limit: float) -> int | None:
     """The status of a command and of all that it starts; None where it had to be stopped."""
-    source = str(ROOT / "src")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))}
+    places = [str(ROOT / "src"), *map(str, sorted(WHEELS.glob("*-none-any.whl"))), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
     with open(log, "w") as stream:
         child = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True
@@ -312,6 +315,12 @@ def figures(script: str, told: dict[str, Any]) -> Iterator[str]:
             )
 
 
+def prepare() -> None:
+    """Wheels that Python imports without installing them."""
+    command = ["pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(WHEELS), *CARRIED]
+    subprocess.run([sys.executable, "-m", *command], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
@@ -319,8 +328,12 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="interpreter with trl and liger-kernel")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds of all rows together")
     parser.add_argument("--small", action="store_true", help="tiny models on the CPU")
+    parser.add_argument("--prepare", action="store_true", help=f"download {', '.join(CARRIED)} into {WHEELS.name}/")
     parser.add_argument("--render", action="store_true", help=f"write the table of {KEPT.name} into {DOCS.name}")
     asked = parser.parse_args()
+    if asked.prepare:
+        prepare()
+        return
     if asked.render:
         DOCS.write_text(render(DOCS.read_text(), json.loads(KEPT.read_text()) if KEPT.exists() else {}))
         return
