@@ -8,10 +8,10 @@
     python benchmarks/gpu.py --render                 docs/benchmarks.md's table from docs/benchmarks/gpu.json
 
 It runs from a checkout with what is installed: torch, transformers and pytest are enough, with the wheels of .whl/,
-which are read where they lie, and what else a row lacks is told in it. Each row is a process with a time limit of its own; its result is in results.json as soon as it ends. A call
-repeats no row that is done there, and tries the others again, so a run that was stopped goes on with what is missing.
-The folder has three files: results.json, log.txt (what the rows printed) and table.md. Peers are measured where PEERS,
-the interpreter of `make bench-step`, has them.
+which are read where they lie, and what else a row lacks is told in it. Each row is a process with a time limit of its
+own; its result is in results.json as soon as it ends. A call repeats no row that is done there, and tries the others
+again, so a run that was stopped goes on with what is missing. The folder has three files: results.json, log.txt (what
+the rows printed) and table.md. Peers are measured where PEERS, the interpreter of `make bench-step`, has them.
 """
 
 from __future__ import annotations
