@@ -11,10 +11,11 @@ from dgpo_cli.commands.common.help import Group
 from dgpo_cli.commands.common.milvus import add_address
 from dgpo_cli.commands.common.options import DeviceOption, JsonFlag, QuietFlag
 from dgpo_cli.commands.index.check import check
-from dgpo_cli.commands.index.parts import build_shard, launched, merge
+from dgpo_cli.commands.index.parts import build_processes, build_shard, launched, merge
 from dgpo_cli.commands.index.result import show_build
 from dgpo_cli.commands.index.settings import index_settings
 from dgpo_cli.commands.index.tune import tune
+from dgpo_cli.commands.index.update import update_folder
 from dgpo_cli.commands.index.wiki18 import wiki18
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
@@ -79,6 +80,12 @@ def build(
         bool, typer.Option("--strict", help="Stop at the first bad line or file instead of skipping it.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is there.")] = False,
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update", help="Bring the index of a folder up to date: read and encode only what is new in it."
+        ),
+    ] = False,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -111,17 +118,21 @@ def build(
     A corpus has one passage a line: `{"id", "contents"}` with the title on the first line of contents, or
     `{"id", "title", "text"}`. Text, Markdown, HTML, PDF, Word, PowerPoint, Excel, EPUB, CSV and JSON files of a
     folder are cut into passages of about 100 words.
-    An index of the same corpus with the same settings is used as it is.
+    An index of the same corpus with the same settings is used as it is. `--update` keeps the retriever and the settings
+    of the index that is there.
 
-    Examples: `dgpo index wiki.jsonl` · `dgpo index ~/notes` · `dgpo index hf:BeIR/scifact:corpus:corpus` ·
+    Examples: `dgpo index wiki.jsonl` · `dgpo index ~/notes --update` · `dgpo index hf:BeIR/scifact:corpus:corpus` ·
     `dgpo index wiki.jsonl.zst --retriever dense --encoder intfloat/e5-base-v2` · `dgpo index wiki.jsonl -o k1=0.9`
     """
     from dgpo_cli.retrieval.corpus.reader import corpus_name
     from dgpo_cli.retrieval.index.build import build_index
-    from dgpo_cli.retrieval.index.parts import build_together
 
     rank, processes = launched(device)
     console = Console(json_output=json, quiet=quiet or rank > 0)
+    if update:
+        given = retriever != "bm25" or bool(encoder or uri or shard or from_faiss or overwrite or options)
+        update_folder(console, corpus, out, given=given or processes > 1, strict=strict)
+        return
     settings = index_settings(retriever, encoder, options)
     target = out or Path("indexes") / corpus_name(corpus)
     add_address(settings, retriever, uri, target)
@@ -130,30 +141,18 @@ def build(
     if shard is not None:
         build_shard(console, corpus, out, target, shard, processes, retriever, settings, strict, overwrite)
         return
-    built = None
+    if processes > 1:
+        build_processes(console, corpus, target, rank, processes, retriever, settings, strict, overwrite)
+        return
     with console.progress("indexing", "passage") as progress:
-        if processes > 1:
-            built = build_together(
-                corpus,
-                target,
-                rank,
-                processes,
-                retriever=retriever,
-                settings=settings,
-                strict=strict,
-                overwrite=overwrite,
-                progress=progress,
-            )
-        else:
-            built = build_index(
-                corpus,
-                target,
-                retriever=retriever,
-                settings=settings,
-                strict=strict,
-                overwrite=overwrite,
-                from_faiss=from_faiss,
-                progress=progress,
-            )
-    if built is not None:
-        show_build(console, target, *built)
+        built = build_index(
+            corpus,
+            target,
+            retriever=retriever,
+            settings=settings,
+            strict=strict,
+            overwrite=overwrite,
+            from_faiss=from_faiss,
+            progress=progress,
+        )
+    show_build(console, target, *built)

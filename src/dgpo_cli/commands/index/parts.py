@@ -81,6 +81,36 @@ def build_shard(
     )
 
 
+def build_processes(
+    console: Console,
+    corpus: str,
+    target: Path,
+    rank: int,
+    processes: int,
+    retriever: str,
+    settings: dict[str, Any],
+    strict: bool,
+    overwrite: bool,
+) -> None:
+    """One of several processes that build an index together; the first one tells of it."""
+    from dgpo_cli.retrieval.index.parts import build_together
+
+    with console.progress("indexing", "passage") as progress:
+        built = build_together(
+            corpus,
+            target,
+            rank,
+            processes,
+            retriever=retriever,
+            settings=settings,
+            strict=strict,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if built is not None:
+        show_build(console, target, *built)
+
+
 def launched(device: str | None) -> tuple[int, int]:
     """(which, of how many) of the processes of `accelerate launch` or torchrun this is; each takes a GPU of its own."""
     from dgpo_cli.retrieval.device import use_device

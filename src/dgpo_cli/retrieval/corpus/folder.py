@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dgpo_cli.core.types import Passage
 from dgpo_cli.core.untrusted import file_name
 from dgpo_cli.errors import InputError
 from dgpo_cli.retrieval.corpus.documents import READERS, Document, Unreadable, read_document
+from dgpo_cli.retrieval.corpus.known import KnownFile, KnownFiles, passage_id
 from dgpo_cli.retrieval.corpus.sources import Digest, Found
 from dgpo_cli.retrieval.corpus.split import passages
 
@@ -25,29 +26,35 @@ _INDEX_MARKS = {"manifest.json", "passages.jsonl", "offsets.npy"}
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The digest is that of the files' names and contents. An id is the file's path and the passage's number in it."""
+    """The digest is that of the files' names and contents. An id is the file's path and the passage's number in it.
+
+    A file that is among `known` and as it was then is not read again. What `read` finds is added to `files`.
+    """
 
     root: Path
+    known: KnownFiles | None = None
+    files: list[KnownFile] = field(default_factory=list)
 
     def read(self, digest: Digest) -> Iterator[Found]:
-        files = self._files()
-        for done, path in enumerate(files, start=1):
-            name, share = self._name(path), done / len(files)
+        paths = self._paths()
+        for done, path in enumerate(paths, start=1):
+            name, share = self._name(path), done / len(paths)
             try:
                 content = _content(path)
-                _show(digest, name, content)
-                document = read_document(content, path.suffix.lower())
-            except Unreadable as problem:
-                yield Found(name, share, problem=str(problem))
+            except (Unreadable, OSError) as error:
+                yield Found(name, share, problem=_problem(error))
                 continue
-            except OSError as error:
-                yield Found(name, share, problem=f"cannot be read ({error.strerror})")
-                continue
-            for number, (title, text) in enumerate(_titled(document, file_name(path.stem)), start=1):
-                yield Found(name, share, Passage.from_title(f"{name}#{number}", title, text))
+            sha256 = _show(digest, name, content)
+            found = self.known.of(name, sha256) if self.known is not None else None
+            file, passages = found or _read(name, sha256, content, path)
+            self.files.append(file)
+            if file.problem:
+                yield Found(name, share, problem=file.problem)
+            for passage in passages:
+                yield Found(name, share, passage)
 
     def hash(self, digest: Digest) -> None:
-        for path in self._files():
+        for path in self._paths():
             try:
                 content = _content(path)
             except (Unreadable, OSError):
@@ -58,7 +65,7 @@ class Folder:
         """The path inside the folder."""
         return file_name(path.relative_to(self.root).as_posix())
 
-    def _files(self) -> list[Path]:
+    def _paths(self) -> list[Path]:
         """In an order that does not depend on the file system."""
         found: list[Path] = []
         for folder, folders, names in os.walk(self.root, onerror=_refuse):
@@ -101,8 +108,25 @@ def _content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _show(digest: Digest, name: str, content: bytes) -> None:
-    digest.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+def _show(digest: Digest, name: str, content: bytes) -> str:
+    """The SHA-256 of a content, which the digest depends on."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    digest.update(f"{name}\0{sha256}\n".encode())
+    return sha256
+
+
+def _problem(error: Exception) -> str:
+    return f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+
+
+def _read(name: str, sha256: str, content: bytes, path: Path) -> tuple[KnownFile, list[Passage]]:
+    try:
+        document = read_document(content, path.suffix.lower())
+    except Unreadable as problem:
+        return KnownFile(name, sha256, 0, str(problem)), []
+    titled = enumerate(_titled(document, file_name(path.stem)), start=1)
+    passages = [Passage.from_title(passage_id(name, number), title, text) for number, (title, text) in titled]
+    return KnownFile(name, sha256, len(passages), ""), passages
 
 
 def _titled(document: Document, stem: str) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import InputError
 from dgpo_cli.retrieval.corpus.folder import Folder
+from dgpo_cli.retrieval.corpus.known import KnownFile, KnownFiles
 from dgpo_cli.retrieval.corpus.seen_ids import SeenIds
 from dgpo_cli.retrieval.corpus.sources import HUB_PREFIX, CorpusSource, Found, HubDataset, JsonLines, Parquet, short
 
@@ -33,6 +34,7 @@ class CorpusReport:
     problems: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)  # how many of each kind of problem
     gaps: array[int] = field(default_factory=lambda: array("q"))  # per problem, how many passages stand before it
+    files: list[KnownFile] = field(default_factory=list)  # of a folder, those that could be opened; set at the end
     digest: str = ""  # SHA-256 that changes with anything that the passages depend on; set at the end
 
     @property
@@ -47,16 +49,22 @@ class CorpusReport:
 
 
 def read_corpus(
-    location: Path | str, report: CorpusReport, *, strict: bool = False, progress: Progress | None = None
+    location: Path | str,
+    report: CorpusReport,
+    *,
+    strict: bool = False,
+    progress: Progress | None = None,
+    known: KnownFiles | None = None,
 ) -> Iterator[Passage]:
     """Passages in the order of the source. What gives none is counted in `report`, or raises InputError with `strict`.
 
     Raises InputError when the source cannot be read or holds no usable passage. `progress` gets the passages so far and
-    an estimate of all, from how much of the source is read.
+    an estimate of all, from how much of the source is read. A folder's files that are `known` are not read again.
     """
     digest = hashlib.sha256()
     seen = SeenIds()
-    for found in _source(location).read(digest):
+    source = _source(location, known)
+    for found in source.read(digest):
         problem = _problem(found, seen)
         if problem and strict:
             raise InputError(f"{location}: {found.place}: {problem}", hint="repair or remove it, or leave --strict out")
@@ -75,6 +83,8 @@ def read_corpus(
         )
     if progress is not None:
         progress(report.passages, report.passages)
+    if isinstance(source, Folder):
+        report.files = source.files
     report.digest = digest.hexdigest()
 
 
@@ -100,12 +110,12 @@ def recorded_location(location: Path | str) -> str:
     return str(location) if str(location).startswith(HUB_PREFIX) else str(Path(location).resolve())
 
 
-def _source(location: Path | str) -> CorpusSource:
+def _source(location: Path | str, known: KnownFiles | None = None) -> CorpusSource:
     if str(location).startswith(HUB_PREFIX):
         return HubDataset(str(location))
     path = Path(location)
     if path.is_dir():
-        return Folder(path)
+        return Folder(path, known)
     return Parquet(path) if path.suffix == ".parquet" else JsonLines(path)
 
 

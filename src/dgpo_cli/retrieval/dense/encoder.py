@@ -120,6 +120,11 @@ class Encoder:
             )
         return vectors
 
+    def count_truncated(self, texts: Sequence[str], prefix: str) -> None:
+        """Add to `truncated` those of the texts that are longer than `max_length` tokens, as encoding them would."""
+        limit = self._config.max_length
+        self.truncated += sum(len(self._tokenizer(prefix + text, verbose=False)["input_ids"]) > limit for text in texts)
+
     def _batch(self, texts: list[str]) -> np.ndarray:
         import torch
 

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,35 @@ _CHUNK = 1 << 16  # rows scored at once
 _IN_MEMORY = 1 << 30  # bytes of single precision up to which the rows are converted once and kept
 
 
+class HeldVectors:
+    """Vectors [N, H] of an earlier index by the contents of their passages, made by the same encoder and settings."""
+
+    def __init__(self, store: PassageStore, vectors: np.ndarray, *, any_truncated: bool) -> None:
+        self._rows = {_contents_key(passage.contents): row for row, passage in enumerate(store)}
+        self._vectors, self._any_truncated = vectors, any_truncated
+
+    def row(self, contents: str) -> int | None:
+        return self._rows.get(_contents_key(contents))
+
+    def encode(self, texts: Sequence[str], encoder: Encoder) -> np.ndarray:
+        """As `encoder.encode` of passages, in half precision the same but for its last bit: a vector that is held was
+        encoded in another batch."""
+        rows = [self.row(text) for text in texts]
+        here = [place for place, row in enumerate(rows) if row is not None]
+        missing = [place for place, row in enumerate(rows) if row is None]
+        prefix = encoder.conventions.passage_prefix
+        made = np.empty((len(texts), self._vectors.shape[1]), dtype=np.float32)
+        made[missing] = encoder.encode([texts[place] for place in missing], prefix)
+        made[here] = self._vectors[[row for row in rows if row is not None]]
+        if self._any_truncated:
+            encoder.count_truncated([texts[place] for place in here], prefix)
+        return made
+
+
+def _contents_key(contents: str) -> bytes:
+    return hashlib.blake2b(contents.encode(), digest_size=16).digest()
+
+
 def encode_passages(
     directory: Path, store: PassageStore, encoder: Encoder, config: EncoderConfig, progress: Progress | None
 ) -> int:
@@ -52,16 +81,26 @@ def encode_passages(
 
 
 def encode_shards(
-    directory: Path, store: PassageStore, encoder: Encoder, config: EncoderConfig, progress: Progress | None
+    directory: Path,
+    store: PassageStore,
+    encoder: Encoder,
+    config: EncoderConfig,
+    progress: Progress | None,
+    held: HeldVectors | None = None,
 ) -> int:
-    """Write a file of vectors for every SHARD passages; returns how many passages were cut at `max_length`."""
+    """Write a file of vectors for every SHARD passages; returns how many passages were cut at `max_length`.
+
+    Passages whose vectors are `held` are not encoded again.
+    """
     prepare_shards(directory, identity(directory, encoder, config))
     truncated = 0
     for start in range(0, len(store), SHARD):
         rows = range(start, min(start + SHARD, len(store)))
         if shard_fault(kept := shard_file(directory, start)):
             before = encoder.truncated
-            vectors = encoder.encode([store[row].contents for row in rows], encoder.conventions.passage_prefix)
+            texts = [store[row].contents for row in rows]
+            prefix = encoder.conventions.passage_prefix
+            vectors = encoder.encode(texts, prefix) if held is None else held.encode(texts, encoder)
             _write_shard(kept, vectors, encoder.truncated - before)
         truncated += _record_of(kept)["truncated"]
         if progress is not None:

@@ -19,6 +19,7 @@ from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.errors import ConfigError, InputError, RetrievalError
 from dgpo_cli.retrieval.base import IndexedRetriever
+from dgpo_cli.retrieval.corpus.known import KnownFiles, write_known
 from dgpo_cli.retrieval.corpus.reader import CorpusReport, corpus_digest, read_corpus, recorded_location
 from dgpo_cli.retrieval.index import manifest as manifests
 from dgpo_cli.retrieval.index.manifest import Manifest, describe_files, read_manifest
@@ -59,7 +60,7 @@ def build_index(
         if found is not None:
             return found, True
         with writing_folder(out) as writing:
-            report = _write_passages(corpus, writing, strict, progress)
+            report = write_passages(corpus, writing, strict=strict, progress=progress)
             store = PassageStore(writing)
             if from_faiss is None:
                 state = kind.build(writing, store, config, progress)
@@ -137,11 +138,21 @@ def write_manifest(
     return built
 
 
-def _write_passages(corpus: Path | str, directory: Path, strict: bool, progress: Progress | None) -> CorpusReport:
+def write_passages(
+    corpus: Path | str,
+    directory: Path,
+    *,
+    strict: bool = False,
+    progress: Progress | None = None,
+    known: KnownFiles | None = None,
+) -> CorpusReport:
+    """A corpus into a store, and of a folder what an update has to know of its files. Raises InputError."""
     report = CorpusReport()
     with StoreWriter(directory) as store:
-        for passage in read_corpus(corpus, report, strict=strict, progress=progress):
+        for passage in read_corpus(corpus, report, strict=strict, progress=progress, known=known):
             store.add(passage)
+    if report.files:
+        write_known(directory, report.files)
     return report
 
 

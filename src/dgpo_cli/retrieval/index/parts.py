@@ -51,7 +51,7 @@ def build_part(
     without an encoder, or where the corpus is too small to be divided so.
     """
     _, config = configured(retriever, settings)
-    encoder_config = _encoder_config(retriever, config)
+    encoder_config = encoder_config_of(retriever, config)
     with alone(out):
         found = existing_part(out, overwrite)
         if found is not None:
@@ -116,7 +116,7 @@ def merge_parts(
         if found is not None:
             return found, True
         started = time.perf_counter()
-        encoder_config = _encoder_config(first.retriever, config)
+        encoder_config = encoder_config_of(first.retriever, config)
         encoder = Encoder(encoder_config)
         if vectors.encoding(encoder, encoder_config) != first.encoding:
             raise RetrievalError(
@@ -238,7 +238,7 @@ def _link(shard: Path, place: Path) -> None:
             writing.replace(target)
 
 
-def _encoder_config(retriever: str, config: Any) -> DenseConfig:
+def encoder_config_of(retriever: str, config: Any) -> DenseConfig:
     if retriever not in ("dense", "hybrid"):
         raise ConfigError(f"{retriever} encodes nothing that could be divided", hint="give --retriever dense or hybrid")
     found: DenseConfig = config if retriever == "dense" else config.dense

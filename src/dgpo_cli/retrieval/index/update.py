@@ -1,0 +1,93 @@
+"""An index of a folder that changed: only what is new in it is read and encoded, the result is that of a fresh build.
+
+Files are known by name and SHA-256 (retrieval/corpus/known.py), passages by their contents. Word statistics depend on
+every passage, so BM25 is computed anew; that takes seconds where reading and encoding take hours.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from dgpo_cli.core.progress import Progress
+from dgpo_cli.errors import ConfigError
+from dgpo_cli.retrieval.corpus.known import read_known
+from dgpo_cli.retrieval.corpus.reader import corpus_digest, recorded_location
+from dgpo_cli.retrieval.dense import vectors
+from dgpo_cli.retrieval.dense.approximate import FLAT
+from dgpo_cli.retrieval.dense.encoder import Encoder, encoder_state
+from dgpo_cli.retrieval.dense.retriever import DenseConfig
+from dgpo_cli.retrieval.index.build import alone, configured, write_manifest, write_passages, writing_folder
+from dgpo_cli.retrieval.index.manifest import Manifest, check_hashes, read_manifest
+from dgpo_cli.retrieval.index.parts import encoder_config_of
+from dgpo_cli.retrieval.index.store import PassageStore
+
+
+@dataclass(frozen=True, slots=True)
+class IndexUpdate:
+    """How much of an index was made of what had changed."""
+
+    files: int
+    files_read: int
+    passages: int
+    passages_encoded: int | None  # None where the retriever encodes nothing
+
+
+def update_index(
+    folder: Path, out: Path, *, strict: bool = False, progress: Progress | None = None
+) -> tuple[Manifest, IndexUpdate | None]:
+    """Bring the index in `out` to what `folder` holds, with the retriever and the settings that it has.
+
+    Returns its manifest and what had to be done, None where nothing had changed. Vectors of a compressed index are
+    gone, so that such an index, and one in Milvus, is encoded as a whole. Raises RetrievalError where `out` is no whole
+    index, ConfigError where it is one of another corpus.
+    """
+    started = time.perf_counter()
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder", hint="--update is for a folder of files; give --overwrite instead")
+    with alone(out):
+        former = read_manifest(out)
+        if former.corpus != recorded_location(folder):
+            raise ConfigError(
+                f"{out} holds an index of another corpus ({former.corpus})",
+                hint="give --out of this corpus's index, or --overwrite to replace it",
+            )
+        kind, config = configured(former.retriever, former.settings)
+        if former.corpus_digest == corpus_digest(folder) and not (strict and former.skipped):
+            return former, None
+        check_hashes(out, former, whole=True)
+        kept = PassageStore(out)
+        known = read_known(out, kept)
+        with writing_folder(out) as writing:
+            report = write_passages(folder, writing, strict=strict, progress=progress, known=known)
+            store = PassageStore(writing)
+            encoded = None
+            if former.retriever in ("dense", "hybrid"):
+                of_dense = encoder_config_of(former.retriever, config)
+                encoded = _encode_missing(out, former, kept, writing, store, of_dense, progress)
+            state = kind.build(writing, store, config, progress)
+            built = write_manifest(writing, former.retriever, config, state, former.corpus, report, started)
+    read = len(report.files) - (known.given if known is not None else 0)
+    return built, IndexUpdate(len(report.files), read, built.passages, encoded)
+
+
+def _encode_missing(
+    out: Path,
+    former: Manifest,
+    kept: PassageStore,
+    writing: Path,
+    store: PassageStore,
+    config: DenseConfig,
+    progress: Progress | None,
+) -> int:
+    """Shards of vectors into `writing`, as a build would leave them there; returns how many passages were encoded."""
+    state = former.state.get("dense", former.state)
+    encoder = Encoder(config)
+    now = encoder_state(encoder)
+    if state["factory"] != FLAT or former.vectors_from or {name: state.get(name) for name in now} != now:
+        return len(store)
+    made = vectors.open_vectors(out, len(kept))
+    held = vectors.HeldVectors(kept, made, any_truncated=bool(state["truncated_passages"]))
+    vectors.encode_shards(writing, store, encoder, config, progress, held)
+    return sum(held.row(passage.contents) is None for passage in store)
