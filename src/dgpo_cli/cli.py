@@ -37,6 +37,7 @@ from dgpo_cli.commands.common.milvus import use_milvus_environment
 from dgpo_cli.commands.common.search_environment import use_search_environment
 from dgpo_cli.commands.evaluate import command as evaluate
 from dgpo_cli.commands.index import command as index
+from dgpo_cli.commands.make_questions import command as make_questions
 from dgpo_cli.commands.quickstart import command as quickstart
 from dgpo_cli.console import say_error, tell_logged
 from dgpo_cli.core import interrupts
@@ -66,6 +67,7 @@ app = typer.Typer(
 app.command("quickstart")(quickstart.quickstart)
 app.add_typer(index.app, name="index")
 app.command("search")(search.search)
+app.command("make-questions")(make_questions.make_questions)
 app.command("audit")(audit.audit)
 app.command("distill-data")(distill_data.distill_data)
 app.command("kd")(kd.kd)

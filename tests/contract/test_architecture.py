@@ -26,7 +26,7 @@ LEVELS = (
     {"engine"},
     {"agent"},
     {"training", "evaluation", "serving"},
-    {"offline", "planning", "viewing", "export"},
+    {"offline", "planning", "viewing", "export", "make_questions"},
     {"launch"},
     {"console", "library"},
     {"__init__"},  # the public names, for type checkers; at run time they are loaded on first use

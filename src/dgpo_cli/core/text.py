@@ -84,6 +84,12 @@ def contains_answer(text: str, answers: Iterable[str]) -> bool:
     return any(bool(gold) and gold in normalized for gold in map(_left, answers))
 
 
+def holds_phrase(text: str, phrase: str) -> bool:
+    """Whether a text holds a phrase as whole words, in the form in which answers are compared."""
+    wanted = normalize_answer(phrase)
+    return bool(wanted) and f" {wanted} " in f" {normalize_answer(text)} "
+
+
 def f1(prediction: str, answers: Iterable[str]) -> float:
     """Token F1 of the normalized strings, best over the answers; exact match where nothing is left of one of them."""
     words = Counter(_left(prediction).split())

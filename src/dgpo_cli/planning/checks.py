@@ -178,6 +178,15 @@ def check_chat(
     _wave(writing, 1, device, 1, given=False, setting="", say=None)
 
 
+def check_asked(
+    model: str, wave: int, max_tokens: int, *, device: str, precision: Precision, eight_bit: bool, say: Say | None
+) -> int:
+    """As `check_distill`, for a model that answers plain requests of up to `max_tokens`, `wave` of them at once."""
+    rollout = RolloutSettings(max_turns=0, max_tokens=max_tokens, wave=wave)
+    writing = _writing(model, rollout, (), _codec(model), device, precision, eight_bit=eight_bit)
+    return _wave(writing, wave, device, wave, given=False, setting="-o wave=", say=say)
+
+
 def _writing(
     name: str,
     rollout: RolloutSettings,

@@ -17,7 +17,7 @@ from dgpo_cli.core.text import is_empty_answer, text_key
 from dgpo_cli.core.types import QUESTION_EXTRAS, Question, question_from_json
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.qa_sets.forms import ENDINGS, FORM, SUFFIXES, at, rows
-from dgpo_cli.qa_sets.registry import HUB, QA_SETS, canonical_name
+from dgpo_cli.qa_sets.registry import FILE_SETS, HUB, QA_SETS, canonical_name
 
 _log = logging.getLogger(__name__)
 
@@ -110,10 +110,10 @@ def load_questions(
     chosen = split or QA_SETS[known].split
     if bench_dir is not None:
         path = find_file(bench_dir, known, chosen)
-    elif known == "tinyworld":
+    elif known in FILE_SETS:
         raise InputError(
-            "tinyworld questions are generated files",
-            hint="make them with `dgpo quickstart`, then give --bench-dir DIR",
+            f"{known} questions are generated files",
+            hint=f"make them with `{FILE_SETS[known]}`, then give --bench-dir DIR",
         )
     else:
         path = _download(known, chosen)
@@ -129,13 +129,13 @@ def _limited(questions: list[Question], limit: int | None, seed: int | None) -> 
 
 
 def find_file(bench_dir: Path, name: str, split: str) -> Path:
-    """NAME.jsonl, or train_NAME.jsonl for the train split, or another of SUFFIXES; for tinyworld also SPLIT.jsonl.
+    """NAME.jsonl, or train_NAME.jsonl for the train split, or another of SUFFIXES; for FILE_SETS also SPLIT.jsonl.
 
     Raises InputError naming the files that were looked for.
     """
     own_split = QA_SETS[name].split
     stems = [name if split == own_split else f"{split}_{name}"]
-    if name == "tinyworld":
+    if name in FILE_SETS:
         stems.append(split)
     candidates = [bench_dir / (stem + suffix) for stem in stems for suffix in SUFFIXES]
     for path in candidates:

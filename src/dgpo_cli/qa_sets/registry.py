@@ -29,9 +29,11 @@ QA_SETS: dict[str, QASet] = {
         QASet("musique", "dev", 2_417, ("train", "dev")),
         QASet("bamboogle", "test", 125, ("test",)),
         QASet("tinyworld", "test", 0, ("train", "validation", "test")),
+        QASet("made", "test", 0, ("train", "validation", "test")),
     )
 }
 SEVEN = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")  # the paper's
+FILE_SETS = {"tinyworld": "dgpo quickstart", "made": "dgpo make-questions"}  # no hub has them; the command makes them
 TRAIN_SETS = ("nq", "hotpotqa")  # what Search-R1 and the paper train on
 ALIASES = {"2wiki": "2wikimultihopqa", "twowiki": "2wikimultihopqa", "hotpot": "hotpotqa"}
 

@@ -12,6 +12,16 @@ from dgpo_cli.errors import InputError
 NO_INDEX = "dgpo index --help"  # of what searches, where no index is remembered
 
 
+def after_make_questions(*, teacher: bool) -> list[str]:
+    """`teacher` tells that one is remembered which answers in the search loop, too."""
+    if teacher:
+        return ["dgpo distill-data"]
+    if _remembered("student") is not None:
+        return ["dgpo distill-data --teacher gold"]
+    known = next((name for name in ("qwen-0.5b", "smollm2-135m") if _readable(name)), None)
+    return ["dgpo models"] if known is None else [f"dgpo distill-data --teacher gold --tokenizer {known}"]
+
+
 def after_distill_data(student: str | None, *, loadable: bool) -> list[str]:
     """`student` is a model of the trajectories' tokenizer, where one was named; `loadable` that the teacher can be."""
     words = ["dgpo kd", *([] if loadable else ["--method seqkd"])]

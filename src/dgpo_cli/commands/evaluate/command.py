@@ -37,7 +37,7 @@ def evaluate(
     model_name: ModelNameOption = None,
     bench: Annotated[
         str | None,
-        typer.Option(help="`all` (the seven), or names: nq,hotpotqa,tinyworld; what was asked last, else all."),
+        typer.Option(help="`all` (the seven), or names: nq,hotpotqa,made; what was asked last, else all."),
     ] = None,
     bench_dir: BenchDirOption = None,
     index: Annotated[

@@ -15,7 +15,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from dgpo_cli.core.text import contains_answer, normalize_answer, text_key
+from dgpo_cli.core.text import contains_answer, holds_phrase, normalize_answer, text_key
 from dgpo_cli.core.types import Action, Passage, Question
 from dgpo_cli.formats.base import Format
 from dgpo_cli.retrieval.corpus.split import sentences
@@ -71,9 +71,9 @@ def _was_read(question: Question, seen: Sequence[Passage], left: Sequence[str]) 
 
     An answer that the question names is one of several to choose from: there every passage counts.
     """
-    answers = [answer for answer in question.answers if not _holds(question.text, answer)]
-    own_pages = all(any(_holds(query(title), answer) for answer in answers) for title in left)
-    return own_pages and any(_holds(p.text, answer) for p in _supporting(question, seen) for answer in answers)
+    answers = [answer for answer in question.answers if not holds_phrase(question.text, answer)]
+    own_pages = all(any(holds_phrase(query(title), answer) for answer in answers) for title in left)
+    return own_pages and any(holds_phrase(p.text, answer) for p in _supporting(question, seen) for answer in answers)
 
 
 def _search(question: Question, seen: Sequence[Passage], wanted: str) -> _Step:
@@ -92,7 +92,7 @@ def _search(question: Question, seen: Sequence[Passage], wanted: str) -> _Step:
 def _answer(question: Question, seen: Sequence[Passage]) -> _Step:
     supporting = _supporting(question, seen)
     everything = " ".join(passage.contents for passage in seen)
-    answer = next((answer for answer in question.answers if _holds(everything, answer)), None)
+    answer = next((answer for answer in question.answers if holds_phrase(everything, answer)), None)
     answer = answer or next((answer for answer in question.answers if contains_answer(everything, [answer])), None)
     choice = normalize_answer(question.answers[0]) in _CHOICES
     if answer is None and choice and not _left(question, seen):
@@ -100,7 +100,7 @@ def _answer(question: Question, seen: Sequence[Passage]) -> _Step:
     if answer is None:
         return "The results do not say it.", "answer", NOT_FOUND
     told = [_beginning(passage, _MAX_COMPARED) for passage in supporting[-2:]]
-    if not choice and not _holds(question.text, answer):
+    if not choice and not holds_phrase(question.text, answer):
         told = _telling(question, [*reversed(supporting)], answer) or _telling(question, [*reversed(seen)], answer)
     quoted = " ".join(f'"{sentence}"' for sentence in told)
     return f"It says: {quoted} So the answer is {answer}." if told else f"It is {answer}.", "answer", answer
@@ -140,15 +140,9 @@ def _mention(title: str, seen: Sequence[Passage]) -> str | None:
     name = query(title)
     for passage in reversed(seen):
         for sentence in sentences(passage.text):
-            if _holds(sentence, name):
+            if holds_phrase(sentence, name):
                 return _quoted(sentence, name)
     return None
-
-
-def _holds(text: str, phrase: str) -> bool:
-    """Whether a text holds a phrase as whole words, in the form in which answers are compared."""
-    wanted = normalize_answer(phrase)
-    return bool(wanted) and f" {wanted} " in f" {normalize_answer(text)} "
 
 
 def _beginning(passage: Passage, most: int = _MAX_WORDS) -> str:

@@ -1,0 +1,55 @@
+"""What questions are made of, and by whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dgpo_cli.commands.common.options import absolute, choose_index
+from dgpo_cli.commands.common.teacher import teacher_values
+from dgpo_cli.console import Console
+from dgpo_cli.errors import ConfigError
+
+
+def choose_author(
+    console: Console, before: Mapping[str, Any], no_model: bool | None, given: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """The settings that name the teacher, or that there is none. Raises ConfigError for both."""
+    named = [name for name, value in given.items() if value is not None]
+    if no_model or (no_model is None and before.get("no_model") in (True, "true") and not named):
+        if named:
+            raise ConfigError("--no-model asks no teacher", hint="leave out --no-model, or what names the teacher")
+        return {"no_model": True}
+    if given["teacher"] == "gold":
+        raise ConfigError(
+            "--teacher gold answers questions that are there, and makes none", hint="give a model, or --no-model"
+        )
+    return teacher_values(console, before, **given)
+
+
+def choose_documents(console: Console, given: str | None) -> str:
+    """An index folder: the one given or remembered, or a BM25 index of the corpus given, built where there is none.
+
+    Raises ConfigError for a server, which does not tell its passages.
+    """
+    from dgpo_cli.retrieval.corpus.reader import corpus_name
+    from dgpo_cli.retrieval.index.build import build_index
+    from dgpo_cli.retrieval.index.manifest import FILE
+    from dgpo_cli.retrieval.registry import is_server
+
+    if given is None or (Path(given) / FILE).is_file():
+        given = choose_index(console, given)
+    if is_server(given):
+        raise ConfigError(
+            f"{given} is a server, which does not tell its passages", hint="give a corpus or an index folder"
+        )
+    if (Path(given) / FILE).is_file():
+        return absolute(given)
+    target = Path("indexes") / corpus_name(given)
+    with console.progress("indexing", "passage") as progress:
+        manifest, reused = build_index(given, target, progress=progress)
+    console.info(f"index: {target}, {manifest.passages:,} passages{' (was there)' if reused else ''}")
+    if manifest.skipped:
+        console.warn(f"{manifest.skipped:,} not usable, the first: {manifest.problems[0]}")
+    return absolute(str(target))
