@@ -24,6 +24,10 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; as the weights are saved by default.")
     ] = None,
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="Weights as one GGUF file, for llama.cpp and what is built on it.")
+    ] = False,
+    quantize: Annotated[str | None, typer.Option(help="q8_0: with --gguf, weights in 8 bit.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model folder that is already there.")
     ] = False,
@@ -32,7 +36,8 @@ def export(
 ) -> None:
     """Write a model as a folder that transformers and vLLM load, with tokenizer, agent text and a model card.
 
-    Examples: `dgpo export rl-0003 my-agent` · `dgpo export rl-0003 my-agent --dtype bfloat16 --push me/my-agent`
+    Examples: `dgpo export rl-0003 my-agent` · `dgpo export rl-0003 my-agent --dtype bfloat16 --push me/my-agent` ·
+    `dgpo export rl-0003 my-agent --gguf --quantize q8_0`
     """
     from dgpo_cli.errors import ConfigError
     from dgpo_cli.export import export as pipeline
@@ -40,16 +45,18 @@ def export(
     console = Console(json_output=json, quiet=quiet)
     if public and push is None:
         raise ConfigError("--public belongs to --push", hint="dgpo export RUN DIR --push OWNER/NAME --public")
+    if quantize is not None and not gguf:
+        raise ConfigError("--quantize belongs to --gguf", hint="dgpo export RUN DIR --gguf --quantize q8_0")
     with pipeline.claimed(directory, overwrite=overwrite):
         if push is not None:
             pipeline.check_push(push)
         console.info(f"reading {run}")
-        result = pipeline.export(run, directory, dtype=dtype)
+        result = pipeline.export(run, directory, dtype=dtype, as_gguf=gguf, quantize=quantize)
     size = f"{result['parameters']:,} parameters as {result['dtype']}, {result['bytes'] / 1e6:,.1f} MB"
     console.print(f"{directory}: {size}")
     if push is not None:
         console.info(f"pushing to {push}")
         result |= {"url": pipeline.push(directory, push, public=public)}
         console.print(f"pushed: {result['url']}{'' if public else ' (a repository made for it is private)'}")
-    console.next(*after_export(directory))
+    console.next(*after_export(Path(result.get("file", directory))))
     console.result(result)

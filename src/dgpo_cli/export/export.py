@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from dgpo_cli.core.schema import read_record
 from dgpo_cli.errors import ConfigError, ModelError
 from dgpo_cli.evaluation.measured import weights_digest
 from dgpo_cli.evaluation.measurement import REPORT
+from dgpo_cli.export.as_gguf import form_of, write_folder
 from dgpo_cli.export.model_card import CardFacts, Measurement, Stage, render
 from dgpo_cli.models import gguf
 from dgpo_cli.models.aliases import ALIASES
 from dgpo_cli.models.load import LoadedModel, load_model, write_model
-from dgpo_cli.models.sources import ModelSource, resolve
+from dgpo_cli.models.sources import ModelSource, config_values, resolve
 from dgpo_cli.objectives.registry import OBJECTIVES, create
 from dgpo_cli.training.settings import deviations
 
@@ -53,28 +55,55 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"{target} holds a model already", hint="add --overwrite to replace it")
 
 
-def export(name: str, target: Path, *, dtype: str | None = None, runs_root: Path = Path("runs")) -> dict[str, Any]:
+def export(
+    name: str,
+    target: Path,
+    *,
+    dtype: str | None = None,
+    as_gguf: bool = False,
+    quantize: str | None = None,
+    runs_root: Path = Path("runs"),
+) -> dict[str, Any]:
     """Write the model that `name` leads to into `target`, replacing it as a whole. Returns path, bytes, parameters.
 
-    `dtype` None keeps the one that the weights are saved in.
+    `dtype` None keeps the one that the weights are saved in. `as_gguf` writes them as one GGUF file, which `quantize`
+    may round further.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}", hint=f"choose one of: {', '.join(DTYPES)}")
+    form = form_of(dtype, quantize)
     source = resolve(name, runs_root)
-    loaded = load_model(source, device=torch.device("cpu"), dtype=None if dtype is None else DTYPES[dtype])
+    kept = as_gguf or dtype is None
+    loaded = load_model(source, device=torch.device("cpu"), dtype=None if kept else DTYPES[str(dtype)])
     target.parent.mkdir(parents=True, exist_ok=True)
     size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     check_space(target.parent, int(size * SPACE_FACTOR))
+    known = facts(target.name, loaded, runs_root)
     with folders.replacing(target) as folder:
-        write_model(folder, loaded.model, loaded.tokenizer, loaded.protocol)
-        write_atomic(folder / "README.md", render(facts(target.name, loaded, runs_root)))
+        if as_gguf:
+            base = known.base if known.base_on_hub else None
+            file = write_folder(folder, target.name, loaded, form, base=base, licence=known.licence)
+            form = file.stem.rpartition("-")[2]
+            known = replace(known, file=file.name)
+        else:
+            write_model(folder, loaded.model, loaded.tokenizer, loaded.protocol)
+            form = form_of(str(loaded.model.dtype).removeprefix("torch."), None)
+        known = replace(known, rounded_to=None if form in _holding(source) else form)
+        write_atomic(folder / "README.md", render(known))
     return {
         "path": str(target),
         "bytes": sum(p.stat().st_size for p in target.iterdir()),
         "parameters": loaded.model.num_parameters(),
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "dtype": form if as_gguf else str(loaded.model.dtype).removeprefix("torch."),
         "protocol": loaded.protocol.name,
-    }
+    } | ({"file": str(target / known.file)} if known.file else {})
+
+
+def _holding(source: ModelSource) -> tuple[str, ...]:
+    """The forms that hold the saved weights of a model as they are."""
+    values = config_values(source) or {}
+    saved = str(values.get("dtype") or values.get("torch_dtype") or "float32")
+    return {"bfloat16": ("f32", "bf16"), "float16": ("f32", "f16")}.get(saved, ("f32",))
 
 
 def facts(name: str, loaded: LoadedModel, runs_root: Path) -> CardFacts:

@@ -62,6 +62,8 @@ class CardFacts:
     validation_em: float | None  # the best of the run's own periodic evaluations
     versions: Mapping[str, str]
     read_from: str | None = None  # of a base that a GGUF file held: what it was and how it was stored
+    file: str | None = None  # the GGUF file that has the weights
+    rounded_to: str | None = None  # the form of the weights in the folder, where it is a shorter one than was measured
 
 
 def render(facts: CardFacts) -> str:
@@ -73,7 +75,7 @@ def render(facts: CardFacts) -> str:
         "## Origin",
         _origin(facts),
         "## Results",
-        _results(facts.measurements, facts.validation_em),
+        _results(facts),
         "## Use",
         _use(facts),
         "## Limits",
@@ -102,7 +104,7 @@ def _metadata(facts: CardFacts) -> str:
     licence = facts.licence
     known = licence is not None and licence.startswith(("apache", "llama"))
     values = ModelCardData(
-        library_name="transformers",
+        library_name="transformers" if facts.file is None else "gguf",
         pipeline_tag="text-generation",
         license=None if licence is None else licence if known else "other",
         license_name=None if known else licence,
@@ -120,7 +122,7 @@ def _metadata(facts: CardFacts) -> str:
                 metric_value=m.em,
                 metric_args={"interval_95": list(m.em_interval)},
             )
-            for m in facts.measurements
+            for m in (() if facts.rounded_to else facts.measurements)
         ]
         or None,
     )
@@ -159,11 +161,12 @@ def _history(stage: Stage) -> str:
     return "; ".join([", ".join(parts), *(f"unlike the paper, {text}" for text in stage.deviations)])
 
 
-def _results(measurements: Sequence[Measurement], validation_em: float | None) -> str:
+def _results(facts: CardFacts) -> str:
+    measurements = facts.measurements
     if not measurements:
-        if validation_em is None:
+        if facts.validation_em is None:
             return "Not measured with `dgpo eval` yet."
-        best = percent(validation_em)
+        best = percent(facts.validation_em)
         return f"Not measured with `dgpo eval` yet. Best EM on the validation questions of its run: {best}."
     rows = [
         f"| {m.benchmark} | {m.questions:,} | {percent(m.em)} | {percent_range(*m.em_interval)} | {percent(m.f1)} "
@@ -171,10 +174,21 @@ def _results(measurements: Sequence[Measurement], validation_em: float | None) -
         for m in measurements
     ]
     head = "| benchmark | questions | EM | 95 % | F1 | conditions |\n|---|--:|--:|---|--:|---|"
-    return "\n".join([head, *rows])
+    before = f"\n\nMeasured before the weights were rounded to {facts.rounded_to}." if facts.rounded_to else ""
+    return "\n".join([head, *rows]) + before
 
 
 def _use(facts: CardFacts) -> str:
+    if facts.file is not None:
+        return (
+            f"`{facts.file}` holds weights, tokenizer, chat template and agent text ({facts.protocol}) for llama.cpp "
+            "and what is built on it. The search loop runs outside of it, in this folder:\n\n"
+            f"```bash\nllama-server -m {facts.file} --port 8080\n"
+            "dgpo chat --model . --model-url http://127.0.0.1:8080/v1 --index INDEX\n```\n\n"
+            "For ollama: `ollama create NAME -f Modelfile`, then the same with `http://127.0.0.1:11434/v1`. "
+            "`protocol.json` has the prompt and the form of search results, for a loop of one's own over "
+            "`/v1/completions`."
+        )
     return (
         f"`protocol.json` holds the agent text ({facts.protocol}): the prompt, the form of search results, and what is "
         "said after a step without an action. Weights are safetensors. With transformers alone, in this folder:\n\n"

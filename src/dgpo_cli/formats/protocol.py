@@ -19,6 +19,7 @@ from dgpo_cli.formats import registry
 from dgpo_cli.formats.base import Format
 
 ALWAYS_SEARCH = "Always search before you answer, also where you believe that you know the answer."
+PROTOCOL_FILE = "protocol.json"  # in the folder of a model
 _TAGS = "tags"
 # Settings of a rollout that shape an episode: a model should meet those that it was trained with.
 LIMITS = ("top_k", "max_turns", "max_new_tokens", "max_observation_tokens", "max_prompt_tokens", "max_tokens")

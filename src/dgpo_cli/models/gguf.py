@@ -22,11 +22,13 @@ from dgpo_cli.core.extras import require
 from dgpo_cli.core.hub import quiet_loading
 from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.errors import DgpoError, ModelError
+from dgpo_cli.errors import DgpoError, InputError, ModelError
+from dgpo_cli.formats.protocol import PROTOCOL_FILE, Protocol
 from dgpo_cli.models.gguf_header import MAGIC, Header, read_header
 
 RECORD_FILE = "gguf.json"
 SUFFIX = ".gguf"
+PROTOCOL_KEY = "dgpo.protocol"  # the agent text of a file that `gguf_writing` made
 _BYTES_PER_WEIGHT = 4  # float32
 _WAIT_S = 600.0  # for another process that reads the same file
 _FORM = 1  # of the folders; one more where another program would write them otherwise
@@ -145,6 +147,11 @@ def _write(path: Path, header: Header, folder: Path, digest: str) -> None:
             GenerationConfig(
                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, do_sample=False
             ).save_pretrained(folder)
+        if PROTOCOL_KEY in header.metadata:
+            protocol = Protocol.from_json(json.loads(header.metadata[PROTOCOL_KEY]))
+            write_atomic(folder / PROTOCOL_FILE, json.dumps(protocol.to_json(), indent=1, ensure_ascii=False) + "\n")
+    except InputError as error:
+        raise ModelError(f"the agent text of {path}: {error.message}", hint="export it again") from error
     except (DgpoError, MemoryError):
         raise
     except Exception as error:  # the libraries raise errors of many kinds for a file that is not what it says

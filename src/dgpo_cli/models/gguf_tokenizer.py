@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file holds, as the `tokenizers` library builds it.
+"""The tokenizer that a GGUF file holds, as the `tokenizers` library builds it, and the other way round.
 
 The file lists tokens and merges and names the rule by which text is split first. The rules are those of the families'
 own tokenizer.json files; a rule that is not known is refused, since other splits are other tokens.
@@ -6,11 +6,12 @@ own tokenizer.json files; a rule that is not known is refused, since other split
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dgpo_cli.errors import ModelError
 
@@ -96,3 +97,72 @@ def build(metadata: Mapping[str, Any], path: object) -> PreTrainedTokenizerFast:
     template = metadata.get("tokenizer.chat_template")
     tokenizer.chat_template = template if isinstance(template, str) and template else None
     return tokenizer
+
+
+_NORMAL, _UNUSED = 1, 5  # further kinds of tokens
+_CLOSERS = ("eos", "eot", "eom")  # the keys of tokens that end a text
+
+
+def metadata_of(tokenizer: PreTrainedTokenizerBase, rows: int, end_ids: Collection[int]) -> dict[str, Any]:
+    """What a GGUF file says of a tokenizer, by key behind "tokenizer.ggml."; `build` makes the same tokenizer of it.
+
+    `rows` is that of the embedding: ids beyond the tokenizer's become unused tokens. `end_ids` end a text.
+    Raises ModelError for a tokenizer that llama.cpp has no rule for.
+    """
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
+    tokens = [f"[PAD{place}]" for place in range(rows)]
+    kinds = [_UNUSED] * rows
+    for token, place in vocabulary.items():
+        kind = _NORMAL if place not in added else _CONTROL if added[place].special else _USER_DEFINED
+        tokens[place], kinds[place] = token, kind
+    ends = sorted(end_ids, key=lambda place: (place != tokenizer.eos_token_id, place))
+    named: dict[str, int | None] = dict(zip(_CLOSERS, ends, strict=False))
+    named |= {"bos": tokenizer.bos_token_id, "padding": tokenizer.pad_token_id, "unknown": tokenizer.unk_token_id}
+    front = tokenizer("", add_special_tokens=True).input_ids
+    return {
+        "model": "gpt2",
+        "pre": _rule_of(parts),
+        "tokens": tokens,
+        "token_type": kinds,
+        "merges": [m if isinstance(m, str) else " ".join(m) for m in parts["model"]["merges"]],
+        **{f"{name}_token_id": place for name, place in named.items() if place is not None},
+        "add_bos_token": bool(front) and front[0] == tokenizer.bos_token_id,
+    }
+
+
+def _rule_of(parts: Mapping[str, Any]) -> str:
+    """The name of the rule by which a tokenizer.json splits text. Raises ModelError if it is none of RULES."""
+    model = parts["model"]
+    if model["type"] != "BPE" or "ByteLevel" not in str(parts["pre_tokenizer"]) or model.get("byte_fallback"):
+        raise ModelError(
+            f"a tokenizer of kind {model['type']} cannot be written to a GGUF file; byte-level BPE can",
+            hint="export without --gguf: transformers and vLLM load the folder",
+        )
+    wanted = _splitting(parts)
+    for name in RULES:
+        backend = Tokenizer(models.BPE(ignore_merges=name == "llama-bpe"))
+        backend.pre_tokenizer = _rule(name)
+        if name == "qwen2":
+            backend.normalizer = normalizers.NFC()
+        if _splitting(json.loads(backend.to_str())) == wanted:
+            return name
+    raise ModelError(
+        "the tokenizer splits text by a rule that llama.cpp has no name for",
+        hint=f"export without --gguf; rules that can be written: {', '.join(RULES)}",
+    )
+
+
+def _splitting(parts: Mapping[str, Any]) -> Any:
+    """What decides which tokens a text becomes, beside vocabulary and merges."""
+
+    def without_offsets(value: Any) -> Any:
+        if isinstance(value, list):
+            return [without_offsets(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        return {key: without_offsets(item) for key, item in value.items() if key != "trim_offsets"}
+
+    model = parts["model"]
+    affixes = (model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or "")
+    return without_offsets([parts["pre_tokenizer"], parts["normalizer"], bool(model.get("ignore_merges")), affixes])

@@ -29,13 +29,13 @@ from dgpo_cli.core.device import Precision
 from dgpo_cli.core.hub import quiet_loading
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import ModelError
-from dgpo_cli.formats.protocol import Protocol
+from dgpo_cli.formats.protocol import PROTOCOL_FILE, Protocol
 from dgpo_cli.models import hub
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.half import compute_in_half, pays_off
 from dgpo_cli.models.load_errors import explain
 from dgpo_cli.models.lora import has_adapter, merged_parameters
-from dgpo_cli.models.sources import PROTOCOL_FILE, ModelSource, config_values, load_protocol, resolve
+from dgpo_cli.models.sources import ModelSource, config_values, load_protocol, resolve
 from dgpo_cli.models.tokenizer_errors import require_light, tokenizer_errors
 
 KEPT_TOKENIZER = "tokenizer"  # folder of a run
@@ -152,6 +152,10 @@ def _require_readable(source: ModelSource, device: torch.device) -> None:
     folder = Path(source.location)
     if not source.local:
         return
+    elsewhere = [] if any(folder.glob("*.safetensors")) else sorted(folder.glob("*.gguf"))
+    if elsewhere:
+        file = elsewhere[0]
+        raise ModelError(f"the weights of {folder} are in {file.name}", hint=f"give {file}, or --model-url")
     hint = "download or export the model again"
     if (folder / _SHARDS).is_file():
         index = schema.read_record(folder / _SHARDS, _INDEX, hint=hint, error=ModelError)
@@ -192,11 +196,18 @@ def save_model(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTok
 
 
 def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
-    codec = Codec(tokenizer, protocol)
     with quiet_loading():
         # Asked for its state a sharded model would give up its weights, which are whole here.
         weights = merged_parameters(model) if isinstance(model, FSDPModule) or has_adapter(model) else None
         model.save_pretrained(folder, state_dict=weights)
+    write_text_side(folder, tokenizer, protocol)
+    checksums.write_beside(folder, "*.safetensors")
+
+
+def write_text_side(folder: Path, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
+    """Tokenizer, generation config and protocol."""
+    codec = Codec(tokenizer, protocol)
+    with quiet_loading():
         tokenizer.save_pretrained(folder)
         # Greedy, and every token that may end a turn: sampling settings of the base model are not the agent's.
         GenerationConfig(
@@ -204,7 +215,6 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToken
         ).save_pretrained(folder)
     undated = replace(protocol, date=None)  # the date is that of a run
     write_atomic(folder / PROTOCOL_FILE, json.dumps(undated.to_json(), indent=1, ensure_ascii=False) + "\n")
-    checksums.write_beside(folder, "*.safetensors")
 
 
 def _options(source: ModelSource) -> dict[str, Any]:

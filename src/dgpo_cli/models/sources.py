@@ -15,13 +15,11 @@ from dgpo_cli.core.extras import installing
 from dgpo_cli.core.locks import lock_beside, lock_inside
 from dgpo_cli.core.run_names import find_run, find_runs
 from dgpo_cli.errors import ConfigError, InputError, ModelError
-from dgpo_cli.formats.protocol import Protocol
+from dgpo_cli.formats.protocol import PROTOCOL_FILE, Protocol
 from dgpo_cli.formats.registry import get
 from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models import gguf, hub, published_prompt
 from dgpo_cli.models.aliases import ALIASES, expects_search_r1_prompt
-
-PROTOCOL_FILE = "protocol.json"
 
 
 @dataclass(frozen=True, slots=True)
