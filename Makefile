@@ -3,6 +3,7 @@
 #   make quickstart            install into .venv, then train a small search agent offline
 #   make real                  the same with a real language model of 135M on real questions; BENCH_DIR=DIR has them
 #   make test                  tests with coverage; lint, types, test-slow, docs, clean
+#   make docs-site            docs/ as a site in site/, with search and checked links; SITE=DIR puts it elsewhere
 #   make test-fast             rules of the house, reference vectors and the units that need no training: under a minute
 #   make test-versions         the tests on the versions of a GPU machine that nothing reaches (torch 2.11), without optional packages
 #   make test-kill             every long command killed before each of its file operations, and given again
@@ -25,6 +26,7 @@ TORCH_CPU := https://download.pytorch.org/whl/cpu
 PIP_OPTIONS := $(if $(CPU),--extra-index-url $(TORCH_CPU))
 QUICKSTART_OPTIONS ?=
 BENCH_DIR ?= ../shared/data
+SITE ?= site
 REAL_OUT ?= quickstart-real
 REAL_OPTIONS ?=
 HUB_HAS_IT := from dgpo_cli.models import aliases, hub; raise SystemExit(not hub.is_readable(aliases.ALIASES["smollm2-135m"].repo))
@@ -43,7 +45,7 @@ PEERS := .venv-peers
 VERSIONS := .venv-versions
 ABSENT := bm25s,cachetools,faiss,bitsandbytes,datasets,fastapi,matplotlib,plotext,prometheus_client,pypdf,milvus_lite,pymilvus,mammoth,openpyxl,pptx,Stemmer
 
-.PHONY: real bench bench-gpu bench-step bench-lexical venv quickstart test test-fast test-slow test-hostile test-kill test-versions load-test lint types docs clean
+.PHONY: real bench bench-gpu bench-step bench-lexical venv quickstart test test-fast test-slow test-hostile test-kill test-versions load-test lint types docs docs-site clean
 
 venv: $(STAMP)
 
@@ -119,6 +121,13 @@ lint: venv
 
 types: venv
 	$(BIN)/mypy
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs-site: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(SITE)
 
 docs: venv
 	$(BIN)/python docs/generate.py

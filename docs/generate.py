@@ -37,6 +37,35 @@ ENVIRONMENT = {
     "TRACKIO_SPACE_ID": "Space for --report-to trackio",
     "RANK, WORLD_SIZE, LOCAL_RANK": "set by `accelerate launch` and torchrun: one process of several",
 }
+SYMBOLS = {
+    r"t": "place of a token among the L tokens of its episode that a model wrote",
+    r"y_t": "the token at t",
+    r"\ell_t": "loss of the token at t; a step divides the weighted sum of all its tokens by the sum of their weights",
+    r"\pi_\theta": "the student's distribution at t, with gradient",
+    r"\pi_{\text{old}}": "the student that wrote the episode",
+    r"\pi_0": "the reference: the student as it was before the run",
+    r"\pi_T": "the teacher",
+    r"z": "logits of a model",
+    r"v": "a token of the vocabulary",
+    r"\operatorname{KL}(p \,\|\, q)_t": "KL divergence of the two distributions at t, over the whole vocabulary",
+    r"\operatorname{H}": "entropy of the distribution at t, over the whole vocabulary",
+    r"R": "reward of the episode; R_1 to R_G are those of all attempts at its question",
+    r"[\ldots]": "1 where the condition holds, else 0",
+    r"A_t": "advantage",
+    r"G_t": "return",
+    r"V_t": "value of the critic before the token at t is written",
+    r"\operatorname{whiten}": "to mean 0 and variance 1 over the written tokens of a step",
+    r"S": "episodes of a step",
+    r"\epsilon": "`clip`; the upper one of grpo is `clip_high`",
+    r"c": "`coef` of opd, `reward_clip` of minillm, `value_clip` of the critic",
+    r"c_H": "`entropy_coef`",
+    r"\alpha": "`alpha` of distillm",
+    r"\beta": "`kl_coef`; in gkd `beta`",
+    r"\gamma, \lambda": "`gamma` and `lam`",
+    r"\sigma": "`reward_scale`",
+    r"s, w": "`teacher_share` and `single_step_weight` of minillm",
+    r"w_{\text{ce}}, w_{\text{kl}}": "`ce_weight` and `kl_weight`",
+}
 _TABLE = re.compile(r"(<!-- commands: by `make docs` -->\n).*?(?=<!-- end -->)", re.DOTALL)
 HIDDEN_OPTIONS = {"--install-completion", "--show-completion", "--help"}
 # Where deviations from the reference are declared that concern every method trained by reinforcement.
@@ -131,12 +160,52 @@ def method_page(name: str) -> str:
         "",
     ]
     lines += [_unwrapped(module.__doc__ or ""), "", _unwrapped(inspect.getdoc(objective) or ""), ""]
+    lines += ["## Formula", "", "The symbols stand in [the list of all methods](README.md#symbols).", ""]
+    lines += _mathematics(objective)
     if rewarded:
         lines += ["## Deviations of the loop around it", ""]
         lines += [f"- {text}" for text in _loop_deviations()] + [""]
     lines += _settings("", objective.Config, "objective.", command)
     lines += _settings(" of the run", RLSettings if rewarded else KDSettings, "", command)
     return "\n".join(lines)
+
+
+def _mathematics(objective: Any) -> list[str]:
+    """The formulas of a method, each after what it is; GitHub and the site set such blocks as mathematics."""
+    return [
+        line
+        for what, latex in formulas(objective)
+        for line in (f"{what[0].upper()}{what[1:]}:", "", "```math", latex, "```", "")
+    ]
+
+
+def formulas(objective: Any) -> list[tuple[str, str]]:
+    """(what it is, LaTeX); a line that is indented goes on with the formula above it."""
+    lines = re.sub(r"\n\s+", " ", inspect.cleandoc(objective.formulas)).splitlines()
+    return [(what, latex) for what, _, latex in (line.partition(": ") for line in lines)]
+
+
+def methods_page() -> str:
+    lines = ["# Methods", "", "Generated from the code by `make docs`.", ""]
+    for command in ("kd", "rl"):
+        lines += [f"## `dgpo {command}`", "", "| method | what it is |", "|---|---|"]
+        for name in OBJECTIVES:
+            if (Need.REWARD in create(name, {}).needs) == (command == "rl"):
+                module = import_module(registry.load(OBJECTIVES, name, "method").__module__)
+                lines.append(f"| [`{name}`]({name}.md) | {_cell((module.__doc__ or '').split(chr(10))[0])} |")
+        lines.append("")
+    lines += [
+        "## Symbols",
+        "",
+        "All formulas are about one written token; tokens of prompts and passages have no loss.",
+        "",
+    ]
+    lines += [
+        "| symbol | meaning |",
+        "|---|---|",
+        *(f"| $`{symbol}`$ | {meaning} |" for symbol, meaning in SYMBOLS.items()),
+    ]
+    return "\n".join([*lines, ""])
 
 
 def _loop_deviations() -> list[str]:
@@ -165,6 +234,7 @@ def _settings(of: str, cls: type, prefix: str, command: str) -> list[str]:
 
 def pages() -> dict[Path, str]:
     methods = {ROOT / "docs" / "methods" / f"{name}.md": method_page(name) for name in OBJECTIVES}
+    methods[ROOT / "docs" / "methods" / "README.md"] = methods_page()
     return {
         ROOT / "README.md": readme(),
         ROOT / "docs" / "cli.md": cli_page(),

@@ -124,6 +124,7 @@ class Objective(ABC):
     """
 
     Config: ClassVar[type]
+    formulas: ClassVar[str] = ""  # lines "what it is: LaTeX"; docs/methods/README.md lists the symbols
     whitens_advantages: ClassVar[bool] = True  # to mean 0 and variance 1 over the written tokens of a step
     evaluates_first: ClassVar[bool] = False  # `after_eval` is called once before the first step too
     default_samples: ClassVar[int] = 1  # attempts at each question of a step

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 
 class DGPO(PPO):
-    """PPO's terms; the KL to the teacher sits in the reward (k1-reward) or in the "policy" term (full-loss)."""
+    """Terms and formulas of `ppo`, with the KL to the teacher in the reward (k1-reward) or in the loss (full-loss)."""
+
+    formulas = r"""
+        reward of a token, kl_form k1-reward: r_t = R\, [t = L] - \beta\, g\, \log
+            \frac{\pi_{\text{old}}(y_t)}{\pi_T(y_t)}
+        added to the loss of a token, kl_form full-loss: \beta\, g \operatorname{KL}(\pi_\theta \,\|\, \pi_T)_t
+        gate (always 1 with kl_gate always, always 0 with never): g = [\text{the episode's answer is wrong}]
+    """
 
     @dataclass(frozen=True)
     class Config(PPO.Config):

@@ -24,6 +24,14 @@ _CODE = "DistiLLM's code (d47e77f)"
 class DistiLLM(Objective):
     """Loss per token: KL(T || alpha * T + (1 - alpha) * S), or KL(S || alpha * S + (1 - alpha) * T)."""
 
+    formulas = r"""
+        loss of a token, skew-forward-kl: \ell_t = \operatorname{KL}(\pi_T \,\|\, \alpha\, \pi_T + (1 - \alpha)\,
+            \pi_\theta)_t
+        loss of a token, skew-reverse-kl: \ell_t = \operatorname{KL}(\pi_\theta \,\|\, \alpha\, \pi_\theta + (1 -
+            \alpha)\, \pi_T)_t
+        loss of a token, total-variation: \ell_t = \frac{1}{2} \sum_v | \pi_T(v) - \pi_\theta(v) |
+    """
+
     @dataclass(frozen=True)
     class Config:
         divergence: Literal["skew-forward-kl", "skew-reverse-kl", "total-variation"] = field(

@@ -21,6 +21,12 @@ _PAPER = "Agarwal et al. 2024, table A.1"
 class GKD(Objective):
     """Loss per token: beta * KL(T || M) + (1 - beta) * KL(S || M), M = beta * T + (1 - beta) * S."""
 
+    formulas = r"""
+        loss of a token: \ell_t = \beta \operatorname{KL}(\pi_T \,\|\, M)_t + (1 - \beta) \operatorname{KL}(\pi_\theta
+            \,\|\, M)_t
+        mixture: M = \beta\, \pi_T + (1 - \beta)\, \pi_\theta
+    """
+
     @dataclass(frozen=True)
     class Config:
         beta: float = field(

@@ -43,6 +43,16 @@ _SEARCH_R1 = "Search-R1, train_grpo.sh"
 class GRPO(PPO):
     """Term per token: "policy" = clipped surrogate of the group's advantage - entropy bonus + KL."""
 
+    formulas = r"""
+        loss of a token: \ell_t = -\min(\rho_t A,\ \operatorname{clip}(\rho_t, 1 - \epsilon, 1 +
+            \epsilon_{\text{high}})\, A) - c_H \operatorname{H}(\pi_\theta)_t + \beta\, (e^{-r_t} - 1 + r_t), \quad
+            r_t = \log \frac{\pi_\theta(y_t)}{\pi_0(y_t)}
+        probability ratio: \rho_t = \frac{\pi_\theta(y_t)}{\pi_{\text{old}}(y_t)}
+        advantage of every token of an episode: A = \frac{R - \operatorname{mean}(R_1, \ldots,
+            R_G)}{\operatorname{std}(R_1, \ldots, R_G) + 10^{-6}}
+        loss of a step, reduction sequences: \frac{1}{S} \sum_{\text{episodes}} \frac{1}{L} \sum_t \ell_t
+    """
+
     @dataclass(frozen=True)
     class Config(PPO.Config):
         variant: Literal["grpo", "dr_grpo", "dapo", "gspo", "rloo"] = field(

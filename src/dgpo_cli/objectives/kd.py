@@ -17,6 +17,11 @@ from dgpo_cli.objectives.divergence import kl
 class KD(Objective):
     """Loss per token: ce_weight * -log p(token) + kl_weight * KL(teacher || student)."""
 
+    formulas = r"""
+        loss of a token: \ell_t = -w_{\text{ce}} \log \pi_\theta(y_t) + w_{\text{kl}} \operatorname{KL}(\pi_T \,\|\,
+            \pi_\theta)_t
+    """
+
     @dataclass(frozen=True)
     class Config:
         ce_weight: float = field(

@@ -29,6 +29,16 @@ _CODE = "MiniLLM's code (4f2a9de)"
 class MiniLLM(Objective):
     """Loss per token: clipped surrogate of the length-normalized return + single_step_weight * KL(S || T)."""
 
+    formulas = r"""
+        loss of a token: \ell_t = -\min(\rho_t A_t,\ \operatorname{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\, A_t) +
+            w \operatorname{KL}(\pi_\theta \,\|\, \pi_T)_t
+        ratio to the mixture that drew the token: \rho_t = \frac{\pi_\theta(y_t)}{s\, \pi_T(y_t) + (1 - s)\,
+            \pi_{\text{old}}(y_t)}
+        advantage: A = \operatorname{whiten}(G), \quad G_t = \frac{1}{L - t + 1} \sum_{k \ge t} \gamma^{k - t}
+            \operatorname{clip}(r_k, -c, c)
+        reward of a token: r_t = \frac{1}{\sigma} \log \frac{\pi_T(y_t)}{\pi_{\text{old}}(y_t)}
+    """
+
     @dataclass(frozen=True)
     class Config:
         teacher_share: float = field(

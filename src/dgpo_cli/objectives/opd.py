@@ -21,6 +21,11 @@ _CODE = "tinker-cookbook (9dfcc3a)"
 class OPD(Objective):
     """Loss per token: -(p / p_old) * advantage."""
 
+    formulas = r"""
+        loss of a token: \ell_t = -\frac{\pi_\theta(y_t)}{\pi_{\text{old}}(y_t)}\, A_t
+        advantage: A_t = c \log \frac{\pi_T(y_t)}{\pi_{\text{old}}(y_t)}
+    """
+
     @dataclass(frozen=True)
     class Config:
         coef: float = field(default=1.0, metadata={"source": _CODE, "help": "weight of the log-ratio"})

@@ -34,6 +34,17 @@ _RECIPE = "reference recipe (arXiv 2508.20324, train_dgpo.sh)"
 class PPO(Objective):
     """Terms per token: "policy" = clipped surrogate - entropy_coef * entropy, "value" = clipped squared error / 2."""
 
+    formulas = r"""
+        loss of a token: \ell_t = -\min(\rho_t A_t,\ \operatorname{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\, A_t) -
+            c_H \operatorname{H}(\pi_\theta)_t
+        probability ratio: \rho_t = \frac{\pi_\theta(y_t)}{\pi_{\text{old}}(y_t)}
+        advantage: A = \operatorname{whiten}(\hat{A}), \quad \hat{A}_t = \sum_{k \ge t} (\gamma \lambda)^{k - t}
+            \delta_k, \quad \delta_t = r_t + \gamma V^{\text{old}}_{t + 1} - V^{\text{old}}_t
+        reward of a token, kl_form k1-reward: r_t = R\, [t = L] - \beta \log \frac{\pi_{\text{old}}(y_t)}{\pi_0(y_t)}
+        loss of the critic: \frac{1}{2} \max((V_t - G_t)^2,\ (\operatorname{clip}(V_t,\ V^{\text{old}}_t - c,\
+            V^{\text{old}}_t + c) - G_t)^2), \quad G_t = \hat{A}_t + V^{\text{old}}_t
+    """
+
     @dataclass(frozen=True)
     class Config:
         clip: float = field(

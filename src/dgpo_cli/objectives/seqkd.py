@@ -10,6 +10,10 @@ from dgpo_cli.objectives.base import Need, Objective, TokenBatch, TokenLoss
 class SeqKD(Objective):
     """Loss per token: -log p(token)."""
 
+    formulas = r"""
+        loss of a token: \ell_t = -\log \pi_\theta(y_t)
+    """
+
     @dataclass(frozen=True)
     class Config:
         pass

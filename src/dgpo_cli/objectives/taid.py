@@ -25,6 +25,11 @@ _CODE = "TAID's code (a062892)"
 class TAID(Objective):
     """Loss per token: KL(softmax((1 - t) * student logits + t * teacher logits) || student)."""
 
+    formulas = r"""
+        loss of a token: \ell_t = \operatorname{KL}(\pi_\tau \,\|\, \pi_\theta)_t
+        target (τ is the t of the settings): \pi_\tau \propto \exp((1 - \tau)\, z_\theta + \tau\, z_T)
+    """
+
     @dataclass(frozen=True)
     class Config:
         t_start: float = field(default=0.4, metadata={"source": _CODE, "help": "t of the first step"})
