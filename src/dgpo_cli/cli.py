@@ -180,8 +180,9 @@ def _check_arguments(argv: Sequence[str]) -> None:
         option = argument if argument.startswith("-") else argv[place - 1] if place else ""
         if option == argv[0] and option in _ASKED:
             continue
-        if not argument.strip() or (argument.startswith("--") and argument.endswith("=") and argument.count("=") == 1):
-            after = f" to {option.rstrip('=')}" if option.startswith("-") else ""
+        name, equals, value = argument.partition("=")
+        if not argument.strip() or (name.startswith("--") and equals and not value.strip()):
+            after = f" to {option.partition('=')[0]}" if option.startswith("-") else ""
             raise ConfigError(f"an empty text was given{after}", hint="give a value, or leave the option out")
 
 

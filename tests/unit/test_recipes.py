@@ -106,3 +106,60 @@ def test_the_list_and_one_recipe(dgpo):
     assert rows["llama8b-1b-24gb"]["too_large"] == ["kd", "rl"] and rows["qwen7b-0.5b-24gb"]["too_large"] == []
     assert rows["qwen7b-0.5b-24gb"]["effective_batch"] == 512
     assert 'base = "paper-qwen7b-0.5b"' in dgpo("recipes", "qwen7b-0.5b-24gb").out
+
+
+BROKEN = {
+    "recipe is a number": ("recipe = 5\n[rl]\nsteps = 1\n", "`recipe` is 5, not an object"),
+    "recipe is a list": ("recipe = []\n[rl]\nsteps = 1\n", "`recipe` is a list"),
+    "base is a number": ("[recipe]\nbase = 5\n[rl]\nsteps = 1\n", "`recipe.base` is 5"),
+    "title is a number": ("[recipe]\ntitle = 5\n[rl]\nsteps = 1\n", "`recipe.title` is 5"),
+    "card is a list": ("[recipe]\ncard = []\n[rl]\nsteps = 1\n", "`recipe.card` is a list"),
+    "another field": ("[recipe]\nbasis = ''\n[rl]\nsteps = 1\n", "`recipe.basis` is not known"),
+    "command is a number": ("rl = 5\n[kd]\nlr = 1.0\n", "`rl` is 5"),
+    "command is a list": ("[recipe]\n[[rl]]\nsteps = 1\n", "`rl` is a list of 1"),
+    "its own base": ("[recipe]\nbase = 'r.toml'\n[rl]\nsteps = 1\n", "its base comes back to itself"),
+    "a ring of two": ("[recipe]\nbase = 'other.toml'\n[rl]\nsteps = 1\n", "its base comes back to itself"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_recipe_of_another_form_is_one_line_in_every_command(name, dgpo, folder):
+    content, says = BROKEN[name]
+    Path("r.toml").write_text(content)
+    Path("other.toml").write_text("[recipe]\nbase = 'r.toml'\n")
+    for argv in (("recipes", "r.toml"), ("plan", "r.toml"), ("rl", "--config", "r.toml", "--dry-run")):
+        ended = dgpo(*argv)
+        assert ended.status == 1 and len(ended.errors) == 1, (argv, ended.err)
+        assert says in ended.errors[0] and "r.toml" in ended.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("student = 5", "`student` is 5, not a non-empty text"),
+        ("rollout = 5", "`rollout` is 5, not an object"),
+        ("index = ''", "`index` is ''"),
+        ("demonstrations = 3", "`demonstrations` is 3"),
+    ],
+)
+@pytest.mark.parametrize("command", ["distill-data", "kd", "rl"])
+def test_a_setting_of_another_type_is_named_with_its_file(table, says, command, dgpo, folder):
+    Path("c.toml").write_text(table + "\n")
+    ended = dgpo(command, "--config", "c.toml", "--dry-run")
+    assert ended.status == 1 and len(ended.errors) == 1, ended.err
+    assert says in ended.errors[0] and "c.toml" in ended.errors[0]
+
+
+@pytest.mark.parametrize("card", ["9" * 400, "9" * 5000 + "GB", "cpu:" + "9" * 5000, "0GB", "\u0663GB", ""])
+def test_a_memory_that_no_card_has_is_refused(card):
+    with pytest.raises(ConfigError, match="unknown card") as caught:
+        card_of(card)
+    assert len(caught.value.message) < 80
+
+
+@pytest.mark.parametrize("setting", ["batch_size", "steps", "rollout.wave", "rollout.max_tokens", "seed"])
+def test_a_number_beyond_64_bits_is_refused(setting, dgpo):
+    for digits in (20, 400, 5000):
+        ended = dgpo("plan", "qwen3b-0.5b-24gb", "-o", f"{setting}={'9' * digits}")
+        assert ended.status == 1 and len(ended.errors) == 1, ended.err[-300:]
+        assert len(ended.errors[0]) < 200 and setting.rpartition(".")[2] in ended.errors[0]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dgpo_cli.commands.common.given import given_names
+from dgpo_cli.commands.common.given import given_names, said_names
 from dgpo_cli.commands.common.next_steps import after_distill_data
 from dgpo_cli.commands.common.options import (
     BenchDirOption,
@@ -21,6 +21,7 @@ from dgpo_cli.commands.common.options import (
     ResumeOption,
     SeedOption,
     SetOption,
+    absolute,
     choose_index,
     recorded,
     settings_from,
@@ -96,9 +97,9 @@ def distill_data(
     """
     from dgpo_cli.agent.identity import contents
     from dgpo_cli.core.run_dir import RunDir
-    from dgpo_cli.engine.registry import require_engine
     from dgpo_cli.models.sources import search_limits
     from dgpo_cli.planning.checks import check_distill
+    from dgpo_cli.planning.effects import require_effect
     from dgpo_cli.training.teacher.distill_data import questions_of, run_distill_data
     from dgpo_cli.training.teacher.settings import DistillDataSettings
 
@@ -111,6 +112,7 @@ def distill_data(
         "format": format_,
         "index": choose_index(console, index or before.get("index")),
         "questions": named.get("demonstrations") or choose_questions(console, data or before.get("questions")),
+        "bench_dir": None if bench_dir is None else absolute(str(bench_dir)),
         "keep": keep,
         "always_search": always_search,
         "samples": samples,
@@ -118,18 +120,19 @@ def distill_data(
         "seed": seed,
         "teacher_8bit": teacher_8bit,
         "device": device,
-        "rollout": {"stop_repeats": (before.get("rollout") or {}).get("stop_repeats", True)}
+        "rollout": {"stop_repeats": before.get("rollout", {}).get("stop_repeats", True)}
         | ({} if temperature is None else {"temperature": temperature}),
     }
     settings: DistillDataSettings = settings_from(
         DistillDataSettings, "distill-data", config=config, options=set_, values=values
     )
+    flags = {"questions": data, "bench_dir": bench_dir, "rollout.temperature": temperature}
+    require_effect(settings, said_names(set_, "distill-data", flags))
     settings = as_trained(console, settings, before, search_limits(source_of_text(settings)), source_of_text(settings))
     if steps is not None:
         waves = steps * settings.rollout.wave
         settings = replace(settings, limit=min(settings.limit or waves, waves))
-    questions = questions_of(settings, bench_dir)[: settings.limit]
-    require_engine(settings.engine)
+    questions = questions_of(settings)[: settings.limit]
     chosen = given_names(config, set_, "distill-data", DistillDataSettings)
     at_once = check_distill(settings, questions, given=chosen, say=console.info)
     if dry_run:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.common.given import given_names
+from dgpo_cli.commands.common.given import given_names, said_names
 from dgpo_cli.commands.common.options import (
     ConfigOption,
     DeviceOption,
@@ -92,6 +92,7 @@ def kd(
         return
 
     from dgpo_cli.planning.checks import check_kd
+    from dgpo_cli.planning.effects import require_effect
     from dgpo_cli.training.ingredients import kd_objective, needs_teacher
     from dgpo_cli.training.run.tracking import parse_trackers
     from dgpo_cli.training.settings import KDSettings
@@ -121,6 +122,8 @@ def kd(
         "device": device,
     }
     settings: KDSettings = settings_from(KDSettings, "kd", config=config, options=set_, values=values)
+    flags = {"index": index, "epochs": epochs, "steps": steps, "teacher_8bit": teacher_8bit}
+    require_effect(settings, said_names(set_, "kd", flags))
     settings = _with_index(console, settings, before)
     given = given_names(config, set_, "kd", KDSettings)
     sizes = check_kd(settings, given=given, say=console.info, processes=processes())

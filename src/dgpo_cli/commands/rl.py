@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.common.given import given_names
+from dgpo_cli.commands.common.given import given_names, said_names
 from dgpo_cli.commands.common.options import (
     BenchDirOption,
     ConfigOption,
@@ -102,6 +102,7 @@ def rl(
 
     from dgpo_cli.models.sources import search_limits
     from dgpo_cli.planning.checks import check_rl
+    from dgpo_cli.planning.effects import require_effect
     from dgpo_cli.training.ingredients import agents
     from dgpo_cli.training.run.tracking import parse_trackers
     from dgpo_cli.training.settings import RLSettings
@@ -128,6 +129,7 @@ def rl(
         "device": device,
     }
     settings: RLSettings = settings_from(RLSettings, "rl", config=config, options=set_, values=values)
+    require_effect(settings, said_names(set_, "rl", {"teacher_8bit": teacher_8bit}))
     settings = as_trained(console, settings, before, search_limits(*agents(settings)), settings.student)
     given = given_names(config, set_, "rl", RLSettings)
     sizes = check_rl(settings, given=given, say=console.info, processes=processes())

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dgpo_cli.core.registry import is_outside
+from dgpo_cli.core.schema import shown
 from dgpo_cli.core.untrusted import LARGEST_RECORD, decoded, read_bytes
 from dgpo_cli.errors import ConfigError, InputError
 
 T = TypeVar("T")
+_LARGEST = (1 << 63) - 1  # what TOML, records, and the libraries beneath can hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             return _convert_one(value, kind, key)
         except (ValueError, TypeError):
             continue
-    raise ConfigError(f"{key} = {value!r} is not {_name(hint)}", hint=f"give {key} as {_name(hint)}")
+    raise ConfigError(f"{key} = {shown(value)} is not {_name(hint)}", hint=f"give {key} as {_name(hint)}")
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -151,7 +153,7 @@ def _convert_one(value: Any, kind: Any, key: str) -> Any:
     if kind is bool and str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
     if kind is int and isinstance(value, int | str) and not isinstance(value, bool):
-        return int(value)
+        return _whole(value, key)
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         number = float(value)
         if math.isnan(number):
@@ -169,6 +171,14 @@ def _convert_one(value: Any, kind: Any, key: str) -> Any:
     if is_dataclass(kind) and isinstance(value, Mapping):
         return apply_options(typing.cast(type, kind), value)
     raise ValueError(value)
+
+
+def _whole(value: int | str, key: str) -> int:
+    """Raises ValueError for no whole number, ConfigError for one of more than 64 bits."""
+    number = int(value)
+    if not -_LARGEST <= number <= _LARGEST:
+        raise ConfigError(f"{key} = {shown(value)} is too large", hint="give a number of at most 64 bits")
+    return number
 
 
 def _convert_tuple(value: Any, arguments: tuple[Any, ...], key: str) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.run_names import find_run
 from dgpo_cli.core.setting_names import as_today
@@ -20,6 +21,11 @@ from dgpo_cli.errors import ConfigError
 FOLDER = Path(__file__).parent.parent / "recipes"
 STAGES = ("distill-data", "kd", "rl")
 _OTHER = ("quickstart", "quickstart-real", "reproduce-tiny")  # settings of commands of their own
+_ABOUT = schema.record(
+    {}, {"title": schema.text(), "card": schema.text(), "base": schema.text(empty=False)}, other=None
+)
+_STAGE = schema.map_of(schema.ANYTHING)
+_RECIPE = schema.record({}, {"recipe": _ABOUT} | dict.fromkeys(STAGES, _STAGE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +47,23 @@ def shipped(name: str) -> dict[str, Any]:
     return load_toml(FOLDER / f"{name}.toml")
 
 
-def load(name: str) -> Recipe:
-    """A recipe file, else a shipped recipe. Raises ConfigError that lists the nearest names."""
+def load(name: str, *, above: tuple[Path, ...] = ()) -> Recipe:
+    """A recipe file, else a shipped recipe. Raises ConfigError that lists the nearest names.
+
+    `above` are the files whose base it is.
+    """
     path = _path(name)
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: its base comes back to itself", hint="leave `base` out of one of them")
     table = load_toml(path)
+    hint = "a recipe has a table [recipe] of texts, and one for each command"
+    schema.check(table, _RECIPE, str(path), hint=hint, error=ConfigError)
     about = table.get("recipe", {})
     if unknown := set(table) - {"recipe", *STAGES}:
         raise ConfigError(f"{path}: unknown table {sorted(unknown)[0]!r}", hint=f"use recipe, {', '.join(STAGES)}")
     stages = {stage: as_today(stage, table[stage]) for stage in STAGES if stage in table}
     if "base" in about:
-        base = load(about["base"])
+        base = load(about["base"], above=(*above, path.resolve()))
         stages = {s: merged(base.stages.get(s, {}), stages.get(s, {})) for s in STAGES if s in {*base.stages, *stages}}
     if not stages:
         raise ConfigError(f"{path} is no recipe: it has none of the tables {', '.join(STAGES)}", hint="add one")

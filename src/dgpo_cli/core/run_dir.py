@@ -81,6 +81,8 @@ class RunDir:
         what is in the files that the config names, where that may change; it counts as part of the config. Raises
         ConfigError when `resume` or `out` holds a run of another config, or another process works in it.
         """
+        if resume is not None and (out is not None or fresh):
+            raise ConfigError(f"--resume {resume} beside {'--fresh' if fresh else '--out'}", hint="give one of them")
         work = Work(command, config, inputs or {})
         if resume is not None:
             return cls._resume(find_run(resume, root) or resume, work)
@@ -114,8 +116,8 @@ class RunDir:
     @classmethod
     def _claim(cls, root: Path, command: str) -> RunDir:
         """A folder <command>-NNNN of its own: the last one, if a start that was killed left nothing in it, or a new."""
-        names = [p.name.rpartition("-")[2] for p in root.glob(f"{command}-*")]
-        number = max((int(name) for name in names if name.isdigit()), default=1)
+        names = (p.name.rpartition("-")[2] for p in root.glob(f"{command}-*"))
+        number = max((int(name) for name in names if name.isdecimal()), default=1)
         while True:
             path = root / f"{command}-{number:04d}"
             with suppress(BusyError):
@@ -186,12 +188,8 @@ class RunDir:
         write_atomic(self.path / "run.json", to_json(self.record | facts, indent=1, ensure_ascii=True) + "\n")
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        record = self.record | {
-            "status": "finished",
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "result": dict(result),
-        }
-        write_atomic(self.path / "run.json", to_json(record, indent=1, ensure_ascii=True) + "\n")
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        self.note(status="finished", finished=ended, result=dict(result))
 
     def close(self) -> None:
         self._lock.close()

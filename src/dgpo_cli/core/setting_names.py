@@ -17,7 +17,7 @@ _WHOLE = {"lora": {"rank": None, "alpha": None, "target_modules": None}, "freeze
 _ADDED: dict[str, dict[str, Any]] = {
     "kd": _WHOLE,
     "rl": {"epochs": 1} | _WHOLE,
-    "distill-data": {"format": None},
+    "distill-data": {"format": None, "bench_dir": None},
     "eval": {"format": None, "stop_repeats": True, "model_url": None, "model_name": None},
 }
 # Those that came later and never decide what a run computes.

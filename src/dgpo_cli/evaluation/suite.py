@@ -114,6 +114,8 @@ def parse_indexes(text: str, benchmarks: Sequence[str]) -> dict[str, str]:
         name, separator, location = part.partition("=")
         if separator and "/" not in name and not is_server(part):  # an address may hold = after its first slash
             last = canonical_name(name)
+            if last in named:
+                raise ConfigError(f"two indexes for {last}: {named[last]} and {location}", hint="give each set one")
             named[last] = location
         elif last is not None and is_address(named[last]) and is_address(part):
             named[last] += f",{part}"
@@ -125,6 +127,11 @@ def parse_indexes(text: str, benchmarks: Sequence[str]) -> dict[str, str]:
             )
         else:
             default, last = part, None
+    idle = [name for name in named if name not in benchmarks]
+    if idle:
+        raise ConfigError(
+            f"an index for {idle[0]}, which is not asked", hint=f"add {idle[0]} to --bench, or leave it out"
+        )
     indexes = {name: named.get(name, default) for name in benchmarks}
     missing = [name for name, location in indexes.items() if not location]
     if missing:

@@ -13,7 +13,7 @@ from pathlib import Path
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.device import Precision
 from dgpo_cli.core.types import Question
-from dgpo_cli.engine.registry import IN_PROCESS
+from dgpo_cli.engine.registry import IN_PROCESS, require_engine
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models import hub
@@ -121,6 +121,7 @@ def check_distill(
     say: Say | None = None,
 ) -> int:
     """As `check_rl`, for a teacher that writes; returns how many episodes are to be open at once."""
+    require_engine(settings.engine)
     check_index(settings.index)
     name = settings.tokenizer or settings.teacher
     capacity = longest_episode(settings.rollout, name)

@@ -64,16 +64,17 @@ def card_of(name: str) -> Card:
     `cpu` is this machine without a GPU and the memory that is free in it; `cpu:16GB` any machine of as many cores.
     """
     key = name.lower().replace(" ", "")
-    given = re.fullmatch(r"cpu(?::(\d+)gb?)?", key)
+    given = re.fullmatch(r"cpu(?::([0-9]{1,6})gb?)?", key)
     if given is not None:
         gib = float(given[1]) if given[1] else free_main() / GIB
         return Card(gib, num_cores() * CORE_FLOPS, CPU_BANDWIDTH, accelerated=False)
     if key in CARDS:
         return CARDS[key]
-    size = re.fullmatch(r"(\d+)gb?", key)
+    size = re.fullmatch(r"([0-9]{1,6})gb?", key)
     if size is None or not int(size[1]):
         raise ConfigError(
-            f"unknown card {name!r}", hint=f"give a memory such as 24GB or cpu:16GB, or one of: cpu, {', '.join(CARDS)}"
+            f"unknown card {name[:40]!r}",
+            hint=f"give a memory such as 24GB or cpu:16GB, or one of: cpu, {', '.join(CARDS)}",
         )
     gib = int(size[1])
     like = max((c for c in CARDS.values() if c.gib <= gib), key=lambda c: c.gib, default=None)

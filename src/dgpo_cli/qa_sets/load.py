@@ -104,7 +104,7 @@ def load_questions(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit} leaves no question", hint="give a limit of 1 or more")
-    if name.endswith(SUFFIXES) or Path(name).is_file():
+    if _is_file(name):
         return _limited(read_questions(Path(name)), limit, seed)
     known = canonical_name(name)
     chosen = split or QA_SETS[known].split
@@ -118,6 +118,10 @@ def load_questions(
     else:
         path = _download(known, chosen)
     return _limited(read_questions(path, known), limit, seed)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(SUFFIXES) or Path(name).is_file()
 
 
 def _limited(questions: list[Question], limit: int | None, seed: int | None) -> list[Question]:
@@ -173,10 +177,19 @@ def _download(name: str, split: str) -> Path:
 
 
 def training_set(chosen: str, bench_dir: Path | None = None) -> list[Question]:
-    """Training questions: comma-separated names of QA sets (their train split) or question files; or one file."""
+    """Training questions: comma-separated names of QA sets (their train split) or question files; or one file.
+
+    `bench_dir` has the files of the sets. Raises ConfigError where it has no effect, since no set is named.
+    """
     questions: list[Question] = []
-    names = [chosen] if Path(chosen).is_file() else chosen.split(",")  # a comma may stand in the name of a file
-    for name in filter(None, (part.strip() for part in names)):
+    parts = [chosen] if Path(chosen).is_file() else chosen.split(",")  # a comma may stand in the name of a file
+    names = [name for part in parts if (name := part.strip())]
+    if bench_dir is not None and names and all(map(_is_file, names)):
+        raise ConfigError(
+            f"bench_dir {bench_dir} has no effect: {chosen} names files, and no QA set",
+            hint="name sets that are in it, e.g. --data nq, or leave --bench-dir out",
+        )
+    for name in names:
         questions += load_questions(name, bench_dir=bench_dir, split="train")
     if not questions:
         raise InputError(f"{chosen!r} holds no question", hint="give QA set names or .jsonl files, e.g. --data nq")

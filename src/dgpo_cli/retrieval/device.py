@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dgpo_cli.core.device import named_device
+from dgpo_cli.core.device import named_device, require_device_name
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +16,9 @@ def use_device(name: str, *, local_rank: int | None = None) -> None:
     """Whatever is opened from now on computes on this torch device; `auto` is a GPU if there is one.
 
     Of several, `auto` takes the one that this process is on, where it also trains. `local_rank`, the number of this
-    process on its machine, puts it on one.
+    process on its machine, puts it on one. Raises ConfigError for a text that names no device.
     """
+    require_device_name(name)
     global _name
     _name = name
     if local_rank is not None:

@@ -32,6 +32,10 @@ def needs_teacher(objective: Objective) -> bool:
     return bool({Need.TEACHER_LOGPROBS, Need.TEACHER_DISTRIBUTION} & objective.needs)
 
 
+def has_critic(objective: Objective) -> bool:
+    return Need.VALUES in objective.needs
+
+
 def agents(settings: RLSettings) -> tuple[str, ...]:
     """Models whose record decides how episodes are rolled out: a raw student takes its teacher's."""
     if settings.teacher is None or not needs_teacher(rl_objective(settings)):

@@ -32,6 +32,12 @@ def given_names(
     return frozenset(named)
 
 
+def said_names(options: Sequence[str] | None, command: str, flags: Mapping[str, Any]) -> frozenset[str]:
+    """Settings that -o or one of `flags` (None where it was not given) names, as -o names them."""
+    given = (name for name, value in flags.items() if value is not None)
+    return frozenset(_flat(as_today(command, parse_options(options or ())))) | frozenset(given)
+
+
 def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in table.items():

@@ -11,6 +11,7 @@ import typer
 
 from dgpo_cli.commands.common.origins import tell_origin
 from dgpo_cli.console import Console
+from dgpo_cli.core import schema
 from dgpo_cli.core.config import apply_options, parse_options
 from dgpo_cli.core.recipes import config_of, merged
 from dgpo_cli.core.run_names import find_run
@@ -37,6 +38,22 @@ BenchDirOption = Annotated[
 
 
 _NO_RUNS = ("index", "questions", "bench")  # keys whose values are never runs
+# What commands look at before all settings are converted.
+_PLACES = (
+    "student",
+    "teacher",
+    "index",
+    "questions",
+    "bench_dir",
+    "trajectories",
+    "demonstrations",
+    "teacher_url",
+    "tokenizer",
+)
+_TABLES = ("rollout", "server")
+_SAID = schema.record(
+    {}, dict.fromkeys(_PLACES, schema.text(empty=False)) | dict.fromkeys(_TABLES, schema.map_of(schema.ANYTHING))
+)
 
 
 ReplaceFlag = Annotated[
@@ -81,7 +98,10 @@ def choose_index(console: Console, given: str | None) -> str:
 
 def recorded(config: Path | None, options: Sequence[str] | None, command: str) -> dict[str, Any]:
     """What --config, a run's or a recipe's, and -o say to a command, the latter winning. Raises ConfigError."""
-    return merged(config_of(config, command), as_today(command, parse_options(options or ())))
+    said = merged(config_of(config, command), as_today(command, parse_options(options or ())))
+    place = "-o" if config is None else f"--config {config} and -o" if options else f"--config {config}"
+    schema.check(said, _SAID, place, hint=f"`dgpo {command} --help` shows what is what", error=ConfigError)
+    return said
 
 
 def settings_from(

@@ -60,6 +60,10 @@ def teacher_values(
     """
     if written is None and teacher is None and url is None:
         written = before.get("demonstrations")
+    else:
+        _require_alone(
+            before, "--demonstrations" if written is not None else "--teacher" if url is None else "--teacher-url"
+        )
     if written is not None or (teacher or (before.get("teacher") if url is None else None)) == "gold":
         if written is not None and (teacher is not None or url is not None):
             raise ConfigError(
@@ -91,6 +95,16 @@ def teacher_values(
             hint="give one of them; the served model's name is --teacher-name",
         )
     return _served(console, before, url, name, tokenizer)
+
+
+def _require_alone(before: Mapping[str, Any], flag: str) -> None:
+    """Raises ConfigError where --config or -o name a teacher of another sort, whose settings would stay."""
+    own = {"--demonstrations": "demonstrations", "--teacher-url": "teacher_url"}
+    for other in ("demonstrations", "teacher_url"):
+        if other in before and own.get(flag) != other:
+            raise ConfigError(
+                f"{flag} and {other} = {before[other]} of --config or -o say both who answers", hint="give one of them"
+            )
 
 
 def _served(

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from dgpo_cli.engine.base import Engine
 
 
-def questions_of(settings: DistillDataSettings, bench_dir: Path | None = None) -> list[Question]:
+def questions_of(settings: DistillDataSettings) -> list[Question]:
     """The questions that are answered. Raises InputError where the teacher cannot answer any."""
     if settings.demonstrations is not None:
         return [entry.question for entry in read_demonstrations(Path(settings.demonstrations))]
-    questions = training_set(settings.questions, bench_dir)
+    questions = training_set(settings.questions, None if settings.bench_dir is None else Path(settings.bench_dir))
     return supported(questions) if settings.written else questions
 
 

@@ -23,6 +23,7 @@ class DistillDataSettings:
     )
     index: str = field(metadata=note("index folder or server address"))
     questions: str = field(metadata=note("QA sets or question files, comma-separated"))
+    bench_dir: str | None = setting(None, "folder of the QA sets instead of the hub")
     keep: Literal["correct", "searched", "all"] = setting("correct", "which trajectories", source="paper")
     always_search: bool = setting(False, "ask for a search before every answer", source="ours; see arXiv 2604.04651")
     demonstrations: str | None = setting(None, "file that says how to answer, instead of a teacher")
