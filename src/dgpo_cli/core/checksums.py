@@ -1,4 +1,4 @@
-"""SHA-256 of files and records, so that a bit that was flipped on a disk is found before it is used."""
+"""SHA-256 of files and records, which finds a bit that was flipped on a disk before the data is used."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def file_digest(path: Path) -> str:
 
 
 def sample_digest(path: Path) -> str:
-    """Of blocks spread evenly over a file, the first and the last among them; of all of a small one."""
+    """Digest of blocks spread evenly over a file, the first and the last among them; of a small file, of all of it."""
     size = path.stat().st_size
     if size <= READ_WHOLE:
         return file_digest(path)
@@ -52,7 +52,7 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def fault(directory: Path, described: Mapping[str, Mapping[str, Any]], *, whole: bool = True) -> str:
-    """What is wrong with the first file that is not as it was described, "" where all are.
+    """A message about the first file that differs from its description; "" where none does.
 
     Of a large file only a sample is read, unless `whole`.
     """
@@ -75,7 +75,7 @@ def write_beside(directory: Path, pattern: str) -> None:
 
 
 def fault_beside(directory: Path) -> str:
-    """What is wrong with a folder that `write_beside` described, "" where nothing is or nothing was described."""
+    """A message about the first difference from what `write_beside` recorded; "" without a difference or a record."""
     file = directory / FILE
     if not file.is_file():
         return ""
@@ -94,7 +94,7 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_broken(record: Mapping[str, Any]) -> bool:
-    """A sealed object is not the one that was sealed; one without a seal is taken as it is."""
+    """True if a sealed object was changed after it was sealed; an object without a seal counts as intact."""
     return SEAL in record and record[SEAL] != _digest({k: v for k, v in record.items() if k != SEAL})
 
 

@@ -1,4 +1,4 @@
-"""Processes that this program starts do not outlive it, also where it is killed and can end nobody."""
+"""Ends child processes with this program, also where it is killed and cannot end them itself."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 def end_with_parent() -> None:
-    """Called first in a process of `multiprocessing`: from now on it ends when the process that started it does.
+    """Make this process, one of `multiprocessing`, end when its parent ends; to be called first.
 
-    On every system a thread waits for the end of the pipe that only the parent holds. Linux also kills the child by
-    itself, at once and whatever holds Python's lock; there the parent is the thread that started it.
+    On every system a thread waits for the end of the pipe that only the parent holds. Linux also kills the child
+    itself, at once, even while another thread holds Python's lock; to Linux the parent is the thread that started it.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

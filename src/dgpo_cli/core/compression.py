@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 SUFFIXES = (".gz", ".zst")
-# What reading a stream of `decompressing` raises where the file is cut short or no such file at all.
+# Raised while a stream of `decompressing` is read: the file is cut short, or is not compressed in this form.
 ERRORS = (OSError, EOFError, zlib.error)
 _BUFFER = 1 << 20
 
 
 def decompressing(raw: BinaryIO, name: Path) -> BinaryIO:
-    """`raw` itself, or the text in it, as `name` ends. Reading raises one of ERRORS if `raw` is damaged."""
+    """`raw`, decompressed if the ending of `name` says so. Reading raises one of ERRORS if `raw` is damaged."""
     if name.suffix == ".gz":
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
     if name.suffix == ".zst":

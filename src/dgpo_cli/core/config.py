@@ -38,7 +38,7 @@ Range = Literal["positive", "not negative", "share"]  # above 0; 0 or more; from
 def note(help: str = "", *, source: str = "", range: Range | None = None) -> dict[str, str]:
     """Metadata of a setting: `source` says where its default is from, `range` what `require_ranges` asks of it.
 
-    A subclass that changes the default of a setting inherits what it does not say anew.
+    A subclass that changes the default of a setting inherits the metadata that it does not state itself.
     """
     said = {"help": help, "source": source, "range": range}
     return {name: value for name, value in said.items() if value}
@@ -66,7 +66,7 @@ def require_ranges(settings: object) -> None:
 
 
 def _metadata(cls: type) -> dict[str, dict[str, Any]]:
-    """By field, what the class and those that it inherits from say about it."""
+    """Metadata by field, merged over the class and its bases."""
     merged: dict[str, dict[str, Any]] = {f.name: {} for f in fields(cls)}
     for base in reversed(cls.__mro__):
         for name, found in vars(base).get("__dataclass_fields__", {}).items():

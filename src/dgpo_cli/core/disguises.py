@@ -1,7 +1,7 @@
-"""Tags in disguise: what a reader, or a model, takes for a tag of the agent though its characters are others.
+"""Disguised tags: text that a reader or a model takes for a tag of the agent, in other characters.
 
-Known are letters of other alphabets and styles that look alike (Unicode's confusables, for the letters of tags), full
-width, and characters that nobody sees in between. Nothing here backtracks: a page of blanks costs no more than another.
+Recognized are letters of other alphabets and styles that look alike (Unicode's confusables, for the letters of tags),
+full width, and invisible characters in between. No pattern backtracks: time is linear in the text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OPENING = "[<\ufe64\uff1c]"
 
 
 def look_alike(names: Iterable[str]) -> re.Pattern[str]:
-    """Matches the bracket of whatever could be read as the beginning of a tag of one of `names`, opening or closing.
+    """A pattern for the bracket of anything that reads as the beginning of a tag of one of `names`, opening or closing.
 
     In any case, with blanks inside, with attributes, or without its end bracket.
     """

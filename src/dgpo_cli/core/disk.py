@@ -1,4 +1,4 @@
-"""Room on a disk: asked for before long work, taken before a file is mapped, and told as such where there is none.
+"""Room on a disk: checked before long work, reserved before a file is mapped, and named in the error if it runs out.
 
 Writing to a mapped file on a full disk kills the process, so its room is taken before.
 """
@@ -57,7 +57,7 @@ def reserve(stream: BinaryIO, size: int) -> None:
 
 
 def system_error(error: Exception) -> OSError | None:
-    """The system's error behind an exception, also of libraries that tell it by its message only; None for others."""
+    """The system's error behind an exception, also of libraries that state it in the message only; else None."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
     text = str(error)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-SMALLEST_P = 0.001  # below it a p-value says no more than that it is small
+SMALLEST_P = 0.001  # smaller p-values are shown as "below this"
 
 
 def percent(share: float | None) -> str:
-    """A share from 0 to 1: 0.86 is "86.0 %"; None, nothing to tell, is "-"."""
+    """A share from 0 to 1 as text: 0.86 is "86.0 %"; None, no value, is "-"."""
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
@@ -62,7 +62,7 @@ def age(moment: str, now: datetime | None = None) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """At most `width` characters: the middle gives way, since names differ at their ends."""
+    """The text in at most `width` characters: its middle is left out, since names differ at their ends."""
     if len(text) <= width:
         return text
     head = (width - 1) // 2

@@ -1,6 +1,6 @@
-"""Folders that are there as a whole or not at all: written beside their place and renamed, renamed and then removed.
+"""Folders that appear and vanish as a whole: written next to their place and renamed, or renamed and then removed.
 
-What a kill leaves is told by its name: `.NAME.writing` was not complete, `.NAME.old` was about to be replaced,
+The name of a leftover of a kill says what it is: `.NAME.writing` was not complete, `.NAME.old` was being replaced,
 `.NAME.removed` was being removed, and `.NAME.PID.writing` is a file of that kind. Whoever holds the lock of a place may
 take such leftovers away (`settle`, `sweep`): their writers are gone.
 """
@@ -20,7 +20,7 @@ from dgpo_cli.core.locks import Lock
 from dgpo_cli.errors import BusyError
 
 _UNFINISHED = re.compile(r"\..+\.\d+\.writing")
-_MOMENT_S = 2.0  # far more than a replacement takes between its two renames
+_MOMENT_S = 2.0  # seconds; far more than a replacement takes between its two renames
 _POLL_S = 0.02
 
 
@@ -40,7 +40,7 @@ def replacing(directory: Path) -> Iterator[Path]:
 
 
 def put_in_place(written: Path, directory: Path) -> None:
-    """Killed between the two renames, what was there is left under its other name; `recover` puts it back."""
+    """Rename `directory` away and the other one into its place. A kill in between leaves what `recover` undoes."""
     directory = _real(directory)
     old = beside(directory, "old")
     if directory.exists():
@@ -74,7 +74,7 @@ def recover(directory: Path) -> None:
 
 
 def recover_to_read(directory: Path, lock: Path) -> None:
-    """`recover` for one who does not hold `lock`, and may come between the renames of the process that does."""
+    """`recover` for a reader without `lock`, who may come between the two renames of the process that holds it."""
     deadline = time.monotonic() + _MOMENT_S
     while beside(directory, "old").is_dir() and not directory.exists() and time.monotonic() < deadline:
         try:
@@ -93,7 +93,7 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def sole_writer(file: Path) -> Iterator[None]:
-    """A file for this process alone, what killed writers of it left beside it deleted. Raises BusyError."""
+    """Lock a file for this process alone and delete what killed writers of it left next to it. Raises BusyError."""
     with Lock.beside(file):
         for path in file.parent.glob(f".{escape(file.name)}.*.writing"):
             if is_unfinished(path):
@@ -102,7 +102,7 @@ def sole_writer(file: Path) -> Iterator[None]:
 
 
 def is_unfinished(path: Path) -> bool:
-    """By its name this is a file that a writer did not complete, or has not yet."""
+    """True if the name is that of a file whose writer has not finished, or was killed."""
     return _UNFINISHED.fullmatch(path.name) is not None and path.is_file()
 
 

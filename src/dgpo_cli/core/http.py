@@ -23,7 +23,7 @@ _LARGEST_REPLY = 1 << 26  # bytes
 
 
 class RequestFailed(Exception):
-    """One attempt that another may make good; `wait_s` is how long the server asks to be left alone."""
+    """An attempt failed and a retry may succeed; `wait_s` is the server's Retry-After, in seconds."""
 
     def __init__(self, problem: str, wait_s: float = 0.0) -> None:
         super().__init__(problem)
@@ -31,7 +31,7 @@ class RequestFailed(Exception):
 
 
 class RequestRefused(Exception):
-    """An answer that asking again would not change; `status` is None where the reply itself cannot be used."""
+    """A failure that a retry would not change; `status` is None where the reply itself cannot be used."""
 
     def __init__(self, problem: str, status: int | None = None) -> None:
         super().__init__(problem)
@@ -81,7 +81,7 @@ class JsonClient:
 
 
 class _Timed(io.RawIOBase):
-    """What a socket receives until a deadline: its own timeout begins anew with every byte."""
+    """Reads from a socket until a deadline; the socket's own timeout restarts with every byte."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket, self._seconds = connection, connection.gettimeout()

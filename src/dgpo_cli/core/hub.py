@@ -1,4 +1,4 @@
-"""The model hub, asked once whether it answers: its library would retry every file for half a minute."""
+"""Whether the model hub answers, asked once: its library would retry every file for half a minute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TIMEOUT_S = 4.0
 
 @cache
 def unreachable() -> str | None:
-    """Why nothing can be fetched, as the end of a sentence, or None if the hub answers. Asked once per process."""
+    """Why nothing can be fetched, as the end of a sentence; None if the hub answers. Asked once per process."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -33,7 +33,7 @@ def unreachable() -> str | None:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without transformers' bars and reports while weights are read: whoever reads them says what matters."""
+    """Silence transformers' progress bars and reports while weights are read; the caller reports what matters."""
     from transformers.utils import logging as reports
 
     logger = logging.getLogger("transformers")

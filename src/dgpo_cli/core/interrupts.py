@@ -1,6 +1,6 @@
 """Ctrl-C: a KeyboardInterrupt where something can catch it, and status 130 at once where nothing can.
 
-In the middle of an import it would surface as whatever the imported library makes of it: a traceback, a module that is
+In the middle of an import the imported library would turn it into something else: a traceback, a module that is
 "not found", an abort. Everything that is saved survives a kill, so such a process may end on the spot.
 
 This file is the first to be imported, and imports next to nothing: until `watch` ran, Ctrl-C is a traceback.
@@ -21,13 +21,13 @@ STATUS = 130  # of a process that Ctrl-C ended, as shells have it
 
 
 def watch() -> None:
-    """From now on in this process; nothing where the interrupt is ignored or somebody else's already."""
+    """Install the handler in this process; does nothing if SIGINT is ignored or handled already."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)
 
 
 def leave(status: object) -> None:
-    """The work is over. After an interrupt the process ends here; otherwise another one cuts the clearing up short."""
+    """Called when the work is over: exit after an interrupt, else let an interrupt end the clean-up."""
     if signal.getsignal(signal.SIGINT) is not _interrupted:
         return
     signal.signal(signal.SIGINT, lambda _number, _frame: end())

@@ -1,6 +1,6 @@
-"""One writer at a time: a lock file in a folder that is written, or beside a place that is replaced as a whole.
+"""One writer at a time: a lock file in a folder that is written, or next to a place that is replaced as a whole.
 
-The system releases the lock when its process ends, however it ends; a file that a kill left behind holds nobody up.
+The system releases the lock when its process ends, however it ends; a lock file left by a kill blocks nobody.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 class Lock:
     """Held from its making until `close` or the end of the process.
 
-    `place` is what it stands for in messages. Raises BusyError, which names the process that has it, when it is not
+    `place` names what it protects, for messages. Raises BusyError, which names the process that has it, when it is not
     free within `wait_s` seconds.
     """
 
@@ -43,12 +43,12 @@ class Lock:
 
     @classmethod
     def inside(cls, folder: Path, hint: str = "wait for it, or give another folder") -> Lock:
-        """Of a folder that is written file by file; made if it does not exist."""
+        """Lock a folder that is written file by file; the folder is made if it does not exist."""
         return cls(lock_inside(folder), folder, hint=hint)
 
     @classmethod
     def beside(cls, path: Path, hint: str = "wait for it, or give another --out", *, wait_s: float = _GRACE_S) -> Lock:
-        """Of a file or folder that is replaced as a whole."""
+        """Lock a file or folder that is replaced as a whole."""
         return cls(lock_beside(path), path, hint=hint, wait_s=wait_s)
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ def lock_beside(path: Path) -> Path:
 
 
 def is_held(file: Path) -> bool:
-    """Some process has the lock of this file at this moment."""
+    """True if a process holds the lock of this file at this moment."""
     try:
         with open(file, "rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""What this process may use of the machine: its cores, its memory, and what of that is free.
+"""Cores and memory of the machine that this process may use, and how much of the memory is free.
 
-Of main memory free is what the system calls available, or what is left of a container's limit where that is less. Swap
-is not counted: a step that works in it does not come to its end.
+Free main memory is what the system calls available, or what is left of a container's limit where that is less. Swap is
+not counted: a step that works in swap does not finish.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 GIB = 2**30
-MARGIN = 0.1  # ours, of what is free: other programs need some, and allocators hold more than is in use
+MARGIN = 0.1  # ours, share of the free memory: other programs need some, and allocators hold more than is in use
 # Limit and use of a control group; beyond memory.high the system slows a process down until it stands still.
 _NEW_FILES = (("memory.max", "memory.current"), ("memory.high", "memory.current"))
 _OLD_FILES = (("memory.limit_in_bytes", "memory.usage_in_bytes"),)
@@ -21,7 +21,7 @@ _GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
 
 
 def num_cores() -> int:
-    """Cores that this process may run on, where the system tells."""
+    """Number of cores that this process may run on, or that the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -72,7 +72,7 @@ def _groups(root: Path) -> list[tuple[Path, Path, Path]]:
 
 
 def _reclaimable(stat: Path) -> int:
-    """Bytes of files that the group counts as used and gives up when it needs them."""
+    """Bytes of cached files that the group counts as used and can reclaim."""
     with suppress(OSError, ValueError, KeyError):
         rows = dict(line.split() for line in stat.read_text().splitlines())
         return int(rows.get("total_inactive_file") or rows["inactive_file"])

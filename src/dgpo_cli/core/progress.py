@@ -1,4 +1,4 @@
-"""How long work tells how far it is, without knowing who listens."""
+"""Callback type for progress reports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-_EVERY_S = 0.5  # while nothing gets done: more often than anybody looks
+_EVERY_S = 0.5  # seconds between reports while no episode ends
 
 
 class Progress(Protocol):
@@ -21,7 +21,7 @@ Bar = Callable[[str, str], AbstractContextManager[Progress]]
 
 
 class Pace:
-    """Tells of episodes: each one that is finished, and between them that tokens are being written."""
+    """Reports progress of episodes: each one that ends, and the token count while none does."""
 
     def __init__(self, progress: Progress | None, total: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self._progress, self._total, self._clock = progress, total, clock
@@ -40,7 +40,7 @@ class Pace:
 class Steps:
     """Progress of long work whose steps hold work of their own, such as rollouts and evaluations.
 
-    What is `inside` is told behind the note of the step that it belongs to.
+    The progress of `inside` work is appended to the note of its step.
     """
 
     def __init__(self, progress: Progress | None) -> None:

@@ -33,7 +33,7 @@ from dgpo_cli.core.setting_names import deciding
 from dgpo_cli.core.versions import git_commit, versions
 from dgpo_cli.errors import BusyError, ConfigError
 
-_DISCARDED = "discarded"  # status of a run that is being replaced by another in its folder
+_DISCARDED = "discarded"  # status of a run that another one replaces in its folder
 _WHEN_BUSY = "wait for it, or start a second run with --fresh and, where you gave --out, in another folder"
 _RUN = schema.record(
     {
@@ -55,7 +55,7 @@ _METRICS = schema.record({"step": schema.whole(0)})
 class RunDir:
     """One run. Open it with `RunDir.open`; it is locked until `close` or the end of the process."""
 
-    listener: Callable[[int, Mapping[str, Any]], None] | None = None  # is told everything that is logged
+    listener: Callable[[int, Mapping[str, Any]], None] | None = None  # receives everything that is logged
 
     def __init__(self, path: Path, *, resumed: bool = False) -> None:
         """Lock the folder, made if it does not exist, and take away what killed processes left unfinished in it."""
@@ -77,9 +77,9 @@ class RunDir:
     ) -> RunDir:
         """The newest unfinished run with this config goes on; otherwise a new one starts.
 
-        `out` names the folder, `resume` a run that must go on, `fresh` starts anew in any case. `inputs` tells by path
-        what is in the files that the config names, where that may change; it counts as part of the config. Raises
-        ConfigError when `resume` or `out` holds a run of another config, or another process works in it.
+        `out` names the folder, `resume` a run that must go on, `fresh` always starts another run. `inputs` maps paths
+        in the config to digests of their contents; they count as part of the config. Raises ConfigError when `resume`
+        or `out` holds a run of another config, or another process works in it.
         """
         if resume is not None and (out is not None or fresh):
             raise ConfigError(f"--resume {resume} beside {'--fresh' if fresh else '--out'}", hint="give one of them")
@@ -95,7 +95,7 @@ class RunDir:
 
     @classmethod
     def _at(cls, out: Path, work: Work, fresh: bool) -> RunDir:
-        """The run in `out`, which goes on, begins, or begins anew."""
+        """Open the run in `out`: resume it, create it, or replace it."""
         _refuse_foreign(out)
         over = (out / "run.json").is_file() and not fresh and _is_over(out)
         run = cls(out)
@@ -136,7 +136,7 @@ class RunDir:
         return cls(path, resumed=True)
 
     def _begin(self, work: Work) -> RunDir:
-        """Put the run at its beginning, in place of one that may be there; whole or not at all, also after a kill."""
+        """Write the initial state of the run, replacing one that may be there; atomic, also under a kill."""
         begun = datetime.now(UTC).isoformat(timespec="seconds")
         if (self.path / "run.json").is_file():
             mark = {"command": work.command, "status": _DISCARDED, "digest": "", "created": begun}
@@ -184,7 +184,7 @@ class RunDir:
         folders.remove(path)
 
     def note(self, **facts: Any) -> None:
-        """Add to run.json what the config does not say by itself."""
+        """Add entries to run.json that the config does not hold."""
         write_atomic(self.path / "run.json", to_json(self.record | facts, indent=1, ensure_ascii=True) + "\n")
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -235,12 +235,12 @@ def list_runs(root: Path = Path("runs")) -> list[Path]:
 
 
 def is_locked(path: Path) -> bool:
-    """Some process works in the run at this moment."""
+    """True if a process works in the run at this moment."""
     return is_held(lock_inside(path))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """What a run logged, without a last line that is still being written. Raises InputError for a damaged line."""
+    """The rows that a run logged; an incomplete last line is left out. Raises InputError for a damaged line."""
     file = path / "metrics.jsonl"
     if not file.is_file():
         return []
@@ -263,12 +263,12 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def _is_over(path: Path) -> bool:
-    """The run is finished, and so was the command: a lock without a holder is of one that was killed at its end."""
+    """True if run and command finished; a lock file without a holder is of a command killed at its end."""
     return bool(read_run(path)["status"] == "finished") and not lock_inside(path).is_file()
 
 
 def differing(path: Path, work: Work) -> str:
-    """What sets the run in `path` apart from this work, in one line."""
+    """The differences between the run in `path` and this work, in one line."""
     record = read_run(path)
     there = load_toml(path / "config.toml") if (path / "config.toml").is_file() else {}
     here = {place: digest for name, digest in work.inputs.items() for place in (name, portable(name))}
@@ -292,7 +292,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _is_used(path: Path) -> bool:
-    """Something is there that is not the beginning of a run that was killed at once."""
+    """True if the folder holds more than a run killed during its creation would leave."""
     if not path.exists():
         return False
     return not path.is_dir() or any(

@@ -15,7 +15,7 @@ from dgpo_cli.core.setting_names import as_first_written
 
 @dataclass(frozen=True)
 class Work:
-    """What a run does: a command, its config, and by location the digest of what is in the files that it names."""
+    """The work of a run: a command, its config, and the digests of the files that the config names, by location."""
 
     command: str
     config: Mapping[str, Any]
@@ -29,7 +29,7 @@ class Work:
 def config_digest(command: str, config: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> str:
     """Two runs with the same digest do the same work.
 
-    `inputs` tells by location what is in it: it counts by its contents, wherever it lies and whatever it is called.
+    `inputs` maps locations to digests of their contents: a location counts by its contents, not by its name or place.
     """
     found = dict(inputs or {})
     first = plain(as_first_written(command, config))
@@ -51,9 +51,9 @@ def differences(
     config: Mapping[str, Any],
     inputs: Mapping[str, str] | None,
 ) -> list[str]:
-    """What a run was made with and this config does not have, a phrase each: "lr: 0.001 there, 0.01 here".
+    """The differences between a run's config and this one, a phrase each: "lr: 0.001 there, 0.01 here".
 
-    `there` is the run's config and `recorded` its inputs. Empty where a version made the run whose record says less.
+    `there` is the run's config and `recorded` its inputs. Empty for a run of an earlier version that recorded less.
     """
     there = _flat(there)
     here = _flat(_without_none(plain(config)))
@@ -90,7 +90,7 @@ def _shown(value: object) -> str:
 
 
 def plain(value: Any) -> Any:
-    """JSON values only. A path that nobody says the contents of becomes absolute."""
+    """The config as JSON values. A path without a digest of its contents becomes absolute."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

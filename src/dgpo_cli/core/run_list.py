@@ -1,4 +1,4 @@
-"""What the runs of a folder hold, and what of it can go."""
+"""A summary of the runs in a folder, and which of their files can be deleted."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _summarize(path: Path, name: str) -> RunSummary:
 
 
 def spoken_model(name: str) -> str:
-    """A model as a list or a card names it: of a folder the last name that says something, of a hub id all of it."""
+    """A model's name for lists and cards: of a folder the last part that identifies it, of a hub id all of it."""
     path = Path(name)
     if not path.is_absolute() and not name.startswith((".", "~")) and not path.exists():
         return name
@@ -89,7 +89,7 @@ def folder_bytes(path: Path) -> int:
 
 
 def plan_prune(root: Path, *, keep: int | None = None, protected: Collection[Path] = ()) -> list[Removal]:
-    """What pruning would remove, nothing of it removed yet.
+    """List what pruning would remove, without removing it.
 
     The resumable state of every finished run goes: its best weights, metrics and records stay. With `keep`, finished
     runs go whole, except the `keep` newest of each command and the `protected` ones. A run that is not finished or
@@ -113,7 +113,7 @@ def _removals(finished: list[Path], keep: int | None, protected: set[Path]) -> I
 
 
 def remove(removals: Collection[Removal]) -> int:
-    """Remove what `plan_prune` listed; the number of bytes that are free now."""
+    """Remove what `plan_prune` listed; returns the number of bytes that this freed."""
     for removal in removals:
         if removal.path.name.startswith("."):
             shutil.rmtree(removal.path)

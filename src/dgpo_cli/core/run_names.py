@@ -1,6 +1,6 @@
 """Runs by name: which ones lie below a folder, and which one a name means.
 
-A run is called by the end of its path, as short as it is the only one: `rl-0001` of this folder's `runs/`, `eval-dgpo`
+The name of a run is the shortest end of its path that no other run has: `rl-0001` of this folder's `runs/`, `eval-dgpo`
 of `quickstart/runs/`, `quickstart/kd` where another folder has a `kd` too. The folder `runs` need not be written.
 """
 
@@ -72,7 +72,7 @@ def find_run(name: str | Path, root: Path = ROOT) -> Path | None:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """For each path the end of it that no other one of them has."""
+    """For each path its shortest end that no other path has."""
     spoken = [_spoken(path) for path in paths]
     names = []
     for parts in spoken:

@@ -1,10 +1,10 @@
-"""What records from outside must look like: declared once per record as a `Kind`, checked by one function.
+"""Schemas of records from outside: declared once per record as a `Kind`, checked by one function.
 
     RUN = record({"command": text(), "status": one_of("running", "finished"), "seed": maybe(whole())})
     check(value, RUN, "runs/rl-0001/run.json", hint="move the folder away")
 
-A kind says where in a value the first fault is and what may stand there. Lists of numbers are checked at the speed of
-C, as they hold the tokens of whole episodes.
+A kind reports the first fault in a value: its place and what is allowed there. Lists of numbers, which hold the tokens
+of whole episodes, are checked without a Python loop.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class FieldKind:
 def check(
     value: Any, kind: FieldKind, place: str, *, hint: str | None = None, error: type[DgpoError] = InputError
 ) -> Any:
-    """The value, a record of `kind`. Raises `error` that names the place, the field, and what may stand there."""
+    """The value, if it is a record of `kind`. Raises `error`, which names place, field, and allowed values."""
     try:
         return require(value, kind)
     except Mismatch as problem:
@@ -58,7 +58,7 @@ def read_record(
 
 
 def require(value: Any, kind: FieldKind) -> Any:
-    """The value. Raises Mismatch, for callers that know the place better."""
+    """The value, if it is of the kind. Raises Mismatch, to which the caller adds the place."""
     if problem := kind.fault(value, ""):
         raise Mismatch(problem)
     return value
@@ -230,7 +230,7 @@ def record(
 ) -> FieldKind:
     """An object with `fields`, perhaps `optional` ones, and others of kind `other` (None: no others).
 
-    `also` looks at fields together, once each is of its kind, and returns "" or what is wrong.
+    `also` checks fields together, once each is of its kind, and returns "" or the fault.
     """
     every = dict(fields) | dict(optional or {})
 
@@ -252,7 +252,7 @@ def record(
 
 
 def of(cls: type, *, other: FieldKind | None = None, **kinds: FieldKind) -> FieldKind:
-    """What `asdict` makes of a dataclass: kinds by its type hints, or narrower ones that are given by name."""
+    """The kind of a dataclass as `asdict` writes it: by its type hints, or by narrower kinds given by name."""
     hints = typing.get_type_hints(cls)
     every = {f.name: kinds.get(f.name) or _by_hint(hints[f.name]) for f in fields(cls)}
     optional = {f.name for f in fields(cls) if f.default is not MISSING or f.default_factory is not MISSING}

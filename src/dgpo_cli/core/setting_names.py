@@ -1,4 +1,4 @@
-"""Settings as earlier versions wrote them: what keeps their recipes readable and their unfinished runs going on."""
+"""Settings as earlier versions wrote them, so that their recipes can be read and their unfinished runs resumed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BEFORE = {
     "kd": {"eval_data": "eval_questions"},
     "rl": {"eval_data": "validation", "eval_limit": "eval_questions"},
 }
-# Settings that came after the first runs, each with the value that computes what those runs computed.
+# Settings that were added after the first runs, each with the value under which a run computes the same as before.
 _WHOLE = {"lora": {"rank": None, "alpha": None, "target_modules": None}, "freeze_embeddings": False}
 _ADDED: dict[str, dict[str, Any]] = {
     "kd": _WHOLE,
@@ -20,7 +20,7 @@ _ADDED: dict[str, dict[str, Any]] = {
     "distill-data": {"format": None, "bench_dir": None},
     "eval": {"format": None, "stop_repeats": True, "model_url": None, "model_name": None},
 }
-# Those that came later and never decide what a run computes.
+# Settings that were added later and do not affect what a run computes.
 _UNDECIDING = {"kd": ("save_every",), "rl": (), "eval": ("server",)}
 
 
@@ -39,7 +39,7 @@ def as_today(command: str, table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_first_written(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved settings of a run as the first version would have recorded them: what its digest is made of."""
+    """The resolved settings of a run as the first version recorded them, which its digest is computed from."""
     before, added = _BEFORE.get(command, {}), _ADDED.get(command, {})
     return {
         before.get(name, name): value
@@ -49,6 +49,6 @@ def as_first_written(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def deciding(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's config says of what it computes, under today's names."""
+    """The settings of a run that affect what it computes, under today's names."""
     known = _ADDED.get(command, {}) | as_today(command, config)
     return {name: value for name, value in known.items() if name not in _UNDECIDING.get(command, ())}

@@ -31,7 +31,7 @@ def composed(text: str) -> str:
 
 
 def text_key(text: str) -> str:
-    """What two titles or ids are compared by: NFC, white space collapsed. Case counts, as it does in Wikipedia."""
+    """Form in which titles and ids are compared: NFC, white space collapsed, case kept (as in Wikipedia)."""
     return " ".join(composed(text).split())
 
 
@@ -55,14 +55,14 @@ def _left(text: str) -> str:
 
 
 def comparable(text: str) -> str:
-    """The normalized text; where nothing is left of it, the text in lower case with its articles and punctuation."""
+    """The normalized text; where that is empty, the text in lower case with its articles and punctuation."""
     return normalize_answer(text) or _as_written(text)
 
 
 def exact_match(prediction: str, answers: Iterable[str]) -> bool:
     """Whether the normalized prediction equals any normalized answer.
 
-    An answer of which normalization leaves nothing is compared as it is written: it must stand, with its articles and
+    An answer whose normalized form is empty is compared as it is written: it must stand, with its articles and
     punctuation, in a prediction of which nothing is left either. So "---" equals "---" and "A" equals "a", and neither
     equals "the" or a blank text.
     """

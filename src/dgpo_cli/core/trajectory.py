@@ -1,4 +1,4 @@
-"""One episode as every layer keeps it: tokens, which of them a model wrote, searches, answer, score. No torch.
+"""The record of one episode: tokens, which of them a model wrote, searches, answer, score. No torch.
 
 One alignment rule for the whole package: every per-token sequence has the length of `token_ids`, and entry t is about
 token t, so `logprobs[t]` is log p(token t | tokens before t).
@@ -91,7 +91,7 @@ class Trajectory:
 
     @property
     def failed_search(self) -> str | None:
-        """Why the episode could not search, where that ended it: no fault of the model."""
+        """The error of a search that ended the episode; not a fault of the model."""
         if self.stop is not StopReason.SEARCH_FAILED:
             return None
         return next((call.error for call in self.searches if call.error is not None), "unknown")
@@ -213,7 +213,7 @@ _TURN = schema.record(
     other=None,
 )
 _COUNTS = ("sample", "turns", "invalid_actions", "truncated_observations", "escaped_tags")
-# Ids are below a model's vocabulary, too: who trains on them knows the model, and asks.
+# Ids must also be below the model's vocabulary size; training checks that, since it knows the model.
 TRAJECTORY = schema.record(
     {
         "question": QUESTION,

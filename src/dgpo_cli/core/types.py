@@ -30,7 +30,7 @@ class Passage:
 
     @property
     def text(self) -> str:
-        """What follows the first line."""
+        """The text after the first line."""
         return self._lines()[1]
 
     def _lines(self) -> tuple[str, str]:
@@ -59,7 +59,7 @@ class Question:
 
     @property
     def gold_keys(self) -> frozenset[str]:
-        """What its gold passages are known by, ids where it names any, else titles; compare with `key_of`."""
+        """Keys of its gold passages: ids if the question names any, else titles; compare with `key_of`."""
         return frozenset(map(text_key, self.supporting_ids or self.supporting_titles))
 
     def key_of(self, passage: Passage) -> str:

@@ -1,6 +1,6 @@
 """Text from outside: bytes to text and JSON, the limits of both, and the form in which a terminal may show it.
 
-Outside is everything that this program did not make in this process: standard input, names of files, corpora, question
+Text is from outside if this process did not make it: standard input, names of files, corpora, question
 files, servers' replies, records of earlier runs, text that a model wrote.
 """
 
@@ -42,12 +42,12 @@ def visible(text: str) -> str:
 
 
 def visible_json(text: str) -> str:
-    """The same JSON with such characters as escapes, which stand for the same text."""
+    """The same JSON with such characters as escapes: its value is unchanged."""
     return _UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def has_surrogates(text: str) -> bool:
-    """Half of a surrogate pair is in it: JSON and file names allow that, and no encoding can write it."""
+    """True if it holds half of a surrogate pair, which JSON and file names allow and no encoding can write."""
     return not text.isascii() and _SURROGATE.search(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""What a run was made with: versions of the packages that decide its figures, and the commit of the sources."""
+"""The versions that a run records: of the packages that affect its figures, and the commit of the sources."""
 
 from __future__ import annotations
 

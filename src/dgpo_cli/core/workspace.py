@@ -1,4 +1,4 @@
-"""What the next command takes by default, and where that default came from: `.dgpo/workspace.json` of the folder."""
+"""Defaults that one command leaves for the next, with their origin: `.dgpo/workspace.json` of the folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Workspace:
 
     def remember(self, *, by: str, **values: str | Path | None) -> None:
         """Keep values under KEYS; None forgets one. `by` is the command, for the next one's message."""
-        with Lock(lock_inside(self.path.parent), self.path, wait_s=_WAIT_S):  # what another one remembers stays
+        with Lock(lock_inside(self.path.parent), self.path, wait_s=_WAIT_S):  # values that another command stored stay
             folders.sweep(self.path.parent)
             content = self._read()
             for key, value in values.items():

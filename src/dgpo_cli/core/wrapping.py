@@ -1,4 +1,4 @@
-"""Text on lines of a terminal: broken between words, inside one only where it is longer than a whole line.
+"""Text on lines of a terminal: broken between words, and inside a word only if it is longer than a line.
 
 Widths are counted in cells, by a function that the caller hands over: a Chinese character takes two.
 """
@@ -19,7 +19,7 @@ _TAB = "    "
 
 
 class Flow:
-    """Text that arrives bit by bit, each bit in its style; what `feed` and `flush` return is to be written at once.
+    """Wraps text that arrives in pieces, each with its style; the caller writes at once what `feed` and `flush` return.
 
     A word is held back until its end has come, so that it can go to the next line whole.
     """
@@ -56,7 +56,7 @@ class Flow:
         return done
 
     def flush(self) -> list[Piece]:
-        """What was held back, at the end of a line or of the text."""
+        """The text that was held back, at the end of a line or of the text."""
         done = self._end_word()
         if self.column + self._lengths[0] <= self._width():
             done += self._blanks
@@ -82,7 +82,7 @@ class Flow:
         return done
 
     def _begin_word(self, length: int) -> list[Piece]:
-        """What stands before a word that takes, with the blanks before it, `length` cells of its first line."""
+        """The text to write before a word that needs, with its blanks, `length` cells on its first line."""
         if self.column + length <= self._width():
             self.column += self._lengths[0]
             return [*self._blanks]
