@@ -31,7 +31,8 @@ def k3(logprobs: Tensor, other_logprobs: Tensor, clamp: float = 10.0) -> Tensor:
 
 
 def whiten(values: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
-    """Mean 0 and (Bessel-corrected) variance 1 over what the masks of all rows [L] count; zero elsewhere.
+    """Shift and scale to mean 0 and (Bessel-corrected) variance 1 over the masked tokens of all rows [L]; zero
+    elsewhere.
 
     Fewer than two counted values have no variance and stay as they are.
     """
@@ -63,7 +64,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
 
 
 def group_advantages(totals: Tensor, groups: Sequence[str], kind: str = "standardized") -> Tensor:
-    """What each total [B] is worth beside the others of its group [B]; a group of one keeps its total.
+    """Advantage of each total [B] relative to its group [B]; a group of one keeps its total.
 
     "standardized" is GRPO's (Shao et al. 2024), "centred" leaves the spread (Liu et al. 2025), "leave-one-out"
     subtracts the mean of the others (Ahmadian et al. 2024).
@@ -91,7 +92,7 @@ def clipped_policy_loss(
     clip_high: float | None = None,
     dual_clip: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """PPO's clipped surrogate per token and where the clip was active (Schulman et al. 2017, eq. 7).
+    """PPO's clipped surrogate per token, and a mask of the tokens that were clipped (Schulman et al. 2017, eq. 7).
 
     The ratio counts within 1 - clip and 1 + clip_high (Yu et al. 2025; clip by default). With `dual_clip` c a negative
     advantage costs at most c times its size (Ye et al. 2020).
@@ -106,6 +107,6 @@ def clipped_policy_loss(
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Half the larger of the squared errors of the value and of the value held near the old one, per token."""
+    """Half the larger squared error per token, of the value and of the value clipped to near the old one."""
     held = torch.minimum(torch.maximum(values, old_values - clip), old_values + clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (held - returns) ** 2)

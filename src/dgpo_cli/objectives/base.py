@@ -1,4 +1,4 @@
-"""What a training objective is.
+"""The interface of a training objective.
 
 An objective maps flat tensors over the N trained tokens of a micro-batch to named per-token loss terms. It never sees
 padding, masks, prompts, passages, batch shape, accumulation, ranks or devices: the trainer weights, sums and divides.
@@ -51,7 +51,7 @@ class Credit:
 
     advantages: Tensor  # [L]
     returns: Tensor | None = None  # [L] targets of the critic
-    rewards: Tensor | None = None  # [L] that the advantages were made from; None where an episode has one reward
+    rewards: Tensor | None = None  # [L] from which the advantages were computed; None where an episode has one reward
     kl_weight: float = 0.0  # weight of a full-distribution KL loss at every written token of the episode
     weight: float = 1.0  # of every written token; 0 leaves the episode out
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -59,9 +59,9 @@ class Credit:
 
 @dataclass(slots=True, kw_only=True)
 class Signals:
-    """What is known of each token before the loss, without gradient, in float32: [L] of a sequence, [n] of a batch.
+    """Signals of each token that enter the loss without gradient, in float32: [L] of a sequence, [n] of a batch.
 
-    None where the objective does not need it, or nobody computed it: a teacher that does not read a sequence.
+    None where the objective does not need it, or where it was not computed: the teacher skipped the sequence.
     """
 
     behavior_logprobs: Tensor | None = None  # of the student that wrote the token, recomputed by the trainer
@@ -78,7 +78,7 @@ SIGNALS = tuple(field.name for field in fields(Signals))
 
 @dataclass(slots=True, kw_only=True)
 class TrainedTokens(Signals):
-    """n trained tokens, before anything is said of the vocabulary."""
+    """n trained tokens, without the distributions over the vocabulary."""
 
     token_ids: Tensor  # [n]
     weights: Tensor  # [n]
@@ -89,7 +89,7 @@ class TrainedTokens(Signals):
     values: Tensor | None = None  # [n] with gradient
 
     def rows(self, part: slice) -> TrainedTokens:
-        """Some of them; gradients of these reach the whole."""
+        """A slice of the tokens; gradients flow back to the whole."""
         named: dict[str, Any] = {name: v if v is None else v[part] for name, v in self._named().items()}
         return TrainedTokens(**named)
 
@@ -102,7 +102,7 @@ class TrainedTokens(Signals):
 
 @dataclass(slots=True, kw_only=True)
 class TokenBatch(TrainedTokens):
-    """What a loss gets. Optional fields are present when the objective needs them."""
+    """The argument of a loss. Optional fields are present when the objective needs them."""
 
     logprobs: Tensor  # [n] student log p(token), with gradient
     log_probs: Tensor  # [n, V] student, with gradient apart from that of `logprobs`, float32; -inf where excluded
@@ -134,7 +134,7 @@ class Objective(ABC):
 
     @classmethod
     def configure(cls, options: dict[str, object]) -> dict[str, object]:
-        """Options as they were given, with what follows from them; they go over the defaults of `Config`."""
+        """The given options plus those that follow from them; they override the defaults of `Config`."""
         return options
 
     @property
@@ -169,7 +169,7 @@ class Objective(ABC):
 
     @property
     def teacher_writes(self) -> bool:
-        """Whether the teacher writes its share anew instead of the stored trajectories."""
+        """Whether the teacher generates its share at each step, in place of the stored trajectories."""
         return False
 
     @property
@@ -179,11 +179,11 @@ class Objective(ABC):
 
     @property
     def replaces_uninformative(self) -> bool:
-        """Whether groups of attempts that all earned the same are replaced by attempts at further questions."""
+        """Whether groups whose attempts all have the same reward are replaced by attempts at further questions."""
         return False
 
     def denominator(self, weight: float, sequences: int) -> float:
-        """What an update's summed loss is divided by: the weight of all its tokens, unless a method says otherwise."""
+        """Divisor of an update's summed loss; by default the total token weight."""
         return weight
 
     def kl_applies(self, score: Score) -> bool:

@@ -1,6 +1,6 @@
-"""torch as the objectives see it: imported by the first tensor operation.
+"""A stand-in for torch that is imported by the first tensor operation.
 
-Settings, `--list`, `dgpo plan` and every check before a run read what an objective needs, and none of them a tensor.
+Settings, `--list`, `dgpo plan` and every check before a run read the needs of an objective and use no tensor.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 `kl_form` k1-reward is the reference: the log-ratio of the sampled token inside the reward, so a later token's
 divergence is credited to earlier ones. `full-loss` puts the exact KL(student || teacher) at every written token into
 the loss instead: the gradient of the per-token reverse KL at the visited states, without sampling noise. The other
-forms are those of `ppo`, whose page says what gradient each has.
+forms are those of `ppo`, whose page states the gradient of each.
 Deviations from the reference: the gate is on correctness (the reference asks for a reward below 0.1), and only written
 tokens count.
 """

@@ -1,4 +1,4 @@
-"""DistiLLM (Ko et al. 2024): skew KL to the teacher, and student-written text only as far as it helps.
+"""DistiLLM (Ko et al. 2024): skew KL to the teacher, with a share of student-written text that grows when needed.
 
 The share of student-written sequences grows by `increment` whenever the validation loss has risen by `tolerance` since
 it last rose; of those sequences the newly written part shrinks over the run and the rest is replayed from a buffer of
@@ -42,7 +42,7 @@ class DistiLLM(Objective):
             default=0.0, metadata={"source": _CODE, "help": "share of student-written sequences at the start"}
         )
         increment: float = field(
-            default=0.1, metadata={"source": _CODE, "help": "what is added to it when the validation loss rises"}
+            default=0.1, metadata={"source": _CODE, "help": "added to the share when the validation loss rises"}
         )
         tolerance: float = field(
             default=0.1, metadata={"source": _CODE, "help": "rise of the validation loss, in nats per token"}

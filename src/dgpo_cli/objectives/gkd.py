@@ -1,10 +1,10 @@
 """GKD (Agarwal et al. 2024): generalized JSD to the teacher on a mixture of teacher-written and student-written text.
 
-Of each step's sequences the share `student_share` (the paper's lambda) is written by the student in the search loop,
-on the questions of the stored trajectories; the rest are those trajectories, or with `seq_kd` new ones that the
-teacher writes now. Deviations from TRL's implementation: one draw per sequence (it draws per micro-batch), and tokens
-are counted after the student has written (it counts those of the data set). Interior values of beta give a loss and
-gradients 5 to 15 times smaller than the ends: the learning rate has to follow.
+Of each step's sequences the share `student_share` (the paper's lambda) is written by the student in the search loop, on
+the questions of the stored trajectories; the rest are those trajectories, or with `seq_kd` ones that the teacher
+generates at each step. Deviations from TRL's implementation: one draw per sequence (it draws per micro-batch), and
+tokens are counted after the student has written (it counts those of the data set). Interior values of beta give a loss
+and gradients 5 to 15 times smaller than the ends: the learning rate has to follow.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class GKD(Objective):
             default=0.5, metadata={"source": _PAPER, "help": "share of the sequences that the student writes"}
         )
         seq_kd: bool = field(
-            default=False, metadata={"source": "TRL", "help": "the teacher writes the others anew at every step"}
+            default=False, metadata={"source": "TRL", "help": "the teacher generates the others at every step"}
         )
 
         def __post_init__(self) -> None:

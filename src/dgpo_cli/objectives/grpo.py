@@ -56,13 +56,13 @@ class GRPO(PPO):
     @dataclass(frozen=True)
     class Config(PPO.Config):
         variant: Literal["grpo", "dr_grpo", "dapo", "gspo", "rloo"] = field(
-            default="grpo", metadata={"source": _SEARCH_R1, "help": "sets what is not set by itself"}
+            default="grpo", metadata={"source": _SEARCH_R1, "help": "sets the defaults of the other settings"}
         )
         kl_form: Literal["k1-reward", "k3-reward", "k1-token", "k2-loss", "k3-loss"] = field(
             default="k3-loss", metadata={"source": _SEARCH_R1, "help": "how the KL is estimated, and where it acts"}
         )
         advantage: Literal["standardized", "centred", "leave-one-out"] = field(
-            default="standardized", metadata={"source": _VARIANT, "help": "a reward's worth beside its group's"}
+            default="standardized", metadata={"source": _VARIANT, "help": "how a reward is compared with its group"}
         )
         reduction: Literal["sequences", "tokens", "constant"] = field(
             default="sequences",
@@ -107,7 +107,7 @@ class GRPO(PPO):
 
     @classmethod
     def configure(cls, options: dict[str, object]) -> dict[str, object]:
-        """The options with those of their variant beneath them."""
+        """The options, with those of their variant as defaults."""
         return VARIANTS.get(str(options.get("variant", "grpo")), {}) | options
 
     @property

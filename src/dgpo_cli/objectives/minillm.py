@@ -1,10 +1,10 @@
-"""MiniLLM (Gu et al. 2024): reverse KL by policy gradient, with the exact gradient of each single step beside it.
+"""MiniLLM (Gu et al. 2024): reverse KL by policy gradient, plus the exact gradient of each single step.
 
 The student's tokens are drawn from `teacher_share` * teacher + (1 - teacher_share) * student. A token's reward is
 (log p_teacher - log p_student) / reward_scale; its return is the discounted sum from there on divided by the number of
 tokens that remain, whitened over the step. The clipped surrogate takes the probability ratio to the mixture that drew
 the token, which corrects for it. The single-step term is the full-vocabulary KL(student || teacher) at every token.
-Deviations from the published code: whitening leaves out what no model wrote, and so do returns and lengths; the
+Deviations from the published code: whitening, returns and lengths count written tokens only; the
 optional loss on a pre-training corpus is left out.
 """
 
@@ -45,7 +45,7 @@ class MiniLLM(Objective):
             default=0.2, metadata={"source": "Gu et al. 2024", "help": "of the mixture that draws the tokens"}
         )
         gamma: float = field(default=0.95, metadata={"source": _CODE, "help": "discount per written token"})
-        reward_scale: float = field(default=0.5, metadata={"source": _CODE, "help": "what the log-ratio is divided by"})
+        reward_scale: float = field(default=0.5, metadata={"source": _CODE, "help": "divisor of the log-ratio"})
         reward_clip: float = field(default=100.0, metadata={"source": _CODE, "help": "largest size of a reward"})
         clip: float = field(default=0.2, metadata={"source": _CODE, "help": "the ratio counts within 1 +- clip"})
         length_normalized: bool = field(

@@ -81,7 +81,7 @@ class PPO(Objective):
 
     @property
     def kl_target(self) -> Need | None:
-        """Whose log-probabilities or distribution the KL compares with; None where there is no KL."""
+        """The signal of the model that the KL compares with; None where there is no KL."""
         return Need.REFERENCE_LOGPROBS if self.config.kl_coef else None
 
     @property
@@ -97,7 +97,7 @@ class PPO(Objective):
         return of.reference_logprobs
 
     def reward_penalty(self, episode: ScoredEpisode) -> Tensor:
-        """What each token pays inside the reward [L], if it is written."""
+        """Penalty of each written token inside the reward [L]."""
         if not self.kl_target or self.config.kl_form not in _REWARD_FORMS or not self.kl_applies(episode.score):
             return torch.zeros_like(episode.behavior_logprobs)
         other = self.other_logprobs(episode)
@@ -114,7 +114,7 @@ class PPO(Objective):
         """Reward per token [L]: minus its penalty, and the score on the last written token."""
         rewards = torch.where(episode.written, -self.reward_penalty(episode), 0.0)
         places = episode.written.nonzero()
-        if len(places):  # not on the last token of all: credit assignment skips what was not written
+        if len(places):  # not on the last token of the sequence: credit assignment skips tokens that were not written
             rewards[int(places[-1])] += episode.score.total
         return rewards
 
@@ -157,7 +157,7 @@ class PPO(Objective):
         if self.kl_target and self.config.kl_form not in _REWARD_FORMS and tokens.kl_weight is not None:
             name, divergence = self.token_kl(tokens)
             acts = tokens.kl_weight > 0
-            # Means over all tokens, 0 where the gate is shut: divided by the share they are means where it is open.
+            # Means over all tokens, 0 where the gate is closed: divided by the share they are means over the open ones.
             metrics |= {f"gated_{name}": torch.zeros_like(tokens.logprobs), "gated_share": acts.float()}
             if divergence is not None:
                 policy = policy + tokens.kl_weight * divergence

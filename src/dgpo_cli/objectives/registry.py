@@ -26,7 +26,7 @@ OBJECTIVES: dict[str, str] = {
 
 
 def create(name: str, options: Mapping[str, object]) -> Objective:
-    """The objective registered as `name` with `options` over its defaults. Raises ConfigError on an unknown one."""
+    """The objective `name` with `options` over its defaults. Raises ConfigError for an unknown name or option."""
     objective = registry.load(OBJECTIVES, name, "method")
     result: Objective = objective(apply_options(objective.Config, objective.configure(dict(options))))
     return result

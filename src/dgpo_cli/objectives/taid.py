@@ -35,7 +35,7 @@ class TAID(Objective):
         t_start: float = field(default=0.4, metadata={"source": _CODE, "help": "t of the first step"})
         t_end: float = field(default=1.0, metadata={"source": _CODE, "help": "largest t, reached at the end"})
         alpha: float | Literal["auto"] = field(
-            default="auto", metadata={"source": "ours; 5e-4 in Shing et al. 2025", "help": "how far t may run ahead"}
+            default="auto", metadata={"source": "ours; 5e-4 in Shing et al. 2025", "help": "how far t runs ahead of it"}
         )
         momentum: float = field(
             default=0.99, metadata={"source": _CODE, "help": "of the loss's relative change (the paper's beta)"}
@@ -74,7 +74,7 @@ class TAID(Objective):
     def after_step(self, metrics: Mapping[str, float], progress: float) -> None:
         if self._steps is None:
             self._steps = max(1, round(1 / progress))
-        if "kl_to_target" in metrics:  # a step without a written token has none, and moves nothing
+        if "kl_to_target" in metrics:  # a step without a written token has no loss
             self.advance(metrics["kl_to_target"], progress, self._alpha(self._steps))
 
     def advance(self, loss: float, progress: float, alpha: float) -> None:
