@@ -1,6 +1,6 @@
 """Search-R1's score with a format term (arXiv 2503.09516 and its follow-up 2505.15117; qa_em_format.py).
 
-It contains the exact match, so as a reward of its own it is `-o reward.em=0 -o reward.format=1`.
+It contains the exact match, so used alone it is `-o reward.em=0 -o reward.format=1`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ RETRIEVED = 0.0  # likewise: added where the structure is valid and a gold answe
 
 
 def has_valid_structure(trajectory: Trajectory) -> bool:
-    """Whether every turn is a thought and then an action and nothing else, and the last one, and no other, answers."""
+    """Whether every turn is a thought followed by an action and nothing else, and only the last one answers."""
     turns = trajectory.known_turns
     return trajectory.answers_last and all(turn.alone and turn.thought for turn in turns)
 
