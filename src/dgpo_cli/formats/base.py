@@ -1,6 +1,6 @@
-"""What a format of the agent is: how it asks, what ends a turn, what a turn means, how search results are shown.
+"""The interface of an agent's text format: prompt, stops, parsing of a turn, rendering of search results.
 
-A `Format` is behaviour without state; the texts that it is used with (prompt, results, correction) are a `Protocol`,
+A `Format` is behaviour without state; its texts (prompt, results, correction) are a `Protocol`,
 which is recorded with every model and every trajectory file and names its format. To add a format: a subclass in a file
 of this package, a line in `registry`, and `tests/contract/test_formats.py` holds it to what follows.
 """
@@ -27,7 +27,7 @@ _RESULT = re.compile(r'Doc \d+\(Title: "(?P<title>.*?)"\) (?P<text>.*?)(?=\nDoc 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one generated turn means. `kept` is the text up to what ended the turn, that included."""
+    """One generated turn, parsed. `kept` is the text up to and including the stop that ended the turn."""
 
     kept: str
     action: Action | None
@@ -44,11 +44,11 @@ class Format(ABC):
     """One format. Its markers are tags: `<name>` and `</name>` for each of `names`."""
 
     names: ClassVar[tuple[str, ...]]
-    kinds: ClassVar[Mapping[str, Kind]]  # by name, what stands between its tags
-    outside: ClassVar[Kind | None] = None  # what stands outside all tags
+    kinds: ClassVar[Mapping[str, Kind]]  # kind of the text between the tags, by name
+    outside: ClassVar[Kind | None] = None  # kind of the text outside all tags
     stops: ClassVar[tuple[str, ...]]  # a turn ends at the first of them, or with the model's end-of-text token
     closes: ClassVar[Mapping[str, str]]  # by stop, the marker that it closes
-    in_messages: ClassVar[bool] = False  # what the model reads between turns stands in messages of its own
+    in_messages: ClassVar[bool] = False  # observations are messages of their own
     texts: ClassVar[Mapping[str, str]]  # `name`, `prompt`, `observation`, `correction`: for a model trained with none
     tools: ClassVar[Sequence[Mapping[str, Any]]] = ()  # for the chat template, as JSON schemas
 
@@ -59,7 +59,7 @@ class Format(ABC):
 
     @abstractmethod
     def parse(self, text: str, *, ended: bool) -> Turn:
-        """What a turn means. `ended`: the model ended it (a stop or an end-of-text token), not its token limit.
+        """Parse a turn. `ended`: the model ended it (a stop or an end-of-text token), not its token limit.
 
         Takes time linear in the text.
         """
@@ -81,7 +81,7 @@ class Format(ABC):
 
     @property
     def tools_text(self) -> str:
-        """A system message that says what the tools are, for chat templates that do not."""
+        """A system message that describes the tools, for chat templates that do not."""
         return ""
 
     @cached_property
@@ -94,14 +94,14 @@ class Format(ABC):
         return look_alike(self.names)
 
     def escape(self, text: str) -> tuple[str, int]:
-        """Make look-alikes of the markers visible as text (`&lt;...`). Returns the text and how many there were.
+        """Escape look-alikes of the markers as visible text (`&lt;...`). Returns the text and their number.
 
         Passages and questions are untrusted: a marker in them must not end the results or act as the model's own.
         """
         return self._look_alike.subn("&lt;", text)
 
     def write(self, think: str, action: Action, content: str) -> str:
-        """A turn that `parse` reads as just this action; markers in the texts are escaped. `think` may be empty."""
+        """A turn that `parse` reads as exactly this action; markers in the texts are escaped. `think` may be empty."""
         return self._write(self.escape(think)[0], action, self.escape(content)[0])
 
     def render_results(self, passages: Sequence[Passage]) -> str:
@@ -113,10 +113,10 @@ class Format(ABC):
         return "".join(lines).strip()
 
     def passages_in(self, results: str) -> list[Passage]:
-        """The passages that rendered results show, as far as they show them."""
+        """The passages in rendered results, cut as they are there."""
         return [Passage.from_title("", found["title"], found["text"].strip()) for found in _RESULT.finditer(results)]
 
     def stream(self) -> TagStream:
-        """Cuts text as it is written into pieces to be coloured."""
+        """Splits streamed text into pieces for colouring."""
         kinds = {tag: self.kinds[name] for name in self.names for tag in (f"<{name}>", f"</{name}>")}
         return TagStream(kinds, self.outside)

@@ -1,6 +1,6 @@
-"""The texts that a format is used with: prompt, form of the results, correction; and the limits of episodes.
+"""The texts of a format (prompt, template of the results, correction) and the limits of episodes.
 
-A `Protocol` is recorded with every model and every trajectory file, so that a model always meets the text it was
+A `Protocol` is recorded with every model and every trajectory file, so that a model is always used with the text it was
 trained on.
 """
 
@@ -21,7 +21,7 @@ from dgpo_cli.formats.base import Format
 ALWAYS_SEARCH = "Always search before you answer, also where you believe that you know the answer."
 PROTOCOL_FILE = "protocol.json"  # in the folder of a model
 _TAGS = "tags"
-# Settings of a rollout that shape an episode: a model should meet those that it was trained with.
+# Settings of a rollout that shape an episode: a model should be used with those it was trained with.
 LIMITS = ("top_k", "max_turns", "max_new_tokens", "max_observation_tokens", "max_prompt_tokens", "max_tokens")
 
 
@@ -37,7 +37,7 @@ class Protocol:
     add_question_mark: bool = True
     top_k: int = 3  # passages per search that the model was trained with
     max_turns: int = 4  # turns that may search, likewise
-    # Further limits of the episodes that it was trained with; None where nobody recorded them.
+    # Further limits of the episodes that it was trained with; None where they were not recorded.
     max_new_tokens: int | None = None
     max_observation_tokens: int | None = None
     max_prompt_tokens: int | None = None
@@ -85,7 +85,7 @@ class Protocol:
         return self.observation.replace("{results}", results), escaped
 
     def to_json(self) -> dict[str, Any]:
-        """Without `format` where it is the tags: such records are older than other formats, and keep their digest."""
+        """The record; without `format` for tags, so that records made before other formats keep their digest."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return {name: value for name, value in given.items() if (name, value) != ("format", _TAGS)}
 
@@ -109,18 +109,18 @@ class Protocol:
         return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
 
     def with_limits(self, limits: Mapping[str, Any]) -> Protocol:
-        """The same text, to be recorded with what is trained or written under these LIMITS; other names are left."""
+        """The same text with these LIMITS recorded; other names in the mapping are ignored."""
         return replace(self, **{name: limits[name] for name in LIMITS if name in limits})
 
     def always_searching(self) -> Protocol:
-        """With a sentence, in front of the question's line, that asks for a search before every answer."""
+        """The same with a sentence before the question's line that asks for a search before every answer."""
         if ALWAYS_SEARCH in self.prompt:
             return self
         start = self.prompt.rfind("\n", 0, self.prompt.index("{question}")) + 1
         return replace(self, prompt=f"{self.prompt[:start]}{ALWAYS_SEARCH}\n{self.prompt[start:]}")
 
     def same_text(self, other: Protocol) -> bool:
-        """Whether a model of one can read the other's episodes; how long they are, and the date, do not matter."""
+        """Whether a model of one can read the other's episodes, whatever their limits and dates."""
         return self == replace(other, date=self.date, **{name: getattr(self, name) for name in LIMITS})
 
     @property

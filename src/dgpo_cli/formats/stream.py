@@ -1,4 +1,4 @@
-"""Text of an episode as it is written, cut into pieces by what they are: a thought, a query, an answer."""
+"""Streamed text of an episode, split into pieces by kind: a thought, a query, an answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Kind = Literal["think", "search", "results", "answer"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text between two tags, or a tag itself. `kind` is what stands there; None outside the agent's text."""
+    """Text between two tags, or a tag itself. `kind` is its kind; None outside the agent's text."""
 
     text: str
     kind: Kind | None
@@ -20,9 +20,9 @@ class Piece:
 
 
 class TagStream:
-    """Cuts text that arrives bit by bit into pieces; a tag that may still be completed is held back.
+    """Splits text that arrives in chunks into pieces; a tag that may still be completed is held back.
 
-    `kinds` names every tag, `<x>` and `</x>`, with what stands between the two; `outside` is what stands elsewhere.
+    `kinds` maps every tag, `<x>` and `</x>`, to the kind of the text between them; `outside` is the kind elsewhere.
     """
 
     def __init__(self, kinds: Mapping[str, Kind], outside: Kind | None = None) -> None:
@@ -46,7 +46,7 @@ class TagStream:
         return [piece for piece in pieces if piece.text]
 
     def flush(self) -> list[Piece]:
-        """What was held back, at the end of a turn; the next turn starts outside any tag."""
+        """The text that was held back, at the end of a turn; the next turn starts outside any tag."""
         rest = [Piece(self._held, self._kind)] if self._held else []
         self._held, self._kind = "", self._outside
         return rest

@@ -65,7 +65,7 @@ class Tags(Format):
         return USAGE
 
     def parse(self, text: str, *, ended: bool = True) -> Turn:
-        """Cut at the first `</search>`, else at the first `</answer>`; take the first tag pair in what is kept."""
+        """Cut at the first `</search>`, else at the first `</answer>`; take the first tag pair in the rest."""
         kept = text
         for tag in self.stops:
             head, found, _ = text.partition(tag)
@@ -115,7 +115,7 @@ def compact(think: str, action: Action, content: str) -> str:
 
 
 def _first_pair(text: str, action: Action) -> tuple[int, Action, str] | None:
-    """Where the first `<action>` that is closed begins, and what stands in it."""
+    """Position of the first `<action>` that is closed, and the text in it."""
     begin = text.find(f"<{action}>")
     start = begin + len(action) + 2
     end = text.find(f"</{action}>", start)

@@ -2,7 +2,7 @@
 
 A turn asks with `<tool_call>{"name": "search", "arguments": {"query": ...}}</tool_call>`, in which the first call
 counts, or answers: then it holds no call, and what follows its thought is the answer. The results stand in the role
-that the tokenizer's chat template gives to a tool, and the template is told of the tool. A template that passes over
+that the tokenizer's chat template gives to a tool, and the template is given the tool's schema. A template that ignores
 tools gets them in a system message. So a turn of a model that answers without a call is complete only with its
 end-of-text token.
 """
@@ -125,7 +125,7 @@ class ToolCalls(Format):
 
 
 def _query(call: str) -> str | None:
-    """What a call of the tool asks for; None where it is no call of it."""
+    """The query of a tool call; None if it is not a call of this tool."""
     try:
         value = parse_json(call, "a tool call")
     except InputError:

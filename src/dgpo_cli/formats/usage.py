@@ -1,4 +1,4 @@
-"""How a model card says to run the model: plain transformers, without this package."""
+"""The program in a model card that runs the model with plain transformers, without this package."""
 
 TAGS = """\
 import json, re
