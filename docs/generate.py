@@ -66,7 +66,7 @@ SYMBOLS = {
     r"s, w": "`teacher_share` and `single_step_weight` of minillm",
     r"w_{\text{ce}}, w_{\text{kl}}": "`ce_weight` and `kl_weight`",
 }
-_TABLE = re.compile(r"(<!-- commands: by `make docs` -->\n).*?(?=<!-- end -->)", re.DOTALL)
+_NAMES = re.compile(r"(<!-- commands: by `make docs` -->\n).*?(?=<!-- end -->)", re.DOTALL)
 HIDDEN_OPTIONS = {"--install-completion", "--show-completion", "--help"}
 # Where deviations from the reference are declared that concern every method trained by reinforcement.
 LOOP_MODULES = ("dgpo_cli.formats.tags", "dgpo_cli.agent.loop", "dgpo_cli.training.credit")
@@ -99,6 +99,7 @@ def cli_flags() -> str:
 def cli_page() -> str:
     root = typer.main.get_command(app)
     lines = ["# Commands", "", "Generated from the program by `make docs`. `dgpo COMMAND --help` shows the same.", ""]
+    lines += [command_table()]
     for path, command in walk(root):
         lines += [f"## `{path}`", "", _unwrapped(command.help or ""), ""]
         lines += ["| option | default | meaning |", "|---|---|---|"]
@@ -129,7 +130,9 @@ def command_table() -> str:
 
 def readme() -> str:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return _TABLE.sub(lambda found: found[1] + command_table(), text)
+    root: Any = typer.main.get_command(app)
+    names = " ".join(f"`{name}`" for name in root.list_commands(None))
+    return _NAMES.sub(lambda found: f"{found[1]}{names}\n", text)
 
 
 def _default(parameter: Any) -> str:
