@@ -13,6 +13,8 @@ from typing import Any
 from dgpo_cli.core.text import contains_answer, f1, is_empty_answer
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.types import Question, SearchCall, StopReason
+from dgpo_cli.formats.abstention import abstains, is_unanswerable
+from dgpo_cli.retrieval.evidence import evidence, is_quotable
 from dgpo_cli.rewards import exact_match
 
 
@@ -37,9 +39,14 @@ class Outcome:
     substring: bool
     format_valid: bool | None  # None where the record does not tell its turns
     error: ErrorKind | None  # None where the answer is right
-    first_hit: bool  # a gold answer stands in a passage that the first search returned
-    answer_retrieved: bool  # the same of all searches
+    first_hit: bool | None  # a gold answer stands in a passage of the first search; None for an unanswerable question
+    answer_retrieved: bool | None  # the same of all searches
     evidence_recall: float | None  # share of the gold passages that were retrieved; None where they are unknown
+    unanswerable: bool
+    abstained: bool  # it says that the documents do not hold the answer
+    answered: bool  # it answered, and did not abstain
+    supported: bool | None  # its answer stands in a retrieved passage; None without one, or where it is yes or no
+    gold_supported: bool | None  # that passage is a gold one; None also where these are unknown
     stop: StopReason
     searches: int
     turns: int
@@ -50,13 +57,17 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """What a record keeps of it beside the trajectory."""
-        names = ("em", "f1", "format_valid", "error", "first_hit", "answer_retrieved", "evidence_recall")
+        names = ("em", "f1", "format_valid", "error", "first_hit", "answer_retrieved", "evidence_recall",
+                 "unanswerable", "abstained", "supported", "gold_supported")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 
 def grade(trajectory: Trajectory) -> Outcome:
     """An episode without an answer scores 0 everywhere."""
     question, answer = trajectory.question, trajectory.answer
+    unanswerable = is_unanswerable(question)
+    answered = answer is not None and not is_empty_answer(answer) and not abstains(answer)
+    supported, gold_supported = support(trajectory) if answered else (None, None)
     correct = exact_match.score(question, trajectory).correct
     return Outcome(
         question=question.key,
@@ -66,9 +77,14 @@ def grade(trajectory: Trajectory) -> Outcome:
         substring=answer is not None and contains_answer(answer, question.answers),
         format_valid=None if trajectory.written_turns is None else is_format_valid(trajectory),
         error=None if correct else error_kind(trajectory),
-        first_hit=holds_answer(trajectory.searches[:1], question.answers),
-        answer_retrieved=holds_answer(trajectory.searches, question.answers),
+        first_hit=None if unanswerable else holds_answer(trajectory.searches[:1], question.answers),
+        answer_retrieved=None if unanswerable else holds_answer(trajectory.searches, question.answers),
         evidence_recall=evidence_recall(question, trajectory.searches),
+        unanswerable=unanswerable,
+        abstained=abstains(answer),
+        answered=answered,
+        supported=supported,
+        gold_supported=gold_supported,
         stop=trajectory.stop,
         searches=len(trajectory.searches),
         turns=trajectory.turns,
@@ -86,7 +102,7 @@ def error_kind(trajectory: Trajectory) -> ErrorKind:
         return ErrorKind.NO_ANSWER
     if trajectory.invalid_actions or contains_answer(answer, gold):
         return ErrorKind.WRONG_FORMAT
-    if not holds_answer(trajectory.searches, gold):
+    if not is_unanswerable(trajectory.question) and not holds_answer(trajectory.searches, gold):
         return ErrorKind.WRONG_RETRIEVAL
     if not holds_answer(trajectory.searches, (answer,)):
         return ErrorKind.ANSWER_NOT_USED
@@ -105,10 +121,25 @@ def holds_answer(searches: Sequence[SearchCall], answers: Sequence[str]) -> bool
     return any(contains_answer(hit.passage.contents, answers) for call in searches for hit in call.hits)
 
 
+def support(trajectory: Trajectory) -> tuple[bool | None, bool | None]:
+    """Whether the answer stands as whole words in a retrieved passage, and whether that one is a gold passage.
+
+    The passage is the one that `dgpo chat` names. None where an answer cannot stand in one, and where no gold passage
+    is known.
+    """
+    answer, question = trajectory.answer, trajectory.question
+    if answer is None or not is_quotable(answer):
+        return None, None
+    found = evidence(answer, trajectory.searches)
+    if is_unanswerable(question) or not question.gold_keys:
+        return found is not None, None
+    return found is not None, found is not None and question.key_of(found.passage) in question.gold_keys
+
+
 def evidence_recall(question: Question, searches: Sequence[SearchCall]) -> float | None:
     """Share of the gold passages among everything retrieved: by id, or by title where only titles are known."""
     gold = question.gold_keys
-    if not gold:
+    if not gold or is_unanswerable(question):
         return None
     found = {question.key_of(hit.passage) for call in searches for hit in call.hits}
     return len(gold & found) / len(gold)

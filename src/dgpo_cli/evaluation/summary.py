@@ -31,6 +31,14 @@ class Summary:
     answer_retrieved: float
     evidence_recall: float | None  # over the draws whose question has known gold passages
     with_gold: int  # questions that have
+    supported: float | None  # of the answers that can stand in a passage, those that stand in a retrieved one
+    gold_supported: float | None  # those that stand in a gold one, where these are known
+    coverage: float  # share of draws that answered and did not abstain
+    risk: float | None  # share of wrong answers among those
+    risk_interval: Interval | None
+    unanswerable: int  # questions
+    abstained: float  # share of draws of answerable questions that abstained
+    abstained_unanswerable: float | None  # the same of unanswerable questions
     searches: float
     turns: float
     written_tokens: float
@@ -47,8 +55,9 @@ class Summary:
             by_question.setdefault(outcome.question, []).append(outcome)
         groups = list(by_question.values())
         right = [(sum(o.em for o in group), len(group)) for group in groups]
-        hits = [(sum(o.first_hit for o in group), len(group)) for group in groups]
-        recalls = [o.evidence_recall for o in outcomes if o.evidence_recall is not None]
+        hits = [(sum(map(bool, found)), len(found)) for group in groups if (found := _known(group, "first_hit"))]
+        risks = [(sum(not o.em for o in said), len(said)) for g in groups if (said := [o for o in g if o.answered])]
+        recalls = _known(outcomes, "evidence_recall")
         errors = Counter(o.error for o in outcomes if o.error is not None)
         values = {name: [getattr(o, name) for o in outcomes] for name in _MEANS}
         means = {name: _mean(v for v in given if v is not None) for name, given in values.items()}
@@ -59,7 +68,15 @@ class Summary:
             em_interval=share_interval(right),
             pass_at=_pass_at(right),
             first_hit_interval=share_interval(hits),
-            evidence_recall=_mean(recalls) if recalls else None,
+            evidence_recall=_mean_or_none(recalls),
+            supported=_mean_or_none(_known(outcomes, "supported")),
+            gold_supported=_mean_or_none(_known(outcomes, "gold_supported")),
+            coverage=_mean(o.answered for o in outcomes),
+            risk=_mean_or_none([not o.em for o in outcomes if o.answered]),
+            risk_interval=share_interval(risks) if risks else None,
+            unanswerable=sum(group[0].unanswerable for group in groups),
+            abstained=_mean(o.abstained for o in outcomes if not o.unanswerable),
+            abstained_unanswerable=_mean_or_none([o.abstained for o in outcomes if o.unanswerable]),
             with_gold=sum(group[0].evidence_recall is not None for group in groups),
             invalid_actions=sum(o.invalid_actions for o in outcomes),
             truncated_observations=sum(o.truncated_observations for o in outcomes),
@@ -73,6 +90,15 @@ class Summary:
 def _mean(values: Iterable[float]) -> float:
     listed = list(values)
     return sum(listed) / len(listed) if listed else 0.0
+
+
+def _mean_or_none(values: Sequence[float]) -> float | None:
+    return _mean(values) if values else None
+
+
+def _known(outcomes: Sequence[Outcome], name: str) -> list[float]:
+    """Values of a field where there are any."""
+    return [value for outcome in outcomes if (value := getattr(outcome, name)) is not None]
 
 
 def _pass_at(groups: Sequence[tuple[int, int]]) -> dict[str, float]:

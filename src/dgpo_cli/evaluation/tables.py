@@ -34,7 +34,7 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     ]
     if hops:
         result.append(Table("By hop count", ("benchmark", "hops", "n", "EM", "95 %", "F1", "searches"), tuple(hops)))
-    result += [_retrieval(report), _errors(report), _behaviour(report)]
+    result += [_retrieval(report), _trust(report), _errors(report), _behaviour(report)]
     if any("arcap" in benchmark for benchmark in report["benchmarks"].values()):
         result.append(_arcap(report))
     return result
@@ -115,6 +115,21 @@ def _retrieval(report: Mapping[str, Any]) -> Table:
         for name, b in report["benchmarks"].items()
     )
     return Table("What was retrieved", columns, rows)
+
+
+def _trust(report: Mapping[str, Any]) -> Table:
+    """How many questions were answered, how many of the answers were wrong, and how many stand in what was read."""
+    columns = ["benchmark", "answered", "wrong of these", "95 %", "in a passage", "in a gold passage"]
+    held = any(b["unanswerable"] for b in report["benchmarks"].values())
+    columns += ["unanswerable", "told so", "told so of others"] if held else []
+    rows: list[tuple[Cell, ...]] = []
+    for name, b in report["benchmarks"].items():
+        interval = None if b["risk_interval"] is None else _range(b["risk_interval"])
+        shares = (percent(b[share]) for share in ("coverage", "risk"))
+        row = [name, *shares, interval, percent(b["supported"]), percent(b["gold_supported"])]
+        row += [b["unanswerable"], percent(b["abstained_unanswerable"]), percent(b["abstained"])] if held else []
+        rows.append(tuple(row))
+    return Table("Answers and their evidence", tuple(columns), tuple(rows))
 
 
 def _errors(report: Mapping[str, Any]) -> Table:

@@ -16,6 +16,7 @@ from dgpo_cli.core import schema
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.formats import registry
+from dgpo_cli.formats.abstention import MAY_ABSTAIN
 from dgpo_cli.formats.base import Format
 
 ALWAYS_SEARCH = "Always search before you answer, also where you believe that you know the answer."
@@ -114,10 +115,17 @@ class Protocol:
 
     def always_searching(self) -> Protocol:
         """The same with a sentence before the question's line that asks for a search before every answer."""
-        if ALWAYS_SEARCH in self.prompt:
+        return self._saying(ALWAYS_SEARCH)
+
+    def abstaining(self) -> Protocol:
+        """The same with a sentence that says what to answer where the documents do not hold the answer."""
+        return self._saying(MAY_ABSTAIN)
+
+    def _saying(self, sentence: str) -> Protocol:
+        if sentence in self.prompt:
             return self
         start = self.prompt.rfind("\n", 0, self.prompt.index("{question}")) + 1
-        return replace(self, prompt=f"{self.prompt[:start]}{ALWAYS_SEARCH}\n{self.prompt[start:]}")
+        return replace(self, prompt=f"{self.prompt[:start]}{sentence}\n{self.prompt[start:]}")
 
     def same_text(self, other: Protocol) -> bool:
         """Whether a model of one can read the other's episodes, whatever their limits and dates."""

@@ -16,6 +16,7 @@ from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.text import is_empty_answer, text_key
 from dgpo_cli.core.types import QUESTION_EXTRAS, Question, question_from_json
 from dgpo_cli.errors import ConfigError, InputError
+from dgpo_cli.formats.abstention import ABSTENTION, abstains
 from dgpo_cli.qa_sets.forms import ENDINGS, FORM, SUFFIXES, at, rows
 from dgpo_cli.qa_sets.registry import FILE_SETS, HUB, QA_SETS, canonical_name
 
@@ -78,9 +79,21 @@ _ANSWERED = schema.record(
 def question_of(row: Mapping[str, Any], qa_set: str, answers_needed: bool = True) -> Question:
     """Raises ValueError, saying what is wrong, if the row is not a question."""
     hops = row.get("hops")
-    given = dict(row) | ({"hops": int(hops)} if isinstance(hops, float) and hops.is_integer() else {})  # of a table
+    given = _with_abstention(row) | (
+        {"hops": int(hops)} if isinstance(hops, float) and hops.is_integer() else {}
+    )  # of a table
     schema.require(given, _ANSWERED if answers_needed else _ASKED)
     return question_from_json({"id": _made_id(row["question"])} | given, qa_set)
+
+
+def _with_abstention(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`"unanswerable": true` stands for the answer that says so. Raises ValueError where another one stands there."""
+    if row.get("unanswerable") is not True:
+        return dict(row)
+    answers = row.get("golden_answers") or []
+    if not isinstance(answers, list) or not all(isinstance(answer, str) and abstains(answer) for answer in answers):
+        raise ValueError(f"it is unanswerable, and its golden_answers are {answers!r}")
+    return dict(row) | {"golden_answers": [ABSTENTION]}
 
 
 def _made_id(text: str) -> str:

@@ -34,7 +34,7 @@ def evidence(answer: str | None, searches: Sequence[SearchCall]) -> Evidence | N
     Texts come before titles and later searches before earlier ones, since an answer comes from what was read last. None
     for no answer, "yes", "no", and one of which normalization leaves nothing.
     """
-    if answer is None or is_empty_answer(answer) or normalize_answer(answer) in _JUDGEMENTS:
+    if answer is None or not is_quotable(answer):
         return None
     holds = _finder(answer)
     passages: list[tuple[int, Passage]] = []
@@ -48,6 +48,11 @@ def evidence(answer: str | None, searches: Sequence[SearchCall]) -> Evidence | N
         if holds(text):
             return Evidence(place, passage, _sentence(text, holds))
     return None
+
+
+def is_quotable(answer: str) -> bool:
+    """Whether an answer can stand in a passage; "yes", "no" and one of which normalization leaves nothing cannot."""
+    return not is_empty_answer(answer) and normalize_answer(answer) not in _JUDGEMENTS
 
 
 def _finder(answer: str) -> Callable[[str], bool]:

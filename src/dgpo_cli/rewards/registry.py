@@ -19,6 +19,7 @@ REWARDS: dict[str, str] = {
     "f1": "dgpo_cli.rewards.token_f1:part",
     "format": "dgpo_cli.rewards.format_score:part",
     "retrieval_hit": "dgpo_cli.rewards.retrieval_hit:part",
+    "abstention": "dgpo_cli.rewards.abstention:part",
 }
 DEFAULT_WEIGHTS = {"em": 1.0}  # the paper's
 

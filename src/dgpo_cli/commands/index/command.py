@@ -17,6 +17,7 @@ from dgpo_cli.commands.index.settings import index_settings
 from dgpo_cli.commands.index.tune import tune
 from dgpo_cli.commands.index.update import update_folder
 from dgpo_cli.commands.index.wiki18 import wiki18
+from dgpo_cli.commands.index.withhold import withhold
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
@@ -36,7 +37,7 @@ app = typer.Typer(
     cls=_BuildByDefault,
     invoke_without_command=True,
     rich_markup_mode="markdown",
-    subcommand_metavar="CORPUS | wiki-18 | merge | check | tune [OPTIONS]",
+    subcommand_metavar="CORPUS | wiki-18 | merge | check | tune | withhold [OPTIONS]",
     context_settings={"help_option_names": list(_HELP)},
 )
 
@@ -45,6 +46,7 @@ app.command("wiki-18")(wiki18)
 app.command("merge")(merge)
 app.command("check")(check)
 app.command("tune")(tune)
+app.command("withhold")(withhold)
 
 
 @app.callback()

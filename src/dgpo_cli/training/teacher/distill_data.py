@@ -15,6 +15,7 @@ from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.trajectory import Trajectory, attempt_key, refuse_broken_search
 from dgpo_cli.core.types import Question
 from dgpo_cli.engine.turnwise.model_server import ModelServer
+from dgpo_cli.formats.abstention import is_unanswerable
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.sources import context_of, load_protocol, resolve
 from dgpo_cli.qa_sets import training_set
@@ -89,13 +90,13 @@ def _teacher(
         loaded = load_model(
             settings.teacher, device=device, dtype=dtype, eight_bit=settings.teacher_8bit, form=settings.format
         )
-        protocol = _asked(settings, loaded.protocol, trained=loaded.trained_with_protocol)
+        protocol = _asked(settings, loaded.protocol, questions, trained=loaded.trained_with_protocol)
         codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, protocol))
         return Agent.of(loaded.model, codec, retriever, rollout, seed=seed, at_once=at_once), {}
     source = resolve(settings.tokenizer or settings.teacher)
     own, trained = load_protocol(source, settings.format)
     tokenizer = load_tokenizer(source)
-    codec = Codec(tokenizer, dated(run, tokenizer, _asked(settings, own, trained=trained)))
+    codec = Codec(tokenizer, dated(run, tokenizer, _asked(settings, own, questions, trained=trained)))
     if settings.written:
         file = settings.demonstrations
         script = gold_script(questions, codec) if file is None else file_script(file, codec.format)
@@ -117,9 +118,15 @@ def _teacher(
     return Agent(engine, codec, retriever, rollout, seed=seed), {"token_ids": "sampled" if sampled else "from text"}
 
 
-def _asked(settings: DistillDataSettings, protocol: Protocol, *, trained: bool) -> Protocol:
-    """The text of a model that has none of its own may ask for a search before every answer."""
-    return protocol.always_searching() if settings.always_search and not trained else protocol
+def _asked(
+    settings: DistillDataSettings, protocol: Protocol, questions: Sequence[Question], *, trained: bool
+) -> Protocol:
+    """The text of a model that has none of its own may ask for a search before every answer, and says how to abstain
+    where some of the questions are unanswerable."""
+    if trained:
+        return protocol
+    searching = protocol.always_searching() if settings.always_search else protocol
+    return searching.abstaining() if any(map(is_unanswerable, questions)) else searching
 
 
 def distill_data(

@@ -7,6 +7,7 @@ page is left. Every thought after a search quotes the sentence on which the next
 and answers, so these are its limits: a query is a title or the question, never a description; the quoted sentence is
 the one that holds the words and most of the question's, which need not be the one that states the fact; of things that
 are compared it quotes how their passages begin; and where the answer was not read, it says so and is not kept.
+An unanswerable question it answers so in any case, after the searches that it would make.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Sequence
 
 from dgpo_cli.core.text import contains_answer, holds_phrase, normalize_answer, text_key
 from dgpo_cli.core.types import Action, Passage, Question
+from dgpo_cli.formats.abstention import ABSTENTION, is_unanswerable
 from dgpo_cli.formats.base import Format
 from dgpo_cli.retrieval.corpus.split import sentences
 
@@ -90,6 +92,8 @@ def _search(question: Question, seen: Sequence[Passage], wanted: str) -> _Step:
 
 
 def _answer(question: Question, seen: Sequence[Passage]) -> _Step:
+    if is_unanswerable(question):
+        return "The results do not say it.", "answer", ABSTENTION
     supporting = _supporting(question, seen)
     everything = " ".join(passage.contents for passage in seen)
     answer = next((answer for answer in question.answers if holds_phrase(everything, answer)), None)

@@ -12,6 +12,7 @@ from dgpo_cli.core.text import contains_answer, normalize_answer, text_key
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.types import Passage, Question, StopReason, question_from_json
 from dgpo_cli.errors import InputError
+from dgpo_cli.formats.abstention import is_unanswerable
 from dgpo_cli.training.teacher import gold
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def kept(trajectory: Trajectory, keep: Keep, codec: Codec, *, always_search: boo
     """Whether an episode is learned from: all, the right ones, or those that are right and read their answer.
 
     Read is what was shown, so an answer behind the cut of an observation is not. Yes and no stand in no passage: there
-    all supporting passages must have been found, or some passage where they are not known. With `always_search` an
+    all supporting passages must have been found, or some passage where they are not known. An unanswerable question
+    needs a search that found something. With `always_search` an
     episode without results is dropped whatever `keep` says.
     """
     searched = any(call.hits for call in trajectory.searches)
@@ -38,6 +40,8 @@ def kept(trajectory: Trajectory, keep: Keep, codec: Codec, *, always_search: boo
     if keep == "correct" or not right:
         return right
     question = trajectory.question
+    if is_unanswerable(question):
+        return searched
     if all(normalize_answer(answer) in _CHOICES for answer in question.answers):
         found = {question.key_of(hit.passage) for call in trajectory.searches for hit in call.hits}
         return searched and question.gold_keys <= found
