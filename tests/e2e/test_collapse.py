@@ -16,7 +16,9 @@ from tests.offline import ROLLOUT
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from dgpo_cli.core.records import write_jsonl_atomic
-from dgpo_cli.core.run_dir import RunDir, read_metrics
+from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.core.run_list import VALIDATION_FILE
+from dgpo_cli.core.run_metrics import read_metrics
 from dgpo_cli.core.types import question_to_json
 from dgpo_cli.errors import TrainingError
 from dgpo_cli.formats.tags import TINYWORLD
@@ -32,7 +34,6 @@ from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.training.collapse import CollapseSettings
 from dgpo_cli.training.kd import run_kd
 from dgpo_cli.training.rl import run_rl
-from dgpo_cli.training.run.validation import VALIDATION_FILE
 from dgpo_cli.training.settings import KDSettings, RLSettings
 
 pytestmark = pytest.mark.slow

@@ -134,10 +134,14 @@ def test_the_policy_stops_a_script_even_where_it_got_in(opened: tuple[Any, list[
 
 
 def test_a_run_is_hidden_in_the_curves(page: Any) -> None:
-    curve = page.locator('[id="curve-2-reward"]')
-    assert curve.evaluate("e => getComputedStyle(e).display") != "none"
+    curve = page.locator('figure[data-metric="reward"] g[data-run="2"]')
+    assert curve.locator("polyline").count() == 2  # each step, and the running mean
+    page.locator('figure[data-metric="reward"] svg').hover()
+    assert page.locator('figure[data-metric="reward"] output').text_content() == "0.4667 at 14"
     page.locator("#curve-legend button").click()
-    assert curve.evaluate("e => getComputedStyle(e).display") == "none"
+    assert curve.count() == 0
+    page.locator("#curve-legend button").click()
+    assert curve.count() == 1
 
 
 def test_it_follows_the_readers_colour_scheme(page: Any) -> None:

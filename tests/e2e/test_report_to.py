@@ -24,7 +24,8 @@ import torch
 import yaml
 from tests.offline import ROLLOUT, Offline
 
-from dgpo_cli.core.run_dir import RunDir, read_metrics
+from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.core.run_metrics import read_metrics
 from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_tokenizer

@@ -19,7 +19,7 @@ from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import keep_tokenizer
 from dgpo_cli.viewing import report
-from dgpo_cli.viewing.charts import running_mean
+from dgpo_cli.viewing.charts import MOST, curves, running_mean
 from dgpo_cli.viewing.report_page import embed
 
 
@@ -162,12 +162,25 @@ def test_without_the_tokenizer_the_page_says_so_and_shows_the_rest(
     ]
 
 
-def test_curves_are_drawn_for_every_logged_number_and_names_are_escaped(page: Page) -> None:
-    metrics = [a["data-metric"] for tag, a in page.tags if tag == "figure"]
-    assert metrics == ["eval_em", "reward", "entropy", "odd<name>", "seconds"]
-    curves = [a["id"] for _, a in page.tags if (a.get("id") or "").startswith("curve-")]
-    assert {"curve-2-reward", "curve-2-reward-each", "curve-2-eval_em"} <= set(curves)
+def test_there_is_a_curve_for_every_logged_number(page: Page) -> None:
+    specs = page.content["charts"]
+    assert [spec["metric"] for spec in specs] == ["eval_em", "reward", "entropy", "odd<name>", "seconds"]
+    assert [spec["main"] for spec in specs] == [True, True, True, False, False]
+    evaluations, _, train = page.content["curves"]
+    assert evaluations == {}
+    assert train["eval_em"] == {"each": [[30], [0.5]], "mean": None}
+    assert train["seconds"]["each"] == [list(range(1, 31)), [2.0 * step for step in range(1, 31)]]
+    assert train["seconds"]["mean"][1][:3] == [2.0, 3.0, 5.0]  # over two steps
     assert running_mean([1, 2, 3, 6], 2) == [1, 1.5, 2.5, 4.5]
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_spikes_and_its_end() -> None:
+    rows = [{"step": step, "reward": float(step == 4_321) - 2.0 * (step == 77)} for step in range(1, 10_001)]
+    curve = curves(rows)["reward"]
+    steps, values = curve["each"]
+    assert len(steps) <= MOST + 1 and len(curve["mean"][0]) <= MOST + 1
+    assert steps == sorted(steps) and (steps[-1], curve["mean"][0][-1]) == (10_000, 10_000)
+    assert {(77, -2.0), (4_321, 1.0)} <= set(zip(steps, values, strict=True))
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

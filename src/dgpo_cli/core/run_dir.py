@@ -25,10 +25,11 @@ from dgpo_cli.core import folders, schema
 from dgpo_cli.core.config import load_toml, to_toml
 from dgpo_cli.core.locks import Lock, is_held, lock_inside
 from dgpo_cli.core.places import portable
-from dgpo_cli.core.records import dump_line, parse_line, to_json, write_atomic, write_jsonl_atomic
+from dgpo_cli.core.records import dump_line, to_json, write_atomic, write_jsonl_atomic
 from dgpo_cli.core.run_identity import Work, differences, plain
+from dgpo_cli.core.run_metrics import read_metrics
 from dgpo_cli.core.run_names import find_run
-from dgpo_cli.core.schema import check, read_record
+from dgpo_cli.core.schema import read_record
 from dgpo_cli.core.setting_names import deciding
 from dgpo_cli.core.versions import git_commit, versions
 from dgpo_cli.errors import BusyError, ConfigError
@@ -49,7 +50,6 @@ _RUN = schema.record(
         "date": schema.text(),  # that the chat template is rendered with, YYYY-MM-DD
     },
 )
-_METRICS = schema.record({"step": schema.whole(0)})
 
 
 class RunDir:
@@ -237,23 +237,6 @@ def list_runs(root: Path = Path("runs")) -> list[Path]:
 def is_locked(path: Path) -> bool:
     """True if a process works in the run at this moment."""
     return is_held(lock_inside(path))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows that a run logged; an incomplete last line is left out. Raises InputError for a damaged line."""
-    file = path / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    content = file.read_bytes()
-    lines = content[: content.rfind(b"\n") + 1].splitlines()
-    rows = ((f"{file}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
-    return [check(parse_line(line, place), _METRICS, place, hint=f"remove {place}") for place, line in rows]
-
-
-def measured(row: Mapping[str, Any], name: str) -> float | None:
-    """A finite number of a row of metrics, or of a result; None where it has none of that name."""
-    value = row.get(name)
-    return value if schema.is_number(value) else None
 
 
 def read_run(path: Path) -> dict[str, Any]:

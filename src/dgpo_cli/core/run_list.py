@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dgpo_cli.core import folders
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.locks import Lock
-from dgpo_cli.core.run_dir import is_locked, list_runs, measured, read_metrics, read_run
+from dgpo_cli.core.run_dir import is_locked, list_runs, read_run
+from dgpo_cli.core.run_metrics import measured, read_metrics
 from dgpo_cli.core.run_names import find_runs, short_names
 from dgpo_cli.errors import ConfigError, InputError
+
+ROLLOUTS_FILE, ROLLOUTS = "rollouts.jsonl", "rollouts"  # episodes of rl's steps, and the schema of their records
+VALIDATION_FILE = "validation.jsonl"  # episodes of a training run's last periodic evaluation
 
 Status = Literal["running", "unfinished", "finished", "damaged"]
 
@@ -60,12 +64,11 @@ def _summarize(path: Path, name: str) -> RunSummary:
     scores = [em for row in rows if (em := measured(row, "eval_em")) is not None]
     em = measured(record.get("result", {}), "em")
     command = record["command"]
-    status: Status = "finished" if record["status"] == "finished" else "unfinished"
     role = {"distill-data": "teacher", "eval": "model"}.get(command, "student")
     return RunSummary(
         path=path,
         name=name,
-        status="running" if is_locked(path) else status,
+        status=status_of(path, record),
         command=command,
         method=config.get("method"),
         model=None if config.get(role) is None else spoken_model(str(config[role])),
@@ -74,6 +77,13 @@ def _summarize(path: Path, name: str) -> RunSummary:
         em=max(scores, default=None) if em is None else em,
         num_bytes=folder_bytes(path),
     )
+
+
+def status_of(path: Path, record: Mapping[str, Any]) -> Status:
+    """A run is running while a process works in its folder, whatever the record says."""
+    if is_locked(path):
+        return "running"
+    return "finished" if record["status"] == "finished" else "unfinished"
 
 
 def spoken_model(name: str) -> str:

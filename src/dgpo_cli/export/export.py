@@ -16,7 +16,8 @@ from dgpo_cli.core.disk import check_space
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.core.run_dir import list_runs, measured, read_metrics, read_run
+from dgpo_cli.core.run_dir import list_runs, read_run
+from dgpo_cli.core.run_metrics import measured, read_metrics
 from dgpo_cli.core.schema import read_record
 from dgpo_cli.errors import ConfigError, ModelError
 from dgpo_cli.evaluation.measured import weights_digest

@@ -17,8 +17,9 @@ from transformers import Qwen2ForCausalLM
 
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.core.run_dir import RunDir, measured, read_metrics
+from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.run_identity import config_digest
+from dgpo_cli.core.run_metrics import measured, read_metrics
 from dgpo_cli.evaluation.summary import Report
 from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec

@@ -1,35 +1,23 @@
-"""Training curves of several runs as inline SVG, drawn by matplotlib.
+"""Training curves of runs as numbers that the page draws: which there are, what they are called, and their points.
 
-Why matplotlib and not Plotly: a static picture of a few kilobytes needs no script, so the page's content security
-policy can forbid every script but the page's own, and it is a dependency already. Plotly's script alone is 4.6 MB.
-
-Text and axes take the page's text colour (`currentColor`), so that one picture serves a light and a dark page.
+The page draws them itself, as a report and while a run goes on: 60 lines of its script stand for a plotting library,
+which would have to draw each picture anew after every step, or bring megabytes of script along.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
+from dgpo_cli.core.run_metrics import measured
 from dgpo_cli.core.schema import is_number
 
 # Told apart on white and on near-black, and by readers who do not tell red from green (after Okabe and Ito 2008).
 COLORS = ("#2f7ed8", "#e07b1f", "#1a9c78", "#c65a9d", "#8a6fd6", "#a88a00", "#3aa6c4", "#8a8f98")
-_INK, _GRID = "#010203", "#040506"  # replaced by colours of the page
+FEW, MOST = 20, 600  # points that are drawn one by one, and points of a curve; a chart is 440 units wide
 
 Rows = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    metric: str
-    title: str
-    svg: str
-    main: bool  # one of the curves that a reader looks at first
-
 
 # What a metric is called to a reader. Those named here come first, in this order.
 TITLES = {
@@ -52,63 +40,53 @@ TITLES = {
 }
 
 
-def charts(runs: Sequence[tuple[str, Rows]]) -> list[Chart]:
-    """One chart for every number that some run logged; `runs` are (name, metric rows), coloured by their place."""
-    logged = {
-        name: None
-        for _, rows in runs
-        for row in rows
-        for name, value in row.items()
-        if name not in ("step", "eval_score") and is_number(value)
-    }
-    order = [name for name in TITLES if name in logged] + sorted(name for name in logged if name not in TITLES)
-    return [Chart(name, TITLES.get(name, name), _draw(name, runs), name in TITLES) for name in order]
+def charts(logged: Iterable[Collection[str]]) -> list[dict[str, Any]]:
+    """One for every number that some run logged; `logged` are the names by run.
+
+    `main` are those that a reader looks at first.
+    """
+    names = dict.fromkeys(name for run in logged for name in run)
+    order = [name for name in TITLES if name in names] + sorted(name for name in names if name not in TITLES)
+    return [{"metric": name, "title": TITLES.get(name, name), "main": name in TITLES} for name in order]
 
 
-def points(rows: Rows, metric: str) -> tuple[list[float], list[float]]:
-    """Steps and values of a metric."""
-    pairs = [(row["step"], row[metric]) for row in rows if is_number(row.get(metric)) and is_number(row.get("step"))]
-    return [x for x, _ in pairs], [y for _, y in pairs]
+def curves(rows: Rows) -> dict[str, dict[str, Any]]:
+    """By metric the points of a run: `each` step, thinned, and where they are many their running `mean`, else None."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        if (step := measured(row, "step")) is not None:
+            for name, value in row.items():
+                if name not in ("step", "eval_score") and is_number(value):
+                    steps, values = found.setdefault(name, ([], []))
+                    steps.append(step)
+                    values.append(value)
+    return {name: _curve(name, *points) for name, points in found.items()}
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
     """Mean of each value and the `width` - 1 before it; of fewer at the beginning."""
-    return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
+    sums = [0.0, *accumulate(values)]
+    return [(sums[i] - sums[max(0, i - width)]) / min(i, width) for i in range(1, len(sums))]
 
 
-def _draw(metric: str, runs: Sequence[tuple[str, Rows]]) -> str:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+def _curve(name: str, steps: list[float], values: list[float]) -> dict[str, Any]:
+    mean = None
+    if not name.startswith("eval_") and len(values) >= FEW:
+        mean = _points(
+            steps, running_mean(values, len(values) // 20 + 1), range(0, len(values), 1 + len(values) // MOST)
+        )
+    return {"each": _points(steps, values, _extremes(values)), "mean": mean}
 
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": metric,
-        "font.family": ["sans-serif"],
-        "font.size": 9,
-    }
-    colors = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), _INK)
-    with rc_context(style | colors):
-        figure = Figure(figsize=(4.4, 2.5), layout="constrained")
-        axes = figure.add_subplot()
-        for place, (_, rows) in enumerate(runs):
-            steps, values = points(rows, metric)
-            color = COLORS[place % len(COLORS)]
-            if metric.startswith("eval_") or len(values) < 20:
-                line = axes.plot(steps, values, color=color, linewidth=1.6, marker="o", markersize=3)
-            else:
-                axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.35, gid=f"curve-{place}-{metric}-each")
-                line = axes.plot(steps, running_mean(values, len(values) // 20 + 1), color=color, linewidth=1.8)
-            line[0].set_gid(f"curve-{place}-{metric}")
-        axes.set_xlabel("step")
-        axes.grid(color=_GRID, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0.02)
-        output = io.StringIO()
-        figure.savefig(output, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = output.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg)
-    return svg.replace(_INK, "currentColor").replace(_GRID, "var(--line)")
+
+def _points(steps: Sequence[float], values: Sequence[float], places: Iterable[int]) -> list[list[float]]:
+    chosen = sorted({*places, len(values) - 1})
+    return [[steps[i] for i in chosen], [float(f"{values[i]:.6g}") for i in chosen]]
+
+
+def _extremes(values: Sequence[float]) -> list[int]:
+    """Places of at most MOST values: all, or the least and the greatest of each stretch, so that no spike is lost."""
+    if len(values) <= MOST:
+        return list(range(len(values)))
+    width = -(-2 * len(values) // MOST)
+    stretches = [range(start, min(start + width, len(values))) for start in range(0, len(values), width)]
+    return [choose(stretch, key=values.__getitem__) for stretch in stretches for choose in (min, max)]

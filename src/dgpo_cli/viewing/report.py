@@ -12,25 +12,24 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dgpo_cli import __version__
 from dgpo_cli.core.figures import duration, p_value, percent, percent_range, points, points_range
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.core.run_dir import measured
-from dgpo_cli.core.run_list import spoken_model, summarize_runs
+from dgpo_cli.core.run_list import spoken_model, status_of, summarize_runs
+from dgpo_cli.core.run_metrics import measured
 from dgpo_cli.core.run_names import find_run, short_names
 from dgpo_cli.errors import ConfigError, DgpoError
 from dgpo_cli.evaluation.compare import conditions
 from dgpo_cli.evaluation.stats import paired_difference
-from dgpo_cli.formats.protocol import Protocol
-from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.load import kept_tokenizer, load_tokenizer
-from dgpo_cli.models.sources import resolve
-from dgpo_cli.viewing.charts import charts
+from dgpo_cli.viewing.charts import charts, curves
 from dgpo_cli.viewing.episode_text import attempt
 from dgpo_cli.viewing.report_page import render
 from dgpo_cli.viewing.run_records import RunRecords, open_run
+
+if TYPE_CHECKING:
+    from dgpo_cli.models.codec import Codec
 
 LAST = 8  # runs of a page that names none: as many as there are colours
 
@@ -49,7 +48,7 @@ def write_report(runs: Sequence[Path], target: Path, *, questions: int) -> dict[
         run.name = name
     content = gather(opened, questions)
     content["warnings"] += damaged
-    page = render(content, charts([(run.name, run.rows) for run in opened]))
+    page = render(content, title=f"dgpo report: {', '.join(run.name for run in opened)}")
     write_atomic(target, page)
     return {
         "path": str(target),
@@ -79,21 +78,24 @@ def _last_runs() -> tuple[list[Path], list[str]]:
 
 
 def gather(runs: Sequence[RunRecords], limit: int) -> dict[str, Any]:
-    """The page's content as JSON, charts not included."""
+    """The page's content as JSON."""
     asked, warnings = _questions(runs, limit)
+    drawn = [curves(run.rows) for run in runs]
     return {
         "version": f"dgpo {__version__}",
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "runs": [{"name": run.name, "path": str(run.path), "logged": bool(run.rows)} for run in runs],
-        "summary": _summary(runs),
+        "summary": summary(runs),
+        "charts": charts(drawn),
+        "curves": drawn,
         "evaluations": _evaluations(runs),
         "pairs": _pairs(runs),
-        "warnings": [*_alarms(runs), *_differing(runs), *warnings],
+        "warnings": [*alarms(runs), *_differing(runs), *warnings],
         "questions": asked,
     }
 
 
-def _summary(runs: Sequence[RunRecords]) -> dict[str, Any]:
+def summary(runs: Sequence[RunRecords]) -> dict[str, Any]:
     rows = []
     for run in runs:
         result = run.record.get("result") or {}
@@ -107,7 +109,7 @@ def _summary(runs: Sequence[RunRecords]) -> dict[str, Any]:
                 run.record["command"],
                 run.config.get("method"),
                 None if model is None else spoken_model(str(model)),
-                run.record["status"],
+                status_of(run.path, run.record),
                 run.record["created"][:16].replace("T", " "),
                 None if steps is None else f"{steps:,}",
                 None if best is None else percent(best),
@@ -171,7 +173,7 @@ def _over(where: Sequence[str], sets: Collection[str]) -> str:
     return "" if len(where) == len(sets) else f" of {', '.join(where)}"
 
 
-def _alarms(runs: Sequence[RunRecords]) -> list[str]:
+def alarms(runs: Sequence[RunRecords]) -> list[str]:
     """What the collapse guard of training runs saw, and what followed."""
     return [
         f"{run.name}, step {row['step']}: {row['alarm']} (mean {row['metric']} {row['mean']:.4g}, "
@@ -202,7 +204,7 @@ def _questions(runs: Sequence[RunRecords], limit: int) -> tuple[list[dict[str, A
     for place, run in enumerate(runs):
         codec: Codec | None = None
         known = False
-        for key, group, trajectory, header in run.episodes():
+        for key, group, trajectory, header, tokens in run.episodes():
             if key not in wanted:
                 continue
             if not known:
@@ -219,12 +221,17 @@ def _questions(runs: Sequence[RunRecords], limit: int) -> tuple[list[dict[str, A
                     "attempts": {},
                 },
             )
-            entry["attempts"][str(place)] = attempt(trajectory, codec)
+            entry["attempts"][str(place)] = attempt(trajectory, codec, tokens)
     return list(shown.values()), warnings
 
 
 def _codec(run: RunRecords, header: dict[str, Any], warnings: list[str]) -> Codec | None:
     """Of the tokenizer that the run kept, else its model's; without it the page shows what needs no text."""
+    from dgpo_cli.formats.protocol import Protocol
+    from dgpo_cli.models.codec import Codec
+    from dgpo_cli.models.load import kept_tokenizer, load_tokenizer
+    from dgpo_cli.models.sources import resolve
+
     try:
         tokenizer = kept_tokenizer(run.path) or load_tokenizer(resolve(run.model))
         codec = Codec(tokenizer, Protocol.from_json(header["protocol"]))

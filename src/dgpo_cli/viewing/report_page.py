@@ -1,8 +1,10 @@
 """The page of `dgpo report`: one HTML file that needs no network and lets nothing run but its own script.
 
+With --watch the same page asks its own server for what is new, and no other.
+
 Everything that was read (passages, questions, what models wrote) reaches the page as JSON in a block that no browser
 runs, with `<` written as an escape, and is shown as text only. A content security policy stands behind that: it allows
-the page's own script by its hash, and no request to anywhere.
+the page's own script by its hash, and no request to anywhere but that server.
 """
 
 from __future__ import annotations
@@ -11,32 +13,49 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from string import Template
 from typing import Any
 
-from dgpo_cli.viewing.charts import COLORS, Chart
+from dgpo_cli.viewing.charts import COLORS
 
 
-def render(content: Mapping[str, Any], charts: Sequence[Chart]) -> str:
+def render(content: Mapping[str, Any], *, title: str = "dgpo report") -> str:
     """`content` is what viewing/report.py gathers; it must be JSON."""
-    assets = files("dgpo_cli.viewing").joinpath("page")
-    script = assets.joinpath("report.js").read_text(encoding="utf-8")
+    script = _asset("report.js")
+    return _page(content, title, script, policy(script))
+
+
+def render_watch() -> tuple[str, str]:
+    """The page that `dgpo report --watch` serves, empty until its script has asked the server; and its policy."""
+    script = _asset("report.js") + _asset("watch.js")
+    allowed = policy(script) + "; connect-src 'self'"
+    return _page(
+        {"runs": [], "charts": [], "curves": [], "questions": []}, "dgpo: runs at work", script, allowed
+    ), allowed
+
+
+def policy(script: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
+    return (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
         "base-uri 'none'; form-action 'none'"
     )
-    return Template(assets.joinpath("report.html").read_text(encoding="utf-8")).substitute(
-        policy=html.escape(policy),
-        title=html.escape(f"dgpo report: {', '.join(run['name'] for run in content['runs'])}"),
-        style=assets.joinpath("report.css").read_text(encoding="utf-8"),
-        charts=_figures([chart for chart in charts if chart.main]),
-        more_charts=_figures([chart for chart in charts if not chart.main]),
+
+
+def _page(content: Mapping[str, Any], title: str, script: str, allowed: str) -> str:
+    return Template(_asset("report.html")).substitute(
+        policy=html.escape(allowed),
+        title=html.escape(title),
+        style=_asset("report.css"),
         content=embed({**content, "colors": COLORS}),
         script=script,
     )
+
+
+def _asset(name: str) -> str:
+    return files("dgpo_cli.viewing").joinpath("page", name).read_text(encoding="utf-8")
 
 
 def embed(value: Any) -> str:
@@ -45,11 +64,3 @@ def embed(value: Any) -> str:
     NaN and infinities are no JSON; nothing that is embedded holds them.
     """
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
-def _figures(charts: Sequence[Chart]) -> str:
-    return "\n".join(
-        f'<figure data-metric="{html.escape(chart.metric)}"><figcaption>{html.escape(chart.title)}</figcaption>'
-        f"{chart.svg}</figure>"
-        for chart in charts
-    )

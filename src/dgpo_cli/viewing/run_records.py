@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.records import read_records
-from dgpo_cli.core.run_dir import read_metrics, read_run
+from dgpo_cli.core.run_dir import read_run
+from dgpo_cli.core.run_list import ROLLOUTS, ROLLOUTS_FILE, VALIDATION_FILE
+from dgpo_cli.core.run_metrics import read_metrics
+from dgpo_cli.core.schema import is_number
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.evaluation.outcome import Outcome, grade
 from dgpo_cli.evaluation.summary import Report
-from dgpo_cli.training.run.kept_episodes import ROLLOUTS_FILE
-from dgpo_cli.training.run.kept_episodes import SCHEMA as ROLLOUTS
-from dgpo_cli.training.run.validation import VALIDATION_FILE
 
 
 class Kept(NamedTuple):
@@ -26,6 +26,7 @@ class Kept(NamedTuple):
     group: str
     trajectory: Trajectory
     header: dict[str, Any]
+    tokens: Mapping[str, Sequence[float | None]]  # what is known of each token, by name, as long as `token_ids`
 
 
 @dataclass(slots=True)
@@ -55,18 +56,39 @@ class RunRecords:
         for file, schema in self.files:
             header, rows = read_records(file, schema)
             for line, row in rows:
-                try:
-                    trajectory = Trajectory.from_json(row)
-                    step = int(row["step"]) if schema == ROLLOUTS else None
-                except (KeyError, ValueError, TypeError) as error:
-                    raise InputError(
-                        f"{file}:{line}: not an episode ({error!r})", hint="make the run again with --fresh"
-                    ) from error
-                if step is None:
-                    yield Kept(trajectory.key, trajectory.question.qa_set, trajectory, header)
-                else:
-                    name = f"{trajectory.question.qa_set}, rollouts of training"
-                    yield Kept(f"step {step}/{trajectory.key}", name, trajectory, header)
+                yield kept(row, schema, header, f"{file}:{line}")
+
+
+def kept(row: Mapping[str, Any], schema: str, header: dict[str, Any], place: str) -> Kept:
+    """The episode of a row of a record file. Raises InputError that names the place."""
+    try:
+        trajectory = Trajectory.from_json(row)
+        step = int(row["step"]) if schema == ROLLOUTS else None
+        tokens = _tokens(row.get("tokens", {}), len(trajectory.token_ids))
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{place}: not an episode ({error!r})", hint="make the run again with --fresh") from error
+    if trajectory.logprobs is not None:
+        tokens = {"logprobs": trajectory.logprobs} | tokens
+    if step is None:
+        return Kept(trajectory.key, trajectory.question.qa_set, trajectory, header, tokens)
+    name = f"{trajectory.question.qa_set}, rollouts of training"
+    return Kept(f"step {step}/{trajectory.key}", name, trajectory, header, tokens)
+
+
+def _tokens(given: Mapping[str, Any], length: int) -> dict[str, Sequence[float | None]]:
+    """Raises ValueError for a list of another length; a value that is no finite number is not known."""
+    if wrong := [name for name, values in given.items() if len(values) != length]:
+        raise ValueError(f"tokens.{wrong[0]} has not {length} values")
+    return {name: [x if is_number(x) else None for x in values] for name, values in given.items()}
+
+
+def files_of(path: Path, command: str, config: Mapping[str, Any]) -> list[tuple[Path, str]]:
+    """Where a run keeps its episodes, and the schema of their records; not all of them are there."""
+    if command == "eval":
+        return [(path / f"{name}.jsonl", "evaluation") for name in config.get("benchmarks", ())]
+    if command == "distill-data":
+        return [(path / "episodes.jsonl", "trajectories")]
+    return [(path / VALIDATION_FILE, "evaluation"), (path / ROLLOUTS_FILE, ROLLOUTS)]
 
 
 def open_run(path: Path) -> RunRecords:
@@ -75,17 +97,12 @@ def open_run(path: Path) -> RunRecords:
         raise ConfigError(f"{path} is not a run folder", hint="`dgpo runs` lists them")
     record = read_run(path)
     config = load_toml(path / "config.toml") if (path / "config.toml").is_file() else {}
-    if record["command"] == "eval":
-        files = [(path / f"{name}.jsonl", "evaluation") for name in config.get("benchmarks", ())]
-    elif record["command"] == "distill-data":
-        files = [(path / "episodes.jsonl", "trajectories")]
-    else:
-        files = [(path / VALIDATION_FILE, "evaluation"), (path / ROLLOUTS_FILE, ROLLOUTS)]
+    files = files_of(path, record["command"], config)
     run = RunRecords(path, record, config, read_metrics(path), [entry for entry in files if entry[0].is_file()])
     if record["command"] == "eval":
         run.headers = {file.stem: read_records(file, schema)[0] for file, schema in run.files}
     by_set: dict[str, list[Outcome]] = {}
-    for key, group, trajectory, _ in run.episodes():
+    for key, group, trajectory, *_ in run.episodes():
         run.groups[key] = group
         if key != trajectory.key:  # a rollout at the temperature of training is no measure of the model
             continue

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
+from dgpo_cli.core.run_list import ROLLOUTS, ROLLOUTS_FILE
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.training.batch import Sample
 
-ROLLOUTS_FILE, SCHEMA = "rollouts.jsonl", "rollouts"
 MAX_KEPT = 1_000  # ours, episodes of a run; of the reference recipe's lengths they take about 60 MB
 # Names in the file of per-token fields of a sample. The log-probabilities are those that ratios are taken to.
 _FIELDS = {
@@ -62,7 +62,7 @@ class KeptEpisodes:
                 records.append(row)
 
     def _open(self) -> RecordFile:
-        return RecordFile(self.path, key="key", schema=SCHEMA, meta=self._meta)
+        return RecordFile(self.path, key="key", schema=ROLLOUTS, meta=self._meta)
 
     def _row(self, step: int, trajectory: Trajectory, sample: Sample) -> dict[str, Any]:
         named = {name: getattr(sample.signals, field) for name, field in _FIELDS.items()}

@@ -14,13 +14,13 @@ import torch
 from dgpo_cli.agent.agent import Agent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile, as_read, read_jsonl, write_jsonl_atomic
+from dgpo_cli.core.run_list import VALIDATION_FILE
 from dgpo_cli.core.trajectory import Trajectory, attempt_key, refuse_broken_search
 from dgpo_cli.core.types import Question
 from dgpo_cli.models.processes import ALONE, Processes
 from dgpo_cli.training.source import Roll
 
-VALIDATION_FILE = "validation.jsonl"  # of a training run: episodes of its last periodic evaluation
-UNFINISHED_FILE = "validation.unfinished.jsonl"  # of one that is at work, or was interrupted
+UNFINISHED_FILE = "validation.unfinished.jsonl"  # of an evaluation that is at work, or was interrupted
 MAX_KEPT = 200  # ours, episodes in it
 
 
