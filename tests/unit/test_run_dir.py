@@ -271,3 +271,24 @@ def test_space_is_checked_before_it_runs_out(folder: Path) -> None:
     with pytest.raises(ConfigError, match="GB of disk") as caught:
         check_space(folder, 10**18)
     assert "dgpo runs --prune" in str(caught.value.hint)
+
+
+def test_an_unfinished_run_that_does_not_go_on_is_named_with_the_reason(folder):
+    Path("data").write_text("one")
+    inputs = {"data": "1"}
+    for changed, of, says in (
+        ({"lr": 2.0}, inputs, "lr: 1.0 there, 2.0 here"),
+        ({}, {"data": "2"}, "trajectories: data has other contents than data had"),
+    ):
+        config = {"student": "a", "trajectories": "data", "lr": 1.0}
+        last = RunDir.open("kd", config, inputs=inputs, fresh=True)
+        last.close()
+        with RunDir.open("rl", config | changed, inputs=of, root=Path("runs")) as other:
+            assert other.left == ""
+            other.finish({})
+        with RunDir.open("kd", config | changed, inputs=of) as run:
+            assert not run.resumed
+            assert run.left == f"{last.path} is unfinished and stays as it is: {says}"
+            run.finish({})
+        with RunDir.open("kd", config | changed, inputs=of) as again:
+            assert again.left == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from dgpo_cli.core.markdown import block, inline
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.types import SearchCall, StopReason
 
@@ -44,17 +45,10 @@ def markdown(trajectories: Sequence[Trajectory], decode: Decode) -> str:
     """Episodes one after the other; the agent's text stands in code blocks, so that its tags stay visible."""
     lines = []
     for trajectory in trajectories:
-        lines += [f"## {trajectory.question.text}", "", f"**{outcome(trajectory)}**", ""]
+        lines += [f"## {inline(trajectory.question.text)}", "", f"**{inline(outcome(trajectory))}**", ""]
         for call in trajectory.searches:
-            lines += [f"- searched: {call.query}", *(f"  - {line}" for line in hits(call))]
+            lines += [f"- searched: {inline(call.query)}", *(f"  - {inline(line)}" for line in hits(call))]
         for written, text in parts(trajectory, decode):
-            lines += ["", "The model wrote:" if written else "The model read:", "", *_block(text)]
+            lines += ["", "The model wrote:" if written else "The model read:", "", block(text.strip("\n"))]
         lines.append("")
     return "\n".join(lines)
-
-
-def _block(text: str) -> list[str]:
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return [fence, text.strip("\n"), fence]

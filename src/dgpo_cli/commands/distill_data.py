@@ -26,6 +26,7 @@ from dgpo_cli.commands.common.options import (
     recorded,
     settings_from,
     show_settings,
+    tell_run,
 )
 from dgpo_cli.commands.common.teacher import (
     EngineOption,
@@ -138,11 +139,9 @@ def distill_data(
     if dry_run:
         console.result(show_settings(console, settings) | {"num_questions": len(questions)})
         return
-    recorded_settings = asdict(settings)
-    with RunDir.open(
-        "distill-data", recorded_settings, out=out, resume=resume, fresh=fresh, inputs=contents(recorded_settings)
-    ) as run:
-        console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
+    values = asdict(settings)
+    with RunDir.open("distill-data", values, out=out, resume=resume, fresh=fresh, inputs=contents(values)) as run:
+        tell_run(console, run)
         with console.progress("teacher's episodes", "episode") as progress:
             summary = run_distill_data(
                 settings, run, questions=questions, progress=progress, key=teacher_key(), at_once=at_once

@@ -14,14 +14,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from dgpo_cli.core import folders, schema
+from dgpo_cli.core import folders, schema, shell
 from dgpo_cli.core.config import load_toml, to_toml
 from dgpo_cli.core.locks import Lock, is_held, lock_inside
 from dgpo_cli.core.places import portable
@@ -56,6 +55,7 @@ class RunDir:
     """One run. Open it with `RunDir.open`; it is locked until `close` or the end of the process."""
 
     listener: Callable[[int, Mapping[str, Any]], None] | None = None  # receives everything that is logged
+    left: str = ""  # which unfinished run of the same command a new one does not go on with, and why
 
     def __init__(self, path: Path, *, resumed: bool = False) -> None:
         """Lock the folder, made if it does not exist, and take away what killed processes left unfinished in it."""
@@ -88,10 +88,13 @@ class RunDir:
             return cls._resume(find_run(resume, root) or resume, work)
         if out is not None:
             return cls._at(out, work, fresh)
-        for path in () if fresh else reversed(list_runs(root)):
+        before = [] if fresh else list_runs(root)
+        for path in reversed(before):
             if read_run(path)["digest"] == work.digest and not _is_over(path):
                 return cls(path, resumed=True)
-        return cls._claim(root, command)._begin(work)
+        run = cls._claim(root, command)._begin(work)
+        run.left = _left(before, work)
+        return run
 
     @classmethod
     def _at(cls, out: Path, work: Work, fresh: bool) -> RunDir:
@@ -197,9 +200,7 @@ class RunDir:
     def __enter__(self) -> RunDir:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -261,11 +262,19 @@ def differing(path: Path, work: Work) -> str:
     return ("; ".join(found[:3]) + more) or "another version of dgpo made it"
 
 
+def _left(before: Sequence[Path], work: Work) -> str:
+    """Of runs, oldest first: whether the last of this command was ended early, and has other settings or inputs."""
+    newest = next((path for path in reversed(before) if read_run(path)["command"] == work.command), None)
+    if newest is None or read_run(newest)["status"] != "running" or is_locked(newest):
+        return ""
+    return f"{newest} is unfinished and stays as it is: {differing(newest, work)}"
+
+
 def _require_same(path: Path, work: Work) -> None:
     if read_run(path)["digest"] != work.digest:
         raise ConfigError(
             f"the run {path} has other settings than this command: {differing(path, work)}",
-            hint=f"repeat its settings: --config {path}/config.toml",
+            hint=f"repeat its settings: {shell.command('--config', path / 'config.toml')}",
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dgpo_cli.core.figures import percent, percent_range
+from dgpo_cli.core.markdown import inline
 
 Cell = str | int | float | None
 
@@ -65,9 +66,9 @@ def notes(report: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    title = f"# Evaluation of {report['model']['name']}\n"
+    title = f"# Evaluation of {inline(report['model']['name'])}\n"
     parts = [table.to_markdown() for table in tables(report)]
-    return "\n".join([title, *parts, *(f"- {note}" for note in notes(report)), ""])
+    return "\n".join([title, *parts, *(f"- {inline(note)}" for note in notes(report)), ""])
 
 
 def _scores(report: Mapping[str, Any]) -> Table:

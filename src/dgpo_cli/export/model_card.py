@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from dgpo_cli.core import shell
 from dgpo_cli.core.figures import percent, percent_range
+from dgpo_cli.core.markdown import block, code, inline
 
 METHODS = {
     "seqkd": "maximum likelihood on the teacher's trajectories (SeqKD)",
@@ -70,7 +73,7 @@ def render(facts: CardFacts) -> str:
     """Markdown with the hub's metadata block on top."""
     parts = [
         _metadata(facts),
-        f"# {facts.name}",
+        f"# {inline(facts.name)}",
         _summary(facts),
         "## Origin",
         _origin(facts),
@@ -82,7 +85,7 @@ def render(facts: CardFacts) -> str:
         _LIMITS,
         "## Settings",
         "As they were planned; what was done stands under Origin.",
-        *(f"{stage.run}\n\n```toml\n{stage.settings.strip()}\n```" for stage in facts.stages),
+        *(f"{inline(stage.run)}\n\n{block(stage.settings.strip(), 'toml')}" for stage in facts.stages),
         "Versions: " + ", ".join(f"{name} {version}" for name, version in facts.versions.items())
         if facts.versions
         else "",
@@ -130,15 +133,14 @@ def _metadata(facts: CardFacts) -> str:
 
 
 def _origin(facts: CardFacts) -> str:
-    base = (
-        f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.base_on_hub else f"{facts.base} (not published)"
-    )
+    name = inline(facts.base)
+    base = f"[{name}](https://huggingface.co/{facts.base})" if facts.base_on_hub else f"{name} (not published)"
     lines = [f"- base model: {base}"]
     if facts.read_from is not None:
-        lines.append(f"- read from a GGUF file: {facts.read_from}; its weights were written out as float32")
-    lines += [f"- {stage.run}: {_history(stage)}" for stage in facts.stages]
+        lines.append(f"- read from a GGUF file: {inline(facts.read_from)}; its weights were written out as float32")
+    lines += [f"- {inline(stage.run)}: {inline(_history(stage))}" for stage in facts.stages]
     teachers = sorted({name for stage in facts.stages for name in (stage.teacher, stage.source) if name is not None})
-    others = f"; whether {' and '.join(teachers)} may be learned from is theirs to say" if teachers else ""
+    others = f"; whether {inline(' and '.join(teachers))} may be learned from is theirs to say" if teachers else ""
     if facts.licence is not None:
         lines.append(f"- licence of the base model: {facts.licence}{others}")
     elif facts.base_on_hub:
@@ -169,8 +171,8 @@ def _results(facts: CardFacts) -> str:
         best = percent(facts.validation_em)
         return f"Not measured with `dgpo eval` yet. Best EM on the validation questions of its run: {best}."
     rows = [
-        f"| {m.benchmark} | {m.questions:,} | {percent(m.em)} | {percent_range(*m.em_interval)} | {percent(m.f1)} "
-        f"| {m.conditions} |"
+        f"| {inline(m.benchmark)} | {m.questions:,} | {percent(m.em)} | {percent_range(*m.em_interval)} "
+        f"| {percent(m.f1)} | {inline(m.conditions)} |"
         for m in measurements
     ]
     head = "| benchmark | questions | EM | 95 % | F1 | conditions |\n|---|--:|--:|---|--:|---|"
@@ -181,9 +183,9 @@ def _results(facts: CardFacts) -> str:
 def _use(facts: CardFacts) -> str:
     if facts.file is not None:
         return (
-            f"`{facts.file}` holds weights, tokenizer, chat template and agent text ({facts.protocol}) for llama.cpp "
-            "and what is built on it. The search loop runs outside of it, in this folder:\n\n"
-            f"```bash\nllama-server -m {facts.file} --port 8080\n"
+            f"{code(facts.file)} holds weights, tokenizer, chat template and agent text ({facts.protocol}) "
+            "for llama.cpp and what is built on it. The search loop runs outside of it, in this folder:\n\n"
+            f"```bash\nllama-server -m {shell.word(Path(facts.file))} --port 8080\n"
             "dgpo chat --model . --model-url http://127.0.0.1:8080/v1 --index INDEX\n```\n\n"
             "For ollama: `ollama create NAME -f Modelfile`, then the same with `http://127.0.0.1:11434/v1`. "
             "`protocol.json` has the prompt and the form of search results, for a loop of one's own over "
@@ -193,5 +195,6 @@ def _use(facts: CardFacts) -> str:
         f"`protocol.json` holds the agent text ({facts.protocol}): the prompt, the form of search results, and what is "
         "said after a step without an action. Weights are safetensors. With transformers alone, in this folder:\n\n"
         f"```python\n{facts.usage}```\n\n"
-        f"With dgpo, whose index and chat do the same and more: `dgpo index CORPUS`, `dgpo chat --model {facts.name}`."
+        "With dgpo, whose index and chat do the same and more: `dgpo index CORPUS`, "
+        f"{code(shell.command('dgpo', 'chat', '--model', Path(facts.name)))}."
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core import shell
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.base import Retriever
@@ -82,9 +83,10 @@ def _open(location: str | Path) -> OpenIndex:
     try:
         config: Any = apply_options(kind.Config, manifest.settings)
     except ConfigError as error:
+        again = shell.command("dgpo", "index", manifest.corpus, "--out", directory, "--overwrite")
         raise RetrievalError(
             f"{directory} was built by a version with other settings: {error.message}",
-            hint=f"build it again: dgpo index {manifest.corpus} --out {directory} --overwrite",
+            hint=f"build it again: {again}",
         ) from error
     try:
         retriever = kind(directory, store, config, manifest.state)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from dgpo_cli.console import Console
+from dgpo_cli.core import shell
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.errors import InputError
 
@@ -29,7 +29,7 @@ def after_distill_data(student: str | None, *, loadable: bool) -> list[str]:
         known = student or "qwen-0.5b"
         if not _readable(known):
             return ["dgpo models"]  # of which one has to be given
-        words += [f"--student {shlex.quote(student)}"] if student is not None else []
+        words += [shell.command("--student", student)] if student is not None else []
     return [" ".join(words)]
 
 
@@ -45,7 +45,7 @@ def after_rl() -> list[str]:
 
 
 def after_export(directory: Path) -> list[str]:
-    return [f"dgpo chat --model {shlex.quote(str(directory))}" if _remembered("index") is not None else NO_INDEX]
+    return [shell.command("dgpo", "chat", "--model", directory) if _remembered("index") is not None else NO_INDEX]
 
 
 def choose_bench(console: Console, bench: str | None, folder: Path | None) -> tuple[str, Path | None]:

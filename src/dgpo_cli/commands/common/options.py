@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from dgpo_cli.core.run_names import find_run
 from dgpo_cli.core.setting_names import as_today
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dgpo_cli.core.run_dir import RunDir
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="No messages and no progress.")]
@@ -132,6 +135,13 @@ def show_settings(console: Console, settings: Any) -> dict[str, Any]:
     values = asdict(settings)
     console.print(to_toml(values))
     return values
+
+
+def tell_run(console: Console, run: RunDir, state: str = "") -> None:
+    """Which run is begun or goes on, `state` saying how far it is, and which other one does not go on."""
+    console.info(f"going on with {run.path}{state}" if run.resumed else f"run {run.path}")
+    if run.left:
+        console.info(run.left)
 
 
 def absolute(path: str) -> str:

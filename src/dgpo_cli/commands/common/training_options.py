@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgpo_cli.commands.common.next_steps import after_kd, after_rl
-from dgpo_cli.commands.common.options import absolute, choose
+from dgpo_cli.commands.common.options import absolute, choose, tell_run
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import duration
 from dgpo_cli.launch import is_first_process, processes
@@ -104,7 +104,7 @@ def training_run(
 
         opened = open_together(open_run)
     with opened as run:
-        console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
+        tell_run(console, run)
         if processes() > 1:
             console.info(f"{processes()} processes train together")
         with tracked(run, trackers if is_first_process() else (), console.info):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,6 +26,7 @@ from dgpo_cli.commands.common.teacher import EngineOption, FormatOption
 from dgpo_cli.commands.common.trained import AskOption, ask_options, trained_limits
 from dgpo_cli.commands.evaluate import run
 from dgpo_cli.console import Console
+from dgpo_cli.core import shell
 from dgpo_cli.core.workspace import Workspace
 
 
@@ -147,5 +149,5 @@ def evaluate(
         console, settings, benchmarks, server=server, out=out, resume=resume, fresh=fresh, at_once=at_once
     )
     run.show_report(console, report)
-    console.next(f"dgpo report {report['run']}")
+    console.next(shell.command("dgpo", "report", Path(report["run"])))
     console.result(report)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dgpo_cli.commands.common.options import show_settings
+from dgpo_cli.commands.common.options import show_settings, tell_run
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
@@ -92,7 +92,7 @@ def measure(
     identity = measurement.identity(settings, benchmarks, model)
     with RunDir.open("eval", identity, out=out, resume=resume, fresh=fresh, inputs=contents(identity)) as run:
         done, total = measurement.answered(run.path, benchmarks), measurement.num_draws(settings, benchmarks)
-        console.info(f"going on with {run.path}: {done} of {total} answered" if run.resumed else f"run {run.path}")
+        tell_run(console, run, f": {done} of {total} answered")
         _, report = measurement.measure(run, settings, benchmarks, model, bar=console.progress, at_once=at_once)
         # With failed searches the run stays unfinished: the same command asks those questions again.
         if report["complete"]:

@@ -21,6 +21,7 @@ from dgpo_cli.commands.common.options import (
     recorded,
     settings_from,
     show_settings,
+    tell_run,
 )
 from dgpo_cli.commands.common.teacher import NameOption, TokenizerOption, UrlOption, teacher_key
 from dgpo_cli.commands.common.training_options import TeacherOption
@@ -111,7 +112,7 @@ def make_questions(
     with RunDir.open(
         "make-questions", recorded_settings, out=out, resume=resume, fresh=fresh, inputs=contents(recorded_settings)
     ) as run:
-        console.info(f"{'going on with' if run.resumed else 'run'} {run.path}")
+        tell_run(console, run)
         index = open_index(settings.index, device=settings.device)
         author = open_author(settings, run, key=teacher_key(), at_once=at_once)
         with console.progress("making questions", "passage") as progress:

@@ -9,6 +9,7 @@ from dgpo_cli.commands.common.examples import example_questions
 from dgpo_cli.commands.common.options import absolute, replacing
 from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.console import Console
+from dgpo_cli.core import shell
 from dgpo_cli.errors import ConfigError
 
 
@@ -48,7 +49,7 @@ def run_real(
         result = work.ladder() if rl else work.run()
     _show(console, result)
     models = result["models"]
-    cold = models["cold-start"]
+    cold, runs = models["cold-start"], out / "runs"
     remember(
         "dgpo quickstart --real",
         out,
@@ -61,13 +62,12 @@ def run_real(
         f"{result['seconds']:.0f} s in this call; everything is in {out}/, figures are in {out}/results.json\n"
         f"Talk to it over those passages:  dgpo chat\n"
         f"A question that it can look up:  {example_questions(out, 1)[0]}\n"
-        f"Over texts of your own:          dgpo index FOLDER, then dgpo chat --model {out}/runs/cold-start\n"
-        f"Look at what it did:             dgpo report {out}/runs/eval-cold-start"
+        f"Over texts of your own:          dgpo index FOLDER, then dgpo chat --model {shell.word(runs / 'cold-start')}\n"
+        f"Look at what it did:             dgpo report {shell.word(runs / 'eval-cold-start')}"
     )
     if not rl:
-        console.print(
-            f"Go on with rewards, for hours:   dgpo quickstart --real --rl --bench-dir {bench_dir} --out {out}"
-        )
+        longer = shell.command("dgpo", "quickstart", "--real", "--rl", "--bench-dir", bench_dir, "--out", out)
+        console.print(f"Go on with rewards, for hours:   {longer}")
     console.result(result)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.core import checksums, schema
+from dgpo_cli.core import checksums, schema, shell
 from dgpo_cli.core.checksums import READ_WHOLE, file_digest, sample_digest
 from dgpo_cli.core.folders import recover_to_read
 from dgpo_cli.core.locks import lock_beside
@@ -141,7 +140,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _rebuild_command(directory: Path, record: Mapping[str, Any]) -> str:
     """The command that makes an index again, from its manifest's record, which may be of another format."""
-    words = ["dgpo", "index", str(record.get("corpus", "CORPUS")), "--out", str(directory)]
+    words: list[str | Path] = ["dgpo", "index", str(record.get("corpus", "CORPUS")), "--out", directory]
     name, settings = record.get("retriever"), record.get("settings")
     if name in RETRIEVERS and isinstance(settings, dict):
         words += ["--retriever", name]
@@ -149,4 +148,4 @@ def _rebuild_command(directory: Path, record: Mapping[str, Any]) -> str:
         words += [w for k, v in _flat(settings).items() if v != defaults.get(k) for w in ("-o", f"{k}={v}")]
     if source := record.get("vectors_from"):
         words += ["--from-faiss", str(source)]
-    return shlex.join([*words, "--overwrite"])
+    return shell.command(*words, "--overwrite")
