@@ -1,6 +1,6 @@
 """Chat templates are programs that come with a model: run here within limits of work, memory and output.
 
-Jinja's sandbox keeps them from everything but computing; that they stop, and how much they write, nobody else sees to.
+Jinja's sandbox keeps them from everything but computing; it limits neither their time nor their output.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dgpo_cli.errors import ModelError
 HINT = "use another tokenizer, or mend the chat_template of this one"
 MOST_STEPS = 5_000_000  # lines of Python, compiling included; templates of released models take under 500,000
 LONGEST = 1_000_000  # characters; the text around one message
-MOST_MEMORY = 1 << 31  # bytes more than the process has
+MOST_MEMORY = 1 << 31  # bytes beyond those that the process has mapped
 _STATUS = re.compile(r"VmSize:\s+(\d+) kB")
 
 
@@ -29,7 +29,7 @@ class _Endless(Exception):
 
 
 def rendered(render: Callable[[], object]) -> str:
-    """What `render` returns. Raises ModelError where it fails, does not end, or gives no text."""
+    """The result of `render`. Raises ModelError where it fails, does not end, or gives no text."""
     try:
         with _few_steps(), _little_memory():
             text = render()
@@ -51,7 +51,8 @@ def conversation_text(
     add_generation_prompt: bool = True,
     now: datetime | None = None,
 ) -> str:
-    """As transformers renders it, on the day `now`; to be called by `rendered`. `special_tokens` are texts by name."""
+    """As transformers renders a conversation on the day `now`; called by `rendered`. `special_tokens`: texts by
+    name."""
     from jinja2.ext import Extension, loopcontrols
     from jinja2.nodes import Node
     from jinja2.parser import Parser
@@ -101,7 +102,7 @@ def _few_steps() -> Iterator[None]:
 
 @contextmanager
 def _little_memory() -> Iterator[None]:
-    """A ceiling on the address space while the template runs, where the system tells how much of it is used."""
+    """Limit the address space while the template runs, where the system reports how much is in use."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = _address_space()
     if used is None or (soft != resource.RLIM_INFINITY and soft <= used + MOST_MEMORY):

@@ -1,9 +1,9 @@
 """Agent text to token ids and back, for one tokenizer, and one protocol with its format.
 
 Prompts and observations carry untrusted text, so they are encoded with special tokens split: `<|im_end|>` in a passage
-is ordinary text. The format's own markers are taken as the tokenizer has them, one token or several.
-Token ids are not made from text that a model wrote: written ids stay as they were sampled. The one exception is a
-model behind a server that tells nothing but text.
+is ordinary text. The format's own markers are taken as the tokenizer has them, one token or several. Text that a model
+wrote is never tokenized again: written ids stay as they were sampled. The one exception is a model behind a server that
+returns text only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _REMEMBERED = 4096  # texts and their tokens
-# What some tokenizer or other takes for one of its special tokens, the first character apart.
+# Text that some tokenizer takes for a special token, without its first character.
 _SPECIAL = re.compile(
     r"([<\[])(?=[|\uff5c][^<>\s]{1,60}[|\uff5c]>|/?(?:s|bos|eos|pad|unk)>|/?INST\]|(?:start|end)_of_turn>)"
 )
@@ -37,7 +37,7 @@ _SPECIAL = re.compile(
 @dataclass(frozen=True, slots=True)
 class Encoded:
     ids: tuple[int, ...]
-    escaped: int = 0  # look-alikes of the agent's tags that were made visible as text
+    escaped: int = 0  # number of look-alikes of the agent's tags that were escaped
     truncated: bool = False
 
 
@@ -56,7 +56,7 @@ class Codec:
         self.tokenizer = tokenizer
         self.protocol, self.format = protocol, protocol.agent_format
         self.vocabulary_size = len(tokenizer)
-        # Episodes of a question share its prompt, and often what they find.
+        # Episodes of a question share its prompt, and often their search results.
         self._encode = lru_cache(_REMEMBERED)(self._encode_anew)
 
     @cached_property
@@ -119,7 +119,7 @@ class Codec:
 
     @cached_property
     def _frames(self) -> Frames | None:
-        """None where no message is wrapped: the protocol does not want it, or the tokenizer has no chat template.
+        """The frames of the chat template; None if the protocol wants no messages or the tokenizer has no template.
 
         Raises ModelError where the format cannot do without.
         """
@@ -147,7 +147,7 @@ class Codec:
         return (*self._encode(frame.head, True), *body, *self._encode(frame.tail, True))
 
     def _read(self, text: str, after: int | None) -> tuple[int, ...]:
-        """Ids of what the model reads between two turns; `after` is the last token of the first one."""
+        """Ids of the text between two turns; `after` is the last token of the first turn."""
         frames = self._frames if self.format.in_messages else None
         if frames is None:
             return self._encode(text, False)
@@ -163,7 +163,7 @@ class Codec:
         return Encoded(self._framed(text, self._frames.prompt), escaped)
 
     def observation_ids(self, passages: Sequence[Passage], limit: int, *, after: int | None = None) -> Encoded:
-        """Ids of the observation, at most `limit`: the results are cut, never what stands around them.
+        """Ids of the observation, at most `limit`: the results are cut, never the text around them.
 
         `after` is the last token before it.
         """
@@ -184,7 +184,7 @@ class Codec:
         return self._read(self.protocol.observation.replace("{results}", results), after)
 
     def passages_in(self, observation: str) -> list[Passage]:
-        """The passages that an observation shows, given as decoded text."""
+        """The passages in an observation, given as decoded text."""
         frames = self._frames if self.format.in_messages else None
         head, _, tail = self.protocol.observation.partition("{results}")
         if frames is not None:
@@ -197,11 +197,11 @@ class Codec:
         return Encoded(self._read(self.protocol.correction, after))
 
     def parse(self, turn: Sequence[int], *, ended: bool) -> Turn:
-        """What a turn's tokens mean; see `Format.parse`."""
+        """Parse the tokens of a turn; see `Format.parse`."""
         return self.format.parse(self.decode(turn), ended=ended)
 
     def with_turns(self, trajectory: Trajectory) -> Trajectory:
-        """A trajectory that knows its turns; read from its tokens where an old record tells nothing of them."""
+        """The trajectory with its turns; they are parsed from its tokens if an old record does not hold them."""
         if trajectory.written_turns is not None:
             return trajectory
         turns = []

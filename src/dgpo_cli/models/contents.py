@@ -1,4 +1,4 @@
-"""What a model folder holds, as one short digest: two folders with the same one give the same answers."""
+"""The contents of a model folder as one short digest: folders with the same digest give the same answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-# Every file that transformers or this package reads; a README or a log beside them changes nothing.
+# Every file that transformers or this package reads; a README or a log next to them changes nothing.
 _READ = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
     "protocol.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -16,7 +16,7 @@ _READ = (
 
 
 def folder_digest(folder: Path) -> str:
-    """Of the names and the contents of all files that are read when the model of `folder` is loaded."""
+    """Digest of the names and the contents of all files that are read when the model of `folder` is loaded."""
     files = sorted({path for pattern in _READ for path in folder.glob(pattern) if path.is_file()})
     digest = hashlib.sha256()
     for path in files:
@@ -25,7 +25,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file; within a process a large one is read once as long as nobody writes to it."""
+    """SHA-256 of a file; cached in the process for a large file until it changes."""
     found = path.stat()
     return _file_digest(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 

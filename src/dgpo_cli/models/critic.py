@@ -28,7 +28,7 @@ class Critic(nn.Module):
 
 
 class SharedCritic(nn.Module):
-    """A head on hidden states of the student, whose gradient ends there: the policy learns as with any other critic.
+    """A head on the student's hidden states; its gradient stops there, so the policy learns as with any other critic.
 
     Without a stop the value loss would compete with the policy for the body (Cobbe et al. 2021, arXiv 2009.04416,
     which also stops it where both share a network). A deviation from the paper, whose critic is a model of its own; a
@@ -45,7 +45,7 @@ class SharedCritic(nn.Module):
 
 
 def _value_head(body: PreTrainedModel, seed: int) -> nn.Linear:
-    """float32: bf16 could not tell values apart that differ by less than 0.4 %."""
+    """The head, in float32: bf16 could not distinguish values that differ by less than 0.4 %."""
     width = body.config.get_text_config().hidden_size
     head = nn.Linear(width, 1)
     with torch.no_grad():

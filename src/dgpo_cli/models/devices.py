@@ -17,7 +17,7 @@ from dgpo_cli.models.half import pays_off
 from dgpo_cli.models.load import load_config
 from dgpo_cli.models.processes import Processes
 
-# One that waits for another's share of a step is not stuck; where a process died, the launcher ends the others.
+# A process that waits for another's share of a step is not stuck; if one dies, the launcher ends the others.
 PATIENCE = timedelta(hours=2)  # ours
 
 
@@ -25,14 +25,14 @@ PATIENCE = timedelta(hours=2)  # ours
 def world() -> Processes:
     """The processes that `accelerate launch` (or torchrun) started, on a GPU each or on the CPU; else this one alone.
 
-    Raises ConfigError where the launch asks for what training does not do.
+    Raises ConfigError for a launch that training does not support.
     """
     from accelerate import PartialState
     from accelerate.utils import get_int_from_env, parse_flag_from_env
 
     launched = get_int_from_env(["WORLD_SIZE"], 1) if get_int_from_env(["RANK"], -1) >= 0 else 1
     options = {"timeout": PATIENCE} if launched > 1 else {}
-    # Without a GPU accelerate would take several processes for one each, unless it is told to use the CPU.
+    # Without a GPU accelerate treats several processes as separate runs, unless the CPU is set explicitly.
     state = PartialState(cpu=launched > 1 and not torch.accelerator.is_available(), **options)
     if state.num_processes != launched:
         raise ConfigError(
@@ -53,7 +53,7 @@ def world() -> Processes:
 
 
 def leave() -> None:
-    """The end of a run in several processes, once all have come to it."""
+    """End a run in several processes, once all have arrived here."""
     from accelerate import PartialState
 
     world().gather(None)
@@ -74,7 +74,7 @@ def training_device(name: str = "auto") -> torch.device:
 
 
 def inference_dtype(device: torch.device, model: str | None = None, precision: Precision = "auto") -> torch.dtype:
-    """Of a model that is only read: bf16 on CUDA, and on a CPU where that pays off for `model`, else float32."""
+    """Dtype of a frozen model: bf16 on CUDA, and on a CPU where that pays off for `model`, else float32."""
     if device.type == "cuda":
         return torch.bfloat16
     return torch.bfloat16 if model is not None and pays_off(device, load_config(model), precision) else torch.float32

@@ -1,4 +1,4 @@
-"""What a frozen model says has to be numbers: 8-bit maps and 16-bit ranges overflow on some models' activations."""
+"""Outputs of a frozen model must be finite: 8-bit maps and 16-bit ranges overflow on some models' activations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def require_finite(teacher: PreTrainedModel, values: Tensor, what: str) -> None:
 
 
 def require_probabilities(model: PreTrainedModel, logprobs: Sequence[float]) -> None:
-    """Raises ModelError, which names the model, where what it wrote has no probability: its draws mean nothing."""
+    """Raises ModelError, which names the model, where its tokens have no probability: its draws mean nothing."""
     if not all(map(math.isfinite, logprobs)):
         raise ModelError(
             f"{model.name_or_path or type(model).__name__} computes probabilities that are no numbers",

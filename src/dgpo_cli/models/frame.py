@@ -1,4 +1,4 @@
-"""What a chat template puts around a user's message, and around a tool's between two turns of the model."""
+"""The text that a chat template puts around a user's message, and around a tool's message between two turns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PROMPT = "DGPO-PROMPT-GOES-HERE"
 _TURN = "DGPO-TURN-GOES-HERE"
-_RESULTS = 'DGPO "RESULTS" GO\nHERE'  # with what a template that writes JSON would change
+_RESULTS = 'DGPO "RESULTS" GO\nHERE'  # holds characters that a template that writes JSON would escape
 _WITHOUT = "take the format tags, which needs no chat template, or another model"
 
 
@@ -46,7 +46,7 @@ class Frame:
 
 
 class Frames:
-    """Of a tokenizer that has a chat template; they raise ModelError where it cannot be used so."""
+    """The frames of a tokenizer's chat template; they raise ModelError where it has none of this kind."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
         self._tokenizer, self._protocol = tokenizer, protocol
@@ -54,7 +54,7 @@ class Frames:
 
     @cached_property
     def prompt(self) -> Frame:
-        """Around the user's message, up to where the model writes."""
+        """The frame of the user's message, up to the position where the model writes."""
         text = self._rendered([{"role": "user", "content": f"{_PROMPT}\n"}])
         if text.count(_PROMPT) != 1:
             written = f"writes the user's message {text.count(_PROMPT)} times"
@@ -65,7 +65,7 @@ class Frames:
 
     @cached_property
     def results(self) -> Frame:
-        """Around a tool's message, from the end of one turn of the model up to where the next one begins."""
+        """The frame of a tool's message, from the end of one turn of the model to the start of the next."""
         text = self._rendered(
             [
                 {"role": "user", "content": _PROMPT},
@@ -83,7 +83,7 @@ class Frames:
 
     @cached_property
     def _system(self) -> list[dict[str, str]]:
-        """A system message about the tools, where the template says nothing of them."""
+        """A system message about the tools, if the template does not mention them."""
         form, asked = self._protocol.agent_format, [{"role": "user", "content": _PROMPT}]
         if not form.tools or self._text(asked, form.tools) != self._text(asked, ()):
             return []
@@ -100,10 +100,10 @@ class Frames:
         return rendered(lambda: self._conversation(messages, tools))
 
     def _conversation(self, messages: list[dict[str, str]], given: Sequence[Mapping[str, Any]]) -> str:
-        """As the template renders it, on the protocol's date if it has one."""
+        """The conversation as the template renders it, on the protocol's date if it has one."""
         tokenizer, date = self._tokenizer, self._protocol.date
         tools: Any = [dict(tool) for tool in given] or None
-        if date is not None:  # transformers knows no other day than today
+        if date is not None:  # transformers always uses today's date
             template, special = tokenizer.get_chat_template(tools=tools), tokenizer.special_tokens_map
             return conversation_text(template, messages, special, tools=tools, now=datetime.fromisoformat(date))
         return cast(

@@ -1,8 +1,8 @@
 """Models as GGUF files (llama.cpp's form), read by transformers once and kept as a folder like any other model.
 
-Quantized weights are written out as float32: what is trained is what the file held, with the rounding that it has
-already. The folder lies among the hub library's cached assets under the hash of the file's contents, so that HF_HOME
-moves it and another file of the same name is another model.
+Quantized weights are written out as float32: training starts from the values in the file, with their rounding. The
+folder lies among the hub library's cached assets under the hash of the file's contents, so that HF_HOME moves it and
+another file of the same name is another model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SUFFIX = ".gguf"
 PROTOCOL_KEY = "dgpo.protocol"  # the agent text of a file that `gguf_writing` made
 _BYTES_PER_WEIGHT = 4  # float32
 _WAIT_S = 600.0  # for another process that reads the same file
-_FORM = 1  # of the folders; one more where another program would write them otherwise
+_FORM = 1  # version of the folders; raised whenever this program writes them differently
 
 
 def is_gguf(path: Path) -> bool:
@@ -69,7 +69,7 @@ _RECORD = schema.record(
 
 
 def record_of(folder: Path) -> dict[str, Any] | None:
-    """Where the model of a folder came from, if a GGUF file: name, architecture, form, file, sha256, licence."""
+    """The origin of a model that was read from a GGUF file: name, architecture, form, file, sha256, licence."""
     file = folder / RECORD_FILE
     if not file.is_file():
         return None
@@ -78,14 +78,14 @@ def record_of(folder: Path) -> dict[str, Any] | None:
 
 
 def described(record: Mapping[str, Any]) -> str:
-    """One phrase: which model, in which form it was stored."""
+    """One phrase that names the model and its form of storage."""
     form = f"quantized to {record['form']}" if record["quantized"] else f"stored as {record['form']}"
     return f"{record['name']} ({record['architecture']}, {record['weights'] / 1e6:,.0f}M weights, {form})"
 
 
 @lru_cache(64)
 def _folder_of(path: Path, _size: int, _changed: int) -> Path:
-    """Size and time of change only tell one state of the file from another."""
+    """The folder of a file; size and time of change only identify a state of it."""
     header = read_header(path)
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -125,7 +125,7 @@ def _write(path: Path, header: Header, folder: Path, digest: str) -> None:
 
     tokenizer = gguf_tokenizer.build(header.metadata, path)
     try:
-        # The bar of this one function asks nobody whether it may be shown.
+        # The progress bar of this one function has no switch.
         with quiet_loading(), contextlib.redirect_stderr(io.StringIO()):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),

@@ -1,4 +1,4 @@
-"""What stands at the head of a GGUF file, read with every length held against the file's.
+"""The header of a GGUF file, read with every length checked against the file's.
 
 The form is llama.cpp's (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). The library that dequantizes
 believes what a header says, so a file is checked here first: a header that promises more than the file holds, or a
@@ -57,7 +57,7 @@ class Header:
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """What is said of the architecture: block_count, attention.head_count and so on."""
+        """Keys of the architecture: block_count, attention.head_count and so on."""
         prefix = f"{self.architecture}."
         return {key.removeprefix(prefix): value for key, value in self.metadata.items() if key.startswith(prefix)}
 
@@ -79,7 +79,7 @@ class Header:
 
 
 class _Torn(Exception):
-    """The file ends, or says what cannot be, at a place that the message names."""
+    """The file ends too early, or holds an impossible value; the message names the place."""
 
 
 class _Reader:
@@ -188,7 +188,7 @@ def _tensor(reader: _Reader) -> tuple[str, Tensor]:
 
 
 def _require_model(path: Path, header: Header) -> None:
-    """That the sizes named are those of the tensors, and that nothing of the model is lost in reading."""
+    """Check that the stated sizes are those of the tensors, and that no part of the model is lost in reading."""
     architecture = header.architecture
     if architecture not in ARCHITECTURES:
         raise ModelError(

@@ -104,7 +104,7 @@ _CLOSERS = ("eos", "eot", "eom")  # the keys of tokens that end a text
 
 
 def metadata_of(tokenizer: PreTrainedTokenizerBase, rows: int, end_ids: Collection[int]) -> dict[str, Any]:
-    """What a GGUF file says of a tokenizer, by key behind "tokenizer.ggml."; `build` makes the same tokenizer of it.
+    """The GGUF keys of a tokenizer, without "tokenizer.ggml."; `build` makes the same tokenizer from them.
 
     `rows` is that of the embedding: ids beyond the tokenizer's become unused tokens. `end_ids` end a text.
     Raises ModelError for a tokenizer that llama.cpp has no rule for.
@@ -154,7 +154,7 @@ def _rule_of(parts: Mapping[str, Any]) -> str:
 
 
 def _splitting(parts: Mapping[str, Any]) -> Any:
-    """What decides which tokens a text becomes, beside vocabulary and merges."""
+    """The parts of a tokenizer, other than vocabulary and merges, that decide how a text is tokenized."""
 
     def without_offsets(value: Any) -> Any:
         if isinstance(value, list):

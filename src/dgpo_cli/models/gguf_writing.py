@@ -1,4 +1,4 @@
-"""A model of this process as a GGUF file, the form that llama.cpp and what is built on it read.
+"""Write a loaded model as a GGUF file, the form that llama.cpp and programs built on it read.
 
 Names and keys are those that llama.cpp's own conversion writes. Queries and keys of the Llama architecture are put into
 its order of the rotary dimensions, norms and biases stay float32, and an output layer that is the embedding is left
@@ -83,7 +83,7 @@ def write(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, tensor in _tensors(model):
-            with np.errstate(over="ignore"):  # told below
+            with np.errstate(over="ignore"):  # reported below
                 stored = gguf.quants.quantize(tensor.float().contiguous().numpy(), _kind(tensor, form))
             if not np.isfinite(stored if stored.dtype != np.uint8 else 0).all():
                 raise ModelError(

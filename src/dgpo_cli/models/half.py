@@ -1,6 +1,6 @@
 """bf16 on a CPU: linear maps, and keys and values, of models that are wide enough for it to pay off.
 
-A processor with AMX or AVX512-BF16 multiplies in bf16 and adds up in float32. What is trained keeps float32 masters,
+A processor with AMX or AVX512-BF16 multiplies in bf16 and adds up in float32. A trained model keeps float32 masters,
 and its norms, residual stream, softmax and losses stay in float32, as on a GPU; a model that is only read is loaded in
 bf16. Narrow models stay in float32: their products are too small to gain by it.
 """
@@ -24,7 +24,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 @cache
 def processor_has_bf16() -> bool:
-    """Asked of the processor; where nobody says, there is none."""
+    """Whether the processor multiplies in bf16; False where that is unknown."""
     try:
         lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -39,7 +39,7 @@ def pays_off(device: torch.device, config: Any, precision: Precision) -> bool:
 
 
 def pays_off_for(device: str, hidden: int, precision: Precision) -> bool:
-    """As `pays_off`, by the kind of a device and a model's width, which ask nothing of torch."""
+    """As `pays_off`, from the kind of a device and a model's width, without torch."""
     return precision == "auto" and device == "cpu" and hidden >= WIDE and processor_has_bf16()
 
 
@@ -49,7 +49,7 @@ def compute_in_half(model: torch.nn.Module) -> None:
 
 
 def compute_dtype(model: torch.nn.Module) -> torch.dtype:
-    """That of linear maps: bf16 for float32 masters on CUDA and for those that are marked, else the parameters' own."""
+    """Dtype of linear maps: bf16 for float32 masters on CUDA and for marked models, else the parameters' own."""
     import torch
 
     parameter = next(model.parameters())

@@ -37,7 +37,7 @@ def must_be_local(repo: str) -> bool:
 
 
 def is_readable(repo: str) -> bool:
-    """Whether files of the repository can be had, from the hub or from its cache."""
+    """Whether files of the repository can be read, from the hub or from its cache."""
     return unreachable() is None or isinstance(_cached(repo, "config.json"), str)
 
 
@@ -48,7 +48,7 @@ def fetch(repo: str, file: str) -> str | None:
 
     try:
         return hf_hub_download(repo, file, local_files_only=must_be_local(repo))
-    except EntryNotFoundError:  # also of a cached repository whose other files alone were fetched
+    except EntryNotFoundError:  # also where the cache holds only other files of the repository
         return None
 
 

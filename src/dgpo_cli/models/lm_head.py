@@ -27,7 +27,7 @@ def precision(model: torch.nn.Module) -> AbstractContextManager[object]:
 
 
 def compute_head(model: PreTrainedModel) -> Tensor:
-    """Output layer [V', H] as it is computed with: to be made once for all chunks of a micro-batch."""
+    """Output layer [V', H] in the dtype of the computation; made once for all chunks of a micro-batch."""
     return head_weight(model).detach().to(compute_dtype(model))
 
 
@@ -59,7 +59,7 @@ def project(
 
     `head` is `compute_head(model)`, where the caller has it.
 
-    `out` [m, V], m not below n, is written to on a CPU: there memory of this size comes anew from the system each time,
+    `out` [m, V], m not below n, is reused on a CPU, where the system would map memory of this size again each time,
     page by page.
     """
     weight = compute_head(model) if head is None else head
@@ -110,10 +110,10 @@ def logits_gradient(
 
 @torch.no_grad()
 def backward_to_hidden(model: PreTrainedModel, hidden: Tensor, grad: Tensor, *, head: Tensor | None = None) -> Tensor:
-    """Gradient with respect to hidden states [n, H] from that of their logits [n, V].
+    """Gradient of hidden states [n, H] from the gradient of their logits [n, V].
 
-    That of the output layer is added to its `grad` in place: autograd would need two temporaries of the size of the
-    output layer for every chunk.
+    The gradient of the output layer is added to its `grad` in place: autograd would need two temporaries of the size of
+    the output layer for every chunk.
     """
     weight, size = head_weight(model), grad.shape[1]
     head = compute_head(model) if head is None else head

@@ -47,16 +47,16 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     protocol: Protocol
     source: ModelSource
-    trained_with_protocol: bool  # False: a raw model, to which any agent text is as good
+    trained_with_protocol: bool  # False: a raw model, for which any agent text is as good
 
     @property
     def raw(self) -> str | None:
-        """Of a model that was never trained to search, a line that says what makes it search."""
+        """A line about a model that was never trained to search, and what makes it search."""
         return None if self.trained_with_protocol else untrained(self.source.name)
 
 
 def untrained(name: str) -> str:
-    """Of a model without an agent text of its own, a line that says what makes it search."""
+    """A line about a model without an agent text of its own, and what makes it search."""
     return (
         f"{name} was never trained to search: expect turns without an action; "
         "`dgpo distill-data --teacher gold` and then `dgpo kd --method seqkd` make it search"
@@ -64,8 +64,8 @@ def untrained(name: str) -> str:
 
 
 def load_tokenizer(name: str | ModelSource) -> PreTrainedTokenizerBase:
-    """What tokenizer.json says, to the letter: AutoTokenizer would put the model type's own rules for splitting and
-    normalizing text in the place of those that the model was trained with.
+    """The tokenizer exactly as tokenizer.json describes it: AutoTokenizer would put the model type's own rules for
+    splitting and normalizing text in the place of those that the model was trained with.
     """
     source = resolve(name) if isinstance(name, str) else name
     options = _options(source)
@@ -109,7 +109,7 @@ def load_model(
 
     `eight_bit` keeps linear layers in bitsandbytes' 8-bit form (Dettmers et al. 2022); such a model is never trained.
     `form` is the format of a model that was trained with none.
-    Raises ModelError when anything cannot be had, is damaged, or does not fit together.
+    Raises ModelError when a part is missing, is damaged, or does not fit the others.
     """
     source = resolve(name) if isinstance(name, str) else name
     protocol, own = load_protocol(source, form)
@@ -148,7 +148,7 @@ _INDEX = schema.record(
 
 
 def _require_readable(source: ModelSource, device: torch.device) -> None:
-    """Of a folder: shards that lie in it, and weights that were saved as they are computed with."""
+    """Check a folder: its shards lie in it, and its weights were saved in the form they are computed with."""
     folder = Path(source.location)
     if not source.local:
         return
@@ -181,7 +181,7 @@ def _require_complete(source: ModelSource, report: dict[str, Any]) -> None:
 
 
 def _require_unchanged(source: ModelSource) -> None:
-    """The weights of a folder that this program wrote are those that it wrote."""
+    """Check that weights which this program wrote are unchanged."""
     if source.local and (fault := checksums.fault_beside(Path(source.location))):
         raise ModelError(
             f"{source.location}: {fault}",
@@ -197,7 +197,7 @@ def save_model(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTok
 
 def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -> None:
     with quiet_loading():
-        # Asked for its state a sharded model would give up its weights, which are whole here.
+        # state_dict() of a sharded model would shard its weights again, which are whole here.
         weights = merged_parameters(model) if isinstance(model, FSDPModule) or has_adapter(model) else None
         model.save_pretrained(folder, state_dict=weights)
     write_text_side(folder, tokenizer, protocol)
@@ -226,7 +226,7 @@ def _options(source: ModelSource) -> dict[str, Any]:
 
 @contextmanager
 def _explained(source: ModelSource) -> Iterator[None]:
-    """Whatever goes wrong while foreign files are read becomes one line about them."""
+    """Turn any error in reading foreign files into one line about them."""
     try:
         with quiet_loading():
             yield

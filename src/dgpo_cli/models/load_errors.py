@@ -1,4 +1,4 @@
-"""What goes wrong when a model is read, as one line with a way out."""
+"""Errors in loading a model, as one line with a hint."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _any(causes: list[BaseException], *kinds: type[BaseException]) -> bool:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it was raised from: transformers wraps the hub's errors in an OSError."""
+    """An error and the errors that it was raised from: transformers wraps the hub's errors in an OSError."""
     current: BaseException | None = error
     while current is not None:
         yield current

@@ -1,7 +1,7 @@
-"""Low-rank adapters by peft (Hu et al. 2021, arXiv 2106.09685): what is trained instead of a model's linear maps.
+"""Low-rank adapters by peft (Hu et al. 2021, arXiv 2106.09685), trained instead of a model's linear maps.
 
-Whatever reads a model beside its own forward pass sees weights with the adapter added to them: rollouts read a copy
-that is made anew after every update, and a model is written merged, so that nothing needs peft to be loaded.
+Code that reads weights without the model's forward pass sees them with the adapter merged: rollouts read a copy that is
+refreshed after every update, and a model is saved merged, so that loading it does not need peft.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def has_adapter(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def merged_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters of the model without an adapter, by name, with what the adapter adds to them.
+    """The parameters of the model by name, with the adapter merged into them.
 
-    Those that an adapter changes are made anew; the others are the model's own.
+    Those that an adapter changes are copies; the others are the model's own.
     """
     changed = {f"{name}.base_layer.weight": module for name, module in model.named_modules() if _is_adapted(module)}
     found = {}

@@ -1,4 +1,4 @@
-"""What an adapter is made with; `lora.py` makes it."""
+"""Settings of an adapter, which `lora.py` makes."""
 
 from __future__ import annotations
 

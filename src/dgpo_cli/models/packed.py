@@ -44,13 +44,13 @@ class Packed:
         return cls(torch.cat(list(sequences)).to(device), positions.to(device), boundaries.to(device), lengths)
 
     def attention_arguments(self) -> dict[str, Any]:
-        """What a model hands on to `attend`."""
+        """Arguments that a model passes on to `attend`."""
         return {"lengths": self.lengths, "boundaries": self.boundaries}
 
 
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Attention inside sequences, for as long as a pass over packed ones lasts; a rollout engine has its own way."""
+    """Use attention inside sequences during a pass over packed ones; a rollout engine has its own attention."""
     configs = [model.config, *(getattr(model.config, name) for name in model.config.sub_configs)]
     before = [config._attn_implementation for config in configs]
     for config in configs:

@@ -1,9 +1,9 @@
-"""The processes of a training run, and what they tell each other.
+"""The processes of a training run, and the messages between them.
 
 Every process knows all sequences of a step and does the same arithmetic with them; rollouts and passes of the models
-are shared out and their results brought together, in the order of one process. What is exchanged is JSON and numbers,
-never an object that could run code. A process that cannot go on says so in its next exchange, so that all end with one
-message.
+are shared out and their results brought together, in the order of one process. Only JSON and numbers are exchanged,
+never an object that could run code. A process that cannot go on reports that in its next exchange, so that all end with
+one message.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes files and speaks for all."""
+        """Whether this process writes the files and the output of the run."""
         return self.rank == 0
 
     def shares(self, costs: Sequence[float]) -> list[list[int]]:
-        """Ascending indices of `costs` by process: the costliest first, to whom has least (Graham 1969, LPT)."""
+        """Indices of `costs` by process: each item, costliest first, to the least loaded (LPT, Graham 1969)."""
         found: list[list[int]] = [[] for _ in range(self.size)]
         loads = [0.0] * self.size
         for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
@@ -99,7 +99,8 @@ class Processes:
                 _copy(flat, bucket)
 
     def fail(self, message: str, hint: str | None) -> tuple[str, str | None] | None:
-        """Let the others know that this process cannot go on; what to tell the user, None where another tells it.
+        """Report to the others that this process cannot go on; returns the message for the user, None if another shows
+        it.
 
         Returns when every process has failed or come to an exchange, so that all of them end.
         """

@@ -32,7 +32,7 @@ _MARK = "Question: "  # what stands before the question
 def search_r1_protocol() -> Protocol:
     """The published prompt with this project's correction (a published checkpoint has seen another one, rarely).
 
-    Raises ModelError if the prompt is neither cached nor to be had, or is not the one that was expected.
+    Raises ModelError if the prompt is neither cached nor available, or is not the expected one.
     """
     file = cache_file()
     template = file.read_bytes().decode("utf-8", errors="replace") if file.is_file() else None
@@ -43,7 +43,7 @@ def search_r1_protocol() -> Protocol:
 
 
 def cache_file() -> Path:
-    """Beside the other assets of the hub library, so that HF_HOME moves it too. Makes the folder."""
+    """Path among the other assets of the hub library, so that HF_HOME moves it too. Makes the folder."""
     from huggingface_hub import cached_assets_path
 
     return cached_assets_path("dgpo", namespace="prompts", subfolder="search-r1") / "prompt.txt"

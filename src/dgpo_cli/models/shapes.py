@@ -84,7 +84,7 @@ _SAME = {"qwen-3b-instruct": "qwen-3b", "qwen-0.5b-kd": "qwen-0.5b", "dgpo-qwen-
 
 
 def shape_of(name: str) -> Shape:
-    """Of an alias, a GGUF file, or a folder, run or hub id whose configuration can be read now.
+    """The shape of an alias, a GGUF file, or a folder, run or hub id whose configuration can be read.
 
     Raises ModelError for a name that leads nowhere, ConfigError where no size is known.
     """
@@ -139,7 +139,7 @@ def shape_from(name: str, values: Mapping[str, Any]) -> Shape:
 
 
 def _of_header(header: Header) -> Shape:
-    """Of a checked header: the sizes that it names are those of its tensors."""
+    """The shape in a checked header, whose stated sizes are those of its tensors."""
     hidden, vocabulary = header.tensors["token_embd.weight"].shape
     first = "blk.0."
     heads = int(header.sizes["attention.head_count"])

@@ -1,4 +1,4 @@
-"""Models by name: what an alias, hub id, local folder or earlier run leads to, and what its small files say.
+"""Models by name: the location of an alias, hub id, local folder or earlier run, and the contents of its small files.
 
 No weight is read here and no library that computes is imported: checks before a run need nothing else.
 """
@@ -67,7 +67,7 @@ def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
 
 
 def _of_alias(name: str) -> ModelSource:
-    """The hub's model; where the hub cannot be had, the file of the installed package that carries it."""
+    """The hub's model; without a hub, the file in the installed package that carries it."""
     alias = ALIASES[name]
     file = None if alias.package is None or hub.is_readable(alias.repo) else gguf.packaged(alias.package)
     if file is not None:
@@ -81,7 +81,7 @@ def _of_alias(name: str) -> ModelSource:
 
 
 def origin(name: str) -> str | None:
-    """What a model read from a GGUF file is, as one phrase; None for any other."""
+    """The origin of a model read from a GGUF file, as one phrase; None for any other model."""
     source = resolve(name)
     record = gguf.record_of(Path(source.location)) if source.local else None
     return None if record is None else gguf.described(record)
@@ -122,7 +122,7 @@ def _protocol_file(source: ModelSource) -> Path | None:
 
 
 def search_limits(*names: str) -> tuple[dict[str, int], str]:
-    """The LIMITS of the first model that records them, and a phrase that says whose they are.
+    """The LIMITS of the first model that records them, and a phrase that names that model.
 
     The paper's where none does. A model of the hub that cannot be read now says nothing here; loading it will.
     """
@@ -138,7 +138,7 @@ _CONFIG = schema.record({}, {"text_config": schema.maybe(schema.map_of(schema.AN
 
 
 def config_values(source: ModelSource) -> dict[str, Any] | None:
-    """What config.json says of the text model; None where it cannot be read now. Raises ModelError if it is damaged."""
+    """Entries of config.json about the text model; None if it cannot be read. Raises ModelError if damaged."""
     if source.local:
         path: str | None = str(Path(source.location) / "config.json")
     else:
@@ -151,7 +151,7 @@ def config_values(source: ModelSource) -> dict[str, Any] | None:
 
 
 def context_of(name: str) -> int | None:
-    """Positions that a model can read at once; None if its configuration does not say or cannot be read now."""
+    """Context length of a model; None if its configuration does not state it or cannot be read."""
     value = (config_values(resolve(name)) or {}).get("max_position_embeddings")
     return value if type(value) is int and value > 0 else None
 

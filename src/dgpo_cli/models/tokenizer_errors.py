@@ -1,4 +1,4 @@
-"""What goes wrong in a tokenizer that came with a model, as one line. The library is written in Rust, and panics."""
+"""Errors of a tokenizer that came with a model, as one line. The library is written in Rust, and panics."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class TokenizerVocabulary(Protocol):
 
 
 class TokenizerFile:
-    """What tokenizer.json, tokenizer_config.json and chat_template.jinja of a model say."""
+    """A tokenizer from tokenizer.json, tokenizer_config.json and chat_template.jinja of a model."""
 
     def __init__(
         self, location: str, backend: Tokenizer, config: Mapping[str, Any], templates: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""FlashAttention's variable-length kernel as this release of PyTorch offers it.
+"""FlashAttention's variable-length kernel, called as this release of PyTorch requires.
 
 Releases differ in what the call takes. With `enable_gqa` several heads of queries share one of keys and values by that
 argument. Without it the kernel is given a few tokens first, forwards and backwards: it either takes grouped heads as
@@ -53,7 +53,7 @@ def varlen(
 
 @cache
 def grouping(device: torch.device, dtype: torch.dtype) -> Grouping:
-    """The cheapest right way on a device, found out by a call where the signature does not tell."""
+    """The cheapest correct grouping on a device, found by a trial call where the signature does not show it."""
     if "enable_gqa" in _arguments():
         return Grouping.ARGUMENT
     found = []
