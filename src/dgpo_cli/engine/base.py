@@ -1,4 +1,4 @@
-"""What a rollout engine is: token ids in, token ids and log-probabilities out. It knows no tags and no rewards."""
+"""The interface of a rollout engine: token ids in, token ids and log-probabilities out. No tags, no rewards."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Sampling:
 
 
 class Event(NamedTuple):
-    """What a slot wrote of one turn, a token at least. `end` is set where the last of them ends the turn."""
+    """One or more tokens that a slot wrote in a turn. `end` is set if the last of them ends the turn."""
 
     slot: SlotId
     token_ids: Sequence[int]
-    logprobs: Sequence[float | None]  # at the sampling temperature; at 1 for greedy decoding; None if not told
+    logprobs: Sequence[float | None]  # at the sampling temperature; at 1 for greedy decoding; None if unknown
     end: TurnEnd | None = None
 
 
@@ -52,9 +52,9 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[Event]:
-        """What slots in the middle of a turn wrote, one event each; empty when there is none in the middle of a turn.
+        """Advance every slot whose turn is running, and return one event for each; empty when no turn is running.
 
-        One token or a burst of them where the model runs here; whole turns, as they get done, where another program
+        One token or a burst of tokens where the model runs here; whole turns, as they finish, where another program
         runs it.
         """
         ...

@@ -26,7 +26,7 @@ class LoadingEngine(Protocol):
 
     @staticmethod
     def open(source: ModelSource, codec: Codec, /, *, max_tokens: int, dtype: str, seed: int) -> Engine:
-        """Slots of `max_tokens`, or of the model's context where that is less; `dtype` such as "bfloat16"."""
+        """Load a model; slots hold `max_tokens`, or its context if that is less; `dtype` such as "bfloat16"."""
         ...
 
 
@@ -46,6 +46,6 @@ def require_engine_name(name: str) -> None:
 
 
 def loading_engine(name: str) -> type[LoadingEngine]:
-    """By a name that is not IN_PROCESS. Raises ConfigError."""
+    """The engine of a name other than IN_PROCESS. Raises ConfigError."""
     found: type[LoadingEngine] = registry.load(ENGINES, name, "engine")
     return found

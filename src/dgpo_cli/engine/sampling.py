@@ -1,7 +1,7 @@
 """Counter-based sampling: a token depends on (seed, episode, turn, position) and its logits, on nothing else.
 
-One uniform number per token is turned into a token by the inverse of the cumulative distribution. Neither the batch
-that an episode happens to share nor a restart in between changes what it draws.
+One uniform number per token is turned into a token by the inverse of the cumulative distribution. Neither the other
+episodes of a batch nor a restart in between changes the draws of an episode.
 """
 
 from __future__ import annotations

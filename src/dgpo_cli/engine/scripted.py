@@ -1,4 +1,4 @@
-"""An engine that writes what a script says: for tests, and for demonstrations that a teacher is trained on."""
+"""An engine that writes the turns of a script: for tests, and for demonstrations that a teacher is trained on."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class _ScriptedSlot:
 class ScriptedEngine:
     """Writes the tokens of the codec's tokenizer, one a step, with log-probability `logprob`: 0, or None for unknown.
 
-    It refuses what the real engine refuses. A turn whose script ends without a stop string ends like a turn that wrote
-    an end-of-text token.
+    It rejects the same calls as the real engine. A turn whose script ends without a stop string ends like a turn that
+    wrote an end-of-text token.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """When a turn is complete: stop strings found in the bytes that tokens stand for, and end-of-text tokens.
 
 With a byte-level vocabulary a closing tag is several tokens, and its last token may reach beyond it (`>\n\n`); a
-character may be split over tokens. Matching bytes as they come needs none of that to be known.
+character may be split over tokens. Matching on bytes avoids these cases.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Stops:
         self.token_bytes, self.eos_ids = token_bytes, frozenset(eos_ids)
         self.keep = max((len(text) for text in self.texts), default=1) - 1  # bytes that a match may begin in
         self._last_bytes = frozenset(text[-1] for text in self.texts)
-        self.harmless: set[int] = set()  # tokens seen so far that can end nothing
+        self.harmless: set[int] = set()  # tokens seen so far that cannot end a turn
 
     def can_end(self, token_id: int) -> bool:
         """Whether a token may end a turn: few have the last byte of a stop string."""

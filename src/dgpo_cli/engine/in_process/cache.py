@@ -1,7 +1,7 @@
 """Keys and values of every slot: one row per slot, written and read in place.
 
 On a CPU the whole cache is an address range without memory: the system gives a page where a token is stored, and takes
-it back where an episode ends. Elsewhere the cache is made anew for more rows or longer ones, in a few large steps.
+it back where an episode ends. Elsewhere the cache is reallocated for more rows or longer ones, in a few large steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NORESERVE = 0x4000 if _LINUX else 0  # Python's mmap does not name it
 
 
 class SlotCache:
-    """Keys and values [rows, heads, capacity, head_dim] of each layer; what lies beyond a row's length is never seen.
+    """Keys and values [rows, heads, capacity, head_dim] of each layer; entries beyond a row's length are never read.
 
     There is room for `slots` rows of `capacity` tokens once `make_room` was asked for it. Raises ConfigError where
     there are no addresses for them on a CPU.
@@ -56,7 +56,7 @@ class SlotCache:
         return self.keys[0].shape[0]
 
     def make_room(self, rows: int, tokens: int) -> None:
-        """For rows of so many tokens; what is stored stays, and lies elsewhere if there was no room."""
+        """Ensure rows of so many tokens; stored entries are kept, and move if there was no room."""
         if rows <= self.rows and tokens <= self.capacity:
             return
         rows, tokens = grown(max(rows, self.rows), max(tokens, self.capacity), slots=self._slots, capacity=self._limit)
@@ -66,7 +66,7 @@ class SlotCache:
                 stored[layer][: old.shape[0], :, : old.shape[2]] = old
 
     def release(self, row: int, length: int = 0) -> None:
-        """Give back the memory of a row beyond `length`, where that can be done."""
+        """Return the memory of a row beyond `length` to the system, where that is possible."""
         if self._pages is None:
             return
         item = self._dtype.itemsize
@@ -82,7 +82,7 @@ class SlotCache:
                     self._pages.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (end - first) * mmap.PAGESIZE)
 
     def places(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """Where the heads of N tokens at (row, position) lie in a layer, [N * heads], for `write`."""
+        """Indices [N * heads] of the heads of N tokens at (row, position) in a layer, for `write`."""
         head = torch.arange(self._heads, device=rows.device)
         return ((rows[:, None] * self._heads + head) * self.capacity + positions[:, None]).flatten()
 
@@ -99,7 +99,7 @@ class SlotCache:
             layer[target, :, :length] = layer[source, :, :length]
 
     def addresses(self) -> tuple[int, ...]:
-        """Where the cache lies in memory; what was captured of it is void where that changed."""
+        """Addresses of the cache; captured graphs are invalid once these change."""
         return self.keys[0].data_ptr(), self.keys[0].numel()
 
     def _made(self, rows: int, tokens: int) -> Tensor:
@@ -117,7 +117,7 @@ class SlotCache:
                 f"({size / 2**30:.1f} GiB of addresses): {error}",
                 hint="fewer episodes at once (-o rollout.wave, --batch-size) or shorter ones (-o rollout.max_tokens)",
             ) from error
-        if _LINUX:  # elsewhere the system may keep what it is told to drop
+        if _LINUX:  # other systems may keep the pages
             pages.madvise(mmap.MADV_NOHUGEPAGE)  # a page of 2 MiB would hold the ends of many rows
             self._pages = pages
         mapped = torch.frombuffer(pages, dtype=self._dtype).view(shape)

@@ -1,4 +1,4 @@
-"""The forward pass of a rollout, written out for the Llama family: only what generating needs.
+"""The forward pass of a rollout, written out for the Llama family, with only the parts that generation needs.
 
 The new tokens of all rows lie end to end, so linear layers see no padding. In the last layer only each row's last
 token goes beyond its keys and values.

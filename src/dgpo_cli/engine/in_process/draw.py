@@ -1,4 +1,4 @@
-"""From new tokens to the next ones: the passes of one model, or of two that are blended, and the draw."""
+"""The next tokens from the new ones: forward passes of one model, or of two that are blended, and the draw."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ class NextTokens:
 
 
 def tokens_and_logprobs(tokens: Tensor, logprobs: Tensor) -> tuple[list[Any], list[Any]]:
-    """Both as lists, of token ids and of log-probabilities; to ask a GPU for them twice would be to wait twice."""
+    """Token ids and log-probabilities as lists, in one transfer from a GPU."""
     told = torch.stack((tokens.double(), logprobs.double())).cpu()
     return told[0].long().tolist(), told[1].tolist()

@@ -1,7 +1,7 @@
 """Rollouts in the training process, for models of the Llama family.
 
 The weights are the trainer's own parameters, read in place, so they are never stale. A slot's keys and values survive
-its turns: an observation costs its own tokens. A beginning that prompts have in common goes through the model once.
+its turns: an observation costs its own tokens. A prefix that prompts share goes through the model once.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Blend:
 class InProcessEngine:
     """`slots` episodes at once, each of at most `capacity` tokens.
 
-    Weights are taken as they are when the first of its slots opens, and are the same until all of them are closed.
+    Weights are read when the first of its slots opens, and stay the same until all of them are closed.
 
-    A step reads what slots have been given and writes one token of each, or writes `burst` tokens of each where there
-    is nothing to be read (1 on a CPU and several on a GPU, unless it is told; see `Burst`).
+    A step reads pending tokens of the slots and writes one token for each, or, where none are pending, `burst` tokens
+    for each (by default 1 on a CPU and several on a GPU; see `Burst`).
 
     Raises ModelError for a model that `Decoder` cannot read.
     """
@@ -155,7 +155,7 @@ class InProcessEngine:
         slot.stream = stream_key(slot.sampling.seed, slot.sampling.key, slot.turn)
 
     def _move(self, wanted: Sequence[tuple[Slot, int]]) -> None:
-        """Put slots into other rows; what was there takes their place."""
+        """Move slots into other rows; the slots there take their place."""
         if not wanted:
             return
         sources, targets, length = [], [], 0
@@ -177,7 +177,7 @@ class InProcessEngine:
                 decoder.cache.release(row, kept)
 
     def _share_prompts(self, fresh: Sequence[Slot]) -> None:
-        """Give new slots the keys and values of a beginning that another slot has read, or that all of them share."""
+        """Give new slots the keys and values of a prefix that another slot has read, or that all of them share."""
         if not fresh:
             return
         donor = next((slot for slot in self._rows if slot.length), None)
@@ -195,7 +195,7 @@ class InProcessEngine:
                 slot.length, slot.pending = shared, list(slot.prompt[shared:])
 
     def _read(self, slot: Slot, ids: Sequence[int]) -> None:
-        """Take the first pending tokens of a slot into the cache, without asking what comes next."""
+        """Read the first pending tokens of a slot into the cache, without drawing a token."""
         for decoder in self._decoders:
             decoder.last_hidden(Pass.of([ids], [slot.row], [slot.length], self._device, self._dtype))
         slot.length += len(ids)
@@ -215,7 +215,7 @@ class InProcessEngine:
         return tokens_and_logprobs(tokens, logprobs)
 
     def _write_burst(self, burst: Burst, slots: Sequence[Slot]) -> list[Event]:
-        """Write on in slots with one pending token each; rows in between write what nobody reads."""
+        """Continue slots with one pending token each; output of the unused rows between them is discarded."""
         window = self._rows.window(slots)
         room = max(min(s.sampling.max_new_tokens - s.written, self._capacity - 1 - s.length) for s in slots)
         count = min(burst.tokens, room)
@@ -233,7 +233,7 @@ class InProcessEngine:
         return [self._write(slot, tokens[slot.row], logprobs[slot.row]) for slot in slots]
 
     def _write(self, slot: Slot, tokens: Sequence[int], logprobs: Sequence[float]) -> Event:
-        """Take over what was drawn for a slot, up to the token that ends its turn; the first is not in the cache."""
+        """Append drawn tokens to a slot, up to the token that ends its turn; the first is not in the cache."""
         room = min(slot.sampling.max_new_tokens - slot.written, self._capacity - slot.length)
         tokens = tokens[:room]
         count, end = slot.stops.feed(tokens), None

@@ -1,9 +1,8 @@
-"""Several tokens of many slots in a row, during which the host neither says nor learns anything: decoding on a GPU.
+"""Decode several tokens per slot by replayed CUDA graphs, without a host round trip per token.
 
-Every row of a window of the cache goes one token further at a time, whether its slot writes or not, in shapes that
-depend on the window and on the number of keys alone. So a token is one CUDA graph, replayed; the host reads the whole
-burst at its end and drops what a slot wrote after the end of its turn. What the cache has of it is never seen and is
-written over later.
+All rows of a window of the cache advance by one token at a time, whether their slots write or not, in shapes that
+depend only on the window and on the number of keys. So one CUDA graph is replayed per token; the host reads the burst
+at its end and discards tokens after the end of a turn. Their cache entries are never read and are overwritten later.
 
 Shapes: W rows of the window, K keys, B tokens of a burst at most.
 """
@@ -24,7 +23,7 @@ _TOKENS = 8  # of a burst; a row idles for half of them at the end of its turn
 
 
 def burst_of(device: torch.device) -> int:
-    """How many tokens pay off: on a CPU there is no round trip to save."""
+    """Tokens of a burst on a device: 1 on a CPU, where there is no round trip to save."""
     return _TOKENS if device.type == "cuda" else 1
 
 
@@ -42,13 +41,13 @@ class Burst:
         self._number = torch.zeros(1, dtype=torch.long, device=device)  # of the token, from 0
         self._written = torch.zeros(slots, tokens, dtype=torch.long, device=device)
         self._logprobs = torch.zeros(slots, tokens, dtype=torch.float32, device=device)
-        # What bitsandbytes does for a layer depends on its inputs, so it cannot be captured.
+        # bitsandbytes chooses its operations by the inputs of a layer, so they cannot be captured.
         captured = device.type == "cuda" and not any(d.weights.eight_bit for d in source.decoders)
         self._graphs = _Graphs(self._next, device) if captured else None
         self._weights_at: object = None
 
     def refreshed(self) -> None:
-        """To be told when weights were taken over: they may lie elsewhere."""
+        """To be called after weights were refreshed: their addresses may have changed."""
         if self._graphs is not None:
             self._weights_at = tuple(decoder.weights.places() for decoder in self._source.decoders)
 
@@ -57,9 +56,9 @@ class Burst:
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Tokens and their log-probabilities, [W, n] each, for the n columns of `uniform` [W, n].
 
-        `ids` [W] are tokens that are not in the cache yet, `lengths` [W] how many are, also of rows that wait: every
-        row is written behind its length. The longest row that anybody reads of has `longest`. A row of temperature 0
-        is greedy.
+        `ids` [W] are tokens that are not in the cache yet, `lengths` [W] the number of tokens that are, also for rows
+        that wait: every row is written behind its length. `longest` is the length of the longest row that is read. A
+        row of temperature 0 is greedy.
         """
         window, count = uniform.shape
         keys = bucket(longest + count, self._source.decoders[0].cache.capacity, WAYS.steps_per_doubling)
@@ -105,7 +104,7 @@ class _Graphs:
             self._pool = torch.cuda.graph_pool_handle()
 
     def keep_if(self, places: object) -> None:
-        """Forget what was captured of tensors that lay elsewhere."""
+        """Drop graphs whose tensors have moved."""
         if places != self._valid_for:
             self._captured.clear()
             self._valid_for = places
@@ -126,7 +125,7 @@ class _Graphs:
         graph = self._captured[shape]
         if graph is None:
             graph = torch.cuda.CUDAGraph()
-            # A thread that searches may use the GPU meanwhile: only this one's calls have to be fit for a capture.
+            # A searching thread may use the GPU meanwhile: only calls of this thread must be capturable.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 self._function(*shape)
             self._captured[shape] = graph  # a capture that failed is no graph

@@ -1,6 +1,6 @@
-"""New tokens of many rows, and which keys each of them sees: what a forward pass of a rollout is given.
+"""The input of a forward pass of a rollout: new tokens of many rows, and the keys that each of them sees.
 
-What the host knows (token ids, rows, starts and counts) goes to the device in one copy; positions and masks are made
+Token ids, rows, starts and counts go from the host to the device in one copy; positions and masks are made
 there from it, in a number of operators that does not depend on the number of rows.
 
 Shapes: N new tokens, R rows, W rows of the cache that attention looks at, K keys seen.
@@ -33,7 +33,7 @@ class Several:
     """`tokens` queries of `size` rows, padded to `width` Q of the longest."""
 
     rows: Tensor  # [R]
-    places: Tensor  # [tokens] where each lies among the R * Q padded ones
+    places: Tensor  # [tokens] index of each among the R * Q padded ones
     hidden_keys: Tensor  # [R, 1, Q, K]
     size: int
     width: int
@@ -50,7 +50,7 @@ class Pass:
     singles: int  # rows with one new token
     single: Single | None  # of those rows
     several: Sequence[Several]
-    last: Tensor | None  # [R] where each row's last token lies among the N; None where every row has one
+    last: Tensor | None  # [R] index of each row's last token among the N; None where every row has one
     final: Single  # of every row's last token
 
     @classmethod
@@ -124,7 +124,7 @@ def _hidden(places: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
 def _single(known: np.ndarray, rows: Tensor, places: Tensor, longest: int, dtype: torch.dtype) -> Single:
     window = int(known.max()) + 1
     in_order = len(known) == window and bool((known == np.arange(window)).all())
-    # Rows in between see one key, and nobody reads what comes of it.
+    # Unused rows in between see one key; their output is discarded.
     place = places if in_order else places.new_zeros(window).index_copy_(0, rows, places)
     hidden = _hidden(place, aligned(longest + 1), dtype)
     return Single(window, None if in_order else rows, hidden[:, None, None, :])

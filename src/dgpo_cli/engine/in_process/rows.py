@@ -1,4 +1,4 @@
-"""Which slot lies in which row of the cache: the one owner of the rows that a pass goes over."""
+"""The assignment of slots to rows of the cache."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Rows:
         return state
 
     def swap(self, slot: Slot, row: int) -> Slot | None:
-        """Put a slot into another row; what lay there takes its place, and is returned."""
+        """Move a slot into another row; the slot there takes its place, and is returned."""
         other, old = self._rows[row], slot.row
         if other is not None:
             other.row = old
@@ -54,16 +54,16 @@ class Rows:
         return other
 
     def window(self, slots: Sequence[Slot]) -> int:
-        """W, how many rows from the first on a pass goes over that writes in those of `slots`."""
+        """W, the number of leading rows in a pass that writes to the rows of `slots`."""
         return bucket(max(slot.row for slot in slots) + 1, len(self._rows), self._steps)
 
     def most(self) -> tuple[int, int]:
-        """How many rows from the first on hold open slots, rounded as a window is, and the tokens of the longest."""
+        """Number of leading rows that hold open slots, rounded as a window is, and the tokens of the longest."""
         return self.window(list(self)), max(slot.length + len(slot.pending) for slot in self)
 
     def lengths(self, window: int) -> np.ndarray:
         """Tokens [W] that the slot in each row has in the cache, whether it writes or waits; 0 for a free row.
 
-        What goes over a whole window writes behind them, so that nobody loses what was read.
+        A pass over a whole window writes behind these lengths, so that no entry is lost.
         """
         return np.array([0 if slot is None else slot.length for slot in self._rows[:window]], dtype=np.int64)

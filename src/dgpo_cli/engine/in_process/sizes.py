@@ -1,4 +1,4 @@
-"""What a rollout engine takes of memory, from sizes alone: the rules that the engine follows and that a plan counts by.
+"""Memory of a rollout engine, from sizes alone: rules that the engine and `dgpo plan` share.
 
 Imports no torch. Symbols: S heads of keys, D of one head; `kv_width` is S * D.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-ALIGNED = 8  # tokens; what attention kernels on GPUs want of a mask's last dimension
+ALIGNED = 8  # tokens; multiple that attention kernels on GPUs require of a mask's last dimension
 PASS_TOKENS = 16_384  # new tokens of one forward pass at most
 _PASS_BYTES_CPU = 1 << 26  # of a layer's activations in one pass, where tokens beyond a few hundred gain nothing
 _LEAST_PASS = 1_024  # tokens
@@ -36,7 +36,7 @@ def pass_tokens(hidden: int, intermediate: int, itemsize: int, *, accelerated: b
 def grown(rows: int, tokens: int, *, slots: int, capacity: int) -> tuple[int, int]:
     """Rows and tokens of each that a cache on an accelerator is made for when it holds `rows` of up to `tokens`.
 
-    Lengths double, since what was captured of the cache is void wherever it is made anew.
+    Lengths double, since captured graphs are invalid once the cache is reallocated.
     """
     return bucket(rows, slots), min(max(_LEAST_LENGTH, 1 << (tokens - 1).bit_length()), aligned(capacity))
 
@@ -53,8 +53,8 @@ def cache_bytes(
 ) -> int:
     """Keys and values of open episodes that hold so many tokens each.
 
-    On a CPU they take what they hold, to within a page per layer and head, and give it back where they end. On an
-    accelerator a cache stays as large as it has been: `grown` for the most and the longest episodes so far.
+    On a CPU episodes take the memory of their entries, to within a page per layer and head, and free it at their end.
+    On an accelerator a cache stays as large as it has been: `grown` for the most and the longest episodes so far.
     """
     held = list(lengths)
     if not held:

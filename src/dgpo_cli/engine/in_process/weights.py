@@ -1,4 +1,4 @@
-"""What generating reads of a model: its own parameters in place, or a copy of float32 masters or adapted weights."""
+"""The weights that generation reads: a model's parameters in place, or a copy of float32 masters or adapted weights."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Weights:
         return getattr(self._model, "is_quantized", False)
 
     def refresh(self) -> None:
-        """Take over the masters' values. What reads of them between two calls sees the same weights."""
+        """Copy the masters' values. Between two calls all readers see the same weights."""
         if self._rounded is None:
             return
         source = merged_parameters(self._model.get_decoder())  # other objects after a sharded update
@@ -60,5 +60,5 @@ class Weights:
             self._rounded_head.copy_(head_weight(self._model).detach())
 
     def places(self) -> tuple[int, ...]:
-        """Where the parameters lie in memory; what was captured of them is void where that changed."""
+        """Addresses of the parameters; captured graphs are invalid once these change."""
         return (self.head.data_ptr(), *(parameter.data_ptr() for parameter in self.body.parameters()))
