@@ -1,4 +1,4 @@
-"""What a retriever is, and what an engine that keeps an index on disk adds to it."""
+"""The interfaces of a retriever, and of a retriever that keeps an index on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
 
-if TYPE_CHECKING:  # it takes numpy, which settings and plans that name a retriever do without
+if TYPE_CHECKING:  # it imports numpy, which settings and plans do not need
     from dgpo_cli.retrieval.index.store import PassageStore
 
 _AT_ONCE = 256  # queries
@@ -30,7 +30,7 @@ class Retriever(Protocol):
 def search_many(
     retriever: Retriever, queries: Sequence[str], k: int, progress: Progress | None = None
 ) -> Iterator[list[Hit]]:
-    """The passages of each query in turn. Some hundred queries are searched at once, and told as they are done."""
+    """The passages of each query in turn. Some hundred queries are searched at once; `progress` counts them."""
     for start in range(0, len(queries), _AT_ONCE):
         part = queries[start : start + _AT_ONCE]
         yield from retriever.search(part, k)
@@ -43,11 +43,11 @@ class ServedRetriever(Retriever, Protocol):
 
     @classmethod
     def open(cls, location: str, /) -> Self:
-        """By its address, or by "package.module:Class?name=value". Raises ConfigError for one that cannot be."""
+        """Open by address, or by "package.module:Class?name=value". Raises ConfigError for an invalid one."""
         ...
 
     def check(self) -> None:
-        """Ask once, with little patience: long work is about to begin. Raises RetrievalError without an answer."""
+        """Search once, with a short timeout, before long work begins. Raises RetrievalError without an answer."""
         ...
 
 
@@ -58,7 +58,7 @@ class IndexedRetriever(Retriever, Protocol):
     LIBRARIES: ClassVar[tuple[str, ...]]  # distributions whose versions the manifest records
 
     def __init__(self, directory: Path, store: PassageStore, config: Any, state: Mapping[str, Any], /) -> None:
-        """Open the engine's files in `directory`. Raises RetrievalError if they are not what `state` says."""
+        """Open the engine's files in `directory`. Raises RetrievalError if they do not match `state`."""
         ...
 
     @staticmethod

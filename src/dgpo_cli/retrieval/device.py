@@ -1,4 +1,4 @@
-"""Where encoders, exact search and rerankers compute. One choice for the process: what runs beside them shares it."""
+"""The device of encoders, exact search and rerankers: one choice for the process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _name = "auto"
 
 
 def use_device(name: str, *, local_rank: int | None = None) -> None:
-    """Whatever is opened from now on computes on this torch device; `auto` is a GPU if there is one.
+    """Set the torch device of everything that is opened later; `auto` is a GPU if there is one.
 
     Of several, `auto` takes the one that this process is on, where it also trains. `local_rank`, the number of this
     process on its machine, puts it on one. Raises ConfigError for a text that names no device.

@@ -17,7 +17,7 @@ _JUDGEMENTS = ("yes", "no")  # an answer that judges quotes nothing
 # After the mark that ends a sentence, but not after an initial; and between lines.
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Za-z]\.)\s+|(?<=[。！？])|\n+")
 _LONGEST = 300  # characters of a sentence
-_TOGETHER = 3  # sentences that an answer may reach over, as one does that holds "St. Louis"
+_TOGETHER = 3  # sentences that an answer may span, as "St. Louis" seems to
 _BLANKS = str.maketrans(string.punctuation, " " * len(string.punctuation))
 
 
@@ -56,7 +56,7 @@ def is_quotable(answer: str) -> bool:
 
 
 def _finder(answer: str) -> Callable[[str], bool]:
-    """Whether a text holds the answer as whole words, with punctuation deleted or, as in "Trelu's", made a blank."""
+    """Tests if a text holds the answer as whole words, punctuation deleted or, as in "Trelu's", made a blank."""
     wanted = {normalize_answer(answer), normalize_answer(answer.translate(_BLANKS))} - {""}
 
     def holds(text: str) -> bool:
@@ -83,7 +83,7 @@ def _inside_word(pair: str) -> bool:
 
 
 def _sentence(text: str, holds: Callable[[str], bool]) -> str:
-    """The shortest run of sentences that holds what `holds` looks for; the first one where it is more than a few."""
+    """The shortest run of sentences for which `holds` is true; the first sentence if the run is long."""
     sentences = [
         piece
         for sentence in _SENTENCE_END.split(text)

@@ -19,7 +19,7 @@ from dgpo_cli.retrieval.rerank import RerankConfig, Reranked
 
 @dataclass(frozen=True, slots=True)
 class OpenIndex:
-    """`manifest` and `passages` are None for a server, which does not tell them."""
+    """`manifest` and `passages` are None for a server, which does not expose them."""
 
     location: str
     retriever: Retriever
@@ -29,7 +29,7 @@ class OpenIndex:
 
     @property
     def digest(self) -> str:
-        """What a record says about where its passages come from."""
+        """Identity of the source of passages, for records."""
         index = self.location if self.manifest is None else self.manifest.digest
         return f"{index}+{self.reranked}" if self.reranked else index
 
@@ -52,7 +52,7 @@ def check_index(location: str | Path) -> None:
 def open_index(location: str | Path, *, device: str = "auto", rerank: RerankConfig | None = None) -> OpenIndex:
     """`device` is where an encoder, exact search and a reranker compute.
 
-    Raises RetrievalError saying why an index cannot be used and what rebuilds it.
+    Raises RetrievalError, which says why an index cannot be used and which command rebuilds it.
     """
     use_device(device)
     opened = _open(location)
@@ -60,7 +60,7 @@ def open_index(location: str | Path, *, device: str = "auto", rerank: RerankConf
 
 
 def with_reranker(opened: OpenIndex, rerank: RerankConfig) -> OpenIndex:
-    """The same index, its best passages read again where `rerank` names a model."""
+    """The same index, with its best passages reranked if `rerank` names a model."""
     if rerank.model is None:
         return opened
     reranked = Reranked(opened.retriever, rerank)

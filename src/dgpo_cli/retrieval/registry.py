@@ -43,7 +43,7 @@ def is_server(location: str | Path) -> bool:
 
 
 def served_retriever(location: str) -> ServedRetriever:
-    """Of a location for which `is_server` holds. Raises ConfigError."""
+    """The retriever of a location for which `is_server` holds. Raises ConfigError."""
     scheme, _, _ = location.partition("://")
     name = scheme if is_address(location) else location.partition("?")[0]
     kind: type[ServedRetriever] = registry.load(SERVERS, name, "retriever")
@@ -51,6 +51,6 @@ def served_retriever(location: str) -> ServedRetriever:
 
 
 def settings_of(location: str, kind: type[Config]) -> Config:
-    """What stands after the "?" of a location, `count=5&language=de`, as the dataclass `kind`. Raises ConfigError."""
+    """The settings after the "?" of a location, `count=5&language=de`, as the dataclass `kind`. Raises ConfigError."""
     query = location.partition("?")[2]
     return apply_options(kind, dict(urllib.parse.parse_qsl(query, keep_blank_values=True)))

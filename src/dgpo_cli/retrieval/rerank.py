@@ -1,6 +1,6 @@
 """Reranking by a cross-encoder (Nogueira and Cho 2019): it reads query and passage together, for the best few only.
 
-A setting of whoever searches, not of the index: any index, also one behind a server, may be reranked.
+A setting of the search, not of the index: any index, also one behind a server, may be reranked.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Reranked:
 
     @property
     def digest(self) -> str:
-        """Hash of the weights and of what else the order depends on."""
+        """Hash of the weights and of the settings that the order depends on."""
         digest = hashlib.sha256(f"{self._config.depth} {self._length}".encode())
         for name, parameter in sorted(self._model.state_dict().items()):
             digest.update(name.encode() + parameter.cpu().numpy().tobytes())

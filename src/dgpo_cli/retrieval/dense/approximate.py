@@ -1,4 +1,4 @@
-"""Approximate search by any faiss index (Johnson et al. 2017), and what it costs: its recall against exact search."""
+"""Approximate search by any faiss index (Johnson et al. 2017), and its recall relative to exact search."""
 
 from __future__ import annotations
 

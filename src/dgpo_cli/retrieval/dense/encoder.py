@@ -1,8 +1,8 @@
 """Texts to unit vectors with any transformers encoder: prefix, pooling over the attention mask, L2 norm, float32.
 
-Prefixes and pooling are part of how an encoder was trained, and with others it ranks badly without a word. So they are
-taken from what lies beside its weights, in the form of Sentence Transformers, or for E5 (Wang et al. 2022), which tells
-its prefixes on its page only, from its name.
+Prefixes and pooling are part of how an encoder was trained; with others it ranks badly without an error. So they are
+taken from the files next to its weights, in the form of Sentence Transformers, or for E5 (Wang et al. 2022), which
+states its prefixes on its page only, from its name.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def load_safely(kind: Any, name: str, *, offline: bool) -> tuple[Any, Any, Mappi
 
 
 def _require_room(name: str, offline: bool) -> None:
-    """Of a folder; what the hub has is asked for when it is there."""
+    """Checks a folder; a model of the hub is checked once it is downloaded."""
     size = sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
     if not size:
         return
@@ -180,7 +180,7 @@ def _require_room(name: str, offline: bool) -> None:
 
 
 def encoder_state(encoder: Encoder) -> dict[str, Any]:
-    """What an index records of the encoder of its passages."""
+    """The record of an encoder in an index."""
     return {"encoder_digest": encoder.digest(), "conventions": asdict(encoder.conventions)}
 
 

@@ -101,7 +101,7 @@ class DenseRetriever:
 
 
 def check_factory(config: DenseConfig, rows: int, encoder: Encoder) -> None:
-    """Before encoding, which may take days. Raises ConfigError for a factory that faiss cannot build over so many."""
+    """To be called before encoding, which may take days. Raises ConfigError for a factory unfit for `rows` vectors."""
     if config.factory not in ("auto", FLAT):
         empty_index(config.factory, rows, encoder.dimensions)
 
@@ -109,7 +109,7 @@ def check_factory(config: DenseConfig, rows: int, encoder: Encoder) -> None:
 def index_vectors(
     directory: Path, store: PassageStore, encoder: Encoder, config: DenseConfig, progress: Progress | None
 ) -> dict[str, Any]:
-    """Make of the vectors that lie in `directory` what `config` asks for; returns the state that opening checks."""
+    """Index the vectors in `directory` as `config` asks; returns the state that opening checks."""
     import faiss
 
     vectors = open_vectors(directory, len(store))

@@ -156,12 +156,12 @@ def best_of(parts: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndar
 
 
 def identity(directory: Path, encoder: Encoder, config: EncoderConfig) -> dict[str, Any]:
-    """What a vector depends on; the size of a batch moves its last bits."""
+    """The settings that a vector depends on, with the batch size, which changes its last bits."""
     return {"passages": file_digest(directory / PASSAGES)} | encoding(encoder, config)
 
 
 def encoding(encoder: Encoder, config: EncoderConfig) -> dict[str, Any]:
-    """What a vector depends on besides the passages."""
+    """Digest of all that a vector depends on besides the passages."""
     return {
         "encoder": encoder.digest(),
         "prefix": encoder.conventions.passage_prefix,
@@ -185,7 +185,7 @@ def prepare_shards(directory: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def shard_file(directory: Path, start: int) -> Path:
-    """The vectors of the passages from row `start` on; beside it, as .json, how many of them were cut."""
+    """The vectors of the passages from row `start` on; next to it, as .json, the number of them that were cut."""
     return directory / SHARDS / f"{start:012}.npy"
 
 
@@ -196,7 +196,7 @@ def _record_of(file: Path) -> dict[str, Any]:
 
 
 def shard_fault(file: Path, *, whole: bool = True) -> str:
-    """What is wrong with a shard, "" if it is as it was written, or is there at all if not `whole`.
+    """The fault of a shard; "" if it is as it was written or, if not `whole`, if it exists.
 
     One of an earlier version has no hash to compare.
     """
@@ -215,7 +215,7 @@ def shard_fault(file: Path, *, whole: bool = True) -> str:
 
 
 def _write_shard(file: Path, vectors: np.ndarray, truncated: int) -> None:
-    """The vectors first: a record without them would be one of others that a kill kept from being written."""
+    """The vectors come first: a record alone, left by a kill, would describe other vectors."""
     content = io.BytesIO()
     np.save(content, vectors.astype(np.float16), allow_pickle=False)
     digest = hashlib.sha256(content.getvalue()).hexdigest()

@@ -1,4 +1,4 @@
-"""Corpus file to index folder, written beside its place and renamed when complete."""
+"""Corpus file to index folder, written next to its place and renamed when complete."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def configured(retriever: str, settings: Mapping[str, Any]) -> tuple[type[Indexe
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """`out` for this process alone, an index that a killed replacement hid put back. Raises BusyError."""
+    """Lock `out`, and put back an index that a killed replacement hid. Raises BusyError."""
     with Lock.beside(out):
         folders.recover(out)
         remove(folders.beside(out, "old"))
@@ -96,7 +96,7 @@ def alone(out: Path) -> Iterator[None]:
 
 @contextmanager
 def writing_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends; an error leaves only what took long to make."""
+    """A folder that replaces `out` when the block ends; after an error only parts that took long to compute stay."""
     writing = folders.beside(out, "writing")
     discard_unfinished(out)
     writing.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def write_manifest(
     started: float,
     vectors_from: str = "",
 ) -> Manifest:
-    """Describe the finished files of an index; what was kept for a build to go on from is removed."""
+    """Describe the finished files of an index; parts kept for an interrupted build are removed."""
     remove(writing / SHARDS)
     built = Manifest(
         retriever=retriever,
@@ -146,7 +146,7 @@ def write_passages(
     progress: Progress | None = None,
     known: KnownFiles | None = None,
 ) -> CorpusReport:
-    """A corpus into a store, and of a folder what an update has to know of its files. Raises InputError."""
+    """Write a corpus into a store, and for a folder the record of its files that an update needs. Raises InputError."""
     report = CorpusReport()
     with StoreWriter(directory) as store:
         for passage in read_corpus(corpus, report, strict=strict, progress=progress, known=known):
@@ -172,7 +172,7 @@ def existing(
 ) -> Manifest | None:
     """The index at `out` if it is the one that would be built; None if there is none, or it is to be replaced.
 
-    `digest` tells the corpus's. Raises ConfigError for anything else that is there.
+    `digest` computes that of the corpus. Raises ConfigError if anything else is there.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -199,12 +199,12 @@ def existing(
 
 
 def discard_unfinished(out: Path) -> None:
-    """Delete what a killed build of `out` left, but for what took long to compute."""
+    """Delete the leftovers of a killed build of `out`, except parts that took long to compute."""
     _clear(folders.beside(out, "writing"))
 
 
 def _clear(writing: Path) -> None:
-    """Leave nothing of an unfinished index but what took long to compute."""
+    """Delete all of an unfinished index except parts that took long to compute."""
     for path in writing.iterdir() if writing.exists() else ():
         if path.is_dir() and path.name != SHARDS:
             remove(path)

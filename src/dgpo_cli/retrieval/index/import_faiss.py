@@ -1,6 +1,6 @@
 """A faiss index that someone else built, as the vectors of an index here: `dgpo index CORPUS --from-faiss FILE`.
 
-Which encoder made a faiss file, and over which passages, stands nowhere in it. So a sample of the passages is encoded
+A faiss file does not record its encoder and its passages. So a sample of the passages is encoded
 and compared with the vectors of their rows, and a file whose rows are others is refused. Of a flat index the vectors
 are taken over in half precision, as if they had been encoded here; any other is used as it is.
 """
@@ -106,7 +106,7 @@ def _read(file: Path) -> Any:
 
 
 def _places(file: Path, rows: int, report: CorpusReport) -> Sequence[int] | np.ndarray:
-    """Row of the file by passage. They differ where lines of the corpus that give no passage have a row in the file."""
+    """Row of the file by passage. Rows and passages differ where skipped lines of the corpus have a row in the file."""
     if rows == report.passages:
         return range(rows)
     if rows != report.passages + report.skipped:
@@ -122,7 +122,7 @@ def _places(file: Path, rows: int, report: CorpusReport) -> Sequence[int] | np.n
 def _check(
     file: Path, index: Any, store: PassageStore, places: Sequence[int] | np.ndarray, encoder: Encoder
 ) -> dict[str, Any]:
-    """How well a sample of passages agrees with the rows of the file. Raises InputError where it does not."""
+    """Compare a sample of passages with the rows of the file. Raises InputError where they do not agree."""
     rows = sorted({len(store) * n // _SAMPLE for n in range(_SAMPLE)})
     encoded = encoder.encode([store[row].contents for row in rows], encoder.conventions.passage_prefix)
     if encoded.shape[1] != index.d:
@@ -202,7 +202,7 @@ def _convert(index: Any, directory: Path, places: Sequence[int] | np.ndarray, pr
 
 
 class _AllLists:
-    """What an index finds when it looks everywhere."""
+    """The results of an index that probes all of its lists."""
 
     def __init__(self, index: Any, lists: int) -> None:
         self._index, self._lists = index, lists
@@ -214,7 +214,7 @@ class _AllLists:
 
 
 def _probing(index: Any, queries: np.ndarray, nprobe: int | None) -> Mapping[str, Any]:
-    """How many lists a query looks into, and how much of what all lists hold that finds. Not recall: see the docs."""
+    """Number of lists that a query probes, and the share of the results of all lists that these hold."""
     lists = nlist(index)
     if lists is None:
         return {"nprobe": None}

@@ -1,4 +1,4 @@
-"""What an index says about itself, and the check of that when it is opened."""
+"""The record of an index, which is checked when the index is opened."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class IndexFile:
 class Manifest:
     retriever: str
     settings: dict[str, Any]
-    state: dict[str, Any]  # what the engine wants checked when it is opened, such as the digest of its encoder
+    state: dict[str, Any]  # checked by the engine when it is opened, such as the digest of its encoder
     corpus: str  # where it was built from
-    corpus_digest: str  # SHA-256 of what its passages were made from
+    corpus_digest: str  # SHA-256 of the corpus
     passages: int
     skipped: int
     problems: tuple[str, ...]  # the first of what was skipped
@@ -115,7 +115,7 @@ def read_manifest(directory: Path) -> Manifest:
 def check_hashes(directory: Path, manifest: Manifest, *, whole: bool) -> None:
     """Compare files with their hashes: all of each if `whole`, else of large ones a sample, which takes no time.
 
-    Raises RetrievalError at the first that is not what was written. A large file of an index of an earlier version has
+    Raises RetrievalError at the first that changed. A large file of an index of an earlier version has
     no sample, and is compared in full only.
     """
     for name, entry in manifest.files.items():

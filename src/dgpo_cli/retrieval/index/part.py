@@ -1,4 +1,4 @@
-"""One part of a dense index that is encoded in parts (parts.py): what it says about itself, read and checked."""
+"""The record of one part of a dense index that is encoded in parts (parts.py), read and checked."""
 
 from __future__ import annotations
 

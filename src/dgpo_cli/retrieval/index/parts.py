@@ -1,4 +1,4 @@
-"""A dense index encoded in parts, on several machines or devices, and merged into what one build would have made.
+"""A dense index encoded in parts, on several machines or devices, and merged to the result of a single build.
 
 The corpus is dealt out in the blocks that a build encodes at once: block b goes to part b mod n. So every passage
 stands in the batch that it would stand in anyway, and the merged vectors are those of an undivided build, bit for bit
@@ -146,9 +146,9 @@ def build_together(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Manifest, bool] | None:
-    """What each of several processes calls: all encode, the first one merges. None in all processes but the first.
+    """Called by each of several processes: all encode, the first one merges. None in all processes but the first.
 
-    They meet in a folder beside `out`, so on several machines that must be a file system which all of them see.
+    They meet in a folder next to `out`, so on several machines that must be a file system which all of them see.
     """
     _, config = configured(retriever, settings)
     recover_to_read(out, lock_beside(out))

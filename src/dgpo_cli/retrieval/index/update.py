@@ -1,7 +1,8 @@
-"""An index of a folder that changed: only what is new in it is read and encoded, the result is that of a fresh build.
+"""Update an index of a folder that changed: only files that changed are read and encoded, with the result of a fresh
+build.
 
 Files are known by name and SHA-256 (retrieval/corpus/known.py), passages by their contents. Word statistics depend on
-every passage, so BM25 is computed anew; that takes seconds where reading and encoding take hours.
+every passage, so BM25 is computed again; that takes seconds where reading and encoding take hours.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dgpo_cli.retrieval.index.store import PassageStore
 
 @dataclass(frozen=True, slots=True)
 class IndexUpdate:
-    """How much of an index was made of what had changed."""
+    """Counts of the work of an update."""
 
     files: int
     files_read: int
@@ -37,9 +38,9 @@ class IndexUpdate:
 def update_index(
     folder: Path, out: Path, *, strict: bool = False, progress: Progress | None = None
 ) -> tuple[Manifest, IndexUpdate | None]:
-    """Bring the index in `out` to what `folder` holds, with the retriever and the settings that it has.
+    """Update the index in `out` to the contents of `folder`, with its retriever and settings.
 
-    Returns its manifest and what had to be done, None where nothing had changed. Vectors of a compressed index are
+    Returns its manifest and the counts of the work, None where nothing had changed. Vectors of a compressed index are
     gone, so that such an index, and one in Milvus, is encoded as a whole. Raises RetrievalError where `out` is no whole
     index, ConfigError where it is one of another corpus.
     """

@@ -39,7 +39,7 @@ class Postings:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a first pass over the passages found; how often each word is in each passage lies in files."""
+    """Results of a first pass over the passages; the counts of each word in each passage are in files."""
 
     directory: Path
     vocabulary: dict[str, int]

@@ -1,4 +1,4 @@
-"""What the lexical retrievers share: limits of their settings, and the way from scores to hits."""
+"""Shared by the lexical retrievers: limits of their settings, and the step from scores to hits."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def contents(store: PassageStore, progress: Progress | None) -> Iterator[str]:
 def top_rows(scores: np.ndarray, k: int, *, among: np.ndarray | None = None) -> np.ndarray:
     """Rows of the `k` best positive scores, best first; equal scores in row order, so ties are the same everywhere.
 
-    What matched and scores nothing is added by `with_unscored`. `among` may name `k` or more rows without repetition,
-    of which some are likely to be among the best: it makes the search faster and changes nothing.
+    Passages that match with a score of 0 are added by `with_unscored`. `among` may name `k` or more rows without
+    repetition, of which some are likely to be among the best: it makes the search faster and changes nothing.
     """
     if k < 1:
         return np.zeros(0, dtype=np.int64)
@@ -55,9 +55,9 @@ def sharing(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def with_unscored(rows: np.ndarray, scores: np.ndarray, k: int, held: np.ndarray, shared: np.ndarray) -> np.ndarray:
     """Fill `rows`, the best with a positive score, up to `k` with those that share a word and score 0 or less.
 
-    A word in half of the passages or more, of two passages any word, is worth nothing by Robertson's idf, and one in
-    all of them nothing by ATIRE's; the passages that hold it match all the same. `held` are the rows that share
-    `shared` words with the query. The better scores come first, then more shared words, then the row order.
+    A word in half of the passages or more, of two passages any word, has a weight of 0 by Robertson's idf, and one in
+    all of them by ATIRE's; the passages that hold it match all the same. `held` are the rows that share `shared` words
+    with the query. The better scores come first, then more shared words, then the row order.
     """
     rest = scores[held] <= 0
     held, shared = held[rest], shared[rest]

@@ -24,7 +24,7 @@ _SPACELESS = (
     "\u3105-\u312f\u31a0-\u31bf"  # Bopomofo
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
 )
-# All that could be of such a script, or a mark: a question of microseconds, as most texts hold none of it.
+# Any character of such a script, or a mark: a quick test, as most texts hold none.
 _PERHAPS = re.compile("[\u0300-\u036f\u0483-\u0489\u0591-\u1dff\u20d0-\u20ff\u2cef-\u2dff\u3005-\U0010ffff]")
 _WORD = re.compile(r"\b\w\w+\b")
 # Not seen, and typed or left out at will: soft hyphen, joiners, variation selectors.

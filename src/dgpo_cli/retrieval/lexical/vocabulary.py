@@ -1,4 +1,4 @@
-"""Which column of the postings is a word's, by the sorted hashes of all words, memory-mapped.
+"""Words to columns of the postings, by the sorted hashes of all words, memory-mapped.
 
 A dictionary of three million words takes seconds to read and half a gigabyte; this takes neither. Two words of a corpus
 share a hash of 64 bits with a chance of n * n / 2**65 (one in four million for three million words) and would then be

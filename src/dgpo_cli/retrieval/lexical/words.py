@@ -86,7 +86,7 @@ class WordTokenizer:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What an index records of it: its name, the share, and the passages that are mostly of such characters."""
+        """The record for an index: its name, the share, and the passages that are mostly of such characters."""
         return {"tokenizer": self.cut, "uncut_share": round(self.share, 6), "uncut_passages": self.lost}
 
 
@@ -94,9 +94,9 @@ Made = TypeVar("Made")
 
 
 def with_words(config: WordConfig, make: Callable[[WordTokenizer], Made]) -> tuple[Made, dict[str, Any]]:
-    """What `make` makes of all passages with the tokenizer that they need, and the state of it for the index.
+    """The result of `make` with the tokenizer that the passages need, and the tokenizer's record for the index.
 
-    `make` is called again where bm25s's words turn out not to do.
+    `make` is called again if the corpus turns out to need words of any script.
     """
     first: Literal["words", "unicode"] = "words" if config.tokenizer == "auto" else config.tokenizer
     words = WordTokenizer(config.stopwords, config.stemmer, first)

@@ -40,7 +40,7 @@ class SearchServerAccess:
     timeout_s: float = 30.0  # for a connection, and for a whole reply
     attempts: int = 4  # of every server
     pause_s: float = 0.5  # before the second attempt; doubled before each further one, and shortened by up to half
-    rest_s: float = 30.0  # how long a server that failed is asked last
+    rest_s: float = 30.0  # seconds for which a server that failed is asked last
     seed: int = 0  # of the shortening, which keeps clients that failed together from coming back together
 
 
@@ -48,7 +48,7 @@ _access = SearchServerAccess()
 
 
 def use_access(access: SearchServerAccess) -> None:
-    """How clients opened from now on ask. For the command line, which alone knows of tokens: no run records one."""
+    """Set the access of all later clients. For the command line, which alone knows tokens: no run records one."""
     global _access
     _access = access
 
@@ -108,7 +108,7 @@ class RemoteRetriever:
         return results
 
     def _ask(self, question: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """The first reply, and who gave it."""
+        """The first reply, and the server that gave it."""
         access, problem, url = self._access, "", self._urls[0]
         for attempt in range(access.attempts):
             if attempt:
@@ -132,7 +132,7 @@ class RemoteRetriever:
         return sorted(self._urls[start:] + self._urls[:start], key=lambda url: self._resting[url] > now)
 
     def _post(self, url: str, question: dict[str, Any]) -> dict[str, Any]:
-        """Raises Failed where asking again may help, RetrievalError where it does not."""
+        """Raises RequestFailed where a retry may help, RetrievalError where it does not."""
         try:
             headers, reply = self._clients[url].ask(url, question)
         except RequestRefused as error:

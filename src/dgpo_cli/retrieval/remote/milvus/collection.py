@@ -1,4 +1,4 @@
-"""One collection in Milvus: what goes in, what comes back.
+"""One collection in Milvus: writing rows and searching them.
 
 Its rows are those of the passage store. Each holds a hash of its passage, so that a collection over other passages is
 seen for what it is.
@@ -119,7 +119,7 @@ class MilvusCollection:
             (self._client.upsert if replace else self._client.insert)(self.name, rows, timeout=_WRITE_S)
 
     def finish(self) -> None:
-        """Have what was written put on disk and indexed; a cluster does the latter in its own time."""
+        """Flush written rows to disk and have them indexed; a cluster indexes in the background."""
         with told(self.uri, f"cannot save the collection {self.name}"):
             self._client.flush(self.name, timeout=_WRITE_S)
             for index in self._client.list_indexes(self.name):

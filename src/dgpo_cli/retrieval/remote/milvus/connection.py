@@ -37,7 +37,7 @@ def access() -> MilvusAccess:
 
 
 def use_access(access: MilvusAccess) -> None:
-    """How servers are asked from now on. For the command line, which alone knows of tokens: no index records one."""
+    """Set the access of all later connections. For the command line, which alone knows tokens: no index records one."""
     global _access
     _access = access
 
@@ -81,7 +81,7 @@ def connect(uri: str, *, create: bool = False) -> Any:
         _require_database(Path(uri), create)
     from pymilvus import MilvusClient
 
-    # What goes wrong is told once, by our errors, and not in the middle of --json.
+    # Failures are reported once, by our errors, and not in the middle of --json.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)
     with _causes() as causes, told(uri, "cannot be reached", causes):
         client = MilvusClient(uri, token=_access.token or "", timeout=CONNECT_S, grpc_options=_CALM)

@@ -1,6 +1,6 @@
 """Rows into a Milvus collection, a batch at a time, from where an earlier load ended.
 
-The collection itself tells how far a load came: rows go in in order, each batch is acknowledged before the next, and
+The collection itself shows how far a load came: rows go in in order, each batch is acknowledged before the next, and
 each row holds a hash of its passage. So the same command goes on after a kill, on whatever machine it is given.
 """
 
@@ -68,13 +68,13 @@ def count_passages(
 
 
 def identity(directory: Path, *parts: Any) -> str:
-    """What a row depends on, as 16 hex digits: the passages, and `parts`."""
+    """Digest of all that a row depends on, as 16 hex digits: the passages, and `parts`."""
     text = json.dumps([file_digest(directory / PASSAGES), *parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class CollectionRows:
-    """What a collection gets of each passage: its hash, and vector, word scores or text where there are such fields."""
+    """Rows of a collection: the hash of each passage, and vector, word scores or text as its fields ask."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ def load(
     replicas: int,
     progress: Progress | None = None,
 ) -> None:
-    """Fill the collection, going on where an earlier load ended. One that holds anything else is made anew.
+    """Fill the collection, going on where an earlier load ended. A collection that holds anything else is replaced.
 
     Raises RetrievalError where the server fails, or loses rows.
     """

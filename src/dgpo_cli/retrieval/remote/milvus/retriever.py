@@ -257,7 +257,7 @@ class MilvusRetriever:
 
 
 def check_reachable(config: MilvusConfig) -> None:
-    """Before long work begins. Raises ConfigError without an address, RetrievalError where nothing answers at it."""
+    """To be called before long work. Raises ConfigError without an address, RetrievalError if nothing answers."""
     if config.uri is None:
         raise ConfigError(
             "the milvus retriever needs an address",
