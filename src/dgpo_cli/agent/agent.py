@@ -80,7 +80,7 @@ class Agent:
         return replace(self, settings=replace(self.settings, **changes))  # type: ignore[arg-type]
 
     def record(self) -> dict[str, Any]:
-        """What a file of its episodes says about how they came about."""
+        """The record, in a file of its episodes, of how they were made."""
         return self.settings.to_json(self.seed)
 
     def run(

@@ -1,4 +1,4 @@
-"""One episode while it runs: what was written, read and searched so far."""
+"""One running episode: the tokens written and read, and the searches so far."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RunningEpisode:
     invalid_actions: int = 0
     truncated_observations: int = 0
     escaped_tags: int = 0
-    query: str | None = None  # asked and not answered yet
+    query: str | None = None  # searched for, without a result yet
     invalid_turn: str | None = None  # text of the last turn, if it had no action
     stop: StopReason | None = None
     answer: str | None = None
@@ -53,7 +53,7 @@ class RunningEpisode:
         self.logprobs.extend(event.logprobs)
 
     def end_turn(self, turn: Turn) -> None:
-        """The current turn is over and means this."""
+        """End the current turn, which was parsed as `turn`."""
         self.written_turns.append(turn.at(self.turn_start, len(self.token_ids)))
 
     @property
@@ -62,7 +62,7 @@ class RunningEpisode:
 
     @property
     def turn(self) -> list[int]:
-        """What was written of the current turn."""
+        """The tokens written in the current turn."""
         return self.token_ids[self.turn_start :]
 
     def new_text(self, written: bytes) -> str:

@@ -1,4 +1,4 @@
-"""What happens inside episodes, as it happens: for a chat that streams, and for nothing that trains."""
+"""Events inside running episodes, for a chat that streams; training does not use them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in the places that a run's settings name: its identity goes by contents, so that a folder can be moved."""
+"""Digests of the files that a run's settings name: they identify a run by contents, so that folders can be moved."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _MODELS = ("student", "teacher", "model", "tokenizer")
 
 
 def contents(config: Mapping[str, Any]) -> dict[str, str]:
-    """By every file, model folder, run and index folder that `config` names, at any depth, a digest of what is in it.
+    """Digests of the contents of every file, model folder, run and index folder that `config` names, at any depth.
 
-    Names of the hub, of servers and of their models are not in it: they stand for themselves.
+    Names of the hub, of servers and of their models have none: they identify themselves.
     """
     found = {}
     for name, value in _strings(config):
@@ -51,7 +51,7 @@ def dated(run: RunDir, tokenizer: PreTrainedTokenizerBase, protocol: Protocol) -
 
 
 def location_digest(path: Path) -> str | None:
-    """Of an index folder, a model folder, a run (its trajectories, else its best weights) or a file; else None."""
+    """Digest of an index, a model folder, a run (its trajectories, else its best weights) or a file; else None."""
     try:
         if path.is_file():
             return file_digest(path)[:16]
@@ -75,7 +75,7 @@ def location_digest(path: Path) -> str | None:
 
 
 def _locations(text: str) -> str | None:
-    """Of a path, or of several, comma-separated, of which some may be names that stand for themselves."""
+    """The paths in a comma-separated setting; names that identify themselves are left out."""
     whole = location_digest(Path(text))
     if whole is not None or "," not in text:
         return whole

@@ -50,7 +50,7 @@ def run_episodes(
                 index, trajectory = next(finished)
                 made[index] = trajectory
             yield made.pop(place)
-        next(finished, None)  # has nothing left, and says so
+        next(finished, None)  # ends when closed
 
 
 def finished_episodes(
@@ -124,7 +124,7 @@ class _Rollout:
         self.waiting: list[RunningEpisode] = []  # with a query that nobody answers yet
         self.searching: deque[_Search] = deque()
         self.ended: deque[RunningEpisode] = deque()  # finished and not taken yet
-        self.tokens = 0  # that an episode would have written that never stops
+        self.tokens = 0  # that an episode without a stop would have written
         self.finished = self.written = 0  # episodes, and tokens of all of them
         self.searcher = ThreadPoolExecutor(1, thread_name_prefix="search") if settings.overlap_steps else None
 
@@ -138,7 +138,7 @@ class _Rollout:
             self.engine.close(slot)
 
     def step(self) -> None:
-        """A step of the engine, and what follows from it."""
+        """Run a step of the engine and handle its events."""
         while self.queue and len(self.by_slot) < self.settings.wave:
             index, (question, sample) = self.queue.popleft()
             self._open(RunningEpisode(index, question, sample))
@@ -185,7 +185,7 @@ class _Rollout:
         self.by_slot[episode.slot] = episode
 
     def _up_to_loop(self, episode: RunningEpisode, event: Event) -> tuple[Event, bool]:
-        """What counts of an event, and whether the episode ends with it in a loop."""
+        """The part of an event up to a loop, and whether the episode ends in one."""
         seen, new = len(episode.token_ids) - episode.turn_start, len(event.token_ids)
         if not self.settings.stop_repeats or (seen + new) // EVERY == seen // EVERY:
             return event, False
@@ -257,7 +257,7 @@ class _Rollout:
             self._extend(episode, encoded.ids)
 
     def _extend(self, episode: RunningEpisode, ids: tuple[int, ...]) -> None:
-        """Append what the model reads next; an episode without room for it and an answer ends here."""
+        """Append the next text to read; an episode without room for it and an answer ends here."""
         if len(episode.token_ids) + len(ids) >= self.capacity:
             self._finish(episode, StopReason.MAX_TOKENS)
             return

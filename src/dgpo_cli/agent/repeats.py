@@ -16,7 +16,7 @@ LEAST = 64
 
 
 def loop_end(turn: Sequence[int], seen: int) -> int | None:
-    """How many tokens a turn has where it is first found in a loop; its first `seen` were looked at before."""
+    """Length of a turn at which a loop is first found, else None; its first `seen` tokens were checked before."""
     for count in range((seen // EVERY + 1) * EVERY, len(turn) + 1, EVERY):
         for cycle in range(1, CYCLE + 1):
             size = max(LEAST, TIMES * cycle)

@@ -43,5 +43,5 @@ class RolloutSettings:
             raise ConfigError(f"temperature = {self.temperature} {what}", hint="0 is greedy, 1 samples")
 
     def to_json(self, seed: int) -> dict[str, Any]:
-        """What a file of episodes says about how they came about: these settings and the seed of all draws."""
+        """The record in a file of episodes: these settings and the seed of all draws."""
         return asdict(self) | {"seed": seed}

@@ -1,4 +1,4 @@
-"""One episode as a person reads it: what the model wrote, what it read, what each search returned."""
+"""One episode as text for a person: the model's turns, the observations, the results of each search."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parts(trajectory: Trajectory, decode: Decode) -> Iterator[tuple[bool, str]]:
 
 
 def outcome(trajectory: Trajectory) -> str:
-    """The answer, or why there is none."""
+    """The answer, or the reason why there is none."""
     if trajectory.answer is not None:
         return trajectory.answer or "(an empty answer)"
     return f"(no answer: {NO_ANSWER.get(trajectory.stop, trajectory.stop.value)})"
