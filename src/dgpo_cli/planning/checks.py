@@ -1,4 +1,4 @@
-"""What can be found wrong with a run before its folder is made and a model is loaded.
+"""Checks of a run before its folder is made and a model is loaded.
 
 `--dry-run` stops after it and the run itself goes on from it. Nothing here imports torch or transformers.
 """
@@ -46,7 +46,7 @@ _SHORTEST = 256  # questions among which the shortest prompt is looked for where
 
 
 def check_rl(settings: RLSettings, *, given: Collection[str] = (), say: Say | None = None, processes: int = 1) -> Sizes:
-    """What can be found wrong before a model is loaded; returns the sizes that were fitted to the memory.
+    """Check a run before a model is loaded; returns the sizes that were fitted to the memory.
 
     `given` are the settings that the user named, which are never fitted. Raises DgpoError.
     """
@@ -152,7 +152,7 @@ def check_eval(
     told: bool = False,
     form: str | None = None,
 ) -> int:
-    """As `check_distill`, for a model that is measured; `loaded` in this process, and not by an engine of its own.
+    """As `check_distill`, for a model that is evaluated; `loaded` in this process, not by another engine.
 
     `given` says whether the user named the number of questions at once, `told` whether to say what memory they take.
     """
@@ -171,7 +171,7 @@ def check_eval(
 def check_chat(
     model: str, rollout: RolloutSettings, *, device: str, precision: Precision = "auto", loaded: bool = True
 ) -> None:
-    """As `check_rl`, for a model that is talked with; not `loaded`, a server has it and `model` its tokenizer."""
+    """As `check_rl`, for a chat; if not `loaded`, a server runs the model and `model` names its tokenizer."""
     codec = _codec(model)
     if not loaded:
         return
@@ -225,7 +225,7 @@ def _codec(model: str, form: str | None = None) -> Codec:
 
 
 def readable(name: str) -> ModelSource:
-    """Raises ModelError for a model that is neither here nor to be had now."""
+    """Raises ModelError for a model that is neither here nor can be downloaded."""
     source = resolve(name)
     if not source.local:
         hub.must_be_local(source.location)
@@ -245,7 +245,7 @@ def check_prompts(
     capacity: int,
     say: Say | None = None,
 ) -> int:
-    """How many prompts are too long to be answered, which is said. Raises ConfigError if all are, or none could be.
+    """Count and report prompts that are too long. Raises ConfigError if all are, or if no prompt can fit.
 
     A token is at least a byte, and a byte becomes four where a look-alike of a tag is escaped: only prompts that may be
     too long are turned into tokens.
@@ -285,9 +285,9 @@ def sizes_of(
     say: Say | None,
     processes: int,
 ) -> Sizes:
-    """Sizes that had to be made smaller for the memory that is free, with a line that says so. Raises ConfigError.
+    """Sizes reduced to the free memory, with a line that reports it. Raises ConfigError.
 
-    Trained on are sequences of `written` tokens at most, and where it `rolls` them itself, of `episode` ones.
+    Training sequences have at most `written` tokens or, where the run `rolls` them out itself, `episode` tokens.
     """
     if settings.fit:  # tried out with the models themselves
         return {}

@@ -1,6 +1,6 @@
-"""What this machine has, and what will and will not work on it.
+"""The resources of this machine, and the tasks that will and will not work on it.
 
-What a task needs is counted as `dgpo plan` and the start of a run count it, with the sizes that would be fitted, and
+The memory of a task is counted as by `dgpo plan` and the start of a run, with the sizes that would be fitted, and
 compared with the memory that is free now.
 """
 
@@ -137,7 +137,7 @@ def check_disk(folder: Path) -> Check:
 
 
 def check_packages() -> Check:
-    """Every requirement of this package is installed in a version that it accepts."""
+    """Check that every requirement of this package is installed in an accepted version."""
     from packaging.requirements import Requirement
 
     try:
@@ -166,7 +166,7 @@ def check_eight_bit(device: Device) -> Check:
     import torch
 
     where = "cuda" if device.accelerated and torch.cuda.is_available() else "cpu"
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that are not needed here
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that are not needed here
     try:
         from bitsandbytes.nn.modules import Linear8bitLt
 
@@ -189,7 +189,7 @@ def check_hub() -> Check:
 
 
 def judge(device: Device, checks: dict[str, Check]) -> list[Verdict]:
-    """What can be done here, from the smallest task to the paper's."""
+    """Verdicts on tasks, from the smallest to the paper's."""
     sound = checks["packages"].status == "ok"
     possible = sound and checks["memory"].status == checks["disk"].status == "ok"
     online = checks["hub"].status == "ok"
@@ -216,7 +216,7 @@ def _tasks() -> list[tuple[str, tuple[str, ...], Counted]]:
 
 
 def _asked(name: str, room: Room) -> tuple[dict[str, float], Sizes]:
-    """A wave of episodes of usual length, or as many as fit. Raises ConfigError where not one does."""
+    """The memory of a wave of episodes of usual length, or of as many as fit. Raises ConfigError if none fits."""
     rollout = RolloutSettings()
     writing = Writing.of(name, rollout, device=room.device)
     wave = fitted_wave(writing, rollout.wave, room, given=False, setting="", say=None)

@@ -1,6 +1,6 @@
-"""Settings that somebody names and that a run would not read: refused, since they were meant to change something.
+"""Refuses settings that the user named and that the run would not read.
 
-Only what is said on the command line counts. A recipe or an earlier run's settings serve several methods.
+Only settings on the command line count. A recipe or an earlier run's settings serve several methods.
 """
 
 from __future__ import annotations

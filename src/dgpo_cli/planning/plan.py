@@ -1,4 +1,4 @@
-"""What a recipe takes on one card: memory by part and time by phase, before anything is downloaded or started."""
+"""Memory by part and time by phase of a recipe on one card, before anything is downloaded or started."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CARDS: dict[str, Card] = {  # makers' data sheets: memory in GiB, dense bf16 ari
     "h200": Card(141, 989e12, 4.8e12),
 }
 CORE_FLOPS, CPU_BANDWIDTH = 60e9, 20e9  # assumed: float32 arithmetic of one core, and a machine's memory bandwidth
-# Settings of each stage, and what they cannot be read without; it does not change the plan.
+# Settings of each stage, and placeholders for required settings that do not change the plan.
 _KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "distill-data": (DistillDataSettings, {"teacher": "", "index": "", "questions": ""}),
     "kd": (KDSettings, {"student": "", "teacher": "", "trajectories": ""}),
@@ -158,7 +158,7 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
 
 
 def _remedies(settings: Any) -> dict[str, str]:
-    """Settings that are not yet at their end, by the part that they make smaller."""
+    """Settings that can still be reduced, by the part that they make smaller."""
     found = {}
     if not settings.teacher_8bit:
         found["teacher"] = "-o teacher_8bit=true"

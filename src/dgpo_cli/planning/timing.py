@@ -42,7 +42,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What decides the time of a step. `writer` writes, and trains where it is a student."""
+    """Parameters of the time of a step. `writer` generates, and trains if it is a student."""
 
     writer: Shape
     reader: Shape | None

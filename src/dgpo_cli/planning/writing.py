@@ -1,6 +1,7 @@
-"""What a model takes that is only asked: evaluation, chat, a teacher that writes trajectories. How many at once fit.
+"""Memory of a model that only generates (evaluation, chat, a teacher that writes trajectories), and how many episodes
+fit.
 
-Two lengths of an episode are told apart. Each open episode is expected to be of the reference length (see `timing`);
+Two lengths of an episode are distinguished. Each open episode is expected to be of the reference length (see `timing`);
 the most that it can have is the settings' limit. How many are open follows the first, which one long episode changes
 little; a start is refused only where not even one of the second fits beside the weights.
 """
@@ -107,7 +108,7 @@ class Writing:
 def fitted_wave(
     writing: Writing, wave: int, room: Room, *, given: bool, setting: str, say: Callable[[str], None] | None
 ) -> int:
-    """How many of `wave` episodes are to be open at once; fewer where as many are not expected to fit, which is said.
+    """Number of episodes to keep open at once: `wave`, or fewer, with a warning, where those are not expected to fit.
 
     `setting` is how the user gives that number; one that was `given` is not changed. Raises ConfigError where not even
     one fits at its longest, or what was given does not.
