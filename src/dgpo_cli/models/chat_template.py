@@ -51,8 +51,7 @@ def conversation_text(
     add_generation_prompt: bool = True,
     now: datetime | None = None,
 ) -> str:
-    """As transformers renders a conversation on the day `now`; called by `rendered`. `special_tokens`: texts by
-    name."""
+    """A conversation as transformers renders it on the day `now`. `special_tokens` are texts by name."""
     from jinja2.ext import Extension, loopcontrols
     from jinja2.nodes import Node
     from jinja2.parser import Parser
