@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,13 @@ def ask(url: str, body: bytes | None = None, headers: Mapping[str, str] | None =
         return Reply(error.code, error.headers, error.read())
 
 
+def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
 @dataclass
 class Served:
     process: subprocess.Popen[str]
@@ -58,20 +66,27 @@ class Served:
         """Its messages, once it has ended by itself with status 0."""
         if self.process.poll() is None:
             self.process.send_signal(with_signal)
-        _, said = self.process.communicate(timeout=30)
+        _, said = self.process.communicate(timeout=90)
         assert self.process.returncode == 0, said
         return said
 
 
 @contextmanager
 def served(
-    index: Path, *options: str, environment: Mapping[str, str] | None = None, files: int | None = None
+    index: Path | str, *options: str, environment: Mapping[str, str] | None = None, files: int | None = None
 ) -> Iterator[Served]:
     """`files` is how many the server may open."""
     command = [sys.executable, "-m", "dgpo_cli", "serve", "--index", str(index), "--port", "0", "--json", *options]
     if files is not None:
         command = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "bash", *command]
-    path = os.pathsep.join(filter(None, [str(SOURCES), os.environ.get("PYTHONPATH")]))
+    with as_process(command, environment) as made:
+        yield made
+
+
+@contextmanager
+def as_process(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[Served]:
+    """A program that serves, and prints one JSON object with its `url` when it does."""
+    path = os.pathsep.join(filter(None, [str(SOURCES), str(SOURCES.parent), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         command,
         env=os.environ | {"PYTHONPATH": path} | dict(environment or {}),

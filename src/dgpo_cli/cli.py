@@ -29,7 +29,6 @@ from dgpo_cli.commands import (
     rl,
     runs,
     search,
-    serve,
 )
 from dgpo_cli.commands.chat import command as chat
 from dgpo_cli.commands.common.help import Command, Group
@@ -39,6 +38,7 @@ from dgpo_cli.commands.evaluate import command as evaluate
 from dgpo_cli.commands.index import command as index
 from dgpo_cli.commands.make_questions import command as make_questions
 from dgpo_cli.commands.quickstart import command as quickstart
+from dgpo_cli.commands.serve import command as serve
 from dgpo_cli.console import say_error, tell_logged
 from dgpo_cli.core import interrupts
 from dgpo_cli.core.disk import system_error

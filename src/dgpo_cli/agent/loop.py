@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Self
 
 from dgpo_cli.agent import events
 from dgpo_cli.agent.episode import RunningEpisode
@@ -87,7 +88,10 @@ def _finished(
 ) -> Generator[tuple[int, Trajectory]]:
     """(place in `questions`, trajectory) of each episode that got finished."""
     pace = Pace(progress, len(questions))
-    with _Rollout(questions, engine, codec, retriever, settings, seed, on_event) as rollout:
+    with Rollout(engine, codec, retriever, settings, seed, on_event) as rollout:
+        rollout.queue.extend(
+            RunningEpisode(place, question, sample) for place, (question, sample) in enumerate(questions)
+        )
         while rollout.queue or rollout.by_slot:
             rollout.step()
             while rollout.ended:
@@ -105,10 +109,11 @@ class _Search:
     answers: Future[list[SearchCall]]
 
 
-class _Rollout:
+class Rollout:
+    """Episodes that share an engine; those in `queue` are opened where a place is free."""
+
     def __init__(
         self,
-        questions: Sequence[tuple[Question, int]],
         engine: Engine,
         codec: Codec,
         retriever: Retriever,
@@ -119,7 +124,7 @@ class _Rollout:
         self.engine, self.codec = engine, codec
         self.retriever, self.settings, self.seed, self.on_event = retriever, settings, seed, on_event
         self.capacity = min(engine.capacity, settings.max_tokens)
-        self.queue = deque(enumerate(questions))
+        self.queue: deque[RunningEpisode] = deque()
         self.by_slot: dict[int, RunningEpisode] = {}
         self.waiting: list[RunningEpisode] = []  # with a query that nobody answers yet
         self.searching: deque[_Search] = deque()
@@ -128,7 +133,7 @@ class _Rollout:
         self.finished = self.written = 0  # episodes, and tokens of all of them
         self.searcher = ThreadPoolExecutor(1, thread_name_prefix="search") if settings.overlap_steps else None
 
-    def __enter__(self) -> _Rollout:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -140,27 +145,34 @@ class _Rollout:
     def step(self) -> None:
         """Run a step of the engine and handle its events."""
         while self.queue and len(self.by_slot) < self.settings.wave:
-            index, (question, sample) = self.queue.popleft()
-            self._open(RunningEpisode(index, question, sample))
-        while self.searching and self.searching[0].due <= self.tokens:
-            self._go_on(self.searching.popleft())
+            self._open(self.queue.popleft())
+        self._read_due()
         stepped = self.engine.step()
         self.tokens += max((len(event.token_ids) for event in stepped), default=1)
         for event in stepped:
             episode = self.by_slot[event.slot]
-            event, looped = self._up_to_loop(episode, event)
+            event, stop = self._kept(episode, event)
             episode.write(event)
             self.written += len(event.token_ids)
             if self.on_event is not None:
                 text = episode.new_text(b"".join(map(self.codec.token_bytes, event.token_ids)))
                 if text:
                     self.on_event(events.TokenText(episode.index, text))
-            if looped:
+            if stop is not None:
                 episode.end_turn(self.codec.parse(episode.turn, ended=False))
                 episode.invalid_actions += 1
-                self._finish(episode, StopReason.LOOP)
+                self._finish(episode, stop)
             elif event.end is not None:
                 self._end_turn(episode, event.end)
+        self._look_up(bool(stepped))
+
+    def _read_due(self) -> None:
+        """Let the episodes go on whose search was begun so many tokens ago."""
+        while self.searching and self.searching[0].due <= self.tokens:
+            self._go_on(self.searching.popleft())
+
+    def _look_up(self, stepped: bool) -> None:
+        """Search, if enough episodes wait for it; where nobody writes, wait for what was begun."""
         # Searching in large batches keeps retrieval cheap; a quarter of the open episodes keeps the others from idling.
         if self.waiting and (not stepped or 4 * len(self.waiting) >= len(self.by_slot)):
             self._search()
@@ -174,26 +186,28 @@ class _Rollout:
         if len(prompt.ids) > min(self.settings.max_prompt_tokens, self.capacity - 1):
             self._end(episode, StopReason.MAX_TOKENS)
             return
-        sampling = Sampling(
+        episode.slot = self.engine.open(prompt.ids, self._sampling(episode))
+        self.by_slot[episode.slot] = episode
+
+    def _sampling(self, episode: RunningEpisode) -> Sampling:
+        return Sampling(
             temperature=self.settings.temperature,
             max_new_tokens=self.settings.max_new_tokens,
             stop=self.codec.format.stops,
             seed=self.seed,
             key=episode.key,
         )
-        episode.slot = self.engine.open(prompt.ids, sampling)
-        self.by_slot[episode.slot] = episode
 
-    def _up_to_loop(self, episode: RunningEpisode, event: Event) -> tuple[Event, bool]:
-        """The part of an event up to a loop, and whether the episode ends in one."""
+    def _kept(self, episode: RunningEpisode, event: Event) -> tuple[Event, StopReason | None]:
+        """The part of an event up to a loop, and why the episode ends with it, if it does."""
         seen, new = len(episode.token_ids) - episode.turn_start, len(event.token_ids)
         if not self.settings.stop_repeats or (seen + new) // EVERY == seen // EVERY:
-            return event, False
+            return event, None
         count = loop_end([*episode.turn, *event.token_ids], seen)
         if count is None:
-            return event, False
+            return event, None
         kept = count - seen
-        return Event(event.slot, event.token_ids[:kept], event.logprobs[:kept]), True
+        return Event(event.slot, event.token_ids[:kept], event.logprobs[:kept]), StopReason.LOOP
 
     def _end_turn(self, episode: RunningEpisode, end: TurnEnd) -> None:
         turn = self.codec.parse(episode.turn, ended=end is TurnEnd.STOP)
@@ -243,18 +257,22 @@ class _Rollout:
 
     def _go_on(self, search: _Search) -> None:
         for episode, call in zip(search.episodes, search.answers.result(), strict=True):
-            episode.searches.append(call)
-            episode.query = None
-            self._tell(events.SearchDone(episode.index, call))
-            if call.error is not None:
-                self._finish(episode, StopReason.SEARCH_FAILED)
-                continue
-            passages = [hit.passage for hit in call.hits]
-            limit = self.settings.max_observation_tokens
-            encoded = self.codec.observation_ids(passages, limit, after=episode.token_ids[-1])
-            episode.escaped_tags += encoded.escaped
-            episode.truncated_observations += encoded.truncated
-            self._extend(episode, encoded.ids)
+            self._read(episode, call)
+
+    def _read(self, episode: RunningEpisode, call: SearchCall) -> None:
+        """Give an episode what its search found."""
+        episode.searches.append(call)
+        episode.query = None
+        self._tell(events.SearchDone(episode.index, call))
+        if call.error is not None:
+            self._finish(episode, StopReason.SEARCH_FAILED)
+            return
+        passages = [hit.passage for hit in call.hits]
+        limit = self.settings.max_observation_tokens
+        encoded = self.codec.observation_ids(passages, limit, after=episode.token_ids[-1])
+        episode.escaped_tags += encoded.escaped
+        episode.truncated_observations += encoded.truncated
+        self._extend(episode, encoded.ids)
 
     def _extend(self, episode: RunningEpisode, ids: tuple[int, ...]) -> None:
         """Append the next text to read; an episode without room for it and an answer ends here."""

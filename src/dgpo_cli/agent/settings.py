@@ -45,3 +45,15 @@ class RolloutSettings:
     def to_json(self, seed: int) -> dict[str, Any]:
         """The record in a file of episodes: these settings and the seed of all draws."""
         return asdict(self) | {"seed": seed}
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeLimits:
+    """What `-o rollout.` sets in the commands that ask a trained model; as it was trained where nothing is given."""
+
+    top_k: int | None = None
+    max_turns: int | None = None
+    max_new_tokens: int | None = None
+    max_observation_tokens: int | None = None
+    max_prompt_tokens: int | None = None
+    max_tokens: int | None = None

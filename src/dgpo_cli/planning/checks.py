@@ -169,14 +169,15 @@ def check_eval(
 
 
 def check_chat(
-    model: str, rollout: RolloutSettings, *, device: str, precision: Precision = "auto", loaded: bool = True
-) -> None:
-    """As `check_rl`, for a chat; if not `loaded`, a server runs the model and `model` names its tokenizer."""
+    model: str, rollout: RolloutSettings, *, device: str, precision: Precision = "auto", loaded: bool = True,
+    given: bool = False, say: Say | None = None,
+) -> int:  # fmt: skip
+    """As `check_distill`, for `rollout.wave` chats at once; if not `loaded`, a server runs the model."""
     codec = _codec(model)
     if not loaded:
-        return
+        return rollout.wave
     writing = _writing(model, rollout, (), codec, device, precision)
-    _wave(writing, 1, device, 1, given=False, setting="", say=None)
+    return _wave(writing, rollout.wave, device, rollout.wave, given=given, setting="-o max_episodes=", say=say)
 
 
 def check_asked(

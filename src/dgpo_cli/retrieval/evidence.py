@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dgpo_cli.core.text import is_empty_answer, normalize_answer
@@ -29,13 +29,19 @@ class Evidence:
 
 
 def evidence(answer: str | None, searches: Sequence[SearchCall]) -> Evidence | None:
-    """The passage and the sentence in which an answer stands as whole words, compared as answers are.
+    """The first of `all_evidence`."""
+    return next(all_evidence(answer, searches), None)
 
-    Texts come before titles and later searches before earlier ones, since an answer comes from what was read last. None
-    for no answer, "yes", "no", and one of which normalization leaves nothing.
+
+def all_evidence(answer: str | None, searches: Sequence[SearchCall]) -> Iterator[Evidence]:
+    """The passages in which an answer stands as whole words, compared as answers are, each with the sentence.
+
+    Texts come before titles and later searches before earlier ones, since an answer comes from what was read last; a
+    passage that was found several times comes once. None for no answer, "yes", "no", and one of which normalization
+    leaves nothing.
     """
     if answer is None or not is_quotable(answer):
-        return None
+        return
     holds = _finder(answer)
     passages: list[tuple[int, Passage]] = []
     place = 0
@@ -44,10 +50,11 @@ def evidence(answer: str | None, searches: Sequence[SearchCall]) -> Evidence | N
         place += len(call.hits)
     texts = [(place, passage, passage.text) for place, passage in passages]
     titles = [(place, passage, passage.title) for place, passage in passages]
+    told = set()
     for place, passage, text in texts + titles:
-        if holds(text):
-            return Evidence(place, passage, _sentence(text, holds))
-    return None
+        if passage not in told and holds(text):
+            told.add(passage)
+            yield Evidence(place, passage, _sentence(text, holds))
 
 
 def is_quotable(answer: str) -> bool:

@@ -1,18 +1,18 @@
 """An index over HTTP, by Search-R1's protocol: POST /retrieve with `queries`, `topk` and `return_scores`.
 
-Beside it: /health (no token needed) and /metrics. Every error is JSON, {"detail": cause}. A reply to /retrieve names
-the index in the header `Dgpo-Index`, so that a client notices when another one takes its place.
+Beside it: /health (no token needed), /metrics, and where there is one an agent (serving/agent.py). Every error is JSON,
+{"detail": cause}. A reply to /retrieve names the index in the header `Dgpo-Index`, so that a client notices when
+another one takes its place.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -25,20 +25,15 @@ from dgpo_cli import __version__
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.remote.search_r1 import INDEX_HEADER
+from dgpo_cli.serving.agent import AgentServer
 from dgpo_cli.serving.batcher import Batcher, Busy
+from dgpo_cli.serving.door import Door, ReplyRefused, unless_left
 from dgpo_cli.serving.metrics import Metrics
 from dgpo_cli.serving.settings import ServeSettings
 
-_DRAINED = 4  # times the largest body
 _PROBED_S, _PROBE_TIMEOUT_S = 5.0, 5.0  # how long an answer of the probe holds, and how long it may take
 _GONE = 499  # the client left before the reply
 _log = logging.getLogger(__name__)
-
-
-class ReplyRefused(Exception):
-    def __init__(self, status: int, cause: str) -> None:
-        super().__init__(cause)
-        self.status, self.cause = status, cause
 
 
 class RetrieveRequest(BaseModel):
@@ -59,7 +54,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 class SearchServer:
-    """`about` is what /health tells of the index; `hosts` are the names by which a server without a token answers.
+    """`about` is what /health tells of the index; everybody is let in where there is no `door`.
 
     `probe` raises RetrievalError where a part of the index that lies elsewhere does not answer.
     """
@@ -71,33 +66,43 @@ class SearchServer:
         metrics: Metrics,
         *,
         about: Mapping[str, Any],
-        token: str | None = None,
-        hosts: Sequence[str] = (),
+        door: Door | None = None,
         probe: Callable[[], None] | None = None,
+        agent: AgentServer | None = None,
     ) -> None:
+        self._door, self._agent = Door(settings) if door is None else door, agent
         self._probe = probe
         self._probed: tuple[float, str | None] = (-math.inf, None)  # when, and what was wrong
         self.batcher, self.settings, self.metrics = batcher, settings, metrics
-        self._about, self._hosts = dict(about), frozenset(hosts)
-        self._authorization = None if token is None else f"Bearer {token}".encode()
+        self._about = dict(about)
 
     def app(self) -> FastAPI:
         made = FastAPI(title="dgpo serve", version=__version__, docs_url=None, redoc_url=None, lifespan=self._lifespan)
         body = {"required": True, "content": {"application/json": {"schema": RetrieveRequest.model_json_schema()}}}
-        problems = responses(401, 408, 413, 421, 422, 500, 503)
+        problems = responses(401, 403, 408, 413, 421, 422, 500, 503)
         made.add_api_route(
             "/retrieve", self.retrieve, methods=["POST"], responses=problems, openapi_extra={"requestBody": body}
         )
         made.add_api_route("/health", self.health, methods=["GET"], responses=responses(503))
         made.add_api_route(
-            "/metrics", self.count, methods=["GET"], responses=responses(401, 421), response_class=PlainTextResponse
+            "/metrics",
+            self.count,
+            methods=["GET"],
+            responses=responses(401, 403, 421),
+            response_class=PlainTextResponse,
         )
+        if self._agent is not None:
+            self._agent.add_to(made)
         return made
 
     @asynccontextmanager
     async def _lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         searching = asyncio.create_task(self.batcher.run())
+        if self._agent is not None:
+            self._agent.asker.start()
         yield
+        if self._agent is not None:
+            self._agent.asker.close()
         searching.cancel()
         with suppress(asyncio.CancelledError):
             await searching
@@ -126,12 +131,15 @@ class SearchServer:
         return Response(content, status, headers, "application/json")
 
     async def health(self, request: Request) -> Response:
-        """Whether the server can search; what it serves, and why it cannot, is told only to who may search."""
+        """Whether the server can search and answer; what it serves, and why it cannot, is told only to who may ask."""
         failure = await self._failure()
+        if failure is None and self._agent is not None:
+            failure = self._agent.failure
         state: dict[str, Any] = {"status": "ok" if failure is None else "failing"}
         with suppress(ReplyRefused):
-            self._admit(request)
-            state |= {"index": self._about} | ({} if failure is None else {"detail": failure})
+            self._door.admit(request)
+            state |= {"index": self._about} | ({} if self._agent is None else {"model": self._agent.about()})
+            state |= {} if failure is None else {"detail": failure}
         return JSONResponse(state, 200 if failure is None else 503)
 
     async def _failure(self) -> str | None:
@@ -153,57 +161,19 @@ class SearchServer:
 
     async def count(self, request: Request) -> Response:
         try:
-            self._admit(request)
+            self._door.admit(request)
         except ReplyRefused as error:
             return Response(_problem(error.cause), error.status, media_type="application/json")
         return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    def _admit(self, request: Request) -> None:
-        """Raises Refused for a missing or wrong token, or without one for a host name that a web page made up."""
-        if self._authorization is not None:
-            given = request.headers.get("authorization", "").encode()
-            if not hmac.compare_digest(given, self._authorization):
-                raise ReplyRefused(401, "the token is missing or wrong; send it as `Authorization: Bearer TOKEN`")
-        elif self._hosts and (name := _host(request)) not in self._hosts:
-            raise ReplyRefused(
-                421, f"this server is not called {name!r}; without a token it answers to its own names only"
-            )
-
     async def _answer(self, request: Request) -> bytes:
-        limit = self.settings.max_body_bytes
-        refused: ReplyRefused | None = None
-        try:
-            self._admit(request)
-        except ReplyRefused as error:
-            refused = error
-        try:
-            body = await asyncio.wait_for(_body(request, 0 if refused else limit, limit), self.settings.body_timeout_s)
-        except TimeoutError as error:
-            raise ReplyRefused(408, f"the request did not arrive within {self.settings.body_timeout_s:g} s") from error
-        if refused is not None:
-            raise refused
-        if body is None:
-            raise ReplyRefused(413, f"the request is larger than max_body_bytes = {limit}")
-        question = self._parse(body)
+        question = self._parse(await self._door.body(request))
         k = self.settings.default_topk if question.topk is None else question.topk
-        answers = await self._searched(request, question.queries, k)
+        answers = await unless_left(request, self.batcher.search(question.queries, k))
         item = _scored if question.return_scores else _bare
         # json writes the shortest digits that read back as the same number, so scores survive exactly.
         content = {"result": [[item(hit) for hit in hits] for hits in answers]}
         return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
-
-    async def _searched(self, request: Request, queries: list[str], k: int) -> list[list[Hit]]:
-        """The batcher's answer. Raises ClientDisconnect where the client leaves first; its queries are dropped then."""
-        searching = asyncio.ensure_future(self.batcher.search(queries, k))
-        left = asyncio.ensure_future(_left(request))
-        try:
-            await asyncio.wait({searching, left}, return_when=asyncio.FIRST_COMPLETED)
-            if not searching.done():
-                raise ClientDisconnect
-            return searching.result()
-        finally:
-            for task in (searching, left):
-                task.cancel()
 
     def _parse(self, body: bytes) -> RetrieveRequest:
         try:
@@ -226,27 +196,6 @@ class SearchServer:
         return question
 
 
-async def _body(request: Request, keep: int, limit: int) -> bytes | None:
-    """The request's body; None if it is larger than `keep` bytes.
-
-    What is not kept is still read, up to a few times `limit`: a client that cannot send its request to the end would
-    see a broken connection instead of the cause.
-    """
-    kept, size = bytearray(), 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= keep:
-            kept += chunk
-        elif size > _DRAINED * limit:
-            break
-    return bytes(kept) if size <= keep else None
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 def _scored(hit: Hit) -> dict[str, Any]:
     return {"document": _bare(hit), "score": hit.score}
 
@@ -257,9 +206,3 @@ def _bare(hit: Hit) -> dict[str, Any]:
 
 def _problem(cause: str) -> bytes:
     return json.dumps({"detail": cause}).encode()
-
-
-def _host(request: Request) -> str:
-    """The host that the client believes to talk to, without its port."""
-    name = request.headers.get("host", "").lower()
-    return name[: name.index("]") + 1] if name.startswith("[") and "]" in name else name.partition(":")[0]

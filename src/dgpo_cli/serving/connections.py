@@ -121,7 +121,7 @@ class Bounded(logging.Filter):
 
 def bound_logs() -> None:
     """For this process: what a client can cause again and again does not fill a disk."""
-    for name in ("asyncio", "uvicorn.error", "dgpo_cli.serving.app"):
+    for name in ("asyncio", "uvicorn.error", *(f"dgpo_cli.serving.{module}" for module in ("agent", "app", "shared"))):
         log = logging.getLogger(name)
         if not any(isinstance(found, Bounded) for found in log.filters):
             log.addFilter(Bounded())

@@ -7,6 +7,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+LONG_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -29,11 +30,24 @@ class Metrics:
         self.abandoned = counter("dgpo_abandoned_queries", "Queries dropped since nobody waited.")
         self.batches = histogram("dgpo_batch_queries", "Queries in one call of the engine.", buckets=QUERIES)
         self.search_errors = counter("dgpo_search_errors", "Calls of the engine that failed.")
+        self.questions = counter("dgpo_questions", "Questions to the agent by how they ended.", ["end"])
+        self.question_errors = counter("dgpo_question_errors", "Questions that ended with an error.")
+        self.question_seconds = histogram("dgpo_question_seconds", "Seconds to a whole answer.", buckets=LONG_SECONDS)
+        self.first_seconds = histogram("dgpo_first_text_seconds", "Seconds to the first text.", buckets=LONG_SECONDS)
+        self.tokens = counter("dgpo_tokens", "Tokens of answered questions, read and written.", ["kind"])
+        self.episodes = gauge("dgpo_episodes", "Questions that are being answered.")
+        self.questions_waiting = gauge("dgpo_waiting_questions", "Questions that wait for a place.")
+        self.dropped = counter("dgpo_dropped_questions", "Questions whose client left before the end.")
 
     def finished(self, status: int, seconds: float) -> None:
         self.requests.labels(status).inc()
         self.request_errors.inc(status >= 400)
         self.seconds.observe(seconds)
+
+    def answered(self, end: str, seconds: float, *, failed: bool = False) -> None:
+        self.questions.labels(end).inc()
+        self.question_errors.inc(failed)
+        self.question_seconds.observe(seconds)
 
     def total(self, name: str) -> int:
         """The sum of all samples of this name, over their labels."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
+import math
 import signal
 import socket
 from collections.abc import Callable
@@ -15,9 +17,11 @@ from fastapi import FastAPI
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.serving.connections import bound_logs, limited, places
 from dgpo_cli.serving.settings import ServeSettings
+from dgpo_cli.serving.shared import SharedAgent
 
 # Connections that wait in the kernel. What the event loop takes of them at a time is far less, see `places`.
 _WAITING = 1024
+_TO_TELL_S = 2  # for clients to hear that their question was ended
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -52,8 +56,18 @@ def address(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app: FastAPI, bound: socket.socket, settings: ServeSettings, *, ready: Callable[[], None]) -> None:
-    """Answer until SIGTERM or Ctrl-C; `ready` is called once connections are accepted."""
+def serve(
+    app: FastAPI,
+    bound: socket.socket,
+    settings: ServeSettings,
+    *,
+    ready: Callable[[], None],
+    asker: SharedAgent | None = None,
+) -> None:
+    """Answer until SIGTERM or Ctrl-C; `ready` is called once connections are accepted.
+
+    Open requests have `stop_timeout_s` then; questions to an agent that take longer are ended with an error.
+    """
     most, backlog = places(settings)
     bound_logs()
     config = uvicorn.Config(
@@ -63,15 +77,17 @@ def serve(app: FastAPI, bound: socket.socket, settings: ServeSettings, *, ready:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(settings.stop_timeout_s),
+        timeout_graceful_shutdown=math.ceil(settings.stop_timeout_s) + (0 if asker is None else _TO_TELL_S),
     )
     before = signal.signal(signal.SIGTERM, _stop)
     try:
-        _Server(config, ready).run(sockets=[bound])
+        _Server(config, ready, asker, settings.stop_timeout_s).run(sockets=[bound])
     except KeyboardInterrupt:  # uvicorn raises the signal again after it has stopped
         pass
     finally:
         signal.signal(signal.SIGTERM, before)
+        if asker is not None:  # a second Ctrl-C passes over what the server does at its end
+            asker.close()
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
@@ -79,12 +95,20 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, ready: Callable[[], None], asker: SharedAgent | None, stop_timeout_s: float
+    ) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._ready, self._asker, self._stop_timeout_s = ready, asker, stop_timeout_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for bound in sockets or ():
             bound.listen(_WAITING)
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._asker is not None:
+            self._asker.refuse()
+            asyncio.get_running_loop().call_later(self._stop_timeout_s, self._asker.cut)
+        await super().shutdown(sockets)

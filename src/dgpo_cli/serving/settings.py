@@ -1,11 +1,17 @@
-"""Limits and sizes of a search server, all changed by `dgpo serve -o NAME=VALUE`."""
+"""Limits and sizes of a server, all changed by `dgpo serve -o NAME=VALUE`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+from dgpo_cli.agent.settings import EpisodeLimits
+from dgpo_cli.core.config import setting
+from dgpo_cli.core.device import PRECISION, Precision
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.retrieval.rerank import RerankConfig
+
+_AGENTS = ("max_episodes", "max_questions_waiting", "max_messages", "max_question_chars", "rollout", "precision")
+_NONE_IS_ONE = ("batch_wait_ms", "cache_passages", "max_questions_waiting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +34,30 @@ class ServeSettings:
     body_timeout_s: float = field(default=30.0, metadata={"help": "for a request to arrive in full"})
     stop_timeout_s: float = field(default=30.0, metadata={"help": "for requests in flight when the server is stopped"})
     rerank: RerankConfig = field(default_factory=RerankConfig, metadata={"help": "rerank.model=..., rerank.depth=50"})
+    # With --model:
+    max_episodes: int = field(default=32, metadata={"help": "questions that are answered at once"})
+    max_questions_waiting: int = field(default=256, metadata={"help": "questions that wait; more get status 503"})
+    max_messages: int = field(default=1_000, metadata={"help": "messages in one request"})
+    max_question_chars: int = field(default=16_384, metadata={"help": "characters of a question"})
+    rollout: EpisodeLimits = field(default_factory=EpisodeLimits, metadata={"help": "rollout.max_turns=2, ..."})
+    precision: Precision = setting("auto", PRECISION, source="ours")
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            if setting.name == "rerank":  # checks itself
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if not isinstance(value, int | float):  # checks itself
                 continue
-            value = getattr(self, setting.name)
-            least = 0 if setting.name in ("batch_wait_ms", "cache_passages") else 1
+            least = 0 if one.name in _NONE_IS_ONE else 1
             if not least <= value < float("inf"):
-                raise ConfigError(f"{setting.name} = {value} is out of range", hint=f"give {least} or more")
+                raise ConfigError(f"{one.name} = {value} is out of range", hint=f"give {least} or more")
         if self.default_topk > self.max_topk:
             raise ConfigError(
                 f"default_topk = {self.default_topk} is above max_topk = {self.max_topk}",
                 hint="raise max_topk, or lower default_topk",
             )
+
+    @property
+    def agents_own(self) -> list[str]:
+        """Settings that say something of an agent, and were given."""
+        usual = ServeSettings()
+        return [name for name in _AGENTS if getattr(self, name) != getattr(usual, name)]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dgpo_cli.agent.settings import RolloutSettings
+from dgpo_cli.agent.settings import EpisodeLimits, RolloutSettings
 from dgpo_cli.core.config import note, require_ranges, setting
 from dgpo_cli.core.device import PRECISION, Precision
 from dgpo_cli.engine.turnwise.model_server import ModelServerAccess
@@ -22,18 +22,6 @@ from dgpo_cli.training.optimizer_settings import OptimizerKind, Schedule
 
 BehaviorKind = Literal["trainer", "engine"]
 CriticKind = Literal["own", "shared"]
-
-
-@dataclass(frozen=True, slots=True)
-class EpisodeLimits:
-    """What `-o rollout.` sets in the commands that ask a trained model; as it was trained where nothing is given."""
-
-    top_k: int | None = None
-    max_turns: int | None = None
-    max_new_tokens: int | None = None
-    max_observation_tokens: int | None = None
-    max_prompt_tokens: int | None = None
-    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
-"""`dgpo serve`: an index for other programs and machines, over HTTP."""
+"""`dgpo serve`: an agent, or an index, for people, other programs and machines, over HTTP."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,24 +10,28 @@ import typer
 
 from dgpo_cli.commands.common.options import DeviceOption, JsonFlag, QuietFlag, choose_index
 from dgpo_cli.commands.common.search_environment import TOKEN_VARIABLE, search_token, sendable_token
+from dgpo_cli.commands.serve.agent import agent_server, choose_agent
 from dgpo_cli.console import Console
 from dgpo_cli.core.untrusted import LARGEST_RECORD, read_bytes
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
     from dgpo_cli.retrieval.open import OpenIndex
+    from dgpo_cli.serving.agent import AgentServer
     from dgpo_cli.serving.metrics import Metrics
-    from dgpo_cli.serving.settings import ServeSettings
 
 _LEAST_TOKEN = 16  # characters
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 def serve(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Alias, hub id, folder or run that answers; without one the index alone is served."),
+    ] = None,
     index: Annotated[
-        str | None, typer.Option(help="Index folder; the current one by default.", show_default=False)
+        str | None,
+        typer.Option(help="Index folder, with --model also a server; the current one by default.", show_default=False),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; beyond this machine only with a token.")
@@ -46,13 +51,14 @@ def serve(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Serve an index over HTTP with Search-R1's protocol, until Ctrl-C.
+    """Serve an agent by OpenAI's protocol, with a page to talk with it, or an index by Search-R1's; until Ctrl-C.
 
-    `POST /retrieve` takes `queries`, `topk` and `return_scores`; `/health` and `/metrics` (Prometheus) tell how it
-    does. Search-R1, verl and SkyRL use it as it is, `dgpo` with `--index http://HOST:PORT`. With --json the object is
-    printed when connections are accepted.
+    With --model, the page is at the address itself, and any OpenAI client finds the agent at `/v1`: it searches by
+    itself, its thoughts and searches are reasoning, its passages annotations. `POST /retrieve` searches the index, for
+    Search-R1, verl, SkyRL, and `dgpo` with `--index http://HOST:PORT`. `/health` and `/metrics` (Prometheus) tell how
+    it does. With --json the object is printed when connections are accepted.
 
-    Examples: `dgpo serve` · `dgpo serve --index indexes/wiki --host 0.0.0.0 --token-file token.txt`
+    Examples: `dgpo serve --model dgpo-qwen-0.5b` · `dgpo serve --index indexes/wiki --host 0.0.0.0 --token-file FILE`
     """
     from dgpo_cli.core.config import apply_options, parse_options
     from dgpo_cli.core.extras import require
@@ -62,57 +68,72 @@ def serve(
     for module in ("fastapi", "uvicorn", "prometheus_client", "cachetools"):
         require(module, "serve", "`dgpo serve`")
     from dgpo_cli.serving import run
+    from dgpo_cli.serving.app import SearchServer
+    from dgpo_cli.serving.batcher import Batcher
+    from dgpo_cli.serving.door import Door
     from dgpo_cli.serving.metrics import Metrics
     from dgpo_cli.serving.settings import ServeSettings
 
     console = Console(json_output=json, quiet=quiet)
     settings = apply_options(ServeSettings, parse_options(options or ()))
+    if model is None and settings.agents_own:
+        raise ConfigError(f"{settings.agents_own[0]} has no effect without a model", hint="give --model NAME")
     token, metrics = _token(token_file), Metrics()
     where = choose_index(console, index)
-    if is_server(where):
-        raise ConfigError(f"{where} is a server already", hint="give --index DIR")
+    if is_server(where) and model is None:
+        raise ConfigError(f"{where} is a server already", hint="give --index DIR, or a model that searches there")
     with run.bind(host, port) as bound:
         if token is None and not run.is_loopback(bound):
             raise ConfigError(
                 f"without a token only this machine may search, and {host} is open to others",
                 hint=f"give --token-file FILE (or set {TOKEN_VARIABLE}), or --host 127.0.0.1",
             )
+        chosen = None if model is None else choose_agent(console, model, where, settings, device or "auto")
         opened = open_index(where, device=device or "auto", rerank=settings.rerank)
+        door = Door(settings, token, (*_LOOPBACK_NAMES, host.lower()))
+        batcher = Batcher(opened.retriever, settings, metrics)
+        agent = None
+        if chosen is not None:
+            agent = agent_server(console, chosen, where, opened.retriever, batcher, door, settings, metrics)
         about = _about(opened)
-        app = _app(opened, settings, metrics, token, about, host)
+        server = SearchServer(batcher, settings, metrics, about=about, door=door, probe=_probe(opened), agent=agent)
         place = run.address(bound)
 
         def ready() -> None:
             secret = "; clients must send the token" if token is not None else ""
-            console.info(f"serving {where} ({about['passages']:,} passages) on {place}{secret}; Ctrl-C stops")
-            console.result({"url": place, "index": where, **about})
+            passages = "" if opened.manifest is None else f" ({opened.manifest.passages:,} passages)"
+            answers = "" if agent is None else f"{agent.name}, which searches "
+            console.info(f"serving {answers}{where}{passages} on {place}{secret}; Ctrl-C stops")
+            if agent is not None:
+                console.info(f"talk with it in a browser: {place}; OpenAI clients: {place}/v1")
+            console.result({"url": place, "index": where, **about} | ({} if agent is None else {"model": agent.name}))
 
-        run.serve(app, bound, settings, ready=ready)
-    console.info(
-        f"stopped after {metrics.total('dgpo_requests_total'):,} requests, "
-        f"{metrics.total('dgpo_request_errors_total'):,} of them errors"
-    )
+        run.serve(server.app(), bound, settings, ready=ready, asker=None if agent is None else agent.asker)
+    console.info(_stopped(metrics, agent))
 
 
-def _app(
-    opened: OpenIndex, settings: ServeSettings, metrics: Metrics, token: str | None, about: dict[str, Any], host: str
-) -> FastAPI:
+def _stopped(metrics: Metrics, agent: AgentServer | None) -> str:
+    requests, errors = metrics.total("dgpo_requests_total"), metrics.total("dgpo_request_errors_total")
+    line = f"stopped after {requests:,} requests, {errors:,} of them errors"
+    if agent is None:
+        return line
+    questions, failed = metrics.total("dgpo_questions_total"), metrics.total("dgpo_question_errors_total")
+    return f"{line}; {questions:,} questions, {failed:,} of them errors"
+
+
+def _probe(opened: OpenIndex) -> Callable[[], None] | None:
+    """What lies elsewhere can go away while its folder is whole; asking costs one call of a server."""
     from functools import partial
 
     from dgpo_cli.retrieval.open import check_index
-    from dgpo_cli.serving.app import SearchServer
-    from dgpo_cli.serving.batcher import Batcher
 
-    batcher = Batcher(opened.retriever, settings, metrics)
-    hosts = (*_LOOPBACK_NAMES, host.lower())
-    # Rows in Milvus can go away while the folder is whole; asking costs one call of a server.
-    elsewhere = about["retriever"] == "milvus"
-    probe = partial(check_index, opened.location) if elsewhere else None
-    return SearchServer(batcher, settings, metrics, about=about, token=token, hosts=hosts, probe=probe).app()
+    elsewhere = opened.manifest is None or opened.manifest.retriever == "milvus"
+    return partial(check_index, opened.location) if elsewhere else None
 
 
 def _about(opened: OpenIndex) -> dict[str, Any]:
-    assert opened.manifest is not None, "only an index folder is served"
+    if opened.manifest is None:
+        return {"retriever": "server", "passages": None, "digest": opened.digest}
     return {
         "retriever": opened.manifest.retriever,
         "passages": opened.manifest.passages,

@@ -1,0 +1,101 @@
+"""The agent that `dgpo serve --model` puts beside an index: its settings, and the model loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dgpo_cli.commands.common.examples import example_questions
+from dgpo_cli.commands.common.options import choose
+from dgpo_cli.commands.common.trained import trained_limits
+from dgpo_cli.console import Console
+
+if TYPE_CHECKING:
+    from dgpo_cli.agent.settings import RolloutSettings
+    from dgpo_cli.retrieval.base import Retriever
+    from dgpo_cli.serving.agent import AgentServer
+    from dgpo_cli.serving.batcher import Batcher
+    from dgpo_cli.serving.door import Door
+    from dgpo_cli.serving.metrics import Metrics
+    from dgpo_cli.serving.settings import ServeSettings
+
+_EXAMPLES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A model that passed what can be checked before it is loaded."""
+
+    model: str
+    name: str  # for clients
+    rollout: RolloutSettings
+    device: str
+
+
+def choose_agent(console: Console, model: str, index: str, settings: ServeSettings, device: str) -> Chosen:
+    """Raises DgpoError for a model or an index that cannot be used, or episodes that do not fit into memory."""
+    from dataclasses import replace
+
+    from dgpo_cli.agent.settings import RolloutSettings
+    from dgpo_cli.models.sources import search_limits
+    from dgpo_cli.planning.checks import check_chat
+    from dgpo_cli.retrieval.open import check_index
+
+    chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
+    given = {name: value for name, value in asdict(settings.rollout).items() if value is not None}
+    limits = trained_limits(console, given, search_limits(chosen), chosen, RolloutSettings()) | given
+    rollout = RolloutSettings(**limits, temperature=0.0, wave=settings.max_episodes, stop_repeats=True)
+    check_index(index)
+    wave = check_chat(
+        chosen, rollout, device=device, precision=settings.precision, given="max_episodes" in settings.agents_own,
+        say=console.info,
+    )  # fmt: skip
+    return Chosen(chosen, _name(chosen), replace(rollout, wave=wave), device)
+
+
+def _name(model: str) -> str:
+    """What clients call it: the name that was given, or of a folder its own; of a run's best weights, the run's."""
+    folder = Path(model)
+    if not folder.exists():
+        return model
+    return folder.parent.name if folder.name in ("best", "last") and folder.parent.name else folder.stem or model
+
+
+def agent_server(
+    console: Console,
+    chosen: Chosen,
+    index: str,
+    retriever: Retriever,
+    batcher: Batcher,
+    door: Door,
+    settings: ServeSettings,
+    metrics: Metrics,
+) -> AgentServer:
+    """Loads the model."""
+    from dgpo_cli.agent.agent import Agent
+    from dgpo_cli.models.codec import Codec
+    from dgpo_cli.models.devices import inference_dtype, training_device
+    from dgpo_cli.models.load import load_model
+    from dgpo_cli.serving.agent import AgentServer
+    from dgpo_cli.serving.shared import SharedAgent
+
+    where = training_device(chosen.device)
+    loaded = load_model(chosen.model, device=where, dtype=inference_dtype(where, chosen.model, settings.precision))
+    if loaded.raw is not None:
+        console.warn(loaded.raw)
+    codec = Codec(loaded.tokenizer, loaded.protocol)
+    agent = Agent.of(loaded.model, codec, retriever, chosen.rollout)
+    about: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "format": loaded.protocol.format,
+        "places": chosen.rollout.wave,
+        "max_turns": chosen.rollout.max_turns,
+        "top_k": chosen.rollout.top_k,
+        "max_tokens": agent.engine.capacity,
+    }
+    asker = SharedAgent(agent, batcher.search, settings.max_questions_waiting, metrics)
+    return AgentServer(
+        asker, door, settings, metrics,
+        name=chosen.name, about=about, examples=example_questions(Path(index).parent, _EXAMPLES),
+    )  # fmt: skip
