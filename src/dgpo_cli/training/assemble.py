@@ -38,7 +38,7 @@ from dgpo_cli.training.source import Source
 
 
 class Material(Interface):
-    """What a method trains on, and what follows from that."""
+    """The data of a method, and the settings that depend on it."""
 
     @property
     def objective(self) -> Objective: ...
@@ -62,7 +62,7 @@ class Material(Interface):
 
     @property
     def sequences(self) -> int:
-        """Of a step, at most."""
+        """Sequences of a step, at most."""
 
     @property
     def always_writes(self) -> bool:
@@ -88,7 +88,7 @@ def load_models(settings: TrainSettings, objective: Objective) -> tuple[LoadedMo
 
 
 def load_retriever(settings: TrainSettings) -> Retriever | None:
-    """What the student searches; None without an index."""
+    """The retriever that the student searches; None without an index."""
     if settings.index is None:
         return None
     return open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever

@@ -134,7 +134,7 @@ def state_bytes(learner: Learner) -> int:
 
 
 def _modules(learner: Learner) -> list[tuple[str, torch.nn.Module]]:
-    """What is trained, by name."""
+    """The trained modules, by name."""
     return list(zip(("student", "critic"), learner.trained(), strict=False))
 
 

@@ -1,4 +1,4 @@
-"""Trajectories to samples: what each written token is worth.
+"""Trajectories to samples: the credit of each written token.
 
 Deviation from the reference: advantages are whitened over written tokens only (the reference includes retrieved ones),
 and no episode of a batch is dropped.
@@ -48,7 +48,7 @@ def teacher_samples(trajectories: Sequence[Trajectory]) -> list[Sample]:
 
 
 def rollout_sample(trajectory: Trajectory) -> Sample:
-    """A sample that the student wrote, with the log-probabilities that the engine told."""
+    """A sample that the student wrote, with the engine's log-probabilities."""
     told = None if trajectory.logprobs is None else torch.tensor(trajectory.logprobs)
     return Sample.of(trajectory, by_student=True, signals=Signals(sampling_logprobs=told))
 
@@ -130,7 +130,7 @@ def _repeats(trajectory: Trajectory) -> int:
 
 
 def _needs_metrics(learner: Learner, samples: Sequence[Sample], episodes: Sequence[ScoredEpisode]) -> dict[str, float]:
-    """How far the engine's log-probabilities are from the trainer's, and the teacher's from the student's."""
+    """Distances of log-probabilities: of the engine to the trainer, and of the teacher to the student."""
     metrics = {}
     pairs = [
         (told[e.written], e.behavior_logprobs[e.written])

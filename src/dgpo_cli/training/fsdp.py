@@ -25,7 +25,7 @@ from dgpo_cli.models.packed import Packed
 def shard(model: nn.Module, device: torch.device) -> None:
     """Split a causal language model, or a critic around one, over all processes; its weights stay whole for now.
 
-    Its parameters are other objects while they are split, so an optimizer has to be given them anew.
+    Its parameters are other objects while they are split, so an optimizer has to be bound to them again.
     """
     body = model if isinstance(model, PreTrainedModel) else model.get_submodule("backbone")
     assert isinstance(body, PreTrainedModel)
@@ -39,7 +39,7 @@ def shard(model: nn.Module, device: torch.device) -> None:
         decoder = body.get_decoder()
         model.sharded_decoder = MethodType(lambda _, **inputs: decoder(**inputs), model)  # type: ignore[assignment]
         register_fsdp_forward_method(model, "sharded_decoder")
-    # The first pass tells the layers who their root is; rollouts begin further down.
+    # The first pass registers the root module with the layers; rollouts begin further down.
     token = Packed.of([torch.zeros(1, dtype=torch.long)], device)
     with torch.no_grad():
         hidden_states(body, token) if model is body else model(token)

@@ -1,4 +1,4 @@
-"""What a training run is made of, as its settings say: objective, questions, and the agent text of its models."""
+"""The parts of a training run, from its settings: objective, questions, and the agent text of its models."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def run_kd(
     show: Say | None = None,
     sizes: Sizes | None = None,
 ) -> dict[str, Any]:
-    """Load what the settings name, and train; `show` is told one of the student's episodes now and then.
+    """Load what the settings name, and train; `show` is called with a student's episode now and then.
 
     `sizes` are those that the check before fitted to the memory.
     """

@@ -67,7 +67,7 @@ class Optimizer:
         return bool(self.adam.param_groups[0].get("fused"))
 
     def state_bytes(self) -> int:
-        """What the moments take once there has been an update."""
+        """Bytes of the moments after the first update."""
         groups = self.adam.param_groups
         return sum(2 * p.numel() * group.get("optim_bits", 32) // 8 for group in groups for p in group["params"])
 
@@ -161,7 +161,7 @@ class Learner:
     micro_batch_tokens: int = 16_384  # tokens per forward and backward pass
     chunk_tokens: int = 256  # tokens whose distributions exist at once
     temperature: float = 1.0  # of the rollouts; log-probabilities are taken at the same
-    engine_logprobs: bool = False  # those of the policy that wrote are the engine's, where it told them
+    engine_logprobs: bool = False  # the behavior policy's are the engine's, where it has them
 
     @property
     def bodies(self) -> list[PreTrainedModel]:

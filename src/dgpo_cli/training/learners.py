@@ -1,4 +1,4 @@
-"""The learner of a run: what is trained, by which optimizers, and the frozen models beside it."""
+"""The learner of a run: trained modules, their optimizers, and the frozen models."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ Look = Callable[[int, Sequence[Trajectory], Sequence[Sample]], None]
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the loop tells its caller. `step` counts finished steps."""
+    """Callbacks of the loop. `step` counts finished steps."""
 
     log: Callable[[int, Mapping[str, float]], None]
     evaluate: Callable[[], Mapping[str, float]]

@@ -1,4 +1,4 @@
-"""How a model is moved: kind of optimizer, learning rate and its schedule."""
+"""Settings of an optimizer: its kind, learning rate and schedule."""
 
 from __future__ import annotations
 

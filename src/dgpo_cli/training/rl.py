@@ -42,7 +42,7 @@ def run_rl(
     show: Say | None = None,
     sizes: Sizes | None = None,
 ) -> dict[str, Any]:
-    """Load what the settings name, and train; `show` is told one of the episodes now and then.
+    """Load what the settings name, and train; `show` is called with one of the episodes now and then.
 
     `sizes` are those that the check before fitted to the memory.
     """

@@ -26,7 +26,7 @@ CriticKind = Literal["own", "shared"]
 
 @dataclass(frozen=True, slots=True)
 class AskSettings:
-    """What `-o` sets in the commands that ask a trained model."""
+    """Settings under `-o` of the commands that ask a trained model."""
 
     rerank: RerankConfig = field(default_factory=RerankConfig)
     rollout: EpisodeLimits = field(default_factory=EpisodeLimits)
@@ -36,7 +36,7 @@ class AskSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """What `kd` and `rl` share. A pass is one over the trajectories of kd, or over the questions of rl."""
+    """Settings that `kd` and `rl` share. A pass is one over the trajectories of kd, or over the questions of rl."""
 
     student: str = field(metadata=note("where training starts: alias, hub id, folder or run"))
     teacher: str | None = setting(None, "alias, hub id, folder or run; needed by methods that compare with one")
@@ -167,7 +167,7 @@ class RLSettings(TrainSettings):
 
 
 def deviations(config: Mapping[str, object]) -> list[str]:
-    """What a run with these settings does otherwise than the paper's algorithm, for its record and its model's card."""
+    """Deviations of a run with these settings from the paper's algorithm, for its record and its model's card."""
     known = {
         ("critic", "shared"): "the critic is a head on the student's hidden states, not a model of its own",
         ("freeze_embeddings", True): "the embedding of tokens and the output layer are not trained",

@@ -1,5 +1,6 @@
-"""Where the trajectories of a step come from. Order and draws are functions of (seed, step), so a resumed run needs no
-generator state to see what an undisturbed one would have seen."""
+"""The source of the trajectories of a step. Order and draws are functions of (seed, step), so a resumed run needs no
+generator state to see what an undisturbed one would have seen.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def draw(items: Sequence[T], size: int, step: int, seed: int) -> list[tuple[T, i
     return batch
 
 
-@lru_cache(maxsize=4)  # a batch spans two epochs at most where they are longer, and two series run beside each other
+@lru_cache(maxsize=4)  # a batch spans two epochs at most where they are longer, and two series run in parallel
 def _order(count: int, seed: int, epoch: int) -> list[int]:
     order = list(range(count))
     random.Random(f"order {seed} {epoch}").shuffle(order)
@@ -40,7 +41,7 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """What one step trains on. A student's sequences are graded rollouts of the weights as they were when it wrote."""
+    """The data of one step. A student's sequences are graded rollouts of the weights as they were when it wrote."""
 
     by_teacher: Sequence[Trajectory] = ()
     by_student: Sequence[Trajectory] = ()
@@ -149,7 +150,7 @@ class Rollouts:
             kept += [g for g in groups if len({t.score.total for t in g if t.score is not None}) > 1]
             if len(kept) >= self.batch_size:
                 break
-        # Where nothing differs anywhere the step has nothing to learn from; its metrics still tell how it went.
+        # If no group has a difference the step has nothing to learn from; its metrics are still recorded.
         return Sequences(by_student=[t for group in (kept or groups)[: self.batch_size] for t in group])
 
     def _groups(self, draw_number: int) -> list[list[Trajectory]]:

@@ -91,7 +91,7 @@ def _update(
 
 
 def _cost(sample: Sample) -> int:
-    """Tokens through models, to share the work by; a teacher's pass is taken to be worth a student's."""
+    """Tokens through models, to share the work by; a teacher's pass counts like a student's."""
     return sample.length * (2 if sample.kl_weight else 1)
 
 

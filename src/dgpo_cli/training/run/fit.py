@@ -37,11 +37,11 @@ class Attempt(NamedTuple):
 
 @dataclass(slots=True)
 class Memory:
-    """What a process may use of a device. `limit` in bytes; free memory without a margin by default."""
+    """The memory of a device that a process may use. `limit` in bytes; free memory without a margin by default."""
 
     device: torch.device
     limit: int = 0
-    sharers: int = 1  # processes that do the same beside this one: on the CPU each gets its part of what is free
+    sharers: int = 1  # processes that do the same at once: on the CPU each gets its share of the free memory
 
     def __post_init__(self) -> None:
         if self.device.type not in ("cuda", "cpu") or (self.device.type == "cpu" and sys.platform != "linux"):
@@ -80,7 +80,7 @@ def _resident(name: str) -> int:
 
 @dataclass(slots=True)
 class SizeSearch:
-    """The largest size from 1 to `largest` whose `run` stays within memory; `attempts` tells how it was found."""
+    """The largest size from 1 to `largest` whose `run` stays within memory; `attempts` records the search."""
 
     memory: Memory
     run: Callable[[int], None]

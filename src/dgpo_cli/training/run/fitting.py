@@ -55,7 +55,7 @@ def fit(
     engine: Callable[[int], Engine] | None = None,
     say: Say | None = None,
 ) -> Fit:
-    """What was found before this run was interrupted, or else what a search finds now; the learner is set to it.
+    """Set the learner to the size found before an interruption, or else by a search.
 
     `length` is that of the longest sequence, `sequences` how many a step has at most. `engine` makes a rollout engine
     of so many slots: they get half of the memory that is free, because generation takes most of a step's time and
@@ -95,7 +95,7 @@ def _search(
 
 
 def _agreed(learner: Learner, mine: Fit) -> Fit:
-    """What fits in every process."""
+    """The size that fits in every process."""
     everyone = learner.world.gather([mine.micro_batch_tokens, mine.wave])
     return replace(
         mine,

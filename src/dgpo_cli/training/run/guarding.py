@@ -1,4 +1,4 @@
-"""What a training run does when its collapse guard rings: warn, stop, or go back to its best state, slower."""
+"""Reaction of a run to an alarm of its collapse guard: warn, stop, or go back to its best state at a lower rate."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Guarding:
             checkpoint.save(_folder(run), learner, step, {}, keep=step + 2)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint carries, under its key."""
+        """The state for a checkpoint."""
         return {KEY: self.guard.state_dict()}
 
     def saved(self, run: RunDir) -> None:

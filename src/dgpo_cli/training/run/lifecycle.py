@@ -1,4 +1,4 @@
-"""What every training run shares: a run folder fed by the loop, resumable state, best weights."""
+"""The life of every training run: a run folder fed by the loop, resumable state, best weights."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def run_training(
 
 
 def _begin(run: OpenRun, learner: Learner, rolls_back: bool) -> tuple[int, Mapping[str, Any]]:
-    """The step of the newest state, which the learner has then, and what the state carries beside it."""
+    """Load the newest state into the learner; returns its step and the other parts of the state."""
     path = run.folder.path
     _settle(run.folder, learner)
     check_space(path, (run.keep + 1 + 2 * rolls_back) * checkpoint.state_bytes(learner))
@@ -149,7 +149,7 @@ def _begin(run: OpenRun, learner: Learner, rolls_back: bool) -> tuple[int, Mappi
 
 @dataclass(slots=True)
 class _Records:
-    """What the loop tells, as files of the run folder and to who listens to it."""
+    """Writes the output of the loop into files of the run folder, and passes it to listeners."""
 
     run: OpenRun
     learner: Learner

@@ -58,7 +58,7 @@ class TrainingLine:
 def best_validation(best: float | None, rows: Iterable[Mapping[str, Any]]) -> str:
     """The best validation of a run that logged `rows`, to be put behind other text; "" without one.
 
-    It is told by the measure that chose the weights: EM, else the loss, whose score is its negative.
+    It shows the measure that chose the weights: EM, else the loss, whose score is its negative.
     """
     if best is None:
         return ""

@@ -38,7 +38,7 @@ def parse_trackers(names: str | None) -> tuple[str, ...]:
 
 @contextmanager
 def tracked(run: RunDir, names: tuple[str, ...], say: Callable[[str], None]) -> Iterator[None]:
-    """Send what `run` logs while this is open to the trackers as well; `say` is told where each can be seen.
+    """Send what `run` logs while this is open to the trackers as well; `say` gets a line on where each can be seen.
 
     Raises ConfigError where one of them cannot start.
     """
@@ -129,7 +129,7 @@ def _start_trackio(run: RunDir) -> Started:
 
     tracker = Tracker(
         PROJECT,
-        name=f"{run.path.name}-{_identity_of(run)}",  # its runs are told apart by nothing else
+        name=f"{run.path.name}-{_identity_of(run)}",  # its runs are distinguished by nothing else
         resume="allow",
         embed=False,
         auto_log_cpu=False,

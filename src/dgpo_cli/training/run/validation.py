@@ -27,7 +27,7 @@ MAX_KEPT = 200  # ours, episodes in it
 def team(agent: Agent, world: Processes, progress: Progress | None = None) -> Roll:
     """Episodes of (question, sample) pairs in order; each process of `world` runs a share, and all get every one.
 
-    `progress` is told of the share of this process.
+    `progress` counts the share of this process.
 
     Shares are balanced by the tokens of the question's last episode; one without counts as the mean. An episode's draws
     depend on its seed and key, so it is the same whoever runs it.
@@ -65,7 +65,7 @@ def evaluator(
     The first `MAX_KEPT` episodes of the last one stay in `folder`, to be looked at with `dgpo report`. With `model`,
     whose weights the agent has, an episode is on disk as soon as it is finished: a run that is killed and comes back to
     the same weights goes on from there.
-    It raises RetrievalError when so many searches failed that the score would tell of the retriever, not of the model.
+    It raises RetrievalError when so many searches failed that the score would measure the retriever, not the model.
     """
     greedy = agent.with_settings(temperature=0.0)
     roll = team(greedy, world, progress)
@@ -125,7 +125,7 @@ def _recorded_roll(
 
 
 def parameters_digest(model: torch.nn.Module) -> str:
-    """Of all weights as they are at this moment: the same digest, bit by bit the same weights."""
+    """Digest of all weights at this moment: the same digest means the same weights, bit by bit."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())

@@ -31,7 +31,7 @@ Sizes = dict[str, int | bool]
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Of a device: its kind, and the bytes that a run may take of it."""
+    """A device: its kind, and the bytes of it that a run may use."""
 
     device: str  # cpu, cuda, mps
     bytes: int
@@ -42,7 +42,7 @@ class Room:
 
     @classmethod
     def on(cls, device: str, limit_gib: float | None = None, sharers: int = 1) -> Room:
-        """What is free there, less a margin, or the limit that was set. Raises ConfigError for an unusable device."""
+        """The free memory less a margin, or the limit that was set. Raises ConfigError for an unusable device."""
         kind, free = free_on(device)
         room = int(free * (1 - MARGIN)) if limit_gib is None else int(limit_gib * GIB)
         return cls(kind, room // (sharers if kind == "cpu" else 1))
@@ -154,7 +154,7 @@ def needed(parts: dict[str, float]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Account(Generic[Training]):
-    """What settings take, beside what there is. `given` are the settings that the user named: they are never fitted."""
+    """The memory that settings take, and the room for it. `given` settings, named by the user, are never fitted."""
 
     parts: Callable[[Training], dict[str, float]]  # bytes
     longest: Callable[[Training], int]  # tokens of a sequence

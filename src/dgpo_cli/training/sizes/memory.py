@@ -25,7 +25,9 @@ _BUFFERS_CE, _BUFFERS_POLICY, _BUFFERS_KD, _BUFFERS_FULL_KL = 3.0, 3.25, 4.25, 5
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a training stage keeps in memory. `reader` is a frozen teacher, `reference` a frozen copy of the student."""
+    """Memory contents of a training stage. `reader` is a frozen teacher, `reference` a frozen copy of
+    the student.
+    """
 
     student: Shape
     reader: Shape | None
@@ -63,7 +65,7 @@ class Job:
 
     @property
     def reader_compute(self) -> int:
-        """Of the teacher's; in 8 bit a CPU computes around them in float32."""
+        """Dtype in which the teacher computes; around 8-bit weights a CPU uses float32."""
         return HALF if self.accelerated or (self.reader_half and not self.reader_8bit) else FLOAT
 
 
@@ -94,7 +96,7 @@ def by_part(job: Job) -> dict[str, float]:
 
 
 def trained_values(job: Job) -> int:
-    """Of student and critic: all of both, all but their embeddings and output layers, or their adapters."""
+    """Trained values of student and critic: all, all but embeddings and output layers, or the adapters."""
     student = job.student
     head = student.hidden + 1 if job.rl else 0
     bodies = 2 if job.own_critic else 1
@@ -151,7 +153,7 @@ def reader_bytes(job: Job) -> float:
 
 
 def kv_cache(job: Job) -> float:
-    """Of as many episodes as run together, each at its longest."""
+    """Keys and values of all episodes of a wave, each at its longest."""
     return sizes.cache_bytes(
         [job.capacity] * job.slots,
         layers=job.student.layers,
@@ -164,7 +166,7 @@ def kv_cache(job: Job) -> float:
 
 
 def writing_copy(job: Job) -> float:
-    """What is written with: rounded from float32 masters to 16 bit, or with an adapter added to the weights."""
+    """The copy that generates: rounded from float32 masters to 16 bit, or with an adapter merged."""
     return job.compute * job.student.parameters if job.slots and (job.compute == HALF or job.adapter) else 0.0
 
 
@@ -190,7 +192,7 @@ def kept_per_token(shape: Shape, *, half: bool) -> float:
 
 
 def activations(job: Job) -> float:
-    """Of student and critic, which are differentiated together."""
+    """Activations of student and critic, which are differentiated together."""
     shape = job.student
     layer = kept_per_token(shape, half=job.compute == HALF)
     per_token = shape.layers * (FLOAT * shape.hidden if job.checkpointing else layer)
@@ -201,7 +203,7 @@ def activations(job: Job) -> float:
 
 
 def rounded_weights(job: Job) -> float:
-    """Of the student's layers, kept in 16 bit for as long as a pass through them lasts."""
+    """The student's layers in 16 bit, kept during a pass through them."""
     return HALF * job.student.layers * job.student.layer_linear if job.compute == HALF else 0.0
 
 
@@ -229,7 +231,7 @@ def _work(job: Job, gradients: float) -> dict[str, float]:
         back | {"teacher's pass": reader_pass(job) if job.distribution else 0.0},
         back | {"layer in hand": layer},
         {"gradients": gradients, "optimizer step": adam_temporary(job)},
-        # One beside the one that it is added to.
+        # One in addition to the one that it is added to.
         {"gradients": gradients, "embedding gradient": 0.0 if job.frozen else 2.0 * FLOAT * shape.head_parameters},
         {"teacher's pass": 0.0 if job.distribution else reader_pass(job) + logprob_chunk(job)},
         writing,

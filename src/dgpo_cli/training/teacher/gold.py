@@ -50,7 +50,7 @@ def query(title: str) -> str:
 
 
 def _next_query(question: Question, seen: Sequence[Passage], asked: Sequence[str]) -> str | None:
-    """What to look up; None where everything was found, the answer was read, or nothing is left to ask."""
+    """The next query; None if everything was found, the answer was read, or nothing is left to ask."""
     left = _left(question, seen)
     if not left or _was_read(question, seen, left):
         return None
@@ -69,7 +69,7 @@ def _next_query(question: Question, seen: Sequence[Passage], asked: Sequence[str
 
 
 def _was_read(question: Question, seen: Sequence[Passage], left: Sequence[str]) -> bool:
-    """Whether a supporting passage told the answer and all that is `left` to look up is the answer's own page.
+    """Whether a supporting passage held the answer and all that is `left` to look up is the answer's own page.
 
     An answer that the question names is one of several to choose from: there every passage counts.
     """
@@ -129,7 +129,7 @@ def _is_of(passage: Passage, title: str) -> bool:
 
 
 def _telling(question: Question, passages: Iterable[Passage], answer: str) -> list[str]:
-    """Of the first passage that holds the answer, the sentence with it that shares most words with the question."""
+    """The sentence, of the first passage that holds the answer, that has it and shares most words with the question."""
     words = {*normalize_answer(question.text).split()}
     for passage in passages:
         holding = [sentence for sentence in sentences(passage.text) if contains_answer(sentence, [answer])]

@@ -1,4 +1,4 @@
-"""Which episodes are learned from, and which questions a teacher that knows the supporting passages can answer."""
+"""The choice of episodes to learn from, and of questions that a teacher with the supporting passages can answer."""
 
 from __future__ import annotations
 

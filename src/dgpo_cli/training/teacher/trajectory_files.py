@@ -47,7 +47,7 @@ def recorded_limits(path: Path) -> dict[str, int]:
 
 
 def read_trajectories(path: Path) -> TrajectorySet:
-    """Those that a model wrote something of, and the lines of the others. Raises InputError naming the line."""
+    """Trajectories with written tokens, and the line numbers of the others. Raises InputError naming the line."""
     file = trajectory_file(path)
     header, rows = read_records(file, "trajectories")
     check(header, _HEADER, f"{file}:1", hint=_AGAIN)

@@ -23,7 +23,7 @@ def written_engine(codec: Codec, script: Script, max_tokens: int) -> ScriptedEng
 
 
 def file_script(path: str, form: Format) -> Script:
-    """What a file of demonstrations says to its questions. Raises InputError."""
+    """The script in a file of demonstrations, by question. Raises InputError."""
     steps = {attempt_key(entry.question, 0): entry.steps for entry in read_demonstrations(Path(path))}
 
     def script(key: str, read: Sequence[str]) -> str:
