@@ -46,7 +46,7 @@ def gold_codec(codec: Codec, mode: Mode) -> Codec:
 
 @dataclass(frozen=True, slots=True)
 class GoldContext:
-    """Which questions of a set can be asked with their gold passages."""
+    """The questions of a set that can be asked with their gold passages."""
 
     passages: Mapping[str, tuple[Passage, ...]]  # by question id, in the question's order
     without_gold: int  # questions that name no gold passage
@@ -103,7 +103,7 @@ class GoldReader:
         self._engine, self._codec, self._settings, self._seed = engine, codec, settings, seed
 
     def with_turns(self, trajectory: Trajectory) -> Trajectory:
-        """Of an old record, which tells nothing of its turn."""
+        """An old record, with its turn parsed."""
         if trajectory.written_turns is not None:
             return trajectory
         ended = trajectory.stop is not StopReason.MAX_TOKENS

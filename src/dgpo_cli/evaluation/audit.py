@@ -28,7 +28,7 @@ from dgpo_cli.retrieval.open import OpenIndex, open_index
 
 _PASSAGES = 1_000  # joined to one text
 _DEEPER = (5, 10, 20)
-_GAIN = 0.05  # of a deeper search, worth its longer episodes
+_GAIN = 0.05  # gain of a deeper search that justifies its longer episodes
 _STEMMED_GAIN = 0.01
 _SMALL = 200_000  # passages of which a second index is built on the spot
 _YES_NO = frozenset(("yes", "no"))
@@ -36,7 +36,7 @@ _YES_NO = frozenset(("yes", "no"))
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How the answer of one question can be reached. Ranks count from 1; None where no passage looked at holds it."""
+    """Ranks at which the answer of one question is found, from 1; None where no passage looked at holds it."""
 
     question: Question
     anywhere: bool
@@ -148,7 +148,7 @@ def _to(rank: int | None, k: int) -> bool:
 
 
 class Chance(StrEnum):
-    """What a wrong answer could have been made from."""
+    """The evidence that was available to a wrong answer."""
 
     NONE = "no_chance"  # the corpus does not hold the answer
     UNFOUND = "not_found"  # it does, and no search of the episode returned it
@@ -171,7 +171,7 @@ def chances(episodes: Iterable[Trajectory], reached: Sequence[Reach]) -> Counter
 
 
 def suggestions(index: OpenIndex, reached: Sequence[Reach], found: Audit, k: int, depth: int) -> list[str]:
-    """What would raise the ceiling, each measured on these questions."""
+    """Changes that would raise the ceiling, each measured on these questions."""
     said = []
     for deeper in (k for k in _DEEPER if k <= depth):
         share = sum(each.within(deeper) for each in reached) / len(reached)

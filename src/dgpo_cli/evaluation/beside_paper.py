@@ -1,4 +1,4 @@
-"""The paper's figures beside a result, each with the reasons why the two may not be compared."""
+"""The paper's figures next to a result, each with the reasons why the two may not be compared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def published_row(source: ModelSource) -> PublishedRow | None:
 
 
 def _training_method(source: ModelSource) -> str | None:
-    """What trained the weights of a run folder (its best/); None for any other model."""
+    """The method that trained the weights of a run folder (its best/); None for any other model."""
     config = Path(source.location).parent / "config.toml"
     if not source.local or Path(source.location).name != "best" or not config.is_file():
         return None

@@ -158,7 +158,7 @@ def _setting_differences(a: Side, b: Side, names: Sequence[str]) -> Iterator[dic
     for name in names:
         ours, theirs = conditions(a.benchmarks[name].header), conditions(b.benchmarks[name].header)
         for setting, value in ours.items():
-            # A corpus that neither side tells may be any two.
+            # If neither run records its corpus, they cannot be assumed equal.
             if value != theirs[setting] or (setting == "corpus" and value is None):
                 difference = {"setting": setting, "a": value, "b": theirs[setting]}
                 found.setdefault(json.dumps(difference), (difference, []))[1].append(name)
@@ -167,7 +167,7 @@ def _setting_differences(a: Side, b: Side, names: Sequence[str]) -> Iterator[dic
 
 
 def conditions(header: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides answers beside the model, as the header of their records tells it; None for what it does not tell.
+    """The conditions of the answers other than the model, from the header of their records; None where it has none.
 
     Two evaluations can be compared where all of it is the same.
     """

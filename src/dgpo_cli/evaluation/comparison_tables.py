@@ -10,7 +10,7 @@ from dgpo_cli.evaluation.tables import Cell, Table
 
 
 def heading(comparison: Mapping[str, Any]) -> list[str]:
-    """What A and B are, and before any number whether they may be compared."""
+    """The names of A and B, and before any number whether they may be compared."""
     lines = []
     for side in ("a", "b"):
         one = comparison[side]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredModel:
-    """What `loaded` or `server` has; `source` has the tokenizer, the agent text, and the weights of a loaded model."""
+    """A model in `loaded` or behind `server`; `source` has the tokenizer, the agent text, and the weights if loaded."""
 
     source: ModelSource
     tokenizer: PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ class MeasuredModel:
 
     @property
     def weights(self) -> str:
-        """Which weights answer; of a served model what it is called, since a server does not tell more."""
+        """Identity of the weights; for a served model its name, since a server gives no more."""
         if self.loaded is None:
             assert self.server is not None
             return f"{self.server.model} at {self.server.url}"
@@ -67,7 +67,7 @@ class MeasuredModel:
         return None if self.loaded is None else str(self.loaded.model.dtype).removeprefix("torch.")
 
     def described(self, name: str) -> dict[str, Any]:
-        """What a record says of it, under the name that it was asked for by."""
+        """Its description for a record, under the name that it was requested by."""
         return {
             "name": name,
             "location": self.source.location,
@@ -103,7 +103,7 @@ class MeasuredModel:
 
 
 def weights_digest(loaded: LoadedModel) -> str:
-    """Of a folder the hash of its weights, of a hub model its commit."""
+    """The hash of a folder's weights, or the commit of a hub model."""
     if not loaded.source.local:
         return f"{loaded.source.location}@{loaded.model.config._commit_hash}"
     digest = hashlib.sha256()

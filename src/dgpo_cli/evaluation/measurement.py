@@ -70,7 +70,7 @@ def measure(
 
 
 def identity(settings: EvalSettings, benchmarks: Iterable[Benchmark], model: MeasuredModel) -> dict[str, Any]:
-    """What decides the answers, for the run folder: the same identity goes on, another one starts anew."""
+    """The settings that decide the answers: a run with the same identity is resumed, another one begins."""
     return asdict(settings) | {
         "weights": model.weights,
         "protocol": model.protocol.digest,
@@ -93,7 +93,7 @@ def answered(folder: Path, benchmarks: Iterable[Benchmark]) -> int:
 def record_headers(
     settings: EvalSettings, model: MeasuredModel, agent: Agent, benchmarks: Iterable[Benchmark]
 ) -> dict[str, dict[str, Any]]:
-    """By benchmark, what its record file says about how its answers came about: all that `--compare` looks at."""
+    """By benchmark, the header of its record file: all conditions that `--compare` checks."""
     engine = model.engine_name(settings)
     shared = {
         "model": model.described(settings.model),

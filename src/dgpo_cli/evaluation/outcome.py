@@ -30,14 +30,14 @@ class ErrorKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one graded episode adds to a summary."""
+    """The contribution of one graded episode to a summary."""
 
     question: str  # QA set and id; several draws of a question share it
     hops: int | None
     em: bool
     f1: float
     substring: bool
-    format_valid: bool | None  # None where the record does not tell its turns
+    format_valid: bool | None  # None where the record does not hold its turns
     error: ErrorKind | None  # None where the answer is right
     first_hit: bool | None  # a gold answer stands in a passage of the first search; None for an unanswerable question
     answer_retrieved: bool | None  # the same of all searches
@@ -56,7 +56,7 @@ class Outcome:
     written_tokens: int
 
     def to_json(self) -> dict[str, Any]:
-        """What a record keeps of it beside the trajectory."""
+        """The fields of a record other than the trajectory."""
         names = ("em", "f1", "format_valid", "error", "first_hit", "answer_retrieved", "evidence_recall",
                  "unanswerable", "abstained", "supported", "gold_supported")  # fmt: skip
         return {name: getattr(self, name) for name in names}

@@ -1,4 +1,4 @@
-"""The paper's results (arXiv 2508.20324, EM), and when a result of ours may be read beside them.
+"""The paper's results (arXiv 2508.20324, EM), and the conditions under which a result may be compared with them.
 
 All were had on the full sets with the Wikipedia dump of December 2018 (wiki-18), the E5 retriever, three passages a
 search and up to four searches. The released code evaluates with sampling at temperature 1.
@@ -99,7 +99,7 @@ def row_for(*, repo: str | None, method: str | None) -> PublishedRow | None:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Of one benchmark's evaluation. `passages` and `retriever` are None where a server does not tell them."""
+    """Conditions of a benchmark's evaluation. `passages` and `retriever` are None if a server does not name them."""
 
     benchmark: str
     n: int

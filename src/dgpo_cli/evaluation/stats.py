@@ -1,4 +1,4 @@
-"""How sure a share of right answers is: intervals, pass@k, and the difference of two models on the same questions.
+"""Uncertainty of a share of right answers: intervals, pass@k, and the paired difference of two models.
 
 Wilson's interval for one share (Wilson 1927), MOVER for a mean of shares (Zou and Donner 2008), the percentile
 bootstrap over questions for paired answers and where a question has several draws, the exact sign test (McNemar), and
@@ -74,7 +74,7 @@ def bootstrap_interval(
 def _without_spread(value: float, n: int, least: float, confidence: float) -> Interval:
     """Interval of a mean where all `n` questions gave `value`: as many others as Wilson allows could be anything.
 
-    Resampling would give an interval of no width, as if one question could tell all.
+    Resampling would give an interval of no width, as if one question were enough.
     """
     unseen = wilson(0, n, confidence).high
     return Interval(value - unseen * (value - least), value + unseen * (1.0 - value))
@@ -138,7 +138,7 @@ def paired_difference(
 def mean_paired_difference(
     sets: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], *, seed: int = 0, confidence: float = CONFIDENCE
 ) -> tuple[float, Interval]:
-    """The mean over QA sets of each set's difference, second minus first; questions are drawn anew within each set.
+    """The mean over QA sets of each set's difference, second minus first; questions are resampled within each set.
 
     Where a set shows no spread to draw from, the sets' own intervals are put together (MOVER) instead.
     """

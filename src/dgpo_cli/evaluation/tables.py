@@ -42,7 +42,7 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before quoting a number: decoding, terms, and why the paper's row is not comparable."""
+    """Notes that a reader needs before quoting a number: decoding, terms, and why the paper's row is not comparable."""
     decoding = report["decoding"]
     kind = "greedy decoding" if decoding["temperature"] == 0 else f"sampling at temperature {decoding['temperature']:g}"
     draws = f", {decoding['samples']} draws a question" if decoding["samples"] > 1 else ""
@@ -119,7 +119,7 @@ def _retrieval(report: Mapping[str, Any]) -> Table:
 
 
 def _trust(report: Mapping[str, Any]) -> Table:
-    """How many questions were answered, how many of the answers were wrong, and how many stand in what was read."""
+    """Shares of questions answered, of answers that were wrong, and of answers found in the passages read."""
     columns = ["benchmark", "answered", "wrong of these", "95 %", "in a passage", "in a gold passage"]
     held = any(b["unanswerable"] for b in report["benchmarks"].values())
     columns += ["unanswerable", "told so", "told so of others"] if held else []

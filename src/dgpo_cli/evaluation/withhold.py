@@ -26,7 +26,7 @@ LOOKED_AT = 10  # passages per question, ours
 
 @dataclass(frozen=True, slots=True)
 class Withheld:
-    """What `withhold` made, and how many questions it had to leave out."""
+    """The result of `withhold`, and the number of questions that it left out."""
 
     passages: int  # taken out of the corpus
     unanswerable: int
@@ -84,7 +84,7 @@ def withhold(
 
 
 def _gold_passages(store: Iterable[Passage], questions: Sequence[Question]) -> dict[str, list[Passage]]:
-    """By question, its gold passages that the corpus holds; questions without one are left out."""
+    """Gold passages in the corpus by question; questions without one are left out."""
     by_id: dict[str, list[str]] = {}
     by_title: dict[str, list[str]] = {}
     for question in questions:
@@ -98,7 +98,7 @@ def _gold_passages(store: Iterable[Passage], questions: Sequence[Question]) -> d
 
 
 def _answering(question: Question, gold: Sequence[Passage]) -> Sequence[Passage]:
-    """Those that hold the answer; all where none does, as of a yes or no."""
+    """The passages that hold the answer; all if none does, as for a yes or no."""
     return [passage for passage in gold if contains_answer(passage.contents, question.answers)] or gold
 
 
