@@ -35,7 +35,8 @@ class TAID(Objective):
         t_start: float = field(default=0.4, metadata={"source": _CODE, "help": "t of the first step"})
         t_end: float = field(default=1.0, metadata={"source": _CODE, "help": "largest t, reached at the end"})
         alpha: float | Literal["auto"] = field(
-            default="auto", metadata={"source": "ours; 5e-4 in Shing et al. 2025", "help": "how far t runs ahead of it"}
+            default="auto",
+            metadata={"source": "ours; 5e-4 in Shing et al. 2025", "help": "how far t may run ahead of its line"},
         )
         momentum: float = field(
             default=0.99, metadata={"source": _CODE, "help": "of the loss's relative change (the paper's beta)"}
