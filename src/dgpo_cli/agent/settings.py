@@ -9,6 +9,8 @@ from typing import Any
 from dgpo_cli.core.config import setting
 from dgpo_cli.errors import ConfigError
 
+_COLDEST = 0.001  # ours; below it nothing but the most likely token is drawn anyway
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutSettings:
@@ -41,6 +43,10 @@ class RolloutSettings:
         if not 0 <= self.temperature < math.inf:
             what = "is negative" if self.temperature < 0 else "is no temperature"
             raise ConfigError(f"temperature = {self.temperature} {what}", hint="0 is greedy, 1 samples")
+        if 0 < self.temperature < _COLDEST:
+            raise ConfigError(
+                f"temperature = {self.temperature} is below {_COLDEST}, where 32 bits lose logits", hint="0 is greedy"
+            )
 
     def to_json(self, seed: int) -> dict[str, Any]:
         """The record in a file of episodes: these settings and the seed of all draws."""

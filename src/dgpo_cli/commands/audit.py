@@ -59,6 +59,8 @@ def audit(
     console = Console(json_output=json, quiet=quiet)
     if not 1 <= top_k <= depth:
         raise ConfigError(f"-k {top_k} is not between 1 and --depth {depth}", hint="write it like -k 3 --depth 100")
+    if write is not None:
+        _check_place(write, questions)
     episodes = [] if run is None else _answers(Path(run_or_name(run)))
     asked = _questions(questions, [episode.question for episode in episodes])
     opened = open_index(choose_index(console, index))
@@ -94,6 +96,15 @@ def audit(
         console.print(f"{len(kept):,} of {len(reached):,} questions are in {write}")
         result["written"] = str(write)
     console.result(result)
+
+
+def _check_place(write: Path, questions: Path | None) -> None:
+    """Raises ConfigError for a file that cannot be written, or that is read."""
+    if write.is_dir() or not write.parent.is_dir():
+        wrong = f"{write} is a folder" if write.is_dir() else f"{write.parent} is no folder"
+        raise ConfigError(wrong, hint="give --write a file in a folder that exists")
+    if questions is not None and write.exists() and questions.exists() and write.samefile(questions):
+        raise ConfigError(f"--write {write} would replace the questions that are read", hint="give another file")
 
 
 def _answers(run: Path) -> list[Trajectory]:

@@ -93,6 +93,10 @@ class GRPO(PPO):
 
         def __post_init__(self) -> None:
             super().__post_init__()
+            if self.clip_high is not None and self.clip_high < 0:
+                raise ConfigError(f"clip_high = {self.clip_high} is negative", hint="give 0 or more")
+            if self.dual_clip is not None and self.dual_clip <= 1:
+                raise ConfigError(f"dual_clip = {self.dual_clip} bounds every cost", hint="give a number above 1")
             if self.constant_length < 1:
                 raise ConfigError(f"constant_length = {self.constant_length}", hint="give 1 or more")
             if self.overlong_from is not None and not 0 <= self.overlong_from < self.overlong_to:

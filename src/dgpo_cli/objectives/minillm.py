@@ -60,6 +60,11 @@ class MiniLLM(Objective):
                 raise ConfigError(f"teacher_share = {self.teacher_share}", hint="give a share from 0 to below 1")
             if self.reward_scale <= 0:
                 raise ConfigError(f"reward_scale = {self.reward_scale}", hint="give a number above 0")
+            if not 0 <= self.gamma <= 1:
+                raise ConfigError(f"gamma = {self.gamma} is no discount", hint="give gamma from 0 to 1")
+            for name in ("reward_clip", "clip", "single_step_weight"):
+                if getattr(self, name) < 0:
+                    raise ConfigError(f"{name} = {getattr(self, name)} is negative", hint="give 0 or more")
 
     config: Config
 

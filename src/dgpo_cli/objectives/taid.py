@@ -43,6 +43,8 @@ class TAID(Objective):
         )
 
         def __post_init__(self) -> None:
+            if not 0 <= self.momentum < 1:
+                raise ConfigError(f"momentum = {self.momentum}", hint="give momentum from 0 to below 1")
             if not 0 <= self.t_start <= self.t_end <= 1:
                 raise ConfigError(
                     f"t_start = {self.t_start}, t_end = {self.t_end}", hint="give 0 <= t_start <= t_end <= 1"

@@ -133,7 +133,7 @@ class Trajectories:
             raise ConfigError(
                 f"method {self.settings.method!r} searches while it trains, and there is no index", hint="give --index"
             )
-        learner.temperature = self.settings.rollout.temperature
+        learner.temperature = self.settings.rollout.temperature or 1.0  # at which greedy episodes are told, too
         progress = run.progress.inside("episodes")
         roll = team(_writer(learner, agent), learner.world, progress)
         if run.show is not None:

@@ -6,6 +6,7 @@ used for the cold start, "ours" where neither says anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -164,6 +165,14 @@ class RLSettings(TrainSettings):
         TrainSettings.__post_init__(self)
         if self.index is None:
             raise ConfigError("rl searches, and there is no index", hint="give --index")
+        if self.rollout.temperature == 0:
+            raise ConfigError(
+                "rollout.temperature = 0 writes one answer to a question every time, and rewards compare several",
+                hint="give it a value above 0; the paper's is 1",
+            )
+        for name, weight in self.reward.items():
+            if not math.isfinite(weight):
+                raise ConfigError(f"reward.{name} = {weight} is no weight", hint="give a number, such as 1")
 
 
 def deviations(config: Mapping[str, object]) -> list[str]:

@@ -51,6 +51,11 @@ class DistillDataSettings:
                 raise ConfigError(
                     f"samples = {self.samples}: there is one demonstration of a question", hint="leave --samples out"
                 )
+        elif self.samples > 1 and self.rollout.temperature == 0:
+            raise ConfigError(
+                f"{self.samples} samples at temperature 0 are one answer {self.samples} times",
+                hint="leave --samples out, or give --temperature 1",
+            )
         elif (self.teacher_url is None) != (self.tokenizer is None):
             raise ConfigError("teacher_url and tokenizer belong together", hint="give --teacher-url and --tokenizer")
         if (self.teacher_url is not None or self.written) and (self.teacher_8bit or self.engine != IN_PROCESS):
