@@ -11,6 +11,7 @@ import pytest
 from tests.retrieval_corpora import write_lines
 from tests.tiny import bpe_tokenizer
 
+from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Passage
 from dgpo_cli.engine.scripted import ScriptedEngine
 from dgpo_cli.errors import ConfigError, InputError
@@ -196,13 +197,14 @@ def test_how_a_reply_is_read(reply: str, read: tuple[str, str] | None) -> None:
 
 
 ASKED = "When was the mayor of Vesapo born?"
+BORN = Passage.from_title("b", "Mira Holt", "Mira Holt (born 4 May 1961) is a politician.")
 
 
-def teacher(folder: Path, answers: dict[str, str], *, written: str = f"{ASKED}\nAnswer: 4 May 1961") -> Teacher:
+def teacher(answers: dict[str, str], *, written: str = ASKED) -> Teacher:
     """It answers by which of the two passages it has been shown: "", "a", "b" or "ab"."""
 
     def script(prompt: str, read: Sequence[str]) -> str:
-        if "Write one question" in prompt:
+        if "Write " in prompt:
             return f" {written}\n\n"
         shown = ("a" if "its mayor is" in prompt.lower() else "") + ("b" if "(born 4 May" in prompt else "")
         return f" {answers.get(shown, 'unknown')}\n\n"
@@ -226,24 +228,32 @@ def teacher(folder: Path, answers: dict[str, str], *, written: str = f"{ASKED}\n
     ],
 )
 def test_a_teacher_must_answer_with_both_passages_and_with_nothing_less(
-    tmp_path: Path, answers: dict[str, str], fate: Fate | None
+    answers: dict[str, str], fate: Fate | None
 ) -> None:
-    asked = teacher(tmp_path, answers)
-    (written,) = asked.write([task(VESAPO, HOLT)])
+    asked = teacher(answers)
+    (written,) = asked.write([task(VESAPO, BORN)])
     assert isinstance(written, Candidate)
     assert (written.text, written.answer, written.hidden) == (ASKED, "4 May 1961", "Mira Holt")
     assert asked.check([written]) == [fate]
 
 
-def test_a_teacher_that_writes_no_question_or_has_no_room(tmp_path: Path) -> None:
-    assert teacher(tmp_path, {}, written="I cannot.").write([task(HOLT)]) == [Fate.UNWRITTEN]
+def test_a_teacher_that_writes_no_question_or_has_no_room() -> None:
+    assert teacher({}, written="I cannot.").write([task(HOLT)]) == [Fate.UNWRITTEN]
     endless = Passage.from_title("z", "Endless", "word " * 4000)
-    assert teacher(tmp_path, {}).write([task(endless), task(HOLT)])[0] is Fate.TOO_LONG
+    assert teacher({}).write([task(endless), task(HOLT)])[0] is Fate.TOO_LONG
 
 
-def test_a_passage_is_not_a_template(tmp_path: Path) -> None:
+def test_a_teacher_chooses_the_answer_where_a_passage_names_nothing() -> None:
+    written = teacher({}, written="Who never slept?\nAnswer: a weaver.").write([task(PLAIN_TALE), task(BORN)])
+    assert [(each.text, each.answer) for each in written if isinstance(each, Candidate)] == [
+        ("Who never slept?", "a weaver"),
+        ("Who never slept?", "4 May 1961"),
+    ]
+
+
+def test_a_passage_is_not_a_template() -> None:
     trap = Passage.from_title("z", "{question} {text}", "Mira {title} (born 4 May 1961) {second_text}.")
-    made = teacher(tmp_path, {}).write([task(trap), task(trap, HOLT)])
+    made = teacher({}).write([task(trap), task(trap, HOLT)])
     assert all(isinstance(each, Candidate) for each in made)
 
 
@@ -254,11 +264,11 @@ class Stopping(Templates):
         super().__init__(0)
         self.left = after
 
-    def write(self, tasks: Sequence[QuestionTask]) -> list[Candidate | Fate]:
+    def write(self, tasks: Sequence[QuestionTask], progress: Progress | None = None) -> list[Candidate | Fate]:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return super().write(tasks)
+        return super().write(tasks, progress)
 
 
 def many(tmp_path: Path) -> OpenIndex:

@@ -90,6 +90,11 @@ def holds_phrase(text: str, phrase: str) -> bool:
     return bool(wanted) and f" {wanted} " in f" {normalize_answer(text)} "
 
 
+def share_phrase(a: str, b: str) -> bool:
+    """Whether one of two phrases holds the other as whole words."""
+    return holds_phrase(a, b) or holds_phrase(b, a)
+
+
 def f1(prediction: str, answers: Iterable[str]) -> float:
     """Token F1 of the normalized strings, best over the answers; exact match where nothing is left of one of them."""
     words = Counter(_left(prediction).split())

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.progress import Progress, Steps
 from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
 from dgpo_cli.core.text import comparable
 from dgpo_cli.errors import InputError, RetrievalError
@@ -31,9 +31,9 @@ _Judged = tuple[QuestionTask, Candidate | None, Fate]
 class Author(Protocol):
     """Who writes questions, and who then answers them to see whether they can be answered."""
 
-    def write(self, tasks: Sequence[QuestionTask], /) -> list[Candidate | Fate]: ...
+    def write(self, tasks: Sequence[QuestionTask], /, progress: Progress | None = None) -> list[Candidate | Fate]: ...
 
-    def check(self, candidates: Sequence[Candidate], /) -> list[Fate | None]:
+    def check(self, candidates: Sequence[Candidate], /, progress: Progress | None = None) -> list[Fate | None]:
         """Why each falls, None for one that is kept."""
         ...
 
@@ -77,33 +77,41 @@ def make_questions(
         progress=progress,
     )
     meta = {"settings": asdict(settings), "index": index.digest}
+    steps = Steps(progress)
     with RecordFile(folder / RECORDS, key="key", schema="made questions", meta=meta) as records:
         kept = sum(row["fate"] == Fate.KEPT.name for row in records.rows())
         for start in range(0, len(drawn), settings.wave):
-            if progress is not None:
-                progress(start, len(drawn), f"{kept:,} questions")
+            steps(start, len(drawn), f"{kept:,} questions")
             wave = drawn[start : start + settings.wave]
             hops = (1, 2) if settings.hops == "both" else (int(settings.hops),)
             if all(QuestionTask(each, number).key in records.keys for each in wave for number in hops):
                 continue
-            for task, candidate, fate in _wave(wave, hops, split, index.retriever, author, settings.top_k):
+            for task, candidate, fate in _wave(wave, hops, split, index.retriever, author, settings.top_k, steps):
                 if task.key not in records.keys:
                     records.append(_record(task, candidate, fate))
                     kept += fate is Fate.KEPT
-        if progress is not None:
-            progress(len(drawn), len(drawn), f"{kept:,} questions")
+        steps(len(drawn), len(drawn), f"{kept:,} questions")
         made = _write_files(records.rows(), folder, len(drawn))
     if not made.kept:
         (why, number), *_ = sum(made.fates.values(), Counter()).most_common(1)
+        change = "more --passages, a larger -k or a stronger --teacher"
+        if why is Fate.TOO_LONG:
+            change = f"-o max_tokens above {settings.max_tokens}, and a --teacher that can read as many"
         raise InputError(
             f"no question is kept of {len(drawn):,} passages; {number:,} times: {why}",
-            hint=f"{folder / RECORDS} holds what was made; give more --passages, a larger -k or a stronger --teacher",
+            hint=f"{folder / RECORDS} holds what was made; give {change}",
         )
     return made
 
 
 def _wave(
-    wave: Sequence[Drawn], hops: Sequence[int], split: DocumentSplit, retriever: Retriever, author: Author, k: int
+    wave: Sequence[Drawn],
+    hops: Sequence[int],
+    split: DocumentSplit,
+    retriever: Retriever,
+    author: Author,
+    k: int,
+    steps: Steps,
 ) -> list[_Judged]:
     """What becomes of the questions of a wave, in the order of its passages."""
     tasks = [QuestionTask(each, 1) for each in wave] if 1 in hops else []
@@ -112,7 +120,7 @@ def _wave(
     fates: dict[str, Fate] = {task.key: Fate.NO_PARTNER for task in tasks if task.hops == 2 and task.link is None}
     made: dict[str, Candidate] = {}
     open_tasks = [task for task in tasks if task.key not in fates]
-    for task, written in zip(open_tasks, author.write(open_tasks), strict=True):
+    for task, written in zip(open_tasks, author.write(open_tasks, steps.inside("written")), strict=True):
         judged = by_text(written) if isinstance(written, Candidate) else written
         if isinstance(written, Candidate):
             made[task.key] = written
@@ -125,7 +133,7 @@ def _wave(
         if not found:
             fates[key] = Fate.NOT_FOUND
     left = [key for key in left if key not in fates]
-    for key, fate in zip(left, author.check([made[key] for key in left]), strict=True):
+    for key, fate in zip(left, author.check([made[key] for key in left], steps.inside("tried")), strict=True):
         fates[key] = fate or Fate.KEPT
     return [(task, made.get(task.key), fates[task.key]) for task in tasks]
 

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dgpo_cli.core.text import contains_answer, exact_match, normalize_answer
+from dgpo_cli.core.progress import Pace, Progress
+from dgpo_cli.core.text import contains_answer, exact_match, normalize_answer, share_phrase
 from dgpo_cli.core.types import Passage
 from dgpo_cli.engine.base import Engine, Sampling, SlotId
 from dgpo_cli.formats.protocol import Protocol
-from dgpo_cli.make_questions.candidate import Candidate, Fate, MadeKind, QuestionTask
+from dgpo_cli.make_questions.candidate import Candidate, Fate, MadeKind, QuestionTask, subject
+from dgpo_cli.make_questions.names import asked_for
 from dgpo_cli.make_questions.settings import MakeQuestionsSettings
-from dgpo_cli.make_questions.texts import ANSWER, QUESTION, answer_in, asking, asking_for_question, question_and_answer
+from dgpo_cli.make_questions.texts import (
+    ANSWER,
+    QUESTION,
+    answer_in,
+    asking,
+    asking_for_question,
+    question_and_answer,
+    question_in,
+)
 from dgpo_cli.models.codec import Codec
+from dgpo_cli.retrieval.corpus.split import sentences
 
 # A request is a user message as it stands, in the model's chat template where it has one.
 PLAIN = Protocol(name="a plain request", prompt="{question}", correction="", add_question_mark=False)
+_NEXT = (f"\n{QUESTION}", "\nPassage")  # where a reply that should have ended goes on with another
+_BLANK_LINE = ("\n\n",)
 _BESIDE = 4  # ours, words that an answer may have beside the one that is expected
 
 
@@ -43,13 +57,14 @@ class PlainAsker:
         self._engine, self._codec, self._at_once, self._seed = engine, codec, at_once, seed
         self._capacity = min(engine.capacity, max_tokens)
 
-    def replies(self, requests: Sequence[PlainRequest]) -> list[str | None]:
+    def replies(self, requests: Sequence[PlainRequest], progress: Progress | None = None) -> list[str | None]:
         """The reply to each, without its beginning; None where the request leaves no room for one."""
         found: list[str | None] = [None] * len(requests)
         waiting = deque(
             (place, ids) for place, request in enumerate(requests) if (ids := self._prompt(request)) is not None
         )
         running: dict[SlotId, _OpenRequest] = {}
+        pace, finished, tokens = Pace(progress, len(waiting)), 0, 0
         try:
             while waiting or running:
                 while waiting and len(running) < self._at_once:
@@ -57,10 +72,13 @@ class PlainAsker:
                     running[self._engine.open(ids, self._sampling(requests[place]))] = _OpenRequest(place)
                 for event in self._engine.step():
                     running[event.slot].written += event.token_ids
+                    tokens += len(event.token_ids)
                     if event.end is not None:
                         ended = running.pop(event.slot)
                         self._engine.close(event.slot)
                         found[ended.place] = self._codec.decode(ended.written)
+                        finished += 1
+                pace.tell(finished, tokens)
         finally:
             for slot in running:
                 self._engine.close(slot)
@@ -80,21 +98,23 @@ class Teacher:
     def __init__(self, asker: PlainAsker, settings: MakeQuestionsSettings) -> None:
         self._asker, self._settings = asker, settings
 
-    def write(self, tasks: Sequence[QuestionTask]) -> list[Candidate | Fate]:
+    def write(self, tasks: Sequence[QuestionTask], progress: Progress | None = None) -> list[Candidate | Fate]:
+        answers = [_chosen_answer(task, self._settings.seed) for task in tasks]
         requests = [
             PlainRequest(
                 f"write {task.key}",
-                asking_for_question(task),
+                asking_for_question(task, answer),
                 QUESTION,
                 self._settings.temperature,
                 self._settings.max_question_tokens,
-                ("\n\n",),
+                _NEXT if answer is None else _BLANK_LINE,
             )
-            for task in tasks
+            for task, answer in zip(tasks, answers, strict=True)
         ]
-        return [_read(task, reply) for task, reply in zip(tasks, self._asker.replies(requests), strict=True)]
+        replies = self._asker.replies(requests, progress)
+        return [_read(*each) for each in zip(tasks, answers, replies, strict=True)]
 
-    def check(self, candidates: Sequence[Candidate]) -> list[Fate | None]:
+    def check(self, candidates: Sequence[Candidate], progress: Progress | None = None) -> list[Fate | None]:
         fates: list[Fate | None] = [None] * len(candidates)
         for why, wanted in ((Fate.UNREADABLE, True), (Fate.KNOWN, False), (Fate.ONE_IS_ENOUGH, False)):
             asked = [
@@ -103,13 +123,13 @@ class Teacher:
                 if fates[place] is None
                 for passages in _shown(why, candidate.gold)
             ]
-            right = self._answers([(candidates[place], passages) for place, passages in asked])
+            right = self._answers([(candidates[place], passages) for place, passages in asked], progress)
             for (place, _), is_right in zip(asked, right, strict=True):
                 if is_right is not wanted:
                     fates[place] = why
         return fates
 
-    def _answers(self, asked: Sequence[tuple[Candidate, Sequence[Passage]]]) -> list[bool]:
+    def _answers(self, asked: Sequence[tuple[Candidate, Sequence[Passage]]], progress: Progress | None) -> list[bool]:
         """Whether the teacher's answer to each, with the passages, is the one that is expected."""
         requests = [
             PlainRequest(
@@ -118,11 +138,11 @@ class Teacher:
                 ANSWER,
                 0.0,
                 self._settings.max_answer_tokens,
-                ("\n\n",),
+                _BLANK_LINE,
             )
             for candidate, passages in asked
         ]
-        replies = self._asker.replies(requests)
+        replies = self._asker.replies(requests, progress)
         return [
             reply is not None and _is_answer(answer_in(reply), candidate.answer)
             for (candidate, _), reply in zip(asked, replies, strict=True)
@@ -138,11 +158,21 @@ def _shown(why: Fate, gold: tuple[Passage, ...]) -> list[tuple[Passage, ...]]:
     return [(passage,) for passage in gold] if len(gold) > 1 else []
 
 
-def _read(task: QuestionTask, reply: str | None) -> Candidate | Fate:
+def _chosen_answer(task: QuestionTask, seed: int) -> str | None:
+    """A name, a date or a number of the last passage that neither says what a passage is about nor links them."""
+    link = task.link
+    known = [subject(passage) for passage in task.gold] + ([] if link is None else [link.name])
+    found = [span.text for sentence in sentences(task.gold[-1].text) for span in asked_for(sentence)]
+    usable = [text for text in dict.fromkeys(found) if not any(share_phrase(text, name) for name in known)]
+    return random.Random(f"answer {seed} {task.key}").choice(usable) if usable else None
+
+
+def _read(task: QuestionTask, answer: str | None, reply: str | None) -> Candidate | Fate:
     if reply is None:
         return Fate.TOO_LONG
-    written = question_and_answer(reply)
-    if written is None:
+    question = None if answer is None else question_in(reply)
+    written = question_and_answer(reply) if answer is None else question and (question, answer)
+    if not written:
         return Fate.UNWRITTEN
     link = task.link
     hidden = link.name if link is not None and link.is_title else ""

@@ -12,7 +12,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from dgpo_cli.core.text import holds_phrase, normalize_answer
+from dgpo_cli.core.progress import Progress
+from dgpo_cli.core.text import holds_phrase, normalize_answer, share_phrase
 from dgpo_cli.core.types import Passage
 from dgpo_cli.make_questions.candidate import Candidate, Fate, MadeKind, NameLink, QuestionTask, subject
 from dgpo_cli.make_questions.names import Span, asked_for
@@ -28,10 +29,10 @@ class Templates:
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def write(self, tasks: Sequence[QuestionTask]) -> list[Candidate | Fate]:
+    def write(self, tasks: Sequence[QuestionTask], progress: Progress | None = None) -> list[Candidate | Fate]:
         return [self._write(task) for task in tasks]
 
-    def check(self, candidates: Sequence[Candidate]) -> list[Fate | None]:
+    def check(self, candidates: Sequence[Candidate], progress: Progress | None = None) -> list[Fate | None]:
         """Nobody reads them."""
         return [None] * len(candidates)
 
@@ -49,7 +50,7 @@ class Templates:
 
 def _cloze(passage: Passage, draw: random.Random) -> Candidate | None:
     sentence, about = next(sentences(passage.text), ""), subject(passage)
-    spans = [span for span in asked_for(sentence) if not _overlap(span.text, about)]
+    spans = [span for span in asked_for(sentence) if not share_phrase(span.text, about)]
     if not spans:
         return None
     span = draw.choice(spans)
@@ -77,7 +78,7 @@ def _bridge(passage: Passage, link: NameLink, draw: random.Random) -> Candidate 
     spans = [
         span
         for span in asked_for(second)
-        if not _overlap(span.text, link.name) and not holds_phrase(passage.contents, span.text)
+        if not share_phrase(span.text, link.name) and not holds_phrase(passage.contents, span.text)
     ]
     shown = _around(first, place, _UNKNOWN)
     if not spans or shown is None:
@@ -97,7 +98,7 @@ def _which_of(passage: Passage, link: NameLink, draw: random.Random) -> Candidat
     sentence, about, other = next(sentences(passage.text), ""), subject(passage), subject(link.passage)
     span = _find(sentence, about)
     shown = None if span is None else _around(sentence, span, BLANK, after=2 * _AFTER)
-    if shown is None or _overlap(about, other) or holds_phrase(shown, other):
+    if shown is None or share_phrase(about, other) or holds_phrase(shown, other):
         return None
     first, second = draw.sample([about, other], 2)
     text = f'Which of {first} and {second} fills the blank in "{shown}"?'
@@ -140,8 +141,3 @@ def _moved(span: Span, replaced: Span) -> Span:
     """Where a span is after another one before it was replaced by the sign of the unknown."""
     by = len(_UNKNOWN) - (replaced.end - replaced.start) if replaced.end <= span.start else 0
     return Span(span.start + by, span.end + by, span.text)
-
-
-def _overlap(a: str, b: str) -> bool:
-    a, b = normalize_answer(a), normalize_answer(b)
-    return holds_phrase(a, b) or holds_phrase(b, a)

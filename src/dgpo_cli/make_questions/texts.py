@@ -1,7 +1,7 @@
 """What a teacher is asked, and how its reply is read.
 
-Every request is one user message and the beginning of the reply. An example stands in those that ask for a question:
-small models follow it where they do not follow instructions.
+Every request is one user message and the beginning of the reply. The answer is chosen before the question is asked for,
+which small models can do; only where a passage holds nothing to choose does the teacher choose, after an example.
 """
 
 from __future__ import annotations
@@ -39,20 +39,30 @@ Answer: Mira Holt
 Passage 1 ({title}): {text}
 Passage 2 ({second_title}): {second_text}
 """
+_ONE_HOP_GIVEN = """\
+{title}: {text}
+
+Write a short question about {title} with the answer "{answer}". Do not say the answer in the question."""
+_TWO_HOP_GIVEN = """\
+{title}: {text}
+
+{second_title}: {second_text}
+
+Both speak of "{name}". Write a question with the answer "{answer}". Do not say "{name}" in the question, but what the \
+first text says about it. Do not say the answer either."""
 _READING = "{passages}Answer the question in as few words as possible.\n\nQuestion: {question}"
 _HOLE = re.compile(r"\{(\w+)\}")
 
 
-def asking_for_question(task: QuestionTask) -> str:
-    """The request for a question about a task's passages."""
+def asking_for_question(task: QuestionTask, answer: str | None) -> str:
+    """The request for a question about a task's passages with an answer; None lets the teacher choose one."""
     passage = task.drawn.passage
-    values = {"title": passage.title, "text": _line(passage)}
+    values = {"title": passage.title, "text": _line(passage), "answer": answer or ""}
     if task.link is None:
-        return _filled(_ONE_HOP, values)
+        return _filled(_ONE_HOP if answer is None else _ONE_HOP_GIVEN, values)
     second = task.link.passage
-    return _filled(
-        _TWO_HOP, values | {"name": task.link.name, "second_title": second.title, "second_text": _line(second)}
-    )
+    values |= {"name": task.link.name, "second_title": second.title, "second_text": _line(second)}
+    return _filled(_TWO_HOP if answer is None else _TWO_HOP_GIVEN, values)
 
 
 def asking(question: str, passages: Sequence[Passage]) -> str:
@@ -69,6 +79,13 @@ def question_and_answer(reply: str) -> tuple[str, str] | None:
     question, answer = found["question"].strip(_AROUND), found["answer"].strip(_AROUND)
     answer = answer.removesuffix(".") if not re.search(r"\.\S*\.$|\b\w\.$", answer) else answer
     return (question, answer) if question.endswith(("?", "？")) and answer else None
+
+
+def question_in(reply: str) -> str | None:
+    """The question at the beginning of a reply that goes on after QUESTION; None where there is none."""
+    line = answer_in(reply)
+    end = min((place for mark in ("?", "？") if (place := line.find(mark)) >= 0), default=-1)
+    return line[: end + 1].strip(_AROUND) if end > 0 else None
 
 
 def answer_in(reply: str) -> str:

@@ -48,7 +48,11 @@ def choose_documents(console: Console, given: str | None) -> str:
         return absolute(given)
     target = Path("indexes") / corpus_name(given)
     with console.progress("indexing", "passage") as progress:
-        manifest, reused = build_index(given, target, progress=progress)
+        try:
+            manifest, reused = build_index(given, target, progress=progress)
+        except ConfigError as error:
+            again = f"`dgpo index {given} --out DIR`, then `dgpo make-questions DIR`"
+            raise ConfigError(error.message, hint=again) from error
     console.info(f"index: {target}, {manifest.passages:,} passages{' (was there)' if reused else ''}")
     if manifest.skipped:
         console.warn(f"{manifest.skipped:,} not usable, the first: {manifest.problems[0]}")
