@@ -92,7 +92,12 @@ def test_steps_and_episodes_appear_as_they_are_made(run: RunDir) -> None:
     watch = watched()
     assert [r["status"] for r in watch.state()["runs"]] == ["running"]
     run.log(1, {"reward": 0.25, "seconds": 30.0})
+    for step in (1, 2, 3, 4):
+        run.log(1, {"alarm": f"alarm {step}", "metric": "reward", "mean": 0.0, "threshold": 0.5, "action": "warned"})
     keep(run, 1)
+    assert [line.split(" (")[0] for line in watch.state()["warnings"]] == [
+        f"rl-0001, step 1: alarm {number}" for number in (2, 3, 4)
+    ]
     first = watch.state()["runs"][0]
     assert (first["step"], first["total"], first["left"], first["line"]) == (1, 4, "90 s", "reward 0.25")
     before = watch.run(first["number"])

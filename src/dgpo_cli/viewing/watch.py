@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dgpo_cli.models.codec import Codec
 
 _EVERY_S, _SEARCH_EVERY_S = 1.0, 5.0  # how often files are read, and runs looked for, however often the page asks
+_ALARMS = 3  # of a run, the last ones
 
 
 class Watch:
@@ -77,7 +78,7 @@ class Watch:
                 "charts": charts([run.curves for run in runs]),
                 "evaluations": {"rows": []},
                 "pairs": {"rows": []},
-                "warnings": [*damaged, *alarms(opened)],
+                "warnings": [*damaged, *(line for records in opened for line in alarms([records])[-_ALARMS:])],
             }
 
     def run(self, number: int) -> dict[str, Any] | None:

@@ -327,11 +327,13 @@ function tokens(step, shades) {
   made.addEventListener("pointerover", read);
   made.addEventListener("focusin", read);
   made.addEventListener("keydown", (event) => {
-    const next = spans[spans.indexOf(event.target) + { ArrowRight: 1, ArrowLeft: -1 }[event.key]];
+    const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!way) return;
+    event.stopPropagation();  // these keys go to another question elsewhere
+    const all = [...event.target.closest(".attempt").querySelectorAll(".token")];
+    const next = all[all.indexOf(event.target) + way];
     if (!next) return;
-    event.stopPropagation();
-    event.target.tabIndex = -1;
-    next.tabIndex = 0;
+    if (next.parentNode === made) { event.target.tabIndex = -1; next.tabIndex = 0; }
     next.focus();
   });
   made.append(...spans);
