@@ -50,10 +50,11 @@ function keep(entry) {
 
 function showList() {
   const entries = kept();
+  const shown = [...document.querySelectorAll("article")].pop(); // the last one is where the reader is
   $("none").hidden = entries.length > 0;
   $("forget").hidden = !entries.length;
   $("list").replaceChildren(...entries.map((entry) => element("li", {}, element("button", {
-    type: "button", "aria-current": String(Boolean(document.querySelector(`[data-id="${CSS.escape(entry.id)}"]`))),
+    type: "button", "aria-current": String(Boolean(shown) && shown.dataset.id === entry.id),
     click: () => { openOnly(entry); closePast(); },
   }, entry.question, element("small", { text: entry.answer || entry.problem || (entry.stopped ? "stopped" : "no answer") })))));
 }
