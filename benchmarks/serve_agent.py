@@ -52,11 +52,11 @@ class Client(threading.Thread):
     def run(self) -> None:
         while time.monotonic() < self._end:
             try:
-                self._ask(self._draw.choice(self._questions))
+                self.ask(self._draw.choice(self._questions))
             except (OSError, ValueError, http.client.HTTPException) as error:
                 self.errors[f"{type(error).__name__}: {error}"[:200]] += 1
 
-    def _ask(self, question: str) -> None:
+    def ask(self, question: str) -> None:
         """Raises ValueError for a reply of another form."""
         started, first, reason, usage = time.monotonic(), None, None, None
         connection = http.client.HTTPConnection(str(self._place.hostname), self._place.port, timeout=TIMEOUT_S)
@@ -87,8 +87,9 @@ class Client(threading.Thread):
 
 
 def load(url: str, fields: dict[str, Any], questions: list[str], clients: int, seconds: float) -> dict[str, Any]:
-    begin = time.monotonic()
     fields = fields | {"stream_options": {"include_usage": True}}
+    Client(-1, url, fields, questions, 0.0).ask(questions[0])  # some load the model with the first one
+    begin = time.monotonic()
     asking = [Client(number, url, fields, questions, begin + seconds) for number in range(clients)]
     for client in asking:
         client.start()
@@ -170,7 +171,8 @@ def main() -> None:
         if not line:
             sys.exit("the server did not start")
         memory = memory_mb(server.pid)
-        result = load(json.loads(line)["url"], {}, questions, arguments.clients, arguments.seconds)
+        fields = {"max_completion_tokens": arguments.turn} if arguments.beside else {}
+        result = load(json.loads(line)["url"], fields, questions, arguments.clients, arguments.seconds)
         result |= {"memory_mb": {"start": memory, "end": memory_mb(server.pid)}, "cores": os.cpu_count()}
     rows = [row("dgpo serve", result)]
     if arguments.beside:

@@ -147,6 +147,7 @@ print("".join(piece.choices[0].delta.content or "" for piece in client.chat_comp
 """
 
 
+@pytest.mark.slow
 def test_the_client_of_the_hub(server: Served) -> None:
     """In a process of its own: in that of the tests the hub is switched off, and so is its client."""
     command = [sys.executable, "-c", HUB, server.url, TOKEN, TWICE[0]["content"]]
@@ -155,6 +156,7 @@ def test_the_client_of_the_hub(server: Served) -> None:
     assert ended.stdout.split() == ["Orla", "True", "Orla"], ended.stderr
 
 
+@pytest.mark.slow
 def test_the_program_llm(server: Served, tmp_path: Path) -> None:
     """By the settings that its manual gives for OpenAI-compatible models."""
     pytest.importorskip("llm", reason="llm is not installed (pip install llm)")
@@ -169,6 +171,7 @@ def test_the_program_llm(server: Served, tmp_path: Path) -> None:
         assert (ended.returncode, ended.stdout.strip()) == (0, "Orla"), ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 def test_open_answers_are_finished_or_cut_before_it_stops(by: int) -> None:
     replies: list[Any] = []
@@ -192,6 +195,7 @@ def test_open_answers_are_finished_or_cut_before_it_stops(by: int) -> None:
         assert "stopped after 2 questions" in said
 
 
+@pytest.mark.slow
 def test_a_trained_model_answers_as_in_chat(
     dgpo: Any, folder: Path, offline: Any, searcher: Path, monkeypatch: Any
 ) -> None:
