@@ -11,6 +11,7 @@ import pytest
 from tests.offline import write_one_trajectory
 
 from dgpo_cli.agent.settings import RolloutSettings
+from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives import registry
 from dgpo_cli.training.settings import RLSettings
@@ -84,3 +85,47 @@ def test_an_audit_writes_over_nothing_that_it_reads(dgpo: Dgpo, offline: Any, fo
     ended = dgpo("audit", "questions.jsonl", "--index", str(offline.index), "--write", place)
     assert ended.status == 1 and len(ended.errors) == 1, ended.err
     assert place.partition("/")[0] in ended.errors[0] and questions.read_text() == before
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63), 10**40])
+@pytest.mark.parametrize("argv", ["quickstart --dry-run --seed", "eval --seed", "chat --seed", "rl --dry-run --seed"])
+def test_a_seed_of_more_than_64_bits_is_refused(dgpo: Dgpo, offline: Any, argv: str, seed: int) -> None:
+    places = [
+        "--student",
+        str(offline.student),
+        "--index",
+        str(offline.index),
+        "--data",
+        str(offline.questions("train")),
+    ]
+    ended = dgpo(*argv.split(), str(seed), *(places if argv.startswith("rl") else []))
+    assert ended.status == 1 and len(ended.errors) == 1 and "too large" in ended.errors[0], ended.err
+
+
+@pytest.mark.parametrize("fresh", [[], ["--fresh"], ["--replace"]])
+@pytest.mark.parametrize("part", ["index", "runs", "world", "models", "results.json"])
+def test_a_quickstart_leaves_alone_what_it_did_not_make(dgpo: Dgpo, folder: Path, part: str, fresh: list[str]) -> None:
+    own = folder / part if "." in part else folder / part / "own"
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("mine")
+    for out in (".", str(folder)):
+        ended = dgpo("quickstart", "--out", out, *fresh, "--device", "cpu")
+        assert ended.status == 1 and len(ended.errors) == 1, ended.err
+        assert f"{part} was not made by this command" in " ".join(ended.err.split())
+    assert own.read_text() == "mine" and [path.name for path in folder.iterdir()] == [part]
+
+
+def test_a_folder_of_an_earlier_version_is_known_by_its_world(folder: Path) -> None:
+    from dgpo_cli.core.recipes import shipped
+    from dgpo_cli.offline.project import Project
+
+    (folder / "world").mkdir()
+    (folder / "world" / "world.json").write_text(json.dumps({"digest": "d", "seed": 0}))
+    (folder / "runs").mkdir()
+    project = Project(folder, seed=0, device="cpu", say=print, bar=Console().progress, settings=shipped("quickstart"))
+    with project.alone():
+        project.forget()
+    assert not (folder / "world").exists()
+    (folder / "runs").mkdir()
+    with project.alone():
+        pass

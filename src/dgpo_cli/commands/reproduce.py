@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.common.options import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, ReplaceFlag, replacing
+from dgpo_cli.commands.common.options import (
+    DeviceOption,
+    DryRunFlag,
+    JsonFlag,
+    QuietFlag,
+    ReplaceFlag,
+    replacing,
+    within_64_bits,
+)
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import percent
 
@@ -21,8 +29,11 @@ AGAINST = "dgpo"
 
 def reproduce(
     scale: Annotated[str, typer.Option(help="tiny: the offline world, on a CPU.")] = "tiny",
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
-    first_seed: Annotated[int, typer.Option(min=0, help="The first of them; several machines can share the work.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many seeds.")] = 3,
+    first_seed: Annotated[
+        int,
+        typer.Option(min=0, callback=within_64_bits, help="The first of them; several machines can share the work."),
+    ] = 0,
     teacher: Annotated[str, typer.Option(help="How good the teacher is: weak, fair, strong.")] = "fair",
     methods: Annotated[str | None, typer.Option(help="Rows, comma-separated; all by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of models and runs.")] = Path("reproduce"),

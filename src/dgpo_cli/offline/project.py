@@ -36,6 +36,7 @@ from dgpo_cli.training.run.progress_line import best_validation
 
 _FOLDERS = ("world", "index", "models", "runs")
 _FILES = ("demonstrations.jsonl", "reading.jsonl", "results.json", "budgets.json")
+_MARK = ".stages"  # of a folder whose parts were made here, and may be replaced and deleted
 Say = Callable[[str], None]
 
 _WORLD = schema.record({"digest": schema.text()}, {"seed": schema.maybe(schema.whole())})
@@ -62,8 +63,12 @@ class Project:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """The folder for this process and those that it starts; what killed ones left unfinished in it is deleted."""
+        """The folder for this process and those that it starts; what killed ones left unfinished in it is deleted.
+
+        Raises ConfigError where parts of it are somebody else's.
+        """
         with Lock.inside(self.folder, hint="wait for it, or give another --out"):
+            self._own()
             for part in _FOLDERS:
                 folders.settle(self.folder / part)
             for folder in (self.folder, self.world_folder):
@@ -72,6 +77,18 @@ class Project:
                 with suppress(BusyError), Lock.inside(left.parent):
                     folders.sweep(left.parent)
             yield
+
+    def _own(self) -> None:
+        """Mark the folder before anything is made in it; one of earlier versions is known by its world."""
+        if (self.folder / _MARK).is_file():
+            return
+        theirs = [part for part in (*_FOLDERS, *_FILES) if (self.folder / part).exists()]
+        if theirs and self.made_world() is None:
+            raise ConfigError(
+                f"{self.folder / theirs[0]} was not made by this command, which would replace it",
+                hint="give --out a folder that does not exist yet",
+            )
+        write_atomic(self.folder / _MARK, "")
 
     def forget(self) -> None:
         """Delete everything that was made; anything else in the folder stays."""

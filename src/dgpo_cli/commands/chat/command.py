@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgpo_cli.commands.common.examples import example_questions
-from dgpo_cli.commands.common.options import DeviceOption, JsonFlag, QuietFlag, choose, choose_index
+from dgpo_cli.commands.common.options import (
+    DeviceOption,
+    JsonFlag,
+    QuietFlag,
+    choose,
+    choose_index,
+    within_64_bits,
+)
 from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption, agent_maker, model_server
 from dgpo_cli.commands.common.trained import AskOption, ask_options, trained_limits
 from dgpo_cli.console import Console
@@ -37,7 +44,7 @@ def chat(
     max_searches: Annotated[
         int | None, typer.Option(help="Turns that may search, one more may only answer; as trained by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    seed: Annotated[int, typer.Option(callback=within_64_bits, help="Seed of every draw.")] = 0,
     device: DeviceOption = None,
     options: AskOption = None,
     json: JsonFlag = False,

@@ -34,6 +34,15 @@ SetOption = Annotated[
     typer.Option("-o", "--set", metavar="NAME=VALUE", help="Any other setting, e.g. -o objective.kl_coef=0.1."),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+
+
+def within_64_bits(seed: int) -> int:
+    """A seed as every library takes it. Raises ConfigError."""
+    if not -(1 << 63) < seed < 1 << 63:
+        raise ConfigError(f"seed {str(seed)[:20]}... is too large", hint="give a number of at most 64 bits")
+    return seed
+
+
 SeedOption = Annotated[int | None, typer.Option(help="Seed of every draw.")]
 BenchDirOption = Annotated[
     Path | None, typer.Option(help="Folder with NAME.jsonl[.gz] and train_NAME.jsonl[.gz] instead of the hub.")

@@ -20,6 +20,7 @@ from dgpo_cli.commands.common.options import (
     absolute,
     choose,
     choose_index,
+    within_64_bits,
 )
 from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption, model_server
 from dgpo_cli.commands.common.teacher import EngineOption, FormatOption
@@ -69,7 +70,7 @@ def evaluate(
     engine: EngineOption = None,
     format_: FormatOption = None,
     batch_size: Annotated[int, typer.Option(help="Questions at once.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    seed: Annotated[int, typer.Option(callback=within_64_bits, help="Seed of every draw.")] = 0,
     device: DeviceOption = None,
     options: AskOption = None,
     out: OutOption = None,

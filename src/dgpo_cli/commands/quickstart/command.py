@@ -10,7 +10,7 @@ import typer
 from dgpo_cli.commands.common.examples import example_questions
 from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.commands.quickstart.real import run_real
-from dgpo_cli.commands.common.options import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, ReplaceFlag, absolute, replacing
+from dgpo_cli.commands.common.options import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, ReplaceFlag, absolute, replacing, within_64_bits
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import duration, percent, percent_range
 from dgpo_cli.errors import ConfigError
@@ -31,7 +31,7 @@ LABELS = {
 
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("quickstart"),
-    seed: Annotated[int, typer.Option(help="Seed of the world, the models and every draw.")] = 0,
+    seed: Annotated[int, typer.Option(callback=within_64_bits, help="Seed of the world, the models and every draw.")] = 0,
     device: DeviceOption = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what an earlier quickstart made in that folder.")
