@@ -1,10 +1,11 @@
 """Where the process begins: `dgpo`, and `python -m dgpo_cli` for launchers such as `accelerate launch -m dgpo_cli ...`.
 
-Interrupts are taken care of before anything large is imported.
+Interrupts and closed streams are taken care of before anything large is imported.
 """
 
-from dgpo_cli.core import interrupts
+from dgpo_cli.core import interrupts, streams
 
+streams.open_closed()
 interrupts.watch()  # also in a process that is started beside this one, which imports this file
 
 

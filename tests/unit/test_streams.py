@@ -1,0 +1,32 @@
+"""A command whose standard streams are closed works as one whose output nobody reads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FIRST_FILE = (
+    "import dgpo_cli.__main__, sys; f = open('f', 'w'); f.write(str(f.fileno())); "
+    "print('x'); print('y', file=sys.stderr)"
+)
+
+
+def shell(command: str, redirections: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    # Bash closes them for the one command.
+    line = f"{sys.executable} {command} {redirections}"
+    return subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_a_command_works_and_its_status_tells_how_it_ended(closed: str, tmp_path: Path) -> None:
+    fine, wrong = (shell(f"-m dgpo_cli runs {options}", closed, tmp_path) for options in ("", "--keep 1"))
+    assert (fine.returncode, wrong.returncode) == (0, 1)
+    assert "Traceback" not in fine.stderr + wrong.stderr
+
+
+def test_no_file_gets_the_number_of_a_stream(tmp_path: Path) -> None:
+    assert shell(f'-c "{FIRST_FILE}"', ">&- 2>&- <&-", tmp_path).returncode == 0
+    assert int((tmp_path / "f").read_text()) > 2
