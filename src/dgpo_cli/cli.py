@@ -21,6 +21,7 @@ from dgpo_cli.commands import (
     doctor,
     export,
     kd,
+    mcp,
     models,
     plan,
     recipes,
@@ -78,6 +79,7 @@ app.command("chat")(chat.chat)
 app.command("export")(export.export)
 app.command("reproduce")(reproduce.reproduce)
 app.command("serve")(serve.serve)
+app.command("mcp")(mcp.mcp)
 app.command("recipes")(recipes.recipes)
 app.command("plan")(plan.plan)
 app.command("models")(models.models)

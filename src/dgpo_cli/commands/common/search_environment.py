@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+from dgpo_cli.core.untrusted import LARGEST_RECORD, read_bytes
 from dgpo_cli.errors import ConfigError
 
+_LEAST_TOKEN = 16  # characters
 TOKEN_VARIABLE, TIMEOUT_VARIABLE = "DGPO_SEARCH_TOKEN", "DGPO_SEARCH_TIMEOUT"
 
 
@@ -23,6 +26,25 @@ def sendable_token(text: str, source: str, hint: str = _NEW_TOKEN) -> str:
     token = text.strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(f"{source} holds no token, which is one word of letters, digits and signs", hint=hint)
+    return token
+
+
+def server_token(file: Path | None) -> str | None:
+    """What clients of a server must send: the token in `file`, else the environment's; None without either.
+
+    Raises ConfigError for a token that cannot be sent in a header, or can be guessed, InputError for no file.
+    """
+    if file is None:
+        token, source = search_token(), TOKEN_VARIABLE
+    else:
+        # An error of decoding would show a byte of it.
+        text = read_bytes(file, LARGEST_RECORD).decode(errors="replace")
+        token, source = sendable_token(text, str(file)), str(file)
+    if token is not None and len(token) < _LEAST_TOKEN:
+        raise ConfigError(
+            f"the token of {source} has {len(token)} characters, fewer than {_LEAST_TOKEN} can be guessed",
+            hint=_NEW_TOKEN,
+        )
     return token
 
 

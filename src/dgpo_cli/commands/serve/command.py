@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgpo_cli.commands.common.options import DeviceOption, JsonFlag, QuietFlag, choose_index
-from dgpo_cli.commands.common.search_environment import TOKEN_VARIABLE, search_token, sendable_token
+from dgpo_cli.commands.common.search_environment import TOKEN_VARIABLE, server_token
 from dgpo_cli.commands.serve.agent import agent_server, choose_agent
 from dgpo_cli.console import Console
-from dgpo_cli.core.untrusted import LARGEST_RECORD, read_bytes
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from dgpo_cli.serving.agent import AgentServer
     from dgpo_cli.serving.metrics import Metrics
 
-_LEAST_TOKEN = 16  # characters
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -78,7 +76,7 @@ def serve(
     settings = apply_options(ServeSettings, parse_options(options or ()))
     if model is None and settings.agents_own:
         raise ConfigError(f"{settings.agents_own[0]} has no effect without a model", hint="give --model NAME")
-    token, metrics = _token(token_file), Metrics()
+    token, metrics = server_token(token_file), Metrics()
     where = choose_index(console, index)
     if is_server(where) and model is None:
         raise ConfigError(f"{where} is a server already", hint="give --index DIR, or a model that searches there")
@@ -139,19 +137,3 @@ def _about(opened: OpenIndex) -> dict[str, Any]:
         "passages": opened.manifest.passages,
         "digest": opened.digest,
     }
-
-
-def _token(file: Path | None) -> str | None:
-    """Raises ConfigError for a token that cannot be sent in a header, or can be guessed, InputError for no file."""
-    if file is None:
-        token, source = search_token(), TOKEN_VARIABLE
-    else:
-        # An error of decoding would show a byte of it.
-        text = read_bytes(file, LARGEST_RECORD).decode(errors="replace")
-        token, source = sendable_token(text, str(file)), str(file)
-    if token is not None and len(token) < _LEAST_TOKEN:
-        raise ConfigError(
-            f"the token of {source} has {len(token)} characters, fewer than {_LEAST_TOKEN} can be guessed",
-            hint="make one: python -c 'import secrets; print(secrets.token_hex(32))' > token.txt",
-        )
-    return token
