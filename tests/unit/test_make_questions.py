@@ -177,6 +177,8 @@ def test_questions_without_a_model() -> None:
     shared = Templates(0).write([task(VESAPO, HOLT, is_title=False)])[0]
     assert isinstance(shared, Candidate) and shared.kind is MadeKind.WHICH_OF, "a shared name leads nowhere"
     assert Templates(0).write([task(PLAIN_TALE)]) == [Fate.NO_NAME]
+    table = Passage.from_title("t", "Run", f"Its digest in Orlen is {'10' * 200} as told.")
+    assert Templates(0).write([task(table)]) == [Fate.NO_NAME]
     assert Templates(7).write([task(HOLT)]) == Templates(7).write([task(VESAPO), task(HOLT)])[1:]
 
 
@@ -211,7 +213,7 @@ def teacher(answers: dict[str, str], *, written: str = ASKED) -> Teacher:
 
     codec = Codec(bpe_tokenizer(chat=True), PLAIN)
     engine = ScriptedEngine(codec, script)
-    chosen = settings(no_model=False, teacher="scripted", max_tokens=4000)
+    chosen = settings(no_model=False, teacher="scripted", max_tokens=4000, max_answer_tokens=200)
     return Teacher(PlainAsker(engine, codec, at_once=2, max_tokens=4000, seed=0), chosen)
 
 
@@ -220,7 +222,11 @@ def teacher(answers: dict[str, str], *, written: str = ASKED) -> Teacher:
     [
         ({"ab": "4 May 1961"}, None),
         ({"ab": "She was born on 4 May 1961."}, None),
-        ({"ab": "4 May 1961 is the day on which the mayor was born"}, Fate.UNREADABLE),
+        ({"ab": "The mayor of Vesapo, whose name is Mira Holt, was born on 4 May 1961."}, None),
+        (
+            {"ab": "Vesapo is a town on the Ona River in Kelda, and Mira Holt, born 4 May 1961, is its mayor"},
+            Fate.UNREADABLE,
+        ),
         ({"ab": "1961"}, Fate.UNREADABLE),
         ({"ab": "4 May 1961", "": "on 4 May 1961"}, Fate.KNOWN),
         ({"ab": "4 May 1961", "b": "4 May 1961"}, Fate.ONE_IS_ENOUGH),

@@ -31,7 +31,7 @@ from dgpo_cli.retrieval.corpus.split import sentences
 PLAIN = Protocol(name="a plain request", prompt="{question}", correction="", add_question_mark=False)
 _NEXT = (f"\n{QUESTION}", "\nPassage")  # where a reply that should have ended goes on with another
 _BLANK_LINE = ("\n\n",)
-_BESIDE = 4  # ours, words that an answer may have beside the one that is expected
+_BESIDE = 12  # ours, words that an answer may have besides the expected one: small models answer by a sentence
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ BLANK = "____"
 _UNKNOWN = "[X]"
 _BEFORE, _AFTER = 12, 8  # ours, words of a sentence that are shown around a blank
 _LEAST = 4  # ours, of them
+_LONGEST = 300  # ours, characters of them: a "word" of a table or of data may be long
 
 
 class Templates:
@@ -121,12 +122,15 @@ def _find(sentence: str, phrase: str) -> Span | None:
 
 
 def _around(sentence: str, span: Span, sign: str, *, before: int = _BEFORE, after: int = _AFTER) -> str | None:
-    """The words around a span, which `sign` stands for; None where they are too few, or hold it once more."""
+    """The words around a span, which `sign` stands for.
+
+    None where they are too few or too long, or hold it once more.
+    """
     left, right = sentence[: span.start].split(" "), sentence[span.end :].split(" ")
     head, tail = " ".join(left[-before - 1 :]), " ".join(right[: after + 1])
     shown = f"{head}{sign}{tail}".strip().replace('"', "'")
     words = normalize_answer(shown).split()
-    if len(words) < _LEAST or holds_phrase(shown.replace(sign, " "), span.text):
+    if len(words) < _LEAST or len(shown) > _LONGEST or holds_phrase(shown.replace(sign, " "), span.text):
         return None
     return shown.rstrip(" ,;.")
 
