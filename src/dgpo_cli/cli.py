@@ -21,6 +21,7 @@ from dgpo_cli.commands import (
     doctor,
     export,
     kd,
+    learn,
     mcp,
     models,
     plan,
@@ -68,6 +69,7 @@ app = typer.Typer(
 app.command("quickstart")(quickstart.quickstart)
 app.add_typer(index.app, name="index")
 app.command("search")(search.search)
+app.command("learn")(learn.learn)
 app.command("make-questions")(make_questions.make_questions)
 app.command("audit")(audit.audit)
 app.command("distill-data")(distill_data.distill_data)
@@ -121,7 +123,7 @@ def root(
 
     The path: **index** a corpus, let a teacher make **distill-data**, cold-start a student with
     **kd**, improve it with **rl**, measure it with **eval**, talk to it with
-    **chat**. All of it offline, in minutes: **dgpo quickstart**.
+    **chat**. All of it offline, in minutes: **dgpo quickstart**; from your own documents: **dgpo learn**.
     """
     tell_logged()
     if fault := launch_fault():

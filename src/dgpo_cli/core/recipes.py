@@ -20,7 +20,7 @@ from dgpo_cli.errors import ConfigError
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 STAGES = ("distill-data", "kd", "rl")
-_OTHER = ("quickstart", "quickstart-real", "reproduce-tiny")  # settings of commands of their own
+_OTHER = ("quickstart", "quickstart-real", "reproduce-tiny", "learn")  # settings of commands of their own
 _ABOUT = schema.record(
     {}, {"title": schema.text(), "card": schema.text(), "base": schema.text(empty=False)}, other=None
 )

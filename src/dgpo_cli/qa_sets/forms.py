@@ -47,7 +47,7 @@ def rows(path: Path) -> Iterator[Row]:
         yield from ((f"line {number}", row) for number, row in read_jsonl(path))
 
 
-def at(path: Path, place: str) -> str:
+def at(path: Path | str, place: str) -> str:
     """ "FILE:3" for line 3, "FILE, question 3" where a question has no line of its own."""
     return f"{path}:{place.removeprefix('line ')}" if place.startswith("line ") else f"{path}, {place}"
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from dgpo_cli.core.text import is_empty_answer, text_key
 from dgpo_cli.core.types import QUESTION_EXTRAS, Question, question_from_json
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.formats.abstention import ABSTENTION, abstains
-from dgpo_cli.qa_sets.forms import ENDINGS, FORM, SUFFIXES, at, rows
+from dgpo_cli.qa_sets.forms import ENDINGS, FORM, SUFFIXES, Row, at, rows
+from dgpo_cli.qa_sets.hub import hub_questions, is_hub_set, set_name
 from dgpo_cli.qa_sets.registry import FILE_SETS, HUB, QA_SETS, canonical_name
 
 _log = logging.getLogger(__name__)
@@ -30,10 +31,17 @@ def read_questions(path: Path, qa_set: str | None = None, *, answers: bool = Tru
     InputError naming file and line; a file without a question is one too, and so is an id that occurs twice: records
     are kept by id. With `answers` so is a question without an accepted answer, which can only be searched for.
     """
-    name = qa_set or _stem(path)
+    return _questions(rows(path), path, qa_set, _stem(path), answers)
+
+
+def _questions(
+    found: Iterable[Row], path: Path | str, qa_set: str | None, default_set: str, answers: bool = True
+) -> list[Question]:
+    """`path` is what messages call the place of the rows."""
+    name = qa_set or default_set
     questions = []
     places: dict[str, str] = {}
-    for place, row in rows(path):
+    for place, row in found:
         try:
             question = question_of(row, qa_set or str(row.get("qa_set") or name), answers)
         except ValueError as error:
@@ -56,7 +64,7 @@ def _stem(path: Path) -> str:
     return next((plain.removesuffix(ending) for ending in ENDINGS if plain.endswith(ending)), plain)
 
 
-def _warn_of_empty(path: Path, questions: Sequence[Question]) -> None:
+def _warn_of_empty(path: Path | str, questions: Sequence[Question]) -> None:
     empty = [(q.id, answer) for q in questions for answer in q.answers if is_empty_answer(answer)]
     if empty:
         identity, answer = empty[0]
@@ -108,7 +116,7 @@ def load_questions(
     limit: int | None = None,
     seed: int | None = None,
 ) -> list[Question]:
-    """Questions of a QA set, or of a file if `name` ends in one of SUFFIXES.
+    """Questions of a QA set, of a file if `name` ends in one of SUFFIXES, or of any set of the hub (hub.py).
 
     `split` defaults to the one that is evaluated. `limit` takes the first ones in file order; with a `seed` as well it
     takes a sample drawn by it, still in file order. With `bench_dir` the questions come from a file of it (see
@@ -117,6 +125,8 @@ def load_questions(
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit} leaves no question", hint="give a limit of 1 or more")
+    if is_hub_set(name):
+        return _limited(_questions(hub_questions(name), name, None, set_name(name)), limit, seed)
     if _is_file(name):
         return _limited(read_questions(Path(name)), limit, seed)
     known = canonical_name(name)

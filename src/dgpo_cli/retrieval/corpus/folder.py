@@ -61,6 +61,10 @@ class Folder:
                 continue
             _show(digest, self._name(path), content)
 
+    def readable(self) -> list[Path]:
+        """The files of a known kind, in the order in which they are read; what is in them is not looked at."""
+        return [path for path in self._paths() if path.suffix.lower() in READERS and path.is_file()]
+
     def _name(self, path: Path) -> str:
         """The path inside the folder."""
         return file_name(path.relative_to(self.root).as_posix())

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dgpo_cli.core.compression import plain_name
+from dgpo_cli.core.hub_rows import PREFIX
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import InputError
 from dgpo_cli.retrieval.corpus.folder import Folder
 from dgpo_cli.retrieval.corpus.known import KnownFile, KnownFiles
 from dgpo_cli.retrieval.corpus.seen_ids import SeenIds
-from dgpo_cli.retrieval.corpus.sources import HUB_PREFIX, CorpusSource, Found, HubDataset, JsonLines, Parquet, short
+from dgpo_cli.retrieval.corpus.sources import CorpusSource, Found, HubDataset, JsonLines, Parquet, short
 
 KEPT_PROBLEMS = 10
 _REPORT_EVERY = 2_000  # passages
@@ -97,8 +98,8 @@ def corpus_digest(location: Path | str) -> str:
 
 def corpus_name(location: str) -> str:
     """A name for the index of a corpus: that of its file, folder or data set."""
-    if location.startswith(HUB_PREFIX):
-        return re.sub(r"[^\w.-]+", "-", location.removeprefix(HUB_PREFIX).partition("/")[2] or location[3:])
+    if location.startswith(PREFIX):
+        return re.sub(r"[^\w.-]+", "-", location.removeprefix(PREFIX).partition("/")[2] or location[3:])
     path = Path(location).resolve()
     if path.is_dir():
         return path.name or "root"
@@ -107,11 +108,11 @@ def corpus_name(location: str) -> str:
 
 def recorded_location(location: Path | str) -> str:
     """A location as a manifest keeps it: independent of the folder where the command was given."""
-    return str(location) if str(location).startswith(HUB_PREFIX) else str(Path(location).resolve())
+    return str(location) if str(location).startswith(PREFIX) else str(Path(location).resolve())
 
 
 def _source(location: Path | str, known: KnownFiles | None = None) -> CorpusSource:
-    if str(location).startswith(HUB_PREFIX):
+    if str(location).startswith(PREFIX):
         return HubDataset(str(location))
     path = Path(location)
     if path.is_dir():

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dgpo_cli.core.compression import ERRORS, decompressing
-from dgpo_cli.core.hub import unreachable
+from dgpo_cli.core.hub_rows import hub_rows
 from dgpo_cli.core.records import parse_line
 from dgpo_cli.core.types import Passage
 from dgpo_cli.core.untrusted import LONGEST_PASSAGE, lines, open_file, overlong
 from dgpo_cli.errors import InputError
 
-HUB_PREFIX = "hf:"
 FIELDS = ("id", "_id", "contents", "title", "text")
 HINT = "give a corpus: .jsonl or .parquet, .jsonl.gz, .jsonl.zst, hf:REPO:SPLIT, or a folder of texts"
 LONGEST = LONGEST_PASSAGE
@@ -159,18 +158,7 @@ class HubDataset:
             digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
 
     def _rows(self) -> Any:
-        from datasets import load_dataset
-
-        repo, *rest = self.location.removeprefix(HUB_PREFIX).split(":")
-        split = rest.pop() if rest else "train"
-        if not repo or len(rest) > 1:
-            raise InputError(f"{self.location} is no data set of the hub", hint="write it like hf:REPO:SPLIT")
-        try:
-            loaded = load_dataset(repo, rest[0] if rest else None, split=split)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = None if Path(repo).exists() else unreachable()
-            what = f"is not cached, and {reason}" if reason else f"cannot be loaded: {_first_line(error)}"
-            raise InputError(f"{self.location} {what}", hint="write it like hf:REPO:CONFIG:SPLIT") from error
+        loaded = hub_rows(self.location)
         return loaded.select_columns([name for name in FIELDS if name in loaded.column_names])
 
 
