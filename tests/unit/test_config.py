@@ -144,7 +144,9 @@ def test_toml_refuses_what_it_cannot_hold() -> None:
         to_toml({"a": object()})
 
 
-@pytest.mark.parametrize("content", [None, b"a = ", b"\xff\xfe"], ids=["missing", "broken", "encoding"])
+@pytest.mark.parametrize(
+    "content", [None, b"a = ", b"\xff\xfe", b"a = " + b"9" * 5000], ids=["missing", "broken", "encoding", "digits"]
+)
 def test_a_bad_toml_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "config.toml"
     if content is not None:

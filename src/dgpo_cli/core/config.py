@@ -81,7 +81,7 @@ def load_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(decoded(read_bytes(path, LARGEST_RECORD), str(path)))
     except InputError as error:
         raise ConfigError(error.message, hint=hint) from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of a whole number of thousands of digits
         raise ConfigError(f"{path}: {error}", hint=hint) from error
 
 
