@@ -1,4 +1,4 @@
-"""Where the process begins: `dgpo`, and `python -m dgpo_cli` for launchers such as `accelerate launch -m dgpo_cli ...`.
+"""Entry point: `dgpo`, and `python -m dgpo_cli` for launchers such as `accelerate launch -m dgpo_cli ...`.
 
 Interrupts and closed streams are taken care of before anything large is imported.
 """
@@ -6,7 +6,7 @@ Interrupts and closed streams are taken care of before anything large is importe
 from dgpo_cli.core import interrupts, streams
 
 streams.open_closed()
-interrupts.watch()  # also in a process that is started beside this one, which imports this file
+interrupts.watch()  # also in a child process, which imports this file
 
 
 def main() -> None:

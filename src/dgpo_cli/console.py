@@ -1,4 +1,4 @@
-"""What a user sees. The only file that imports rich: results on stdout, progress and messages on stderr.
+"""Output for the user. The only file that imports rich: results on stdout, progress and messages on stderr.
 
 The one door to the terminal: whatever a file, a server or a model wrote, no control character of it gets through.
 """
@@ -92,7 +92,7 @@ class Console:
             self._line(self._out, visible(text), style)
 
     def next(self, *commands: str) -> None:
-        """What to type now, a line each, whole: each is a command that runs in this folder as it stands."""
+        """The next commands, a line each, in full: each runs in this folder as it stands."""
         for place, command in enumerate(commands):
             if not self.json_output:
                 self._out.print(f"{'next:' if not place else '     '} {visible(command)}", markup=False, soft_wrap=True)
@@ -221,7 +221,7 @@ class Console:
 
 
 class _Told(logging.Handler):
-    """What the layers below log, as warnings: they print nothing themselves."""
+    """Shows log records of the layers below as warnings: they print nothing themselves."""
 
     def emit(self, record: logging.LogRecord) -> None:
         Console().warn(self.format(record))

@@ -1,4 +1,4 @@
-"""What a launcher, such as `accelerate launch`, says of the processes that work together."""
+"""Processes of a launcher, such as `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 
 
 def launch_fault() -> str:
-    """What is wrong with a launcher's variables; "" where nothing is, and where there is no launcher."""
+    """The fault of a launcher's variables; "" where there is none, or no launcher."""
     rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     fits = not (rank and size) or (rank.isdecimal() and size.isdecimal() and int(rank) < int(size))
     return "" if fits else f"RANK is {rank!r} and WORLD_SIZE is {size!r}"
 
 
 def processes() -> int:
-    """How many of them a launcher, such as `accelerate launch`, started to work together."""
+    """Number of processes that a launcher, such as `accelerate launch`, started to work together."""
     return int(os.environ.get("WORLD_SIZE") or 1) if os.environ.get("RANK") and not launch_fault() else 1
 
 

@@ -24,7 +24,7 @@ class RolloutSettings:
     # A setting that decides the episodes: sums in bf16 depend on the batch.
     wave: int = setting(64, "episodes that run together", source="ours")
     overlap_steps: int = setting(
-        0, "tokens that others write while a search is answered; pays off beside a GPU", source="ours"
+        0, "tokens that others write while a search is answered; pays off with a GPU", source="ours"
     )
     # An episode that runs into a loop, or writes a turn without an action twice, ends there (agent/repeats.py). Off in
     # training, which follows the reference: an episode that recovers after such a turn is trained on.
@@ -55,7 +55,7 @@ class RolloutSettings:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeLimits:
-    """What `-o rollout.` sets in the commands that ask a trained model; as it was trained where nothing is given."""
+    """Settings under `-o rollout.` of the commands that ask a trained model; by default those of its training."""
 
     top_k: int | None = None
     max_turns: int | None = None

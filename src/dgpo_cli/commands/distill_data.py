@@ -153,7 +153,7 @@ def distill_data(
         [[summary["episodes"], percent(summary["em"]), summary["kept"], summary["searches"], summary["tokens"]]],
     )
     if summary.get("token_ids") == "from text":
-        console.info("the server told text, not token ids, so the trajectories hold no log-probabilities")
+        console.info("the server returned text, not token ids, so the trajectories hold no log-probabilities")
     console.print(f"kept trajectories: {summary['path']}")
     console.next(*after_distill_data(settings.tokenizer, loadable=is_loadable(settings)))
     console.result(summary | {"run": str(run.path)})

@@ -72,7 +72,7 @@ def _in_use() -> list[Path]:
 
 
 COLUMNS = ("run", "method", "model", "EM", "steps", "status", "age", "size")
-_FRAME = 2  # characters beside each column
+_FRAME = 2  # characters around each column
 _MODEL = 12  # of a model's name, at least
 
 

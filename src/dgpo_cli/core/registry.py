@@ -36,7 +36,7 @@ def load(table: Mapping[str, str], name: str, kind: str, *, outside: bool = True
     try:
         return getattr(import_module(module), attribute)
     except ImportError as error:
-        hint = f"install it beside dgpo, and try: python -c 'import {module}'"
+        hint = f"install it where dgpo is installed, and try: python -c 'import {module}'"
         raise ConfigError(f"{kind} {name!r}: {error}", hint=hint) from error
     except AttributeError as error:
         raise ConfigError(f"{kind} {name!r}: {error}", hint=f"name what {module} has") from error

@@ -55,7 +55,7 @@ class EvalSettings:
         require_engine_name(self.engine)
         if self.model_url is not None and (self.engine != IN_PROCESS or self.precision != "auto"):
             raise ConfigError(
-                "--engine and precision are for a model that is loaded here", hint="leave them out beside --model-url"
+                "--engine and precision are for a model that is loaded here", hint="leave them out with --model-url"
             )
         if self.samples < 1:
             raise ConfigError(f"samples = {self.samples} leaves no answer", hint="give --samples 1 or more")

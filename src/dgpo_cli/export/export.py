@@ -32,7 +32,7 @@ from dgpo_cli.objectives.registry import OBJECTIVES, create
 from dgpo_cli.training.settings import deviations
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SPACE_FACTOR = 1.1  # ours: tokenizer and card beside the weights
+SPACE_FACTOR = 1.1  # ours: tokenizer and card in addition to the weights
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def _holding(source: ModelSource) -> tuple[str, ...]:
 
 
 def facts(name: str, loaded: LoadedModel, runs_root: Path) -> CardFacts:
-    """What is known of a model from its run folder, those of its ancestors, and the evaluations of these weights."""
+    """Facts about a model from its run folder, those of its ancestors, and the evaluations of these weights."""
     stages, base = history(loaded.source, runs_root)
     alias = ALIASES.get(base)
     made = gguf.record_of(Path(base)) if alias is None and Path(base).is_dir() else None
@@ -184,7 +184,7 @@ def _asks_teacher(method: str, config: Mapping[str, Any]) -> bool:
 
 
 def _writer(trajectories: object) -> str | None:
-    """Who wrote the trajectories of a file or run, where its run is there to tell."""
+    """The model that wrote the trajectories of a file or run, if its run still exists."""
     if not isinstance(trajectories, str):
         return None
     path = Path(trajectories)

@@ -151,7 +151,7 @@ def _origin(facts: CardFacts) -> str:
 
 
 def _history(stage: Stage) -> str:
-    """What was done in a stage, and with whom."""
+    """The work of a stage, and its models."""
     parts = [METHODS.get(stage.method, stage.method)]
     if stage.steps is not None:
         chosen = "" if stage.best_step in (None, stage.steps) else f", the weights of step {stage.best_step:,} kept"

@@ -53,7 +53,7 @@ class Protocol:
             if template.count(hole) != 1:
                 raise InputError(
                     f"protocol {self.name!r}: a template must hold {hole} exactly once, got {template!r}",
-                    hint="repair the protocol.json beside the model",
+                    hint="repair the protocol.json of the model",
                 )
 
     @classmethod

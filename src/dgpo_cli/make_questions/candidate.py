@@ -95,7 +95,7 @@ class Candidate:
 
 
 def subject(passage: Passage) -> str:
-    """What a passage is about: its title without brackets behind it and without the name of a section."""
+    """The subject of a passage: its title without brackets behind it and without the name of a section."""
     title = f"{text_key(passage.title)} ".partition(" - ")[0].strip()
     return query(title)
 

@@ -1,4 +1,4 @@
-"""Which passages questions are made from, and on which side of the split their documents are.
+"""The choice of passages to make questions from, and of the side of the split for each document.
 
 Every document gives one passage before any gives a second one, so that none dominates. A document is on one side as a
 whole: test questions are about documents that no training question is about.

@@ -1,4 +1,4 @@
-"""What a made question must pass without a model: its text, and that the index finds its passages."""
+"""Checks of a made question that need no model: its text, and whether the index finds its passages."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Author(Protocol):
 
 @dataclass(slots=True)
 class MadeQuestions:
-    """What became of all candidates, by hops."""
+    """The outcomes of all candidates, by hops."""
 
     passages: int
     fates: dict[int, Counter[Fate]] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class MadeQuestions:
 def make_questions(
     index: OpenIndex, author: Author, settings: MakeQuestionsSettings, folder: Path, progress: Progress | None = None
 ) -> MadeQuestions:
-    """Write `folder`/train.jsonl, validation.jsonl, test.jsonl, and candidates.jsonl, which tells why others fell.
+    """Write `folder`/train.jsonl, validation.jsonl, test.jsonl, and candidates.jsonl, which records why others fell.
 
     A side without a question has no file. Raises RetrievalError for an index that does not tell its passages,
     InputError where no question is kept.

@@ -1,4 +1,4 @@
-"""What a teacher is asked, and how its reply is read.
+"""Prompts for a teacher, and the parsing of its replies.
 
 Every request is one user message and the beginning of the reply. The answer is chosen before the question is asked for,
 which small models can do; only where a passage holds nothing to choose does the teacher choose, after an example.
@@ -72,7 +72,7 @@ def asking(question: str, passages: Sequence[Passage]) -> str:
 
 
 def question_and_answer(reply: str) -> tuple[str, str] | None:
-    """What a reply that goes on after QUESTION holds; None where it has not both."""
+    """Question and answer in a reply that continues after QUESTION; None where it lacks one."""
     found = _REPLY.match(reply)
     if found is None:
         return None

@@ -198,7 +198,7 @@ def _require_model(path: Path, header: Header) -> None:
     scaling = header.metadata.get(f"{architecture}.rope.scaling.type", "none")
     if "rope_freqs.weight" in header.tensors or scaling != "none":
         raise ModelError(
-            f"{path} scales its rotary embeddings, which a GGUF file does not tell in full",
+            f"{path} scales its rotary embeddings, which a GGUF file does not state in full",
             hint="take the same model as safetensors, from the hub or a folder",
         )
     wanted = _expected(path, header)

@@ -1,4 +1,4 @@
-"""What the models of the offline world learn before anything is distilled: files of scripted trajectories.
+"""Files of scripted trajectories, from which the models of the offline world learn before distillation.
 
 Demonstrations go through the same search loop as every other episode; the teacher learns to search from them. Reading
 exercises give one-hop questions together with their search results: a student that learned from them alone can read,

@@ -16,7 +16,7 @@ class Bounds(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Of a row to the one that all are compared with, on the same questions; shares from -1 to 1."""
+    """Difference of a row to the one that all are compared with, on the same questions; shares from -1 to 1."""
 
     mean: float
     over_questions: Bounds  # the seeds as they are

@@ -130,13 +130,13 @@ class Project:
         return result
 
     def _replace(self, path: Path, finished: bool, why: str) -> None:
-        """Say that what is in `path` has to be made anew; of finished work only if that is allowed."""
+        """Mark the content of `path` to be made again; finished work only if that is allowed."""
         if finished and not self._allowed:
             self._allowed = self.may_replace(f"{path} is finished, and what is asked for now differs: {why}")
             if not self._allowed:
                 raise ConfigError(
                     f"{path} is finished and would be replaced: {why}",
-                    hint="give --replace to make it and what follows from it anew, or another --out",
+                    hint="give --replace to make it and what follows from it again, or another --out",
                 )
         self._say(f"{path.name}: made anew ({why})")
 
@@ -146,7 +146,7 @@ class Project:
         return dict(record["result"])
 
     def made_world(self) -> dict[str, Any] | None:
-        """What the world was made from; None where none is there."""
+        """The settings that the world was made from; None without a world."""
         stamp = self.world_folder / "world.json"
         if not stamp.is_file():
             return None
@@ -179,7 +179,7 @@ class Project:
         wave: int | None = None,
         stop_repeats: bool = False,
     ) -> Mapping[str, Any]:
-        """What is made of the greedy answers of `model` to the first `count` test questions.
+        """A measurement of the greedy answers of `model` to the first `count` test questions.
 
         They are a run like that of `dgpo eval`.
         """

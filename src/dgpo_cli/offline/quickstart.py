@@ -135,7 +135,7 @@ def _train(
     teacher: Path,
     allowed: bool,
 ) -> None:
-    """Rows without a word: what goes wrong here goes wrong again, and is told, in the process that asked for them."""
+    """Train rows silently; the parent process repeats and reports any failure."""
     end_with_parent()
     torch.set_num_threads(1)
     work = Quickstart(folder, seed=seed, device=device, say=lambda _: None, bar=_no_bar, settings=settings)

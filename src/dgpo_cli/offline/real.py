@@ -142,7 +142,7 @@ class RealPath(Stages):
         }
 
     def record(self, rows: Mapping[str, RealRow]) -> None:
-        """Figures so far, and every row beside the cold start and the student that rl starts from, in results.json."""
+        """Write results.json: figures so far, and each row compared with cold start and rl's student."""
         paired = {
             f"{name} - {base}": asdict(paired_difference(*_shared(rows[base].right, row.right)))
             for base in ("raw", "student")
@@ -221,14 +221,14 @@ class RealPath(Stages):
         return self.path(stage) / "trajectories.jsonl"
 
     def _first(self, data: Path, count: int) -> Path:
-        """The first trajectories of a file, as a file beside it."""
+        """Write the first trajectories of a file to a file next to it."""
         target = self.folder / f"first-{count}.jsonl"
         header, rows = read_records(data, "trajectories")
         write_jsonl_atomic(target, [header, *(row for _, row in list(rows)[:count])])
         return target
 
     def _rl_options(self, row: str, start: Path, teacher: Path) -> dict[str, Any]:
-        """Of a row, at the learning rate of the recipe's grid that is best on validation questions."""
+        """Options of a row, at the learning rate of the recipe's grid that is best on validation questions."""
         method = "ppo" if row == "ppo" else "dgpo"
         options: dict[str, Any] = self.recipe["rl"] | self.recipe[row] | {"method": method}
         grid = self.recipe["search"]

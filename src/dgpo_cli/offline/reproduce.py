@@ -95,7 +95,7 @@ class Ladder(Stages):
         return self.kd(name, begin, teacher, trajectories, settings)
 
     def digest(self, name: str) -> str:
-        """Of everything that decides what the row is, apart from the machine."""
+        """Digest of everything that decides a row, apart from the machine."""
         shared = {key: self.recipe[key] for key in _SHARED}
         if name in BASE_ROWS:
             return config_digest(name, shared | {"seed": self.seed})
@@ -218,7 +218,7 @@ def _answers(record: Record) -> np.ndarray:
 
 
 def read_record(path: Path) -> Record | None:
-    """None where there is none of this form: it is made anew then."""
+    """The record of a row; None where there is none of this form, so that the row is made again."""
     found = _found(path, _RECORD)
     if found is None:
         return None

@@ -17,7 +17,8 @@ _ROW_KEYS = ("label", "published", "command", "start", "as_long_as", "tune")
 class RowSpec:
     """One row of the recipe. `settings` are those of its command; `as_long_as` names the row whose time it gets.
 
-    `tune` is the setting of the objective that the search varies beside the learning rate, with its other values.
+    `tune` is the setting of the objective that the search varies in addition to the learning rate, with its other
+    values.
     """
 
     name: str

@@ -191,7 +191,7 @@ class Stages(Project):
         return self.path(stage)
 
     def _validation_of_kd(self) -> dict[str, Any]:
-        """What decides which weights of a kd stage are the best: EM on validation questions."""
+        """The criterion for the best weights of a kd stage: EM on validation questions."""
         return {
             "eval_data": str(self.world_folder / "validation.jsonl"),
             "eval_limit": self.recipe["world"]["validation_questions"],

@@ -149,7 +149,7 @@ def _smaller(writing: Writing, room: Room) -> str:
             )
             if sum(at_most.parts(1).values()) <= room.bytes:
                 return f"this fits: -o rollout.max_tokens={tokens}"
-    return "take a smaller model, or free some memory: `dgpo doctor` tells what is here"
+    return "take a smaller model, or free some memory: `dgpo doctor` shows what is here"
 
 
 def prompt_tokens(questions: Sequence[Question], frame: int) -> int:

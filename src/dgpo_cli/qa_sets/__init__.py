@@ -1,4 +1,4 @@
-"""Where questions come from: the seven QA sets of the paper, files of the same form, the offline world."""
+"""Sources of questions: the seven QA sets of the paper, files of the same form, the offline world."""
 
 from dgpo_cli.qa_sets.load import load_questions, read_questions, training_set
 from dgpo_cli.qa_sets.registry import QA_SETS, SEVEN, TRAIN_SETS, QASet, canonical_name

@@ -2,7 +2,7 @@
 
 JSONL and JSON lists of FlashRAG's rows; CSV and TSV with a header that names `question` and `answer`; SQuAD's JSON;
 BEIR's queries.jsonl beside its qrels/, or one of those qrels. All may be .gz or .zst. A question that SQuAD calls
-impossible has no answer and is left out. BEIR tells gold passages and no answers.
+impossible has no answer and is left out. BEIR names gold passages and has no answers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Questions about real passages, split into test, validation and training, and the one corpus that they share.
 
-Every set whose questions name their supporting passages and whose passages lie beside them takes part. Questions that
+Every set whose questions name their supporting passages and whose passages lie next to them takes part. Questions that
 share a text or the whole of their supporting passages fall on one side of the split.
 """
 
@@ -51,7 +51,7 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def corpus_rows(sets: Mapping[str, tuple[Path, Path]]) -> Iterator[dict[str, Any]]:
-    """Passages of all sets, their ids told apart by the set's name."""
+    """Passages of all sets, with the set's name in their ids."""
     for name, (_, corpus) in sets.items():
         for line, row in read_jsonl(corpus):
             if not {"id", "contents"} <= row.keys():

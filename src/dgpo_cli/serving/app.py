@@ -54,7 +54,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 class SearchServer:
-    """`about` is what /health tells of the index; everybody is let in where there is no `door`.
+    """`about` is what /health reports of the index; everybody is let in where there is no `door`.
 
     `probe` raises RetrievalError where a part of the index that lies elsewhere does not answer.
     """

@@ -61,7 +61,7 @@ class Batcher:
         self.failure: str | None = None  # of the last call of the engine
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """What the retriever's own `search` returns. Raises what it raises, and Busy; cancelled, it drops its part."""
+        """The result of the retriever's own `search`. Raises its errors, and Busy; if cancelled, it drops its part."""
         known: dict[str, list[Hit]] = {}
         unknown: list[str] = []
         for query in dict.fromkeys(queries):
@@ -170,5 +170,5 @@ class Batcher:
 
 
 def _cost(key: Key, hits: list[Hit]) -> int:
-    """What a cached answer counts against `cache_passages`: its passages and one, and more for a long query."""
+    """The cost of a cached answer against `cache_passages`: its passages and one, and more for a long query."""
     return 1 + len(hits) + len(key[0]) // _CHARS_LIKE_A_PASSAGE

@@ -1,4 +1,4 @@
-"""What happens in an episode as OpenAI's protocol tells it: parts of a message, and the message as a whole.
+"""The events of an episode in OpenAI's protocol: parts of a message, and the message as a whole.
 
 Thoughts and searches are `reasoning_content`, the answer is `content`. The answer is one piece, sent when its turn has
 ended: until then nobody knows that it is one, for a turn that began with an answer may still become a search. Each

@@ -37,7 +37,7 @@ _HARMLESS: Mapping[str, tuple[Any, ...]] = {
 
 
 class MessagePart(BaseModel):
-    """Of a message; only text is taken."""
+    """A part of a message; only text is accepted."""
 
     type: str
     text: str | None = None

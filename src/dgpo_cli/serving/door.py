@@ -79,7 +79,7 @@ class Door:
 
 
 async def unless_left(request: Request, work: Awaitable[T]) -> T:
-    """What `work` gives. Raises ClientDisconnect, and cancels it, where the client leaves first."""
+    """The result of `work`. Raises ClientDisconnect, and cancels it, if the client leaves first."""
     working = asyncio.ensure_future(work)
     left = asyncio.ensure_future(_left(request))
     try:

@@ -65,7 +65,7 @@ class Running:
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
     async def next(self) -> Accepted | Event:
-        """What happens next; nothing follows Finished. Raises ReplyRefused."""
+        """The next event; nothing follows Finished. Raises ReplyRefused."""
         event = await self.events.get()
         if isinstance(event, ReplyRefused):
             raise event
@@ -134,7 +134,7 @@ class SharedAgent:
         self._stopping = True
 
     def cut(self) -> None:
-        """End what is open; its clients are told."""
+        """End open episodes with an error to their clients."""
         self.refuse()
         self._fail(_stopped())
 

@@ -84,7 +84,7 @@ class TrainSettings:
         require_ranges(self)
         if self.lora.rank is not None and self.freeze_embeddings:
             raise ConfigError(
-                "freeze_embeddings beside lora.rank, which freezes the whole model already",
+                "freeze_embeddings together with lora.rank, which freezes the whole model already",
                 hint="leave out one of them",
             )
 
@@ -119,7 +119,7 @@ class KDSettings(TrainSettings):
     def __post_init__(self) -> None:
         TrainSettings.__post_init__(self)  # `super()` does not know the class that slots make
         if self.eval_data is not None and self.index is None:
-            raise ConfigError("validation by EM needs an index", hint="give --index beside --eval-data")
+            raise ConfigError("validation by EM needs an index", hint="give --index with --eval-data")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

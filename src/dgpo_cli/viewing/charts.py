@@ -1,7 +1,7 @@
 """Training curves of runs as numbers that the page draws: which there are, what they are called, and their points.
 
 The page draws them itself, as a report and while a run goes on: 60 lines of its script stand for a plotting library,
-which would have to draw each picture anew after every step, or bring megabytes of script along.
+which would have to draw each picture again after every step, or bring megabytes of script along.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from dgpo_cli.core.run_metrics import measured
 from dgpo_cli.core.schema import is_number
 
-# Told apart on white and on near-black, and by readers who do not tell red from green (after Okabe and Ito 2008).
+# Distinguishable on white and on near-black, and by readers who do not see red from green (after Okabe and Ito 2008).
 COLORS = ("#2f7ed8", "#e07b1f", "#1a9c78", "#c65a9d", "#8a6fd6", "#a88a00", "#3aa6c4", "#8a8f98")
 FEW, MOST = 20, 600  # points that are drawn one by one, and points of a curve; a chart is 440 units wide
 
@@ -51,7 +51,7 @@ def charts(logged: Iterable[Collection[str]]) -> list[dict[str, Any]]:
 
 
 def curves(rows: Rows) -> dict[str, dict[str, Any]]:
-    """By metric the points of a run: `each` step, thinned, and where they are many their running `mean`, else None."""
+    """The points of a run by metric: `each` step, thinned, and where they are many their running `mean`, else None."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
         if (step := measured(row, "step")) is not None:

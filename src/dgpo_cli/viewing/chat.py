@@ -37,7 +37,7 @@ class Chat:
         self.agent = self.agent.with_settings(top_k=value)
 
     def ask(self, text: str, on_event: Listener | None = None) -> Trajectory:
-        """The episode of one question. `on_event` is told what happens as it happens."""
+        """The episode of one question. `on_event` gets its events as they happen."""
         question = Question(str(len(self.episodes) + 1), text, (), "chat")
         if self._underway:
             self.agent = replace(self._make_agent(), settings=self.agent.settings)

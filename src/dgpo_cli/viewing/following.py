@@ -137,7 +137,7 @@ class WatchedRun:
 
     @property
     def problems(self) -> list[str]:
-        """What cannot be read of it, a line each."""
+        """The parts of it that cannot be read, a line each."""
         lasting = [self._damage, *(file.problem for file in self.files)]
         return self._problems + [problem for problem in lasting if problem is not None]
 
@@ -148,7 +148,7 @@ class WatchedRun:
         return self._curves[1]
 
     def about(self) -> dict[str, Any]:
-        """How far it is, for the head of the page."""
+        """Its progress, for the head of the page."""
         assert self.records is not None, "asked of runs that were read"
         rows, total = self.records.rows, self.records.config.get("steps")
         step = max((int(row["step"]) for row in rows), default=0)

@@ -1,4 +1,4 @@
-"""What `dgpo report` shows of run folders: curves, evaluations side by side, and episodes to read.
+"""The content of `dgpo report`: curves, evaluations side by side, and episodes to read.
 
 Episodes come from the records that a run keeps: every answer of `dgpo eval`, every episode of `dgpo distill-data`, and
 of training the last periodic evaluation and a sample of the rollouts.
@@ -152,7 +152,7 @@ def _pairs(runs: Sequence[RunRecords]) -> dict[str, Any]:
 
 
 def _differing(runs: Sequence[RunRecords]) -> list[str]:
-    """What makes the evaluations no fair comparison: settings, questions or corpora that are not the same."""
+    """Differences that make a comparison of evaluations unfair: settings, questions or corpora."""
     found: dict[str, list[str]] = {}
     sets = dict.fromkeys(name for run in runs for name in run.headers)
     for question_set in sets:
@@ -174,7 +174,7 @@ def _over(where: Sequence[str], sets: Collection[str]) -> str:
 
 
 def alarms(runs: Sequence[RunRecords]) -> list[str]:
-    """What the collapse guard of training runs saw, and what followed."""
+    """Alarms of the collapse guard of training runs, and the reactions."""
     return [
         f"{run.name}, step {row['step']}: {row['alarm']} (mean {row['metric']} {row['mean']:.4g}, "
         f"threshold {row['threshold']:.4g}): {row['action']}."
@@ -226,7 +226,7 @@ def _questions(runs: Sequence[RunRecords], limit: int) -> tuple[list[dict[str, A
 
 
 def _codec(run: RunRecords, header: dict[str, Any], warnings: list[str]) -> Codec | None:
-    """Of the tokenizer that the run kept, else its model's; without it the page shows what needs no text."""
+    """The codec of the tokenizer that the run kept, else of its model's; without one the page shows no text."""
     from dgpo_cli.formats.protocol import Protocol
     from dgpo_cli.models.codec import Codec
     from dgpo_cli.models.load import kept_tokenizer, load_tokenizer

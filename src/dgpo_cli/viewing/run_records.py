@@ -46,7 +46,7 @@ class RunRecords:
 
     @property
     def model(self) -> str:
-        """Whose tokens the episodes are made of."""
+        """The model whose tokenizer decodes the episodes."""
         if self.record["command"] == "distill-data":
             return str(self.config.get("tokenizer") or self.config.get("teacher"))
         return str(self.config.get("model")) if self.record["command"] == "eval" else str(self.path)
@@ -83,7 +83,7 @@ def _tokens(given: Mapping[str, Any], length: int) -> dict[str, Sequence[float |
 
 
 def files_of(path: Path, command: str, config: Mapping[str, Any]) -> list[tuple[Path, str]]:
-    """Where a run keeps its episodes, and the schema of their records; not all of them are there."""
+    """Files in which a run may keep its episodes, and the schema of their records."""
     if command == "eval":
         return [(path / f"{name}.jsonl", "evaluation") for name in config.get("benchmarks", ())]
     if command == "distill-data":

@@ -1,4 +1,4 @@
-"""What `dgpo report --watch` answers its page: the runs of a folder and what is new in them, as JSON.
+"""Replies of `dgpo report --watch` to its page: the runs of a folder and their latest rows, as JSON.
 
 | path | answer |
 |---|---|

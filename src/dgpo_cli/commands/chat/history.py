@@ -1,4 +1,4 @@
-"""What was typed in earlier chats, for the keys Up and Ctrl-R: a file that nobody but its owner reads."""
+"""Lines typed in earlier chats, for the keys Up and Ctrl-R: a file that nobody but its owner reads."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def asking(
 
 @contextmanager
 def unheard_keyboard() -> Iterator[None]:
-    """What is typed meanwhile is neither shown nor kept, Ctrl-C aside."""
+    """Discard keys typed meanwhile, except Ctrl-C, and do not show them."""
     descriptor = sys.stdin.fileno()
     usual = termios.tcgetattr(descriptor)
     muted = [*usual]

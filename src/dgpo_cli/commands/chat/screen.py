@@ -33,7 +33,7 @@ class Screen:
             self._searched(event.call)
         elif isinstance(event, events.Correction):
             self._end_turn()
-            self._console.print("this turn had no action; the model was told so:", style="yellow")
+            self._console.print("this turn had no action; the model was sent a correction:", style="yellow")
             self._console.paragraph(event.text.strip(), indent=2, style="yellow")
 
     def end(self) -> None:
@@ -47,7 +47,7 @@ class Screen:
         self._console.print("stopped", style="yellow")
 
     def finish(self, episode: Trajectory) -> None:
-        """How it ended, and where its answer stands."""
+        """Show how it ended, and the passage that holds its answer."""
         self.end()
         if episode.truncated_observations:
             self._console.print(f"{episode.truncated_observations} search results were cut to fit", style="yellow")

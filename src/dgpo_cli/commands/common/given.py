@@ -1,4 +1,4 @@
-"""Which settings of a run are the user's own choice, and so are never fitted to the machine."""
+"""Settings of a run that the user chose, which are never fitted to the machine."""
 
 from __future__ import annotations
 

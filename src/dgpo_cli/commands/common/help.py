@@ -1,4 +1,4 @@
-"""How a command's help shows its parameters."""
+"""The form of parameters in a command's help."""
 
 from __future__ import annotations
 

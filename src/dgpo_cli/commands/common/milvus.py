@@ -1,4 +1,4 @@
-"""What the command line adds to the Milvus retriever: its address as a flag, its token from the environment."""
+"""Milvus on the command line: its address as a flag, its token from the environment."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ def add_address(settings: dict[str, Any], retriever: str, uri: str | None, out: 
 
     config = apply_options(MilvusConfig, settings)
     if config.uri is not None and Path(config.uri).is_relative_to(out.resolve()):
-        raise ConfigError(f"{config.uri} is in the index folder {out}", hint="give a --uri beside it, or another --out")
+        raise ConfigError(f"{config.uri} is in the index folder {out}", hint="give a --uri with it, or another --out")
     check_reachable(config)

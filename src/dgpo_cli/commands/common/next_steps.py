@@ -1,4 +1,4 @@
-"""What to type after a command: nothing that would not run in this folder as it stands."""
+"""Next commands to suggest: only those that run in this folder as it stands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several commands do alike: defaults from the workspace, questions by name or file, common options."""
+"""Shared by several commands: defaults from the workspace, questions by name or file, common options."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ _SAID = schema.record(
 
 
 ReplaceFlag = Annotated[
-    bool, typer.Option("--replace", help="Make finished stages anew whose settings or inputs are others now.")
+    bool, typer.Option("--replace", help="Make finished stages again whose settings or inputs have changed.")
 ]
 
 
@@ -80,7 +80,7 @@ def replacing(console: Console, replace: bool) -> Callable[[str], bool]:
         if replace or not console.interactive or console.json_output:
             return replace
         console.print(why)
-        return console.ask("Make it and what follows from it anew? [y/N] ").strip().lower() in ("y", "yes")
+        return console.ask("Make it and what follows from it again? [y/N] ").strip().lower() in ("y", "yes")
 
     return may_replace
 

@@ -1,4 +1,4 @@
-"""What a command says about a model that it is given."""
+"""Messages about the origin of a model that a command is given."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _KEYS = ("student", "teacher", "model")
 
 
 def tell_origin(console: Console, key: str, name: str) -> None:
-    """What a model from a GGUF file is; the first time, the file is read here, which takes seconds."""
+    """Say where a model from a GGUF file comes from; the first time, the file is read here, which takes seconds."""
     if key not in _KEYS:
         return
     from dgpo_cli.models.aliases import ALIASES

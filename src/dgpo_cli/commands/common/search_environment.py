@@ -1,4 +1,4 @@
-"""What the environment says about search servers, and what a token is that can be sent."""
+"""Settings of search servers from the environment, and the check of a token."""
 
 from __future__ import annotations
 

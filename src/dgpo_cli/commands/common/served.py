@@ -41,7 +41,7 @@ def model_server(console: Console, url: str | None, name: str | None, asked: Ask
             )
         return None
     if asked.precision != "auto":
-        raise ConfigError("precision is that of a model that is loaded here", hint="leave it out beside --model-url")
+        raise ConfigError("precision is that of a model that is loaded here", hint="leave it out with --model-url")
     value = os.environ.get(KEY_VARIABLE)
     key = sendable_token(value, KEY_VARIABLE, hint="give the key that the server asks for") if value else None
     server = choose_model(url, name, key, asked.server, MODEL)

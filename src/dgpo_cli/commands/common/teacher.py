@@ -1,4 +1,4 @@
-"""Which teacher answers in `dgpo distill-data`: a model that is loaded here, or one behind a server."""
+"""The teacher of `dgpo distill-data`: a model that is loaded here, or one behind a server."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def teacher_values(
                 "--demonstrations answers instead of a teacher", hint="leave --teacher and --teacher-url out"
             )
         if name is not None or url is not None:
-            raise ConfigError("--teacher-url and --teacher-name have no effect beside --teacher gold", hint="give one")
+            raise ConfigError("--teacher-url and --teacher-name have no effect with --teacher gold", hint="give one")
         of = choose(console, "student", tokenizer or before.get("tokenizer"), hint="give --tokenizer STUDENT")
         named = (
             {"teacher": "gold"}
@@ -144,7 +144,7 @@ def is_loadable(settings: DistillDataSettings) -> bool:
 
 
 def remember_data(settings: DistillDataSettings, folder: Path) -> None:
-    """What the next command takes by default: the trajectories in `folder`, and what they were made with."""
+    """Remember defaults for the next command: the trajectories in `folder`, and the settings they were made with."""
     from dgpo_cli.core.workspace import Workspace
 
     used = {"teacher": settings.teacher} if is_loadable(settings) else {}

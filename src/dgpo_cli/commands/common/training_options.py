@@ -1,4 +1,4 @@
-"""What `distill-data`, `kd` and `rl` share beyond `shared`: options, the list of methods, what is said at the end."""
+"""Shared by `distill-data`, `kd` and `rl`: options, the list of methods, the closing message."""
 
 from __future__ import annotations
 

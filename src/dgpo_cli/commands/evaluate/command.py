@@ -1,4 +1,4 @@
-"""`dgpo eval`: a model on QA sets, resumable, beside the paper's row."""
+"""`dgpo eval`: a model on QA sets, resumable, compared with the paper's row."""
 
 from __future__ import annotations
 

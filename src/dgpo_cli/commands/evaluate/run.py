@@ -1,4 +1,4 @@
-"""What `dgpo eval` does once its settings are known: measure, compare, show."""
+"""The work of `dgpo eval` once its settings are known: measure, compare, show."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _measured(settings: EvalSettings, server: ModelServer | None) -> MeasuredMod
 
     if server is not None:
         return MeasuredModel.served(server, settings.model, settings.format)
-    # Other engines load the weights by themselves; here they only tell what is measured.
+    # Other engines load the weights by themselves; here they only identify the model.
     where = training_device(settings.device if settings.engine == IN_PROCESS else "cpu")
     dtype = inference_dtype(where, settings.model, settings.precision)
     return MeasuredModel.of(load_model(settings.model, device=where, dtype=dtype, form=settings.format))

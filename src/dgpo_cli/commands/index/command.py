@@ -1,4 +1,4 @@
-"""`dgpo index`: corpus file to search index; each of its subcommands has a file beside this one."""
+"""`dgpo index`: corpus file to search index; each of its subcommands has a file next to this one."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def build_shard(
     strict: bool,
     overwrite: bool,
 ) -> None:
-    """One part, into `out` or beside `target`."""
+    """Build one part, into `out` or next to `target`."""
     from dgpo_cli.retrieval.index.part import parse_part
     from dgpo_cli.retrieval.index.parts import build_part
 

@@ -1,4 +1,4 @@
-"""What `dgpo index` says about the index that it made."""
+"""The report of `dgpo index` on its index."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN = 10  # lines or files
 
 
 def show_build(console: Console, target: Path, manifest: Manifest, reused: bool) -> None:
-    """Remember the index for the commands that follow, and tell what it holds."""
+    """Remember the index for later commands, and show its contents."""
     Workspace().remember(by="dgpo index", index=absolute(str(target)))
     for problem in manifest.problems[:_SHOWN]:
         console.warn(f"skipped {problem}")

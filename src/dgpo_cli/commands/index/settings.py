@@ -9,7 +9,7 @@ from dgpo_cli.errors import ConfigError
 
 
 def index_settings(retriever: str, encoder: str | None, options: list[str] | None) -> dict[str, Any]:
-    """What --encoder and -o say. Raises ConfigError where one has no effect."""
+    """Settings from --encoder and -o. Raises ConfigError where one has no effect."""
     from dgpo_cli.core.config import parse_options
 
     settings = parse_options(options or ())

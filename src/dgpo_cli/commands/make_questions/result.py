@@ -1,4 +1,4 @@
-"""What was made, and what comes next."""
+"""The result of `dgpo make-questions`, and the next commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def show(console: Console, made: MadeQuestions, folder: Path) -> None:
 
 
 def remember(console: Console, settings: MakeQuestionsSettings, folder: Path, made: MadeQuestions) -> None:
-    """What the next commands take by default: the index, the questions to train on and those to be measured on."""
+    """Remember defaults for the next commands: the index, the questions for training and those for evaluation."""
     from dgpo_cli.make_questions.candidate import QA_SET
 
     values: dict[str, str] = {"index": settings.index}

@@ -1,4 +1,4 @@
-"""What questions are made of, and by whom."""
+"""The index that questions are made from, and their author."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def choose_author(
 def choose_documents(console: Console, given: str | None) -> str:
     """An index folder: the one given or remembered, or a BM25 index of the corpus given, built where there is none.
 
-    Raises ConfigError for a server, which does not tell its passages.
+    Raises ConfigError for a server, which does not list its passages.
     """
     from dgpo_cli.retrieval.corpus.reader import corpus_name
     from dgpo_cli.retrieval.index.build import build_index

@@ -1,4 +1,4 @@
-"""What the commands after `dgpo quickstart` take by default."""
+"""Defaults for the commands after `dgpo quickstart`."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """Turns from a server that speaks OpenAI's /v1/completions, such as vLLM, SGLang, llama.cpp or `transformers serve`.
 
-Two ways to talk. With a server that takes and tells token ids (vLLM's `return_token_ids`) and tokenizes a probe as this
-process does, token ids go both ways, with log-probabilities where the server's are those of the sampling distribution.
-With any other, text goes both ways: the prompt is `Codec.served_text`, what comes back is tokenized here.
+Two ways to talk. With a server that takes and returns token ids (vLLM's `return_token_ids`) and tokenizes a probe as
+this process does, token ids go both ways, with log-probabilities where the server's are those of the sampling
+distribution. With any other, text goes both ways: the prompt is `Codec.served_text`, what comes back is tokenized here.
 
 Text says less than ids. Most servers drop the stop string from it, which a second probe finds out. Which one it was
 they tell (`stop_reason` of vLLM, `matched_stop` of SGLang), or it is taken to be the one whose opening (by
 `Format.closes`) is open at the end of the text, and an end-of-text token if none is: of such a server a text that the
-model ended inside an open tag cannot be told from one that it closed. Chat completions are not spoken: an episode goes
-on after an observation in the middle of a message.
+model ended inside an open tag cannot be distinguished from one that it closed. Chat completions are not spoken: an
+episode goes on after an observation in the middle of a message.
 """
 
 from __future__ import annotations

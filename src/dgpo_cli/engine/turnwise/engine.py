@@ -32,7 +32,7 @@ class Written:
     """A turn that was written, one token at least."""
 
     token_ids: Sequence[int]
-    logprobs: Sequence[float] | None  # as in Event, one per token; None if not told
+    logprobs: Sequence[float] | None  # as in Event, one per token; None if unknown
     end: TurnEnd
 
 
@@ -121,7 +121,7 @@ class TurnwiseEngine:
         return Event(slot, tokens, [None] * count if written.logprobs is None else written.logprobs[:count], end)
 
     def _length(self, state: _Slot, written: Written) -> tuple[int, TurnEnd]:
-        """How many of the tokens count, and why the turn ended: a program may write on, or count other tokens."""
+        """Number of tokens that count, and why the turn ended: a program may write on, or count other tokens."""
         stops = StopMatcher(Stops(state.sampling.stop, self._codec.token_bytes, self._codec.eos_ids))
         limit = min(state.sampling.max_new_tokens, self._capacity - len(state.token_ids))
         count = stops.feed(written.token_ids[:limit])

@@ -22,7 +22,7 @@ _LONGEST_PAUSE = 60.0  # seconds, ours; a server may ask for more
 
 @dataclass(frozen=True, slots=True)
 class ModelServerAccess:
-    """How a server is asked; the defaults are ours."""
+    """Access to a model server; the defaults are ours."""
 
     concurrency: int = setting(64, "requests in flight at once")
     timeout_s: float = setting(600.0, "for a connection, and for a reply once the request was sent")
@@ -39,7 +39,7 @@ class ModelServerAccess:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a person writes to say which server is asked: two flags, and an environment variable for the key."""
+    """Names under which a user chooses a server: two flags, and an environment variable for the key."""
 
     url: str
     name: str
@@ -78,7 +78,7 @@ def base_url(location: str) -> str:
 
 
 def served_models(server: ModelServer, access: ModelServerAccess) -> list[dict[str, Any]]:
-    """What the server lists at /models; nothing if it has no list. Raises ModelError where nothing answers."""
+    """The models that the server lists at /models; none if it has no list. Raises ModelError where nothing answers."""
     asker = Asker(server, access)
     try:
         reply = asker.ask("/models", None, patient=False)
@@ -91,7 +91,7 @@ def served_models(server: ModelServer, access: ModelServerAccess) -> list[dict[s
 
 
 def context_length(server: ModelServer, access: ModelServerAccess) -> int | None:
-    """Tokens that one episode may have there, where the server tells (vLLM and llama.cpp do)."""
+    """Tokens that one episode may have there, if the server reports it (vLLM and llama.cpp do)."""
     try:
         rows = served_models(server, access)
     except ModelError:  # some servers complete texts and fail to list their models
@@ -101,7 +101,7 @@ def context_length(server: ModelServer, access: ModelServerAccess) -> int | None
 
 
 def _lengths(row: Mapping[str, Any]) -> tuple[Any, Any]:
-    """As vLLM and as llama.cpp tell it, the latter that of one of its slots."""
+    """The lengths that vLLM and llama.cpp report, the latter for one of its slots."""
     meta = row.get("meta")
     return row.get("max_model_len"), meta.get("n_ctx") if isinstance(meta, dict) else None
 

@@ -53,7 +53,7 @@ _PATTERNS = {relation: _pattern(relation) for relation in ASKED}
 
 
 def read_answer(hop: Hop, passages: Sequence[Passage]) -> str | None:
-    """What the passage about the hop's subject says of its relation; None if it was not retrieved."""
+    """The answer in the passage about the hop's subject; None if the passage was not retrieved."""
     for passage in passages:
         match = _PATTERNS[hop.relation].fullmatch(passage.text)
         if passage.title == hop.subject and match is not None:
@@ -86,5 +86,5 @@ class Demonstrator:
 
 
 def query(hop: Hop) -> str:
-    """What the script searches for to take a hop."""
+    """The query of the script for a hop."""
     return f"{hop.subject} {ASKED[hop.relation]}"

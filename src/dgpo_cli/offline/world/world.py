@@ -118,7 +118,7 @@ def shuffled(world: World, seed: int = 0) -> World:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What is true in one split: relation -> subject -> answer."""
+    """The facts of one split: relation -> subject -> answer."""
 
     subjects: dict[str, Sequence[str]]  # by sort of thing
     relations: dict[str, dict[str, str]]

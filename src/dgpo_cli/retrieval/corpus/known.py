@@ -1,4 +1,4 @@
-"""What an index remembers of the files of its folder, so that an update reads only those that are new or changed."""
+"""The record of the files of an index's folder, so that an update reads only those that were added or changed."""
 
 from __future__ import annotations
 

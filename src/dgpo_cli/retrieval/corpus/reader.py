@@ -29,7 +29,7 @@ _REPORT_EVERY = 2_000  # passages
 
 @dataclass(slots=True)
 class CorpusReport:
-    """What a pass over a corpus found. `problems` holds the first ten lines, rows or files that gave no passage."""
+    """Results of a pass over a corpus. `problems` holds the first ten lines, rows or files that gave no passage."""
 
     passages: int = 0
     problems: list[str] = field(default_factory=list)

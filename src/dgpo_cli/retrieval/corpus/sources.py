@@ -1,4 +1,4 @@
-"""Where passages come from: JSONL, Parquet and data sets of the hub. A folder of files is in folder.py.
+"""Sources of passages: JSONL, Parquet and data sets of the hub. A folder of files is in folder.py.
 
 A source yields what it finds, good or bad, row by row; corpus.py counts and judges. Rows have an `id` (or BEIR's `_id`)
 and either `contents` (Search-R1, FlashRAG) or `text` with an optional `title`.
@@ -47,7 +47,7 @@ class Found:
 
 class CorpusSource(Protocol):
     def read(self, digest: Digest) -> Iterator[Found]:
-        """What there is, in order; `digest` sees all that it depends on. Raises InputError if it cannot be read."""
+        """The items in order; `digest` gets all that they depend on. Raises InputError if it cannot be read."""
         ...
 
     def hash(self, digest: Digest) -> None:

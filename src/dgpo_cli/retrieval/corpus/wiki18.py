@@ -44,7 +44,7 @@ class Needs:
 
 
 def listed(with_vectors: bool) -> list[HubFile]:
-    """The published files, corpus first, with their sizes. Raises InputError where the hub cannot tell."""
+    """The published files, corpus first, with their sizes. Raises InputError where the hub does not answer."""
     files = [CORPUS, *((INDEX, part) for part in PARTS)] if with_vectors else [CORPUS]
     return [cached(repo, name) or _listed(repo, name) for repo, name in files]
 
@@ -69,7 +69,7 @@ def needs(files: Sequence[HubFile], out: Path) -> Needs:
 
 
 def flat_file(out: Path, parts: Sequence[HubFile]) -> Path:
-    """Where the parts are put together, beside the index; another version of them goes into another file."""
+    """File in which the parts are put together, next to the index; another version of them goes into another file."""
     return out.with_name(f".{out.name}.{parts[0].commit[:12]}.flat")
 
 
@@ -171,7 +171,7 @@ def _listed(repo: str, name: str) -> HubFile:
         raise InputError(f"{repo}/{name} cannot be fetched: {_first_line(error)}", hint="try again later") from error
     assert not isinstance(told, str), "a dry run tells and fetches nothing"
     if told.file_size is None:
-        raise InputError(f"the hub does not tell the size of {repo}/{name}", hint="try again later")
+        raise InputError(f"the hub does not state the size of {repo}/{name}", hint="try again later")
     return HubFile(repo, name, told.file_size, told.commit_hash, None)
 
 

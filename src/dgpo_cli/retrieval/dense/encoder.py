@@ -175,7 +175,7 @@ def _require_room(name: str, offline: bool) -> None:
     if size > free:
         raise ConfigError(
             f"the weights of {name} take {size / GIB:.2f} GiB and {free / GIB:.2f} GiB of memory are free for them",
-            hint="take a smaller encoder or reranker, or free some memory: `dgpo doctor` tells what is here",
+            hint="take a smaller encoder or reranker, or free some memory: `dgpo doctor` shows what is here",
         )
 
 

@@ -207,9 +207,9 @@ def shard_fault(file: Path, *, whole: bool = True) -> str:
     try:
         written = _record_of(file)
     except RetrievalError:
-        return "has a damaged record beside it"
+        return "has a damaged record"
     if is_broken(written):
-        return "has a record beside it that was changed after it was written"
+        return "has a record that was changed after it was written"
     same = written.get("vectors") in (None, file_digest(file))
     return "" if same else "was changed after it was written (its SHA-256 differs)"
 

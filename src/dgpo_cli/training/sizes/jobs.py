@@ -213,7 +213,7 @@ class Account(Generic[Training]):
                 now = tried
             if self.fits(now):
                 return message, self._named(settings, found, taken)
-        return message, "take smaller models, or a machine with more memory: `dgpo doctor` tells what works here"
+        return message, "take smaller models, or a machine with more memory: `dgpo doctor` shows what works here"
 
     def _named(self, settings: Training, sizes: Sizes, options: Sequence[str]) -> str:
         """The fewest of `options` that are enough, and of `sizes` those that stand in the place of what was given."""

@@ -1,4 +1,4 @@
-"""What a file of the user's own gives: a title and sections of text; and how its bytes become text."""
+"""The content of a user's file, a title and sections of text, and the decoding of its bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    title: str  # empty where the file tells none
+    title: str  # empty where the file has none
     sections: list[Section]
 
 

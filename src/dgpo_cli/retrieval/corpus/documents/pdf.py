@@ -19,7 +19,7 @@ def read_pdf(content: bytes) -> Document:
     require("pypdf", "pdf", "a PDF file")
     from pypdf import PdfReader
 
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it tells of every flaw that it gets over
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it logs every flaw that it repairs
     try:
         reader = PdfReader(io.BytesIO(content))
         if reader.is_encrypted and not reader.decrypt(""):

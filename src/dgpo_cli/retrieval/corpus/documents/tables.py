@@ -1,4 +1,4 @@
-"""Tables and JSON as text: a line for each row, with the names of its columns, so that a passage tells what it says."""
+"""Tables and JSON as text: a line for each row, with the names of its columns, so that a passage names its columns."""
 
 from __future__ import annotations
 

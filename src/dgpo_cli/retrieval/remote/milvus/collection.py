@@ -54,7 +54,7 @@ class MilvusCollection:
         self._timeout = access().timeout_s
 
     def exists(self) -> bool:
-        with told(self.uri, "does not tell its collections"):
+        with told(self.uri, "does not list its collections"):
             return bool(self._client.has_collection(self.name, timeout=CONNECT_S))
 
     def make(self, fields: Sequence[VectorField], *, shards: int, replicas: int) -> None:
