@@ -85,7 +85,6 @@ def test_every_extra_is_named_by_an_error_of_one_line() -> None:
 @pytest.mark.parametrize(
     ("argv", "module", "extra"),
     [
-        (("report",), "matplotlib", "plots"),
         (("reproduce",), "matplotlib", "plots"),
         (("serve",), "prometheus_client", "serve"),
     ],
