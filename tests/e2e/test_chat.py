@@ -146,7 +146,7 @@ def test_the_commands(capsys, talk, shelf, tmp_path):
         assert text in err
     assert "the model read:" in out and "the model wrote:" in out and "&lt;answer>nobody" in out
     assert "/save FILE" in out
-    assert "**Ada [red]\n Byron**" in transcript.read_text() and "- searched: the tower" in transcript.read_text()
+    assert "**Ada \\[red\\] Byron**" in transcript.read_text() and "- searched: the tower" in transcript.read_text()
     saved = read_trajectories(records)
     assert [t.answer for t in saved.trajectories] == ["Ada [red]\n Byron"] and saved.protocol == DEFAULT.to_json()
     assert saved.trajectories[0].score is None

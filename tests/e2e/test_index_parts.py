@@ -59,7 +59,7 @@ def test_parts_from_the_command_line(dgpo: Callable[..., Any], corpus: Path, fol
         (["--shard", "3/2"], "--shard '3/2' is no part"),
         (["--shard", "3/3"], "has 2 blocks of 2,048 passages, so part 3 would be empty"),
         (["--shard", "1/2", "--retriever", "bm25"], "--encoder has no effect on bm25"),
-        (["--device", "gpu7"], "device 'gpu7' cannot be used"),
+        (["--device", "gpu7"], "device 'gpu7' is none"),
     ],
 )
 def test_what_cannot_be_a_part(

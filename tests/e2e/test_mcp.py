@@ -110,6 +110,7 @@ def over_http(index, folder, *more, environment=()):
         process.communicate()
 
 
+@pytest.mark.slow
 def test_tools_over_http_with_a_token(index, folder):
     import httpx2
     from mcp import Client

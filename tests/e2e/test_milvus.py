@@ -167,6 +167,7 @@ def answers_after_kills(tmp_path: Path, kind: str, count: int, kills: int, *opti
     assert ids(killed) == ids(whole)
 
 
+@pytest.mark.slow
 def test_a_load_that_was_killed_twice(tmp_path: Path) -> None:
     answers_after_kills(tmp_path, "file", 6_000, 2)
 

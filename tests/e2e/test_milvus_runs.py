@@ -131,6 +131,7 @@ def test_distill_data_rl_and_chat_do_what_they_do_in_process(
     assert any(titles for answer in spoken[in_file] for _, titles in answer)
 
 
+@pytest.mark.slow
 def test_serve_shares_a_file_that_others_cannot_open(
     dgpo: Callable[..., Any], folder: Path, offline: Any, searcher: Path, in_file: str
 ) -> None:
@@ -186,6 +187,7 @@ def require_one_cause(ended: Any, place: Path) -> None:
     assert not any("DEADLINE" in text or "Milvus" in text for text in written)
 
 
+@pytest.mark.slow
 def test_eval_stops_when_milvus_does_not_answer_in_time_and_goes_on(
     dgpo: Callable[..., Any],
     folder: Path,
@@ -211,6 +213,7 @@ def test_eval_stops_when_milvus_does_not_answer_in_time_and_goes_on(
     assert episodes(folder / "stopped" / "nq.jsonl") == episodes(folder / "whole" / "nq.jsonl")
 
 
+@pytest.mark.slow
 def test_rl_stops_when_milvus_does_not_answer_in_time_and_goes_on(
     dgpo: Callable[..., Any],
     folder: Path,
@@ -274,6 +277,7 @@ with milvus_server(Path(sys.argv[1])) as address:
 """
 
 
+@pytest.mark.slow
 def test_a_milvus_that_dies_is_a_cause_and_no_empty_answer(
     dgpo: Callable[..., Any],
     folder: Path,

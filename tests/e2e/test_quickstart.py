@@ -156,6 +156,7 @@ def test_a_moved_folder_goes_on_and_finished_work_is_replaced_only_when_that_is_
     assert (moved / "runs/teacher/best/model.safetensors").read_bytes() != weights
 
 
+@pytest.mark.slow
 def test_changed_settings_repeat_their_stage_and_what_follows_from_it(small, tmp_path):
     def run(settings):
         work = Quickstart(tmp_path, seed=3, device="cpu", say=lambda line: None, bar=no_bar, settings=settings)
@@ -173,6 +174,7 @@ def test_changed_settings_repeat_their_stage_and_what_follows_from_it(small, tmp
     assert kept.isdisjoint({"distill-data", "kd", "ppo", "dgpo", "eval-kd", "eval-dgpo"})
 
 
+@pytest.mark.slow
 def test_the_search_covers_the_grid(made, small):
     folder, _, _, _ = made
     found = Quickstart(folder, seed=3, device="cpu", say=lambda line: None, bar=no_bar, settings=small).search()

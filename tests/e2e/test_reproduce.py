@@ -53,6 +53,7 @@ def made(small, tmp_path_factory):
     return folder, ladder(folder / "work", folder / "records", small).run(ROWS)
 
 
+@pytest.mark.slow
 def test_records_alone_are_enough_and_a_missing_one_is_made_again_alike(made, small, tmp_path):
     folder, first = made
     shutil.copytree(folder / "records", tmp_path / "records")
@@ -107,6 +108,7 @@ def with_right(record, right):
     return replace(record, result=replace(record.result, right=right))
 
 
+@pytest.mark.slow
 def test_the_search_has_one_record_per_trial(small, made):
     folder, _ = made
     found = ladder(folder / "work", folder / "records", small).search(["kd", "kd-kd"])

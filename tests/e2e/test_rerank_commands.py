@@ -145,7 +145,9 @@ def test_distill_data_and_kd(
     assert ended.status == 0, ended.err
     require_reranked(records(folder / "kd" / "validation.jsonl"), offline, cross)
     refused = dgpo(*kd, "--out", "none", *options)
-    assert refused.errors == ["error: rerank.model has no effect where nothing is searched"]
+    assert refused.errors == [
+        "error: rerank.depth has no effect: method kd searches nothing, and there is no eval_data"
+    ]
 
 
 def test_rl(dgpo: Callable[..., Any], folder: Path, offline: Any, searcher: Path, cross: Path, options: Any) -> None:

@@ -212,8 +212,8 @@ def test_replayed_sequences_survive_a_checkpoint(offline, trajectories, tmp_path
         ("ppo", {}, [4]),
         ("dgpo", {}, [2, 5, 3]),
         ("grpo", {}, [3]),
-        ("grpo", {"variant": "gspo"}, [3]),
-        ("grpo", {"variant": "dapo"}, [4]),
+        pytest.param("grpo", {"variant": "gspo"}, [3], marks=pytest.mark.slow),
+        pytest.param("grpo", {"variant": "dapo"}, [4], marks=pytest.mark.slow),
     ],
     ids=["ppo", "dgpo", "grpo", "gspo", "dapo"],
 )
@@ -227,6 +227,7 @@ def test_rl_ends_with_the_same_weights(offline, tmp_path, method, options, calls
     assert ("kl" in set().union(*(row["tokens"] for row in kept))) == (method == "dgpo")
 
 
+@pytest.mark.slow
 def test_rl_with_everything_that_saves_memory_ends_with_the_same_weights(offline, tmp_path):
     """8-bit moments, a shared critic, checkpointed layers, and batches as `--fit` found them before the first kill."""
     settings = rl_settings(offline, "dgpo")

@@ -92,6 +92,7 @@ def test_our_client_gets_what_the_index_gives(server, in_process):
     assert RemoteRetriever(server.url).search(queries, 5) == in_process.retriever.search(queries, 5)
 
 
+@pytest.mark.slow
 def test_32_clients_at_once_get_what_each_would_get_alone(offline, in_process):
     vocabulary = words(in_process)
 

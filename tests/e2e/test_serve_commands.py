@@ -48,6 +48,7 @@ def rl(dgpo, offline, student, index, out, *options):
     )
 
 
+@pytest.mark.slow
 def test_rl_over_http_ends_with_the_weights_of_rl_in_process(dgpo, folder, offline, searcher, access, monkeypatch):
     """The token travels by the environment and is written nowhere."""
     assert rl(dgpo, offline, searcher, offline.index, "local").status == 0
@@ -69,6 +70,7 @@ def test_rl_over_http_ends_with_the_weights_of_rl_in_process(dgpo, folder, offli
     assert not any(TOKEN.encode() in content for content in written)
 
 
+@pytest.mark.slow
 def test_eval_over_two_servers_and_chat_over_one_answer_as_in_process(dgpo, folder, offline, searcher, monkeypatch):
     (folder / "sets").mkdir()
     (folder / "sets" / "nq.jsonl").write_bytes(offline.questions("test").read_bytes())
@@ -104,6 +106,7 @@ def without_seconds(record):
     return [without_seconds(value) for value in record] if isinstance(record, list) else record
 
 
+@pytest.mark.slow
 def test_the_load_test_counts_what_the_server_counts(offline):
     command = [sys.executable, str(BENCH), "--index", str(offline.index), "--seconds", "1", "--clients", "4", "-k", "2"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": PATH})

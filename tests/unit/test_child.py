@@ -73,7 +73,7 @@ def is_alive(pid: int) -> bool:
         pytest.param(PARENT, "linux", signal.SIGKILL, id="linux"),
         pytest.param(PARENT, "darwin", signal.SIGKILL, id="any system, kill -9"),
         pytest.param(PARENT, "darwin", signal.SIGTERM, id="any system, kill"),
-        pytest.param(QUICKSTART, "", signal.SIGKILL, id="quickstart"),
+        pytest.param(QUICKSTART, "", signal.SIGKILL, id="quickstart", marks=pytest.mark.slow),
     ],
 )
 def test_a_helper_ends_with_its_parent(tmp_path: Path, code: str, argument: str, number: signal.Signals) -> None:

@@ -108,6 +108,7 @@ def test_processes_of_one_machine_share_what_is_free():
     assert shared.limit - shared.used() == pytest.approx((alone.limit - alone.used()) / 2, rel=0.1)
 
 
+@pytest.mark.slow
 def test_an_rl_run_of_two_processes_fits_once_and_trains(offline, tmp_path):
     settings = replace(rl_settings(offline, "dgpo"), fit=True, steps=1)
     ended = together(2, work, "rl", settings, tmp_path / "run", timeout=60)

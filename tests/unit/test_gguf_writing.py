@@ -241,7 +241,7 @@ def test_a_files_agent_text_is_data(tmp_path, monkeypatch):
     protocol = TINYWORLD.to_json()
     for text, says in [
         ("[1]", "not an object"),
-        ("{", "cannot be read"),
+        ("{", "not JSON"),
         (json.dumps(protocol | {"format": "os:path"}), "os:path"),
         (json.dumps(protocol | {"prompt": "no hole"}), "must hold {question} exactly once"),
     ]:

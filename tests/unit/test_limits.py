@@ -48,6 +48,7 @@ def test_bounds_are_work_over_rates():
     assert found == pytest.approx({"arithmetic": 2.0, "at_shape": 5.0, "memory": 4.0, "calls": 3.0})
 
 
+@pytest.mark.slow
 def test_what_bounds_a_row_is_measured_beside_it():
     """The script that uses these formulas, on its shortest row."""
     script = Path(__file__).parents[2] / "benchmarks" / "what_bounds.py"

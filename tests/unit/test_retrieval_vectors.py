@@ -116,6 +116,7 @@ def test_what_a_killed_build_left_with_a_flipped_bit_is_encoded_again(
                 file.write_bytes(written)
 
 
+@pytest.mark.slow
 def test_kill_at_any_shard_then_the_same_command_gives_the_same_index(tmp_path: Path, encoder_folder: Path) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl", (Passage(str(n), f"{WORDS[n]} {WORDS[-n]} town") for n in range(20)))
     code = (

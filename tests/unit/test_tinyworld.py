@@ -121,6 +121,7 @@ def share_right(world, reader, questions, fault=RIGHT):
     return sum(exact_match(play(world, reader, q, fault), q.answers) for q in questions) / len(questions)
 
 
+@pytest.mark.slow
 def test_a_reader_answers_everything_and_only_by_reading(world):
     """The control: with the texts under other titles the same reader is right on fewer than 5 % of the questions."""
     questions = world.questions["test"][:1000]

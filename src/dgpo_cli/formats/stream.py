@@ -18,6 +18,11 @@ class Piece:
     kind: Kind | None
     is_tag: bool = False
 
+    @property
+    def closes(self) -> bool:
+        """A tag that ends the text of its kind."""
+        return self.is_tag and self.text.startswith("</")
+
 
 class TagStream:
     """Splits text that arrives in chunks into pieces; a tag that may still be completed is held back.

@@ -13,7 +13,7 @@ from dgpo_cli.core.types import Passage
 from dgpo_cli.make_questions.candidate import QuestionTask
 
 QUESTION, ANSWER = "Question:", "Answer:"
-_REPLY = re.compile(rf"\s*(?P<question>[^\n]+?)\s*(?:\n\s*)*{ANSWER}\s*(?P<answer>[^\n]+)", re.IGNORECASE)
+_REPLY = re.compile(rf"\s*(?P<question>[^\n]+?)\s*(?:\n\s*)*{ANSWER}\s*(?P<said>[^\n]+)", re.IGNORECASE)
 _AROUND = " \t\"'“”`*"
 
 _ONE_HOP = """\
@@ -76,7 +76,7 @@ def question_and_answer(reply: str) -> tuple[str, str] | None:
     found = _REPLY.match(reply)
     if found is None:
         return None
-    question, answer = found["question"].strip(_AROUND), found["answer"].strip(_AROUND)
+    question, answer = found["question"].strip(_AROUND), found["said"].strip(_AROUND)
     answer = answer.removesuffix(".") if not re.search(r"\.\S*\.$|\b\w\.$", answer) else answer
     return (question, answer) if question.endswith(("?", "？")) and answer else None
 

@@ -22,6 +22,7 @@ from dgpo_cli.core.extras import require
 from dgpo_cli.core.hub import quiet_loading
 from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
+from dgpo_cli.core.untrusted import parse_json
 from dgpo_cli.errors import DgpoError, InputError, ModelError
 from dgpo_cli.formats.protocol import PROTOCOL_FILE, Protocol
 from dgpo_cli.models.gguf_header import MAGIC, Header, read_header
@@ -148,7 +149,7 @@ def _write(path: Path, header: Header, folder: Path, digest: str) -> None:
                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, do_sample=False
             ).save_pretrained(folder)
         if PROTOCOL_KEY in header.metadata:
-            protocol = Protocol.from_json(json.loads(header.metadata[PROTOCOL_KEY]))
+            protocol = Protocol.from_json(parse_json(header.metadata[PROTOCOL_KEY], PROTOCOL_KEY))
             write_atomic(folder / PROTOCOL_FILE, json.dumps(protocol.to_json(), indent=1, ensure_ascii=False) + "\n")
     except InputError as error:
         raise ModelError(f"the agent text of {path}: {error.message}", hint="export it again") from error

@@ -109,7 +109,7 @@ def metadata_of(tokenizer: PreTrainedTokenizerBase, rows: int, end_ids: Collecti
     `rows` is that of the embedding: ids beyond the tokenizer's become unused tokens. `end_ids` end a text.
     Raises ModelError for a tokenizer that llama.cpp has no rule for.
     """
-    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts = _parts(tokenizer.backend_tokenizer)
     vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
     tokens = [f"[PAD{place}]" for place in range(rows)]
     kinds = [_UNUSED] * rows
@@ -131,6 +131,11 @@ def metadata_of(tokenizer: PreTrainedTokenizerBase, rows: int, end_ids: Collecti
     }
 
 
+def _parts(backend: Tokenizer) -> dict[str, Any]:
+    """What would stand in the tokenizer.json."""
+    return dict(json.loads(backend.to_str()))
+
+
 def _rule_of(parts: Mapping[str, Any]) -> str:
     """The name of the rule by which a tokenizer.json splits text. Raises ModelError if it is none of RULES."""
     model = parts["model"]
@@ -145,7 +150,7 @@ def _rule_of(parts: Mapping[str, Any]) -> str:
         backend.pre_tokenizer = _rule(name)
         if name == "qwen2":
             backend.normalizer = normalizers.NFC()
-        if _splitting(json.loads(backend.to_str())) == wanted:
+        if _splitting(_parts(backend)) == wanted:
             return name
     raise ModelError(
         "the tokenizer splits text by a rule that llama.cpp has no name for",

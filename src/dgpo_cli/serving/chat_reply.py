@@ -69,7 +69,7 @@ class Narration:
                 self._outside += piece.text
             elif not piece.is_tag and (piece.kind == "think" or (piece.kind is None and piece.text.strip())):
                 thought += piece.text
-            elif piece.is_tag and piece.text == "</think>":
+            elif piece.closes and piece.kind == "think":
                 thought += "\n"
         return thought
 

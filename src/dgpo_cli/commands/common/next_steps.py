@@ -7,7 +7,7 @@ from pathlib import Path
 from dgpo_cli.console import Console
 from dgpo_cli.core import shell
 from dgpo_cli.core.workspace import Workspace
-from dgpo_cli.errors import InputError
+from dgpo_cli.errors import InputError, ModelError
 
 NO_INDEX = "dgpo index --help"  # of what searches, where no index is remembered
 
@@ -96,5 +96,8 @@ def _readable(model: str) -> bool:
     from dgpo_cli.models.hub import is_readable
     from dgpo_cli.models.sources import resolve
 
-    source = resolve(model)
+    try:
+        source = resolve(model)
+    except ModelError:  # an alias of a model that is in no cache
+        return False
     return source.local or is_readable(source.location)
