@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.e2e.test_report_browser import ARGUMENTS
+from tests.chromium import NEEDS_CHROMIUM, chromium
 from tests.served import as_process, until
 from tests.served import ask as ask_server
 
-BROWSER = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine (apt-get install chromium)"),
-]
+pytestmark = NEEDS_CHROMIUM
 TOKEN = "correct-horse-battery-staple"
 
 
@@ -29,11 +24,8 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install -e .[dev])")
-    with playwright.sync_playwright() as driver:
-        made = driver.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
-        yield made
-        made.close()
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture

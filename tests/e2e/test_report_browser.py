@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.chromium import NEEDS_CHROMIUM, chromium
 from tests.report_runs import ATTACK, make
 
 from dgpo_cli.viewing.report import write_report
 
-BROWSER = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine (apt-get install chromium)"),
-]
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, list[str], list[str]]]:
     """The page, what its console complained of, and what it asked the network for."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install -e .[dev])")
     folder = tmp_path_factory.mktemp("browser")
     write_report(make(folder), folder / "report.html", questions=100)
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1300, "height": 900})
         complaints: list[str] = []
         requests: list[str] = []
@@ -45,7 +29,6 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, list
         page.on("request", lambda request: requests.append(request.url))
         page.goto(Path(folder / "report.html").as_uri())
         yield page, complaints, requests
-        browser.close()
 
 
 @pytest.fixture

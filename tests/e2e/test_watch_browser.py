@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.chromium import NEEDS_CHROMIUM, chromium
 from tests.conftest import SOURCES
-from tests.e2e.test_report_browser import ARGUMENTS, BROWSER
 from tests.report_runs import ATTACK, make
 from tests.tiny import bpe_tokenizer
 
 from dgpo_cli.models.load import keep_tokenizer
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine (apt-get install chromium)"),
-]
+pytestmark = NEEDS_CHROMIUM
 WAIT_MS = 120_000  # this may be a busy machine
 
 
@@ -68,11 +65,8 @@ def server(project: Path) -> Iterator[tuple[Program, str]]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright (pip install -e .[dev])")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import typer
 
 from dgpo_cli import __version__
 from dgpo_cli.commands.common.options import DeviceOption, QuietFlag, choose, choose_index
-from dgpo_cli.commands.common.search_environment import TOKEN_VARIABLE, server_token
+from dgpo_cli.commands.common.search_environment import TOKEN_VARIABLE, require_token_beyond_loopback, server_token
 from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption, agent_maker, model_server
-from dgpo_cli.commands.common.trained import AskOption, ask_options, trained_limits
+from dgpo_cli.commands.common.trained import AskOption, ask_options, asking_rollout
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
 
@@ -82,8 +82,6 @@ def _tools(
     device: str,
     options: list[str] | None,
 ) -> Tools:
-    from dgpo_cli.agent.settings import RolloutSettings
-    from dgpo_cli.models.sources import search_limits
     from dgpo_cli.retrieval.open import open_index
 
     given, asked = ask_options(options)
@@ -95,8 +93,7 @@ def _tools(
             raise ConfigError("-o rollout has no effect without a model", hint="give --model NAME")
         return Tools(open_index(where, device=device, rerank=asked.rerank).retriever, top_k=top_k)
     chosen = choose(console, "model", model, hint="give --model NAME")
-    limits = trained_limits(console, given, search_limits(chosen), chosen, RolloutSettings()) | given
-    settings = RolloutSettings(**limits, temperature=0.0, wave=1, stop_repeats=True)
+    settings = asking_rollout(console, given, chosen, wave=1)
     make = agent_maker(console, chosen, where, settings, asked, seed=0, device=device, server=server)
     from dgpo_cli.serving.mcp_tools import Tools
 
@@ -109,11 +106,7 @@ def _serve_http(console: Console, tools: Tools, where: str, host: str, port: int
     from dgpo_cli.serving.settings import ServeSettings
 
     with run.bind(host, port) as bound:
-        if token is None and not run.is_loopback(bound):
-            raise ConfigError(
-                f"without a token only this machine may ask, and {host} is open to others",
-                hint=f"give --token-file FILE (or set {TOKEN_VARIABLE}), or --host 127.0.0.1",
-            )
+        require_token_beyond_loopback(token, run.is_loopback(bound), host, "ask")
         app = http_app(server_of(tools, __version__), host, token)
         place = f"{run.address(bound)}/mcp"
         run.serve(app, bound, ServeSettings(), ready=lambda: console.info(f"{where} on {place}; Ctrl-C stops"))

@@ -6,7 +6,6 @@ error is one line. Questions are answered one after the other; one whose caller 
 
 from __future__ import annotations
 
-import hmac
 import json
 import os
 import signal
@@ -196,14 +195,21 @@ class _WithToken:
     """Answers 401 to requests that do not carry the token."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app, self._expected = app, f"Bearer {token}".encode()
+        from dgpo_cli.serving.door import Door
+        from dgpo_cli.serving.settings import ServeSettings
+
+        self._app, self._door = app, Door(ServeSettings(), token)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from starlette.requests import Request
         from starlette.responses import JSONResponse
 
-        given = dict(scope.get("headers", ())).get(b"authorization", b"")
-        if scope["type"] == "http" and not hmac.compare_digest(given, self._expected):
-            cause = "the token is missing or wrong; send it as `Authorization: Bearer TOKEN`"
-            await JSONResponse({"detail": cause}, 401)(scope, receive, send)
-            return
+        from dgpo_cli.serving.door import ReplyRefused
+
+        if scope["type"] == "http":
+            try:
+                self._door.admit(Request(scope))
+            except ReplyRefused as error:
+                await JSONResponse({"detail": error.cause}, error.status)(scope, receive, send)
+                return
         await self._app(scope, receive, send)

@@ -19,7 +19,7 @@ from dgpo_cli.commands.common.options import (
     within_64_bits,
 )
 from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption, agent_maker, model_server
-from dgpo_cli.commands.common.trained import AskOption, ask_options, trained_limits
+from dgpo_cli.commands.common.trained import AskOption, ask_options, asking_rollout
 from dgpo_cli.console import Console
 from dgpo_cli.errors import InputError
 
@@ -58,16 +58,12 @@ def chat(
 
     Examples: `dgpo chat` · `echo "Where was the director of Vertigo born?" | dgpo chat --model dgpo-qwen-0.5b`
     """
-    from dgpo_cli.agent.settings import RolloutSettings
-    from dgpo_cli.models.sources import search_limits
-
     console = Console(json_output=json, quiet=quiet)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose_index(console, index)
     given, asked = ask_options(options, top_k=top_k, max_turns=max_searches)
     server = model_server(console, model_url, model_name, asked)
-    limits = trained_limits(console, given, search_limits(chosen), chosen, RolloutSettings()) | given
-    settings = RolloutSettings(**limits, temperature=temperature, wave=1, stop_repeats=True)
+    settings = asking_rollout(console, given, chosen, wave=1, temperature=temperature)
     make = agent_maker(console, chosen, where, settings, asked, seed=seed, device=device or "auto", server=server)
 
     from dgpo_cli.viewing.chat import Chat  # after the checks: it imports libraries that compute

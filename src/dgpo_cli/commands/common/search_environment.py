@@ -29,6 +29,15 @@ def sendable_token(text: str, source: str, hint: str = _NEW_TOKEN) -> str:
     return token
 
 
+def require_token_beyond_loopback(token: str | None, loopback: bool, host: str, doing: str) -> None:
+    """Raises ConfigError for a server that listens beyond this machine and asks for no token."""
+    if token is None and not loopback:
+        raise ConfigError(
+            f"without a token only this machine may {doing}, and {host} is open to others",
+            hint=f"give --token-file FILE (or set {TOKEN_VARIABLE}), or --host 127.0.0.1",
+        )
+
+
 def server_token(file: Path | None) -> str | None:
     """What clients of a server must send: the token in `file`, else the environment's; None without either.
 

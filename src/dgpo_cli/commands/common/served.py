@@ -15,7 +15,10 @@ from dgpo_cli.errors import ConfigError
 if TYPE_CHECKING:
     from dgpo_cli.agent.agent import Agent
     from dgpo_cli.agent.settings import RolloutSettings
+    from dgpo_cli.core.device import Precision
     from dgpo_cli.engine.turnwise.model_server import ModelServer
+    from dgpo_cli.models.codec import Codec
+    from dgpo_cli.models.load import LoadedModel
     from dgpo_cli.training.settings import AskSettings
 
 KEY_VARIABLE = "DGPO_MODEL_KEY"
@@ -49,6 +52,19 @@ def model_server(console: Console, url: str | None, name: str | None, asked: Ask
     return server
 
 
+def loaded_to_ask(console: Console, model: str, device: str, precision: Precision) -> tuple[LoadedModel, Codec]:
+    """Weights and text of a model that answers; one that was never trained to search is told. Raises DgpoError."""
+    from dgpo_cli.models.codec import Codec
+    from dgpo_cli.models.devices import inference_dtype, training_device
+    from dgpo_cli.models.load import load_model
+
+    where = training_device(device)
+    loaded = load_model(model, device=where, dtype=inference_dtype(where, model, precision))
+    if loaded.raw is not None:
+        console.warn(loaded.raw)
+    return loaded, Codec(loaded.tokenizer, loaded.protocol)
+
+
 def agent_maker(
     console: Console,
     model: str,
@@ -74,8 +90,7 @@ def agent_maker(
     from dgpo_cli.agent.agent import Agent
     from dgpo_cli.engine.turnwise.opening import served_engine
     from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.devices import inference_dtype, training_device
-    from dgpo_cli.models.load import load_model, load_tokenizer, untrained
+    from dgpo_cli.models.load import load_tokenizer, untrained
     from dgpo_cli.models.sources import load_protocol, resolve
 
     retriever = open_index(index, device=device, rerank=asked.rerank).retriever
@@ -91,9 +106,5 @@ def agent_maker(
             return Agent(engine, codec, retriever, settings, seed=seed)
 
         return served
-    where = training_device(device)
-    loaded = load_model(model, device=where, dtype=inference_dtype(where, model, asked.precision))
-    if loaded.raw is not None:
-        console.warn(loaded.raw)
-    codec = Codec(loaded.tokenizer, loaded.protocol)
+    loaded, codec = loaded_to_ask(console, model, device, asked.precision)
     return lambda: Agent.of(loaded.model, codec, retriever, settings, seed=seed)

@@ -68,6 +68,20 @@ def trained_limits(
     return chosen
 
 
+def asking_rollout(
+    console: Console, given: Mapping[str, Any], model: str, *, wave: int, temperature: float = 0.0
+) -> RolloutSettings:
+    """How a model is asked by people and programs: within the limits that it was trained with, unless others are given.
+
+    See `trained_limits` for what is said of them.
+    """
+    from dgpo_cli.agent.settings import RolloutSettings
+    from dgpo_cli.models.sources import search_limits
+
+    limits = trained_limits(console, given, search_limits(model), model, RolloutSettings()) | dict(given)
+    return RolloutSettings(**limits, temperature=temperature, wave=wave, stop_repeats=True)
+
+
 def as_trained(
     console: Console, settings: Settings, before: Mapping[str, Any], limits: tuple[dict[str, int], str], model: str
 ) -> Settings:

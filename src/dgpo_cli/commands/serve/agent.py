@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.commands.common.examples import example_questions
 from dgpo_cli.commands.common.options import choose
-from dgpo_cli.commands.common.trained import trained_limits
+from dgpo_cli.commands.common.served import loaded_to_ask
+from dgpo_cli.commands.common.trained import asking_rollout
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
@@ -37,15 +38,12 @@ def choose_agent(console: Console, model: str, index: str, settings: ServeSettin
     """Raises DgpoError for a model or an index that cannot be used, or episodes that do not fit into memory."""
     from dataclasses import replace
 
-    from dgpo_cli.agent.settings import RolloutSettings
-    from dgpo_cli.models.sources import search_limits
     from dgpo_cli.planning.checks import check_chat
     from dgpo_cli.retrieval.open import check_index
 
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     given = {name: value for name, value in asdict(settings.rollout).items() if value is not None}
-    limits = trained_limits(console, given, search_limits(chosen), chosen, RolloutSettings()) | given
-    rollout = RolloutSettings(**limits, temperature=0.0, wave=settings.max_episodes, stop_repeats=True)
+    rollout = asking_rollout(console, given, chosen, wave=settings.max_episodes)
     check_index(index)
     wave = check_chat(
         chosen, rollout, device=device, precision=settings.precision, given="max_episodes" in settings.agents_own,
@@ -74,17 +72,10 @@ def agent_server(
 ) -> AgentServer:
     """Loads the model."""
     from dgpo_cli.agent.agent import Agent
-    from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.devices import inference_dtype, training_device
-    from dgpo_cli.models.load import load_model
     from dgpo_cli.serving.agent import AgentServer
     from dgpo_cli.serving.shared import SharedAgent
 
-    where = training_device(chosen.device)
-    loaded = load_model(chosen.model, device=where, dtype=inference_dtype(where, chosen.model, settings.precision))
-    if loaded.raw is not None:
-        console.warn(loaded.raw)
-    codec = Codec(loaded.tokenizer, loaded.protocol)
+    loaded, codec = loaded_to_ask(console, chosen.model, chosen.device, settings.precision)
     agent = Agent.of(loaded.model, codec, retriever, chosen.rollout)
     about: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),

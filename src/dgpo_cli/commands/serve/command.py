@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgpo_cli.commands.common.options import DeviceOption, JsonFlag, QuietFlag, choose_index
-from dgpo_cli.commands.common.search_environment import TOKEN_VARIABLE, server_token
+from dgpo_cli.commands.common.search_environment import TOKEN_VARIABLE, require_token_beyond_loopback, server_token
 from dgpo_cli.commands.serve.agent import agent_server, choose_agent
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
@@ -81,11 +81,7 @@ def serve(
     if is_server(where) and model is None:
         raise ConfigError(f"{where} is a server already", hint="give --index DIR, or a model that searches there")
     with run.bind(host, port) as bound:
-        if token is None and not run.is_loopback(bound):
-            raise ConfigError(
-                f"without a token only this machine may search, and {host} is open to others",
-                hint=f"give --token-file FILE (or set {TOKEN_VARIABLE}), or --host 127.0.0.1",
-            )
+        require_token_beyond_loopback(token, run.is_loopback(bound), host, "search")
         chosen = None if model is None else choose_agent(console, model, where, settings, device or "auto")
         opened = open_index(where, device=device or "auto", rerank=settings.rerank)
         door = Door(settings, token, (*_LOOPBACK_NAMES, host.lower()))
