@@ -31,6 +31,11 @@ def bash():
     return read
 
 
+def test_only_one_module_quotes_for_a_shell() -> None:
+    package = Path(__file__).parents[2] / "src" / "dgpo_cli"
+    assert [path.name for path in package.rglob("*.py") if "shlex" in path.read_text(encoding="utf-8")] == ["shell.py"]
+
+
 def test_bash_reads_back_what_was_meant_and_a_terminal_shows_it(bash):
     words = [word(text) for text in ODD]
     assert bash(words) == list(ODD)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from dgpo_cli.commands.common.options import (
 )
 from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.console import Console
+from dgpo_cli.core import shell
 from dgpo_cli.core.figures import percent, percent_range
 from dgpo_cli.errors import ConfigError
 
@@ -147,5 +147,5 @@ def _show(console: Console, out: Path, result: dict[str, Any]) -> None:
     )
     remember("dgpo learn", out, trajectories="demonstrations", teacher=model, student=model, model=model, bench="made")
     console.print(f"everything is in {out}/; all figures: {out}/runs/eval-cold-start/report.md")
-    console.next("dgpo chat", f"dgpo report {shlex.quote(str(out / 'runs' / 'eval-cold-start'))}", "dgpo eval")
+    console.next("dgpo chat", shell.command("dgpo", "report", out / "runs" / "eval-cold-start"), "dgpo eval")
     console.result(result)

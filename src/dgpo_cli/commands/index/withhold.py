@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from dgpo_cli.commands.common.options import JsonFlag, QuietFlag, choose_index
 from dgpo_cli.console import Console
+from dgpo_cli.core import shell
 from dgpo_cli.errors import ConfigError
 
 
@@ -50,7 +50,5 @@ def withhold(
         f"{made.passages:,} passages; left out: {made.lost:,} that needed one of these, {made.still_answered:,} that "
         "the rest may answer"
     )
-    console.next(
-        f"dgpo eval --bench made --bench-dir {shlex.quote(str(out))} --index {shlex.quote(str(out / 'index'))}"
-    )
+    console.next(shell.command("dgpo", "eval", "--bench", "made", "--bench-dir", out, "--index", out / "index"))
     console.result(asdict(made) | {"index": str(out / "index"), "questions": str(out / "made.jsonl")})
