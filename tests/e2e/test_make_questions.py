@@ -120,6 +120,11 @@ def test_bad_input_is_one_line_and_leaves_no_run(dgpo, folder: Path, offline, gi
     assert not (folder / "runs").exists()
 
 
+def test_the_hint_without_documents_is_a_command_that_there_is(dgpo, folder: Path) -> None:
+    """It has no --index, which other commands propose."""
+    assert "hint: name the documents: `dgpo make-questions FOLDER`" in dgpo("make-questions", "--no-model").err
+
+
 def test_a_corpus_that_changed_names_the_command_that_indexes_it(dgpo, folder: Path) -> None:
     corpus = write_lines(folder / "towns.jsonl", TOWNS)
     assert dgpo("make-questions", str(corpus), "--no-model").status == 0

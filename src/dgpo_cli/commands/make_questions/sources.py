@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.commands.common.options import absolute, choose_index
+from dgpo_cli.commands.common.options import absolute, choose
 from dgpo_cli.commands.common.teacher import teacher_values
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
@@ -39,7 +39,7 @@ def choose_documents(console: Console, given: str | None) -> str:
     from dgpo_cli.retrieval.registry import is_server
 
     if given is None or (Path(given) / FILE).is_file():
-        given = choose_index(console, given)
+        given = choose(console, "index", given, hint="name the documents: `dgpo make-questions FOLDER`")
     if is_server(given):
         raise ConfigError(
             f"{given} is a server, which does not tell its passages", hint="give a corpus or an index folder"
