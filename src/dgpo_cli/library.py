@@ -65,5 +65,5 @@ def train(
     config = asdict(chosen)
     with RunDir.open("rl" if rewarded else "kd", config, out=Path(out), inputs=contents(config)) as folder:
         if isinstance(chosen, RLSettings):
-            return run_rl(chosen, folder, keep=keep, progress=progress)
-        return run_kd(chosen, folder, keep=keep, progress=progress)
+            return asdict(run_rl(chosen, folder, keep=keep, progress=progress))
+        return asdict(run_kd(chosen, folder, keep=keep, progress=progress))

@@ -34,6 +34,7 @@ from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.training.collapse import CollapseSettings
 from dgpo_cli.training.kd import run_kd
 from dgpo_cli.training.rl import run_rl
+from dgpo_cli.training.run.lifecycle import TrainingResult
 from dgpo_cli.training.settings import KDSettings, RLSettings
 
 pytestmark = pytest.mark.slow
@@ -103,7 +104,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> RLSettings:
 RUINOUS = 0.05
 
 
-def train(settings: RLSettings, folder: Path, **options: Any) -> dict[str, Any]:
+def train(settings: RLSettings, folder: Path, **options: Any) -> TrainingResult:
     with RunDir.open("rl", {"lr": settings.lr, "do": settings.on_collapse}, out=folder) as run:
         return run_rl(settings, run, keep=1, progress=None, **options)
 
@@ -114,26 +115,26 @@ def em(folder: Path) -> list[float]:
 
 def test_a_ruinous_learning_rate_is_caught_and_rolled_back(settings: RLSettings, tmp_path: Path) -> None:
     healthy = train(settings, tmp_path / "healthy")
-    assert healthy["alarms"] == healthy["rollbacks"] == 0
+    assert healthy.alarms == healthy.rollbacks == 0
     start = em(tmp_path / "healthy")[0]
     assert start > 0.8
 
     told: list[str] = []
     warned = train(replace(settings, lr=RUINOUS, on_collapse="warn"), tmp_path / "warned", warn=told.append)
-    assert warned["rollbacks"] == 0
+    assert warned.rollbacks == 0
     assert told
     assert em(tmp_path / "warned")[-1] < 0.1  # the learning rate alone did it
 
     told.clear()
     saved = train(replace(settings, lr=RUINOUS), tmp_path / "saved", warn=told.append)
     alarms = [row for row in read_metrics(tmp_path / "saved") if "alarm" in row]
-    assert saved["rollbacks"] >= 1
-    assert saved["alarms"] == len(alarms)
+    assert saved.rollbacks >= 1
+    assert saved.alarms == len(alarms)
     assert "back to the weights of step 0, learning rates times 0.05" in alarms[0]["action"]
     assert alarms[0]["action"] in told[0]
     rates = [row["policy_lr"] for row in read_metrics(tmp_path / "saved") if "policy_lr" in row]
     assert rates[0] == RUINOUS
-    assert rates[-1] == pytest.approx(RUINOUS * 0.05 ** saved["rollbacks"])
+    assert rates[-1] == pytest.approx(RUINOUS * 0.05**saved.rollbacks)
     assert em(tmp_path / "saved")[-1] > 0.8  # and it goes on from there
     assert not (tmp_path / "saved" / "rollback").exists()
     assert len((tmp_path / "saved" / VALIDATION_FILE).read_text().splitlines()) == 25  # header and 24 episodes
@@ -161,7 +162,7 @@ def distillation(settings: RLSettings) -> KDSettings:
     )
 
 
-def distil(settings: KDSettings, folder: Path, **options: Any) -> dict[str, Any]:
+def distil(settings: KDSettings, folder: Path, **options: Any) -> TrainingResult:
     with RunDir.open("kd", {"lr": settings.lr, "do": settings.on_collapse}, out=folder) as run:
         return run_kd(settings, run, keep=1, **({"progress": None} | options))
 
@@ -174,19 +175,19 @@ def test_a_distillation_ruined_by_its_learning_rate_is_caught_and_rolled_back(
     distillation: KDSettings, tmp_path: Path
 ) -> None:
     healthy = distil(distillation, tmp_path / "healthy")
-    assert healthy["alarms"] == healthy["rollbacks"] == 0
+    assert healthy.alarms == healthy.rollbacks == 0
     assert logged(tmp_path / "healthy", "eval_nll")[-1] < 0.2
     assert all(0.1 < entropy < 1 for entropy in logged(tmp_path / "healthy", "entropy"))
 
     told: list[str] = []
     warned = distil(replace(distillation, lr=RUINOUS, on_collapse="warn"), tmp_path / "warned", warn=told.append)
-    assert (warned["rollbacks"], len(told)) == (0, 1)  # it rings once: the loss never gets back to within a nat
+    assert (warned.rollbacks, len(told)) == (0, 1)  # it rings once: the loss never gets back to within a nat
     assert "loss blows up at step 4" in told[0]
     assert logged(tmp_path / "warned", "eval_nll")[-1] > 3  # the learning rate alone did it
 
     told.clear()
     saved = distil(replace(distillation, lr=RUINOUS), tmp_path / "saved", warn=told.append)
-    assert (saved["alarms"], saved["rollbacks"]) == (1, 1)
+    assert (saved.alarms, saved.rollbacks) == (1, 1)
     assert "back to the weights of step 0, learning rates times 0.02" in told[0]
     assert logged(tmp_path / "saved", "policy_lr") == [RUINOUS] * 4 + [pytest.approx(RUINOUS * 0.02)] * 12
     losses = logged(tmp_path / "saved", "nll")

@@ -4,7 +4,6 @@ import copy
 import json
 import shutil
 from contextlib import nullcontext
-from dataclasses import asdict
 
 import pytest
 from typer.testing import CliRunner
@@ -43,10 +42,10 @@ def no_bar(description, unit):
 
 def test_every_row_is_measured_on_the_same_questions(made):
     _, _, result, _ = made
-    assert tuple(result["em"]) == ROWS and result["seconds"] > 0
-    assert {row["questions"] for row in result["rows"].values()} == {30}
-    for row in result["rows"].values():
-        assert set(row["em_by_hops"]) == {"1", "2"} and 0 <= row["em"] <= 1
+    assert tuple(result.rows) == ROWS and result.seconds > 0
+    assert {row.questions for row in result.rows.values()} == {30}
+    for row in result.rows.values():
+        assert set(row.em_by_hops) == {"1", "2"} and 0 <= row.em <= 1
 
 
 def test_evaluations_are_runs_of_which_report_and_compare_show_everything(made, tmp_path):
@@ -57,12 +56,11 @@ def test_evaluations_are_runs_of_which_report_and_compare_show_everything(made, 
     runs = [folder / "runs" / f"eval-{row}" for row in ROWS]
     page = write_report(runs, tmp_path / "report.html", questions=30)
     assert (page["questions"], page["warnings"]) == (30, [])
-    for run, row in zip(runs, result["rows"].values(), strict=True):
+    for run, row in zip(runs, result.rows.values(), strict=True):
         lines = [json.loads(line) for line in (run / "tinyworld.jsonl").read_text().splitlines()]
-        assert (
-            "".join(str(int(line["outcome"]["em"])) for line in sorted(lines[1:], key=order_of(folder))) == row["right"]
-        )
-        assert json.loads((run / "report.json").read_text())["benchmarks"]["tinyworld"]["em"] == row["em"]
+        right = "".join(str(int(line["outcome"]["em"])) for line in sorted(lines[1:], key=order_of(folder)))
+        assert right == row.right
+        assert json.loads((run / "report.json").read_text())["benchmarks"]["tinyworld"]["em"] == row.em
     both = compare(read_side(str(runs[0])), read_side(str(runs[1])))
     assert both["comparable"] and both["benchmarks"]["tinyworld"]["n"] == 30
 
@@ -88,7 +86,7 @@ def test_an_interrupted_evaluation_asks_only_what_is_missing(made, small, tmp_pa
     asked, finished = [], Agent.finished
     monkeypatch.setattr(Agent, "finished", lambda self, pairs, **kw: asked.extend(pairs) or finished(self, pairs, **kw))
     work = Quickstart(copy_of, seed=3, device="cpu", say=lambda _: None, bar=no_bar, settings=small)
-    assert asdict(work.evaluate("teacher", copy_of / "runs" / "teacher")) == first["rows"]["teacher"]
+    assert work.evaluate("teacher", copy_of / "runs" / "teacher") == first.rows["teacher"]
     assert len(asked) == 30 - 14
 
 
@@ -122,9 +120,9 @@ def test_a_second_run_reuses_every_stage_and_says_so(made, small):
     folder, _, first, _ = made
     said = []
     again = Quickstart(folder, seed=3, device="cpu", say=said.append, bar=no_bar, settings=small).run()
-    assert again["em"] == first["em"]
+    assert again.rows == first.rows
     stages = {"world and index", "teacher", "student", "distill-data", "kd", "ppo", "dgpo", "dgpo_k1", "kd_longer"}
-    assert stages <= set(again["reused"])
+    assert stages <= set(again.reused)
     assert all("reused" in line for line in said if not line.startswith("distill-data: "))
 
 
@@ -138,7 +136,7 @@ def test_a_moved_folder_goes_on_and_finished_work_is_replaced_only_when_that_is_
 
     said: list[str] = []
     again = work(small).run()
-    assert again["em"] == first["em"] and not any("anew" in line or " s, best" in line for line in said)
+    assert again.rows == first.rows and not any("anew" in line or " s, best" in line for line in said)
     changed = copy.deepcopy(small)
     changed["teacher"]["lr"] = 0.004
     weights = (moved / "runs/teacher/best/model.safetensors").read_bytes()
@@ -161,7 +159,7 @@ def test_changed_settings_repeat_their_stage_and_what_follows_from_it(small, tmp
     def run(settings):
         work = Quickstart(tmp_path, seed=3, device="cpu", say=lambda line: None, bar=no_bar, settings=settings)
         work.may_replace = lambda why: True
-        return set(work.run()["reused"])
+        return set(work.run().reused)
 
     run(small)
     changed = copy.deepcopy(small)
@@ -178,9 +176,9 @@ def test_changed_settings_repeat_their_stage_and_what_follows_from_it(small, tmp
 def test_the_search_covers_the_grid(made, small):
     folder, _, _, _ = made
     found = Quickstart(folder, seed=3, device="cpu", say=lambda line: None, bar=no_bar, settings=small).search()
-    rates = [(g["row"], g["lr"]) for g in found["grid"]]
+    rates = [(trial.row, trial.changes["lr"]) for trial in found]
     assert rates == [(row, lr) for row in ("ppo", "dgpo_k1", "dgpo") for lr in (1e-3, 2e-3)]
-    assert all(0 <= g["validation_em"] <= 1 for g in found["grid"])
+    assert all(0 <= trial.validation_em <= 1 for trial in found)
 
 
 def test_the_command_tells_what_comes_next_and_prepares_it(made, small, tmp_path, monkeypatch):

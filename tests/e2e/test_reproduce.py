@@ -112,9 +112,9 @@ def with_right(record, right):
 def test_the_search_has_one_record_per_trial(small, made):
     folder, _ = made
     found = ladder(folder / "work", folder / "records", small).search(["kd", "kd-kd"])
-    assert [trial["lr"] for trial in found[:2]] == [1e-3, 2e-3]
-    best = max(found[:2], key=lambda trial: trial["validation_em"])["lr"]
-    assert [(trial["lr"], trial["ce_weight"]) for trial in found[2:]] == [(best, 0.0), (best, 0.3)]
+    assert [trial.changes["lr"] for trial in found[:2]] == [1e-3, 2e-3]
+    best = max(found[:2], key=lambda trial: trial.validation_em).changes["lr"]
+    assert [trial.changes for trial in found[2:]] == [{"lr": best, "ce_weight": weight} for weight in (0.0, 0.3)]
     stored = {p.name for p in (folder / "records" / "search" / "seed-3").iterdir()}
     names = ["lr0.001", "lr0.002", f"lr{best:g}-ce_weight0", f"lr{best:g}-ce_weight0.3"]
     assert stored == {f"kd-{name}.json" for name in names}

@@ -156,7 +156,7 @@ def test_kd_ends_with_the_same_weights(offline, trajectories, tmp_path, calls):
     settings = kd_settings(offline, trajectories)
     expected = train("kd", settings, tmp_path / "whole")
     result = interrupt("kd", settings, tmp_path / "killed", calls)
-    assert result["steps"] == expected["steps"] and result["best"] == expected["best"]
+    assert result.steps == expected.steps and result.best == expected.best
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -361,7 +361,7 @@ def test_best_weights_that_are_gone_are_made_from_the_state(offline, trajectorie
     made, saved = load_file(tmp_path / "run" / "best" / "model.safetensors"), load_file(state / "student.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     assert (made[name] == saved[name]).all()
-    assert train("kd", settings, tmp_path / "run")["best"] is not None
+    assert train("kd", settings, tmp_path / "run").best is not None
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
 
 
@@ -454,7 +454,7 @@ def test_distill_data_asks_again_what_could_not_be_searched(offline, tmp_path, b
     assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 1
     broken_index.undo()
     summary = distill()
-    assert (summary["episodes"], summary["failed_searches"]) == (40, 0)
+    assert (summary.episodes, summary.failed_searches) == (40, 0)
     assert len({t.key for t in read_trajectories(tmp_path).trajectories}) == 40
 
 

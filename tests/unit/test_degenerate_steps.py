@@ -144,7 +144,7 @@ def run_of(tmp_path: Path, data: Sequence[Sequence[Trajectory]]) -> dict[str, An
 def test_steps_that_train_nothing_are_counted_and_not_claimed(tmp_path: Path) -> None:
     some, none = trajectories(2), [unwritten(t) for t in trajectories(2)]
     result = run_of(tmp_path / "a", [some, none, some])
-    assert (result["steps"], result["untrained_steps"]) == (3, 1)
+    assert (result.steps, result.untrained_steps) == (3, 1)
     with pytest.raises(TrainingError, match="nothing was trained: no text was written in any of 2 steps"):
         run_of(tmp_path / "b", [none, none])
 

@@ -152,7 +152,7 @@ def killer(after: int):
 
 
 def figures(result):
-    return result["rows"]
+    return result.rows
 
 
 def weights(folder: Path) -> dict:
@@ -165,7 +165,7 @@ def weights(folder: Path) -> dict:
 def test_killed_at_any_moment_the_short_path_ends_the_same(tmp_path, bench, model):
     whole, _ = path_of(tmp_path / "whole", bench, model)
     expected = whole.run()
-    assert set(expected["rows"]) == {"raw", "cold-start"} and expected["rows"]["raw"]["questions"] == 6
+    assert set(expected.rows) == {"raw", "cold-start"} and expected.rows["raw"].questions == 6
     for after in (1, 3, 2, 4):  # progress calls of that attempt; each goes on where the one before was killed
         work, _ = path_of(tmp_path / "killed", bench, model, killer(after))
         with pytest.raises(Killed):
@@ -185,7 +185,7 @@ def test_killed_at_any_moment_the_short_path_ends_the_same(tmp_path, bench, mode
 def test_the_longer_path_has_every_row(tmp_path, bench, model):
     work, _ = path_of(tmp_path / "out", bench, model)
     result = work.ladder()
-    assert list(result["rows"]) == ["raw", "cold-start", "teacher", "student", "kd_longer", "ppo", "dgpo_k1", "dgpo"]
+    assert list(result.rows) == ["raw", "cold-start", "teacher", "student", "kd_longer", "ppo", "dgpo_k1", "dgpo"]
     record = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert record["paired"]["dgpo - student"]["n"] == result["rows"]["dgpo"]["questions"]
+    assert record["paired"]["dgpo - student"]["n"] == result.rows["dgpo"].questions
     assert record["paired"]["teacher - raw"]["n"] == 4, "the raw model is asked fewer questions"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dgpo_cli.core import records
-from dgpo_cli.core.records import RecordFile, parse_line, read_jsonl, read_records, write_atomic, write_jsonl_atomic
+from dgpo_cli.core.records import (
+    RecordFile,
+    parse_line,
+    read_jsonl,
+    read_records,
+    to_json,
+    write_atomic,
+    write_jsonl_atomic,
+)
 from dgpo_cli.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    share: float
+    place: Path
 
 
 def make(path: Path, **meta: object) -> RecordFile:
@@ -207,6 +223,16 @@ def test_an_empty_file_is_no_record_file(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").touch()
     with pytest.raises(InputError):
         read_records(tmp_path / "rows.jsonl", "rows")
+
+
+def test_a_record_is_the_object_of_its_fields_wherever_it_stands() -> None:
+    pair = Pair(0.5, Path("a/b"))
+    assert to_json({"pairs": [pair], "one": pair}) == (
+        '{"pairs": [{"share": 0.5, "place": "a/b"}], "one": {"share": 0.5, "place": "a/b"}}'
+    )
+    assert to_json([Pair(math.nan, Path("a"))]) == '[{"share": null, "place": "a"}]'
+    with pytest.raises(TypeError, match="set is nothing that JSON has"):
+        to_json({"names": {"a"}})
 
 
 def test_dump_line_is_one_line() -> None:

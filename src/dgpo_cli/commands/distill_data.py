@@ -150,10 +150,10 @@ def distill_data(
     console.table(
         "",
         ["episodes", "EM", "kept", "searches", "tokens"],
-        [[summary["episodes"], percent(summary["em"]), summary["kept"], summary["searches"], summary["tokens"]]],
+        [[summary.episodes, percent(summary.em), summary.kept, summary.searches, summary.tokens]],
     )
-    if summary.get("token_ids") == "from text":
+    if summary.origin.get("token_ids") == "from text":
         console.info("the server returned text, not token ids, so the trajectories hold no log-probabilities")
-    console.print(f"kept trajectories: {summary['path']}")
+    console.print(f"kept trajectories: {summary.path}")
     console.next(*after_distill_data(settings.tokenizer, loadable=is_loadable(settings)))
-    console.result(summary | {"run": str(run.path)})
+    console.result(summary.to_json() | {"run": str(run.path)})

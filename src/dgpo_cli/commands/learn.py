@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.make_questions.settings import MakeQuestionsSettings
     from dgpo_cli.offline.own_documents import QuestionMaking
+    from dgpo_cli.offline.project import PathResult
+    from dgpo_cli.offline.real import RealRow
 
 
 def learn(
@@ -94,11 +96,9 @@ def _making(settings: Mapping[str, Any], index: Path, teacher: str | None, seed:
     top_k = settings["rollout"]["top_k"]
     made: MakeQuestionsSettings = apply_options(MakeQuestionsSettings, settings["questions"] | own | {"top_k": top_k})
 
-    def work(run: RunDir, progress: Progress) -> Mapping[str, Any]:
+    def work(run: RunDir, progress: Progress) -> None:
         opened = open_index(made.index, device=made.device)
-        summary = make_questions(opened, open_author(made, run), made, run.path, progress).to_json()
-        run.finish(summary)
-        return summary
+        run.finish(make_questions(opened, open_author(made, run), made, run.path, progress).to_json())
 
     return QuestionMaking(asdict(made), work)
 
@@ -138,14 +138,14 @@ def _tell(console: Console, folder: Path, settings: Mapping[str, Any], teacher: 
     )  # fmt: skip
 
 
-def _show(console: Console, out: Path, result: dict[str, Any]) -> None:
-    model, row = result["models"]["cold-start"], result["rows"]["cold-start"]
+def _show(console: Console, out: Path, result: PathResult[RealRow]) -> None:
+    model, row = result.models["cold-start"], result.rows["cold-start"]
     console.print(
-        f"{row['questions']} questions about documents that the training did not see: EM {percent(row['em'])} "
-        f"({percent_range(*row['em_interval'])}), F1 {percent(row['f1'])}, answer retrieved "
-        f"{percent(row['retrieved'])}, {row['searches']:.2f} searches a question"
+        f"{row.questions} questions about documents that the training did not see: EM {percent(row.em)} "
+        f"({percent_range(*row.em_interval)}), F1 {percent(row.f1)}, answer retrieved "
+        f"{percent(row.retrieved)}, {row.searches:.2f} searches a question"
     )
     remember("dgpo learn", out, trajectories="demonstrations", teacher=model, student=model, model=model, bench="made")
     console.print(f"everything is in {out}/; all figures: {out}/runs/eval-cold-start/report.md")
     console.next("dgpo chat", shell.command("dgpo", "report", out / "runs" / "eval-cold-start"), "dgpo eval")
-    console.result(result)
+    console.result(asdict(result))

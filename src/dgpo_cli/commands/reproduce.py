@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,7 @@ from dgpo_cli.core.figures import percent
 if TYPE_CHECKING:
     from dgpo_cli.offline.ladder import LadderRow
     from dgpo_cli.offline.reproduce import Ladder, Record
+    from dgpo_cli.offline.stages import Trial
 
 AGAINST = "dgpo"
 
@@ -98,13 +99,13 @@ def reproduce(
 
 def _search(console: Console, ladder: Ladder, names: list[str]) -> None:
     found = ladder.search(names)
-    rows = [[trial["row"], f"{trial['lr']:g}", _tuned(trial), percent(trial["validation_em"])] for trial in found]
+    rows = [[trial.row, f"{trial.changes['lr']:g}", _tuned(trial), percent(trial.validation_em)] for trial in found]
     console.table("best EM on validation questions", ["row", "learning rate", "setting", "EM"], rows)
-    console.result({"grid": found})
+    console.result({"grid": [trial.to_json() for trial in found]})
 
 
-def _tuned(trial: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {v:g}" for k, v in trial.items() if k not in ("row", "lr", "validation_em"))
+def _tuned(trial: Trial) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in trial.changes.items() if name != "lr")
 
 
 def _show(
@@ -152,6 +153,4 @@ def _questions(made: list[dict[str, Record]]) -> str:
 
 
 def _json(row: LadderRow) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return asdict(row) | {"em": row.mean, "em_by_seed": list(row.em)}

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -46,11 +47,22 @@ def dump_line(row: Mapping[str, Any]) -> str:
 
 
 def to_json(value: object, *, indent: int | None = None, ensure_ascii: bool = False) -> str:
-    """JSON as its standard has it, which knows no NaN and no infinity: None stands for them."""
+    """JSON as its standard has it, which knows no NaN and no infinity: None stands for them.
+
+    A record is an object of its fields, a path its text. Raises TypeError for what else JSON does not have.
+    """
     try:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, allow_nan=False)
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, allow_nan=False, default=_plain)
     except ValueError:
-        return json.dumps(_finite(value), ensure_ascii=ensure_ascii, indent=indent, allow_nan=False)
+        return json.dumps(_finite(value), ensure_ascii=ensure_ascii, indent=indent, allow_nan=False, default=_plain)
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is nothing that JSON has")
 
 
 def as_read(value: object) -> Any:
@@ -61,6 +73,8 @@ def as_read(value: object) -> Any:
 def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if is_dataclass(value) and not isinstance(value, type):
+        return _finite(asdict(value))
     if isinstance(value, Mapping):
         return {key: _finite(one) for key, one in value.items()}
     return [_finite(one) for one in value] if isinstance(value, list | tuple) else value

@@ -18,8 +18,8 @@ from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.untrusted import LARGEST_TABLE, read_bytes
 from dgpo_cli.errors import InputError
-from dgpo_cli.offline.project import Say
-from dgpo_cli.offline.real import RealPath
+from dgpo_cli.offline.project import PathResult, Say
+from dgpo_cli.offline.real import RealPath, RealRow
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.index.manifest import FILE as MANIFEST
 from dgpo_cli.retrieval.index.update import update_index
@@ -35,11 +35,11 @@ def recipe() -> dict[str, Any]:
 class QuestionMaking:
     """How questions about the index are made: settings that say so, and the work, into a run folder.
 
-    The work writes SIDES as .jsonl, but for a side without a question, and returns a summary.
+    The work writes SIDES as .jsonl, but for a side without a question, and finishes the run with their counts.
     """
 
     settings: Mapping[str, Any]
-    work: Callable[[RunDir, Progress], Mapping[str, Any]]
+    work: Callable[[RunDir, Progress], None]
 
 
 class OwnDocuments(RealPath):
@@ -62,8 +62,7 @@ class OwnDocuments(RealPath):
         super().__init__(folder, documents, seed=seed, device=device, say=say, bar=bar, settings=settings or recipe())
         self.documents, self._making = documents, making
 
-    def run(self) -> dict[str, Any]:
-        """Returns {"seconds", "rows", "models", "folder", "reused"}, as `RealPath.run`."""
+    def run(self) -> PathResult[RealRow]:
         started = time.perf_counter()
         self.prepare()
         cold = self.cold_start(self.base())
@@ -74,9 +73,9 @@ class OwnDocuments(RealPath):
         """Index and questions. Raises InputError where the documents give no question to learn from or to test by."""
         self._index()
 
-        def work(run: RunDir) -> Mapping[str, Any]:
+        def work(run: RunDir) -> None:
             with self._bar("questions", "passage") as progress:
-                return self._making.work(run, progress)
+                self._making.work(run, progress)
 
         summary = self._stage("questions", "make-questions", self._making.settings, work)
         counts = ", ".join(f"{count:,} {side}" for side, count in summary["questions"].items())

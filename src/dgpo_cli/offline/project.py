@@ -10,9 +10,9 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dgpo_cli.agent.identity import contents, location_digest
 from dgpo_cli.agent.settings import RolloutSettings
@@ -42,6 +42,20 @@ Say = Callable[[str], None]
 _WORLD = schema.record({"digest": schema.text()}, {"seed": schema.maybe(schema.whole())})
 _FINISHED = schema.record({"result": schema.map_of(schema.ANYTHING)})
 _BUDGETS = schema.map_of(schema.record({"weights": schema.text(), "seconds": schema.number(0)}))
+
+
+MeasuredRow = TypeVar("MeasuredRow")
+
+
+@dataclass(frozen=True, slots=True)
+class PathResult(Generic[MeasuredRow]):
+    """A whole path: figures by model, and where the models are."""
+
+    seconds: float  # of this call
+    rows: dict[str, MeasuredRow]
+    models: dict[str, str]  # folders
+    folder: str
+    reused: list[str]  # stages that were done before
 
 
 class Project:
@@ -97,6 +111,13 @@ class Project:
         for part in _FILES:
             (self.folder / part).unlink(missing_ok=True)
 
+    def finished(
+        self, rows: Mapping[str, MeasuredRow], models: Mapping[str, Path], started: float
+    ) -> PathResult[MeasuredRow]:
+        """The result of a path that began at `started` of time.perf_counter."""
+        places = {name: str(path) for name, path in models.items()}
+        return PathResult(time.perf_counter() - started, dict(rows), places, str(self.folder), self.reused)
+
     def path(self, stage: str) -> Path:
         return self.folder / "runs" / stage
 
@@ -105,12 +126,12 @@ class Project:
         stage: str,
         command: str,
         config: Mapping[str, Any],
-        work: Callable[[RunDir], Mapping[str, Any]],
+        work: Callable[[RunDir], object],
     ) -> Mapping[str, Any]:
         """Do a stage unless its folder holds a finished run of the same settings on the same inputs.
 
-        The settings only say where the inputs lie: what counts is what is in them. Raises ConfigError where finished
-        work would have to be replaced and nobody allows it.
+        Returns what `work` finished the run with. The settings only say where the inputs lie: what counts is what is
+        in them. Raises ConfigError where finished work would have to be replaced and nobody allows it.
         """
         path = self.path(stage)
         seen = contents(config)
@@ -124,7 +145,8 @@ class Project:
             self._replace(path, record["status"] == "finished", differing(path, wanted))
         started = time.perf_counter()
         with RunDir.open(command, config, out=path, fresh=not same, inputs=seen) as run:
-            result = work(run)
+            work(run)
+            result = self.result(stage)
             best = best_validation(result.get("best"), run.metrics())
         self._say(f"{stage}: {time.perf_counter() - started:.0f} s{best}")
         return result
@@ -201,13 +223,11 @@ class Project:
             stop_repeats=stop_repeats,
         )
 
-        def work(run: RunDir) -> Mapping[str, Any]:
+        def work(run: RunDir) -> None:
             device = training_device(self.device)
             loaded = load_model(str(model), device=device, dtype=inference_dtype(device, str(model)))
             benchmark = Benchmark(self.bench, read_questions(data)[:count], open_index(self.index_folder))
             reports, _ = measure(run, settings, [benchmark], MeasuredModel.of(loaded), bar=self._bar)
-            result = summarize(reports[self.bench])
-            run.finish(result)
-            return result
+            run.finish(summarize(reports[self.bench]))
 
         return self._stage(f"eval-{name}", "eval", asdict(settings) | {"data": str(data)}, work)

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from dgpo_cli.core.progress import Bar, Progress
 from dgpo_cli.core.recipes import shipped
 from dgpo_cli.errors import DgpoError
 from dgpo_cli.models.devices import training_device
-from dgpo_cli.offline.project import Say
-from dgpo_cli.offline.stages import Stages
+from dgpo_cli.offline.project import PathResult, Say
+from dgpo_cli.offline.stages import Row, Stages, Trial
 
 RL_ROWS = ("ppo", "dgpo_k1", "dgpo")
 BESIDE = ("ppo", "dgpo_k1")  # trained while dgpo and kd_longer are
@@ -43,8 +42,8 @@ class Quickstart(Stages):
         super().__init__(folder, seed=seed, device=device, say=say, bar=bar, settings=settings or recipe())
         self._made: set[str] = set()  # rows that another process trained during this call
 
-    def run(self) -> dict[str, Any]:
-        """All stages; returns {"seconds", "em", "rows", "reused", "settings"}."""
+    def run(self) -> PathResult[Row]:
+        """All stages."""
         started = time.perf_counter()
         student, teacher, trajectories, cold = self._cold()
         with self._beside(BESIDE, cold, teacher):
@@ -57,17 +56,9 @@ class Quickstart(Stages):
             kd_longer = self.kd("kd_longer", cold, teacher, trajectories, longer)
         beside = {row: self._row(row, cold, teacher) for row in BESIDE}
         models = {"student": student, "teacher": teacher, "kd": cold, "kd_longer": kd_longer, "dgpo": dgpo} | beside
-        rows = {name: self.evaluate(name, models[name]) for name in ROWS}
-        return {
-            "seconds": time.perf_counter() - started,
-            "em": {name: row.em for name, row in rows.items()},
-            "rows": {name: asdict(row) for name, row in rows.items()},
-            "reused": self.reused,
-            "folder": str(self.folder),
-            "models": {name: str(path) for name, path in models.items()},
-        }
+        return self.finished({name: self.evaluate(name, models[name]) for name in ROWS}, models, started)
 
-    def search(self) -> dict[str, Any]:
+    def search(self) -> list[Trial]:
         """Every RL row over the recipe's grid of learning rates; best EM on validation questions."""
         _, teacher, _, cold = self._cold()
         found = []
@@ -75,8 +66,8 @@ class Quickstart(Stages):
             for lr in self.recipe["search"]["lr"]:
                 stage = f"search/{row}-lr{lr:g}"
                 self._row(stage, cold, teacher, row, lr=lr)
-                found.append({"row": row, "lr": lr, "validation_em": self.result(stage)["best"]})
-        return {"grid": found, "folder": str(self.folder)}
+                found.append(Trial(row, {"lr": lr}, self.result(stage)["best"]))
+        return found
 
     def _cold(self) -> tuple[Path, Path, Path, Path]:
         """Untrained student, teacher, its trajectories, and the cold start that every RL row begins with."""

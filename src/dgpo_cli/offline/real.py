@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from dgpo_cli.core.types import question_to_json
 from dgpo_cli.evaluation.stats import paired_difference
 from dgpo_cli.evaluation.summary import Report
 from dgpo_cli.models.sources import resolve
-from dgpo_cli.offline.project import Say
+from dgpo_cli.offline.project import PathResult, Say
 from dgpo_cli.offline.stages import Stages
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.qa_sets.real import corpus_rows, files, split
@@ -94,8 +94,8 @@ class RealPath(Stages):
         super().__init__(folder, seed=seed, device=device, say=say, bar=bar, settings=settings or recipe())
         self.bench_dir = bench_dir
 
-    def run(self) -> dict[str, Any]:
-        """The short path. Returns {"seconds", "rows", "models", "folder", "reused"}; see `RealRow`."""
+    def run(self) -> PathResult[RealRow]:
+        """The short path."""
         started = time.perf_counter()
         self.prepare()
         raw = self.base()
@@ -105,8 +105,8 @@ class RealPath(Stages):
         rows["cold-start"] = self.measure("cold-start", cold, count)
         return self._result(rows, {"raw": raw, "cold-start": cold}, started)
 
-    def ladder(self) -> dict[str, Any]:
-        """The longer path: every row of ROWS on all test questions, the raw model on some. As `run`."""
+    def ladder(self) -> PathResult[RealRow]:
+        """The longer path: every row of ROWS on all test questions, the raw model on some."""
         started = time.perf_counter()
         self.prepare()
         models = {"raw": self.base()}
@@ -131,15 +131,9 @@ class RealPath(Stages):
         row("kd_longer", self.kd("kd_longer", start, teacher, everything, self.recipe["kd_longer"]))
         return self._result({name: rows[name] for name in ROWS}, models, started)
 
-    def _result(self, rows: Mapping[str, RealRow], models: Mapping[str, Path], started: float) -> dict[str, Any]:
+    def _result(self, rows: Mapping[str, RealRow], models: Mapping[str, Path], started: float) -> PathResult[RealRow]:
         self.record(rows)
-        return {
-            "seconds": time.perf_counter() - started,
-            "rows": {name: asdict(row) for name, row in rows.items()},
-            "models": {name: str(path) for name, path in models.items()},
-            "folder": str(self.folder),
-            "reused": self.reused,
-        }
+        return self.finished(rows, models, started)
 
     def record(self, rows: Mapping[str, RealRow]) -> None:
         """Write results.json: figures so far, and each row compared with cold start and rl's student."""
@@ -211,10 +205,10 @@ class RealPath(Stages):
             rollout=self.rollout,
         )
 
-        def work(run: RunDir) -> Mapping[str, Any]:
+        def work(run: RunDir) -> None:
             questions = read_questions(Path(settings.questions))[:limit]
             with self._bar(stage, "episode") as progress:
-                return run_distill_data(settings, run, questions=questions, progress=progress)
+                run_distill_data(settings, run, questions=questions, progress=progress)
 
         summary = self._stage(stage, "distill-data", asdict(settings), work)
         self._say(f"{stage}: {summary['kept']} of {summary['episodes']} right, with the answer in what was read")
@@ -245,8 +239,7 @@ class RealPath(Stages):
     def measure(self, name: str, model: Path, count: int | None = None) -> RealRow:
         """Greedy answers to the first `count` test questions."""
         found = self.measured(name, model, count, lambda report: asdict(RealRow.of(report)), stop_repeats=True)
-        row = RealRow(**found)
-        row = replace(row, em_interval=(row.em_interval[0], row.em_interval[1]))
+        row = RealRow(**{**found, "em_interval": tuple(found["em_interval"])})
         self._say(
             f"{name}: EM {percent(row.em)}, F1 {percent(row.f1)}, {row.searches:.2f} searches, "
             f"{percent(row.answered)} answered, {row.questions} questions"

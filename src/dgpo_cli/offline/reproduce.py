@@ -24,7 +24,7 @@ from dgpo_cli.evaluation.stats import nested_interval
 from dgpo_cli.offline.ladder import Difference, LadderRow
 from dgpo_cli.offline.project import Say
 from dgpo_cli.offline.reproduce_rows import BASE_ROWS, RowSpec, row_specs
-from dgpo_cli.offline.stages import Row, Stages
+from dgpo_cli.offline.stages import Row, Stages, Trial
 
 _SHARED = ("world", "faults", "distill-data", "rollout", "teacher", "student")
 
@@ -109,18 +109,15 @@ class Ladder(Stages):
         }
         return config_digest(name, shared | own)
 
-    def search(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Every row over the recipe's learning rates, then over what it tunes at the best of them.
-
-        One record per trial: the row, what was tried, its best EM on validation questions.
-        """
+    def search(self, names: Sequence[str]) -> list[Trial]:
+        """Every row over the recipe's learning rates, then over what it tunes at the best of them."""
         found = []
         for name in names:
             spec = self.specs[name]
             if spec.as_long_as is not None:
                 continue
             rates = [self.trial(name, {"lr": lr}) for lr in self.recipe["search"][spec.command]]
-            best = max(rates, key=lambda trial: trial["validation_em"])["lr"]
+            best = max(rates, key=lambda trial: trial.validation_em).changes["lr"]
             tuned = [
                 self.trial(name, {"lr": best, setting: value})
                 for setting, values in spec.tune.items()
@@ -129,7 +126,7 @@ class Ladder(Stages):
             found += rates + tuned
         return found
 
-    def trial(self, name: str, changes: Mapping[str, float]) -> dict[str, Any]:
+    def trial(self, name: str, changes: Mapping[str, float]) -> Trial:
         """A row trained under another name, with another learning rate or setting of its objective."""
         row = dict(self.recipe["rows"][name])
         for key, value in changes.items():
@@ -147,7 +144,7 @@ class Ladder(Stages):
             settings=self.recipe | {"rows": self.recipe["rows"] | {name: row}},
         )
         label = "-".join([name, *(f"{key}{value:g}" for key, value in changes.items())])
-        return {"row": name} | dict(changes) | {"validation_em": trial.validation_em(name, label)}
+        return Trial(name, changes, trial.validation_em(name, label))
 
     def validation_em(self, name: str, trial: str) -> float:
         """Best EM on validation questions of a row trained under another name; recorded like a row."""

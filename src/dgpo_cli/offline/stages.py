@@ -66,6 +66,18 @@ class Row:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A row trained with other settings, for a search of the best ones."""
+
+    row: str
+    changes: Mapping[str, float]  # the learning rate `lr`, and settings of the objective
+    validation_em: float  # the best
+
+    def to_json(self) -> dict[str, str | float]:
+        return {"row": self.row, **self.changes, "validation_em": self.validation_em}
+
+
 class Stages(Project):
     """`settings` are a recipe with the tables that the stages are named after."""
 
@@ -158,10 +170,10 @@ class Stages(Project):
             rollout=self.rollout,
         )
 
-        def work(run: RunDir) -> Mapping[str, Any]:
+        def work(run: RunDir) -> None:
             questions = read_questions(Path(settings.questions))[: settings.limit]
             with self._bar("teacher's episodes", "episode") as progress:
-                return run_distill_data(settings, run, questions=questions, progress=progress)
+                run_distill_data(settings, run, questions=questions, progress=progress)
 
         summary = self._stage("distill-data", "distill-data", asdict(settings), work)
         self._say(f"distill-data: {summary['kept']} of {summary['episodes']} episodes right and kept")
@@ -183,9 +195,9 @@ class Stages(Project):
             },
         )
 
-        def work(run: RunDir) -> Mapping[str, Any]:
+        def work(run: RunDir) -> None:
             with self._bar(stage, "step" if settings.seconds is None else "s") as progress:
-                return run_kd(settings, run, keep=1, progress=progress)
+                run_kd(settings, run, keep=1, progress=progress)
 
         self._stage(stage, "kd", asdict(settings), work)
         return self.path(stage)
@@ -213,9 +225,9 @@ class Stages(Project):
             },
         )
 
-        def work(run: RunDir) -> Mapping[str, Any]:
+        def work(run: RunDir) -> None:
             with self._bar(stage, "step") as progress:
-                return run_rl(settings, run, keep=1, progress=progress)
+                run_rl(settings, run, keep=1, progress=progress)
 
         self._stage(stage, "rl", asdict(settings), work)
         return self.path(stage)
@@ -223,7 +235,8 @@ class Stages(Project):
     def evaluate(self, name: str, model: Path) -> Row:
         """EM on held-out test questions, greedy."""
         count = self.recipe["world"]["test_questions"]
-        return Row(**self.measured(name, model, count, lambda report: asdict(Row.of(report)), wave=200))
+        found = self.measured(name, model, count, lambda report: asdict(Row.of(report)), wave=200)
+        return Row(**{**found, "em_interval": tuple(found["em_interval"])})
 
     def validation_curve(self, stage: str) -> list[tuple[float, float]]:
         """Validation EM over training seconds."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from typing import Any
 from typing import Protocol as Interface
 
 from dgpo_cli.agent.agent import Agent
@@ -31,7 +30,7 @@ from dgpo_cli.training.loop import Plan
 from dgpo_cli.training.run.fitting import fit
 from dgpo_cli.training.run.guarding import Guarding
 from dgpo_cli.training.run.kept_episodes import KeptEpisodes
-from dgpo_cli.training.run.lifecycle import run_training, text_of
+from dgpo_cli.training.run.lifecycle import TrainingResult, run_training, text_of
 from dgpo_cli.training.run.open_run import OpenRun
 from dgpo_cli.training.settings import TrainSettings, deviations
 from dgpo_cli.training.source import Source
@@ -101,8 +100,8 @@ def assemble(
     student: LoadedModel,
     teacher: LoadedModel | None,
     retriever: Retriever | None,
-) -> dict[str, Any]:
-    """Train `student` on `material`; see `run_training` for the result. The best weights of an evaluation are kept."""
+) -> TrainingResult:
+    """Train `student` on `material`. The best weights of an evaluation are kept."""
     computed_in = str(compute_dtype(student.model)).removeprefix("torch.")
     run.folder.note(deviations=deviations(asdict(settings)), computed_in=computed_in)
     codec = Codec(student.tokenizer, text_of(run.folder, student.tokenizer, material.text(student)))

@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,7 +30,7 @@ from dgpo_cli.training.ingredients import kd_objective, searches
 from dgpo_cli.training.learner import Learner
 from dgpo_cli.training.loop import Plan
 from dgpo_cli.training.run.kept_episodes import KeptEpisodes
-from dgpo_cli.training.run.lifecycle import begin_with, smaller_next_time
+from dgpo_cli.training.run.lifecycle import TrainingResult, begin_with, smaller_next_time
 from dgpo_cli.training.run.open_run import OpenRun, Say
 from dgpo_cli.training.run.progress_line import glimpses
 from dgpo_cli.training.run.validation import evaluator, team
@@ -51,7 +50,7 @@ def run_kd(
     say: Say | None = None,
     show: Say | None = None,
     sizes: Sizes | None = None,
-) -> dict[str, Any]:
+) -> TrainingResult:
     """Load what the settings name, and train; `show` is called with a student's episode now and then.
 
     `sizes` are those that the check before fitted to the memory.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from dgpo_cli.agent.agent import Agent
 from dgpo_cli.core.progress import Progress, Steps
@@ -22,7 +21,7 @@ from dgpo_cli.training.ingredients import common_text, rl_objective, training_qu
 from dgpo_cli.training.learner import Learner
 from dgpo_cli.training.loop import Plan
 from dgpo_cli.training.run.kept_episodes import KeptEpisodes
-from dgpo_cli.training.run.lifecycle import begin_with, smaller_next_time
+from dgpo_cli.training.run.lifecycle import TrainingResult, begin_with, smaller_next_time
 from dgpo_cli.training.run.open_run import OpenRun, Say
 from dgpo_cli.training.run.progress_line import glimpses
 from dgpo_cli.training.run.validation import evaluator, team
@@ -41,7 +40,7 @@ def run_rl(
     say: Say | None = None,
     show: Say | None = None,
     sizes: Sizes | None = None,
-) -> dict[str, Any]:
+) -> TrainingResult:
     """Load what the settings name, and train; `show` is called with one of the episodes now and then.
 
     `sizes` are those that the check before fitted to the memory.

@@ -18,6 +18,7 @@ from dgpo_cli.launch import is_first_process, processes
 
 if TYPE_CHECKING:
     from dgpo_cli.core.run_dir import RunDir
+    from dgpo_cli.training.run.lifecycle import TrainingResult
 
 TEACHER = "qwen-3b"  # the paper's
 TeacherOption = Annotated[str | None, typer.Option(help=f"Alias, hub id, folder or run; {TEACHER} by default.")]
@@ -116,7 +117,7 @@ def training_run(
 
 
 def follow(
-    console: Console, command: str, run: RunDir, result: dict[str, Any], made_with: Mapping[str, str | None]
+    console: Console, command: str, run: RunDir, result: TrainingResult, made_with: Mapping[str, str | None]
 ) -> None:
     """Remember what was made, and what of `made_with` there was, and say what comes next."""
     from dgpo_cli.core.workspace import Workspace
@@ -129,10 +130,10 @@ def follow(
     Workspace().remember(
         by=f"dgpo {command}", model=path, last_run=path, **used, **({"student": path} if command == "kd" else {})
     )
-    if idle := result["untrained_steps"]:
-        console.warn(f"{idle} of {result['steps']} steps trained nothing: no text was written in them")
-    best = best_validation(result.get("best"), run.metrics())
-    console.print(f"{run.path}: {result['steps']:,} steps in {duration(result['seconds'])}{best}")
+    if idle := result.untrained_steps:
+        console.warn(f"{idle} of {result.steps} steps trained nothing: no text was written in them")
+    best = best_validation(result.best, run.metrics())
+    console.print(f"{run.path}: {result.steps:,} steps in {duration(result.seconds)}{best}")
     teacher = Workspace().resolve("teacher", None).value is not None
     console.next(*(after_rl() if command == "rl" else after_kd(teacher=teacher)))
-    console.result(result | {"run": str(run.path)})
+    console.result(asdict(result) | {"run": str(run.path)})

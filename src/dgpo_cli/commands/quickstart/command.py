@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dgpo_cli.commands.common.examples import example_questions
-from dgpo_cli.commands.quickstart.remember import remember
+from dgpo_cli.commands.common.options import (
+    DeviceOption,
+    DryRunFlag,
+    JsonFlag,
+    QuietFlag,
+    ReplaceFlag,
+    replacing,
+    within_64_bits,
+)
 from dgpo_cli.commands.quickstart.real import run_real
-from dgpo_cli.commands.common.options import DeviceOption, DryRunFlag, JsonFlag, QuietFlag, ReplaceFlag, absolute, replacing, within_64_bits
+from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import duration, percent, percent_range
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dgpo_cli.offline.project import PathResult
     from dgpo_cli.offline.quickstart import Quickstart
+    from dgpo_cli.offline.stages import Row
 
 LABELS = {
     "student": "student (reads, cannot search)",
@@ -31,7 +42,9 @@ LABELS = {
 
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("quickstart"),
-    seed: Annotated[int, typer.Option(callback=within_64_bits, help="Seed of the world, the models and every draw.")] = 0,
+    seed: Annotated[
+        int, typer.Option(callback=within_64_bits, help="Seed of the world, the models and every draw.")
+    ] = 0,
     device: DeviceOption = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what an earlier quickstart made in that folder.")
@@ -94,7 +107,7 @@ def quickstart(
     _show(console, result)
     curves = work.curves()
     drawn = _draw(console, curves, out / "learning-curves.png")
-    models = result["models"]
+    models = result.models
     remember(
         "dgpo quickstart",
         out,
@@ -104,27 +117,27 @@ def quickstart(
         model=models["dgpo"],
         bench="tinyworld",
     )
-    console.print(f"{duration(result['seconds'])} in all; everything is in {out}/{drawn}")
+    console.print(f"{duration(result.seconds)} in all; everything is in {out}/{drawn}")
     console.print(f"ask the model that was just trained: {example_questions(out, 1)[0]}")
     console.next("dgpo chat", "dgpo eval", "dgpo report", "dgpo runs", "dgpo recipes")
-    console.result(result | {"curves": curves})
+    em = {name: row.em for name, row in result.rows.items()}
+    console.result(asdict(result) | {"em": em, "curves": curves})
 
 
 def _search(console: Console, work: Quickstart) -> None:
     found = work.search()
-    rows = [list(entry.values()) for entry in found["grid"]]
+    rows = [[trial.row, trial.changes["lr"], trial.validation_em] for trial in found]
     console.table("best EM on validation questions", ["row", "learning rate", "EM"], rows)
-    console.result(found)
+    console.result({"grid": [trial.to_json() for trial in found], "folder": str(work.folder)})
 
 
-def _show(console: Console, result: dict[str, Any]) -> None:
+def _show(console: Console, result: PathResult[Row]) -> None:
     rows = []
     for name, label in LABELS.items():
-        row = result["rows"][name]
-        low, high = row["em_interval"]
-        by_hops = [percent(row["em_by_hops"].get(hops, 0.0)) for hops in ("1", "2")]
-        rows.append([label, percent(row["em"]), percent_range(low, high), *by_hops, f"{row['searches']:.2f}"])
-    questions = result["rows"]["dgpo"]["questions"]
+        row = result.rows[name]
+        by_hops = [percent(row.em_by_hops.get(hops, 0.0)) for hops in ("1", "2")]
+        rows.append([label, percent(row.em), percent_range(*row.em_interval), *by_hops, f"{row.searches:.2f}"])
+    questions = result.rows["dgpo"].questions
     columns = ["model", "EM", "95 %", "one hop", "two hops", "searches"]
     console.table(f"{questions} held-out test questions, greedy decoding", columns, rows)
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dgpo_cli.commands.common.examples import example_questions
-from dgpo_cli.commands.common.options import absolute, replacing
+from dgpo_cli.commands.common.options import replacing
 from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.console import Console
 from dgpo_cli.core import shell
 from dgpo_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dgpo_cli.offline.project import PathResult
+    from dgpo_cli.offline.real import RealRow
 
 
 def run_real(
@@ -48,8 +53,9 @@ def run_real(
             work.forget()
         result = work.ladder() if rl else work.run()
     _show(console, result)
-    models = result["models"]
+    models = result.models
     cold, runs = models["cold-start"], out / "runs"
+    chat = shell.command("dgpo", "chat", "--model", runs / "cold-start")
     remember(
         "dgpo quickstart --real",
         out,
@@ -59,33 +65,33 @@ def run_real(
         model=cold,
     )
     console.print(
-        f"{result['seconds']:.0f} s in this call; everything is in {out}/, figures are in {out}/results.json\n"
+        f"{result.seconds:.0f} s in this call; everything is in {out}/, figures are in {out}/results.json\n"
         f"Talk to it over those passages:  dgpo chat\n"
         f"A question that it can look up:  {example_questions(out, 1)[0]}\n"
-        f"Over texts of your own:          dgpo index FOLDER, then dgpo chat --model {shell.word(runs / 'cold-start')}\n"
+        f"Over texts of your own:          dgpo index FOLDER, then {chat}\n"
         f"Look at what it did:             dgpo report {shell.word(runs / 'eval-cold-start')}"
     )
     if not rl:
         longer = shell.command("dgpo", "quickstart", "--real", "--rl", "--bench-dir", bench_dir, "--out", out)
         console.print(f"Go on with rewards, for hours:   {longer}")
-    console.result(result)
+    console.result(asdict(result))
 
 
-def _show(console: Console, result: dict[str, Any]) -> None:
+def _show(console: Console, result: PathResult[RealRow]) -> None:
     from dgpo_cli.core.figures import percent, percent_range
 
     columns = ["model", "questions", "EM", "95 %", "F1", "searches", "answered", "retrieved"]
     rows = [
         [
             name,
-            row["questions"],
-            percent(row["em"]),
-            percent_range(*row["em_interval"]),
-            percent(row["f1"]),
-            f"{row['searches']:.2f}",
-            percent(row["answered"]),
-            percent(row["retrieved"]),
+            row.questions,
+            percent(row.em),
+            percent_range(*row.em_interval),
+            percent(row.f1),
+            f"{row.searches:.2f}",
+            percent(row.answered),
+            percent(row.retrieved),
         ]
-        for name, row in result["rows"].items()
+        for name, row in result.rows.items()
     ]
     console.table("held-out questions, greedy decoding", columns, rows)

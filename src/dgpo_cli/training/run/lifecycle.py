@@ -23,7 +23,7 @@ from dgpo_cli.models.load import save_model
 from dgpo_cli.training import checkpoint
 from dgpo_cli.training.collapse import CollapseSettings, Guard
 from dgpo_cli.training.learner import Learner
-from dgpo_cli.training.loop import Hooks, Plan, train
+from dgpo_cli.training.loop import Hooks, Plan, TrainingOutcome, train
 from dgpo_cli.training.run.guarding import ROLLBACK, Guarding
 from dgpo_cli.training.run.kept_episodes import KeptEpisodes
 from dgpo_cli.training.run.open_run import OpenRun
@@ -79,6 +79,15 @@ def smaller_next_time(run: RunDir, settings: TrainSettings) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult(TrainingOutcome):
+    """A finished run, as run.json keeps it."""
+
+    path: str
+    alarms: int  # of the collapse guard
+    rollbacks: int
+
+
 def run_training(
     run: OpenRun,
     learner: Learner,
@@ -89,12 +98,11 @@ def run_training(
     protocol: Protocol,
     guarding: Guarding | None = None,
     episodes: KeptEpisodes | None = None,
-) -> dict[str, Any]:
+) -> TrainingResult:
     """Train from the run's newest state to the end of the plan; the best weights end up in the run's folder `best`.
 
-    Returns {"steps", "untrained_steps", "best", "seconds", "path", "alarms", "rollbacks"}; raises TrainingError where
-    no step had a written token. Interrupted at any moment, the same call goes on from the last saved state and ends
-    with the same weights.
+    Raises TrainingError where no step had a written token. Interrupted at any moment, the same call goes on from the
+    last saved state and ends with the same weights.
     """
     guarding = guarding or Guarding(Guard(CollapseSettings()), "warn", run.warn)
     rolls_back = guarding.action == "rollback"
@@ -123,9 +131,13 @@ def run_training(
             hint="prompts that leave no room for an answer are the usual cause: raise -o rollout.max_prompt_tokens",
         )
     guarding.finish(folder)
-    alarms = {"alarms": guarding.guard.alarms, "rollbacks": guarding.guard.rollbacks}
-    result = asdict(outcome) | {"path": str(folder.path)} | alarms
-    folder.finish(result)
+    result = TrainingResult(
+        **asdict(outcome),
+        path=str(folder.path),
+        alarms=guarding.guard.alarms,
+        rollbacks=guarding.guard.rollbacks,
+    )
+    folder.finish(asdict(result))
     return result
 
 

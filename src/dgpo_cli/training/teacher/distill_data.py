@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,25 @@ if TYPE_CHECKING:
     from dgpo_cli.engine.base import Engine
 
 
+@dataclass(frozen=True, slots=True)
+class Distilled:
+    """What the teacher made; searches and tokens are means of an episode."""
+
+    episodes: int
+    kept: int
+    share_kept: float
+    em: float
+    searches: float
+    tokens: float
+    written_tokens: float
+    failed_searches: int  # episodes
+    path: str  # of the kept ones
+    origin: dict[str, str]  # where their token ids are from, for records: {} where the teacher was loaded here
+
+    def to_json(self) -> dict[str, Any]:
+        return self.origin | {name: value for name, value in asdict(self).items() if name != "origin"}
+
+
 def questions_of(settings: DistillDataSettings) -> list[Question]:
     """The questions that are answered. Raises InputError where the teacher cannot answer any."""
     if settings.demonstrations is not None:
@@ -45,7 +64,7 @@ def run_distill_data(
     progress: Progress | None,
     key: str | None = None,
     at_once: int | None = None,
-) -> dict[str, Any]:
+) -> Distilled:
     """Load or reach what the settings name, and let the teacher answer `questions`. `key` is for the teacher's server.
 
     `at_once` episodes are open in a model that is loaded here, where that is fewer than a wave.
@@ -54,7 +73,7 @@ def run_distill_data(
     tell whether those were sampled or made from the server's text.
     """
     agent, origin = _teacher(settings, run, questions, key, at_once)
-    summary = origin | distill_data(
+    summary = distill_data(
         agent,
         questions,
         samples=settings.samples,
@@ -65,14 +84,14 @@ def run_distill_data(
         origin=origin,
     )
     if settings.teacher == GOLD:
-        require_found(summary, run.path)
-    run.finish(summary)
+        require_found(summary.episodes, summary.kept, run.path)
+    run.finish(summary.to_json())
     return summary
 
 
 def _teacher(
     settings: DistillDataSettings, run: RunDir, questions: Sequence[Question], key: str | None, at_once: int | None
-) -> tuple[Agent, dict[str, Any]]:
+) -> tuple[Agent, dict[str, str]]:
     """The teacher, and what a record says about where its token ids are from."""
     from dgpo_cli.agent.agent import Agent
     from dgpo_cli.engine.registry import IN_PROCESS, loading_engine
@@ -138,9 +157,9 @@ def distill_data(
     folder: Path,
     progress: Progress | None,
     always_search: bool = False,
-    origin: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write `folder`/episodes.jsonl (all) and `folder`/trajectories.jsonl (kept, see `kept`); returns a summary.
+    origin: Mapping[str, str] | None = None,
+) -> Distilled:
+    """Write `folder`/episodes.jsonl (all) and `folder`/trajectories.jsonl (kept, see `kept`).
 
     Resumable at any moment: an episode is in the file as soon as it is finished, and only those that are missing are
     generated. Their draws are those of an undisturbed call where the engine runs here; a server may write others.
@@ -183,18 +202,16 @@ def distill_data(
     taken = [t for t in made if kept(t, keep, agent.codec, always_search=always_search)]
     header = {"schema": "trajectories", "version": 1} | meta
     write_jsonl_atomic(folder / "trajectories.jsonl", [header, *({"key": t.key} | t.to_json() for t in taken)])
-    return summary(made, taken, len(failures)) | {"path": str(folder / "trajectories.jsonl")}
-
-
-def summary(made: Sequence[Trajectory], kept: Sequence[Trajectory], failed: int) -> dict[str, Any]:
     count = max(1, len(made))
-    return {
-        "episodes": len(made),
-        "kept": len(kept),
-        "share_kept": len(kept) / count,
-        "em": sum(t.score.correct for t in made if t.score is not None) / count,
-        "searches": sum(len(t.searches) for t in made) / count,
-        "tokens": sum(len(t.token_ids) for t in made) / count,
-        "written_tokens": sum(t.num_written for t in made) / count,
-        "failed_searches": failed,
-    }
+    return Distilled(
+        episodes=len(made),
+        kept=len(taken),
+        share_kept=len(taken) / count,
+        em=sum(t.score.correct for t in made if t.score is not None) / count,
+        searches=sum(len(t.searches) for t in made) / count,
+        tokens=sum(len(t.token_ids) for t in made) / count,
+        written_tokens=sum(t.num_written for t in made) / count,
+        failed_searches=len(failures),
+        path=str(folder / "trajectories.jsonl"),
+        origin=dict(origin or {}),
+    )

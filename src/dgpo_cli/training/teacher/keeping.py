@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from dgpo_cli.core.records import read_records
 from dgpo_cli.core.text import contains_answer, normalize_answer, text_key
@@ -70,7 +70,7 @@ def supported(questions: Sequence[Question]) -> list[Question]:
     return named
 
 
-def require_found(summary: Mapping[str, Any], folder: Path) -> None:
+def require_found(episodes: int, num_kept: int, folder: Path) -> None:
     """Warns of titles that were searched for in vain; InputError where nothing was kept, saying why."""
     _, rows = read_records(folder / "episodes.jsonl", "trajectories")
     vain: list[str] = []  # per question, the first title that was searched for in vain
@@ -85,20 +85,21 @@ def require_found(summary: Mapping[str, Any], folder: Path) -> None:
         searched = [title for title in missed if gold.query(title) in asked]
         if missed:
             (vain if searched else hidden).append(f"{(searched or missed)[0]!r} of {question.key}")
-    of = summary["episodes"]
-    if summary["kept"] == 0 and cut == of:
+    if num_kept == 0 and cut == episodes:
         raise InputError(
             f"nothing is kept: every one of {cut} episodes ran out of room",
             hint="give larger -o rollout.max_prompt_tokens, rollout.max_new_tokens and rollout.max_tokens",
         )
     said = []
     if vain:
-        said.append(f"{len(vain)} of {of} questions name passages that are not found by their titles, first {vain[0]}")
+        said.append(
+            f"{len(vain)} of {episodes} questions name passages that are not found by their titles, first {vain[0]}"
+        )
     if hidden:
         said.append(
-            f"{len(hidden)} of {of} name passages that neither they nor what was read suggests, first {hidden[0]}"
+            f"{len(hidden)} of {episodes} name passages that neither they nor what was read suggests, first {hidden[0]}"
         )
-    if said and summary["kept"] == 0:
+    if said and num_kept == 0:
         raise InputError(
             f"nothing is kept: {'; '.join(said)}", hint="give --index of the corpus that the questions are about"
         )
