@@ -43,7 +43,7 @@ FAST := tests/contract tests/golden $(addsuffix .py,$(addprefix tests/unit/test_
 
 PEERS := .venv-peers
 VERSIONS := .venv-versions
-ABSENT := bm25s,cachetools,faiss,bitsandbytes,datasets,fastapi,matplotlib,plotext,prometheus_client,pypdf,milvus_lite,pymilvus,mammoth,openpyxl,pptx,Stemmer
+ABSENT := bm25s,cachetools,faiss,bitsandbytes,datasets,fastapi,matplotlib,plotext,prometheus_client,pypdf,milvus_lite,pymilvus,mammoth,openpyxl,pptx,Stemmer,gguf,mcp,peft,prompt_toolkit,starlette,uvicorn
 
 .PHONY: real bench bench-gpu bench-step bench-lexical venv quickstart test test-fast test-slow test-hostile test-kill test-versions load-test lint types docs docs-site clean
 
@@ -88,7 +88,7 @@ $(VERSIONS)/.installed: tests/versions.txt pyproject.toml
 	@touch $@
 
 test-versions: $(VERSIONS)/.installed
-	PYTHONPATH=src:tests OMP_NUM_THREADS=1 $(VERSIONS)/bin/python -m pytest -n auto --dist worksteal -p absent --without $(ABSENT) $(PYTEST_OPTIONS)
+	PYTHONPATH=$(CURDIR)/src:$(CURDIR)/tests OMP_NUM_THREADS=1 $(VERSIONS)/bin/python -m pytest -n auto --dist worksteal -p absent --without $(ABSENT) $(PYTEST_OPTIONS)
 
 load-test: venv
 	@test -n '$(INDEX)' || { echo 'error: name an index folder: make load-test INDEX=indexes/wiki' >&2; exit 1; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -57,9 +58,11 @@ def forked(folder: Path, *arguments: object) -> tuple[int, list[str]]:
             main([str(argument) for argument in arguments])
         except SystemExit as ended:
             status = int(ended.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
             sys.stdout.flush()
             sys.stderr.flush()
-        finally:
             os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return status, output.read_text().splitlines()
@@ -78,7 +81,7 @@ def test_a_build_on_a_disk_that_becomes_full(tmp_path: Path, disk: Callable[[int
         status, told = forked(tmp_path, "index", corpus, "--out", out, "--retriever", retriever, *dense, "-q")
         if status == 0:
             break
-        assert (status, told[0][: len(LINE)], told[1:]) == (1, LINE, [HINT]), kilobytes
+        assert (status, told[0][: len(LINE)], told[1:]) == (1, LINE, [HINT]), (kilobytes, told)
         assert not out.exists()
         refused += 1
     assert refused >= 6 and status == 0

@@ -29,6 +29,8 @@ from dgpo_cli.models.load import load_model, save_model
 from dgpo_cli.offline.world.tokenizer import build_tokenizer
 from tiny import WORDS, bpe_tokenizer
 
+pytest.importorskip("gguf")
+
 CPU = torch.device("cpu")
 KINDS = {
     "llama": (LlamaConfig, LlamaForCausalLM),

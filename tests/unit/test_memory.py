@@ -11,7 +11,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.offline import ROLLOUT
-from tests.unit.test_gguf import write as write_gguf
 
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.commands.common.given import given_names
@@ -330,6 +329,8 @@ def test_a_run_and_a_gguf_file_are_counted_as_the_models_in_them(offline, tmp_pa
         Writing.of(str(run), rollout, device="cpu").shape
         == Writing.of(str(offline.student), rollout, device="cpu").shape
     )
+    from tests.unit.test_gguf import write as write_gguf  # needs an optional package
+
     file = tmp_path / "m.gguf"
     write_gguf(file)
     assert sum(Writing.of(str(file), rollout, device="cpu").parts(1).values()) > memory.LIBRARIES
