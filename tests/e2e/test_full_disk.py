@@ -81,7 +81,7 @@ def test_a_build_on_a_disk_that_becomes_full(tmp_path: Path, disk: Callable[[int
         status, told = forked(tmp_path, "index", corpus, "--out", out, "--retriever", retriever, *dense, "-q")
         if status == 0:
             break
-        assert (status, told[0][: len(LINE)], told[1:]) == (1, LINE, [HINT]), (kilobytes, told)
+        assert (status, told[0][: len(LINE)], told[1:]) == (1, LINE, [HINT]), "\n".join([str(kilobytes), *told])
         assert not out.exists()
         refused += 1
     assert refused >= 6 and status == 0
