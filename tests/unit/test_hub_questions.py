@@ -9,6 +9,7 @@ import pytest
 from tests.retrieval_corpora import write_lines
 
 from dgpo_cli.errors import ConfigError, InputError
+from dgpo_cli.formats.abstention import is_unanswerable
 from dgpo_cli.qa_sets.load import load_questions, training_set
 
 
@@ -33,6 +34,25 @@ def test_columns_are_mapped_by_name(tmp_path: Path) -> None:
     assert (first.id, first.text, first.answers, first.qa_set) == ("7", "Who?", ("Mira Holt", "M. Holt"), "faq")
     assert second.answers == ("Vesapo",)
     assert load_questions(f"{place}?question=prompt&answers=reply.text", limit=1)[0].id != "7", "made from its text"
+
+
+@pytest.mark.parametrize("mapping", ["", "?answers=answers.text"])
+def test_squads_record_of_answers_without_any_is_unanswerable(tmp_path: Path, mapping: str) -> None:
+    place = repository(
+        tmp_path / "squad_v2",
+        {"id": "a", "question": "Where?", "answers": {"text": ["Vesapo"], "answer_start": [3]}},
+        {"id": "b", "question": "Who?", "answers": {"text": [], "answer_start": []}},
+    )
+    answered, other = load_questions(place + mapping)
+    assert answered.answers == ("Vesapo",) and is_unanswerable(other)
+
+
+def test_a_column_may_say_that_a_question_is_unanswerable(tmp_path: Path) -> None:
+    answered = {"question": "Where?", "answers": ["Oslo"], "none": False}
+    place = repository(tmp_path / "r", answered, {"question": "Who?", "answers": [], "none": True})
+    assert [is_unanswerable(q) for q in load_questions(f"{place}?unanswerable=none")] == [False, True]
+    with pytest.raises(InputError, match="row 2: not a question: `golden_answers` is a list of 0"):
+        load_questions(place)
 
 
 @pytest.mark.parametrize("name", ["golden_answers", "answers", "answer"])

@@ -12,6 +12,7 @@ import pytest
 from dgpo_cli.core.types import Question
 from dgpo_cli.errors import InputError
 from dgpo_cli.evaluation.suite import parse_indexes
+from dgpo_cli.formats.abstention import ABSTENTION, is_unanswerable
 from dgpo_cli.qa_sets import load_questions, read_questions, training_set
 
 ROW = {"id": "q1", "question": "who?", "golden_answers": ["Holt"]}
@@ -94,10 +95,29 @@ def test_squad(tmp_path: Path) -> None:
     path = tmp_path / "dev-v2.0.json"
     held = squad(
         {"id": "5", "question": "Where does she live?", "answers": answers, "is_impossible": False},
-        {"id": "6", "question": "Who is he?", "answers": [], "is_impossible": True},
+        {"question": "Who is he?", "id": "6", "answers": [], "is_impossible": True},
+        {"question": "Who was he?", "id": "7", "plausible_answers": [{"text": "Mira Holt"}], "is_impossible": True},
     )
     path.write_text(json.dumps(held, indent=1), encoding="utf-8")
-    assert read_questions(path) == [Question("5", "Where does she live?", ("Vesapo", "in Vesapo"), "dev-v2.0")]
+    found = read_questions(path)
+    assert found == [
+        Question("5", "Where does she live?", ("Vesapo", "in Vesapo"), "dev-v2.0"),
+        Question("6", "Who is he?", (ABSTENTION,), "dev-v2.0"),
+        Question("7", "Who was he?", (ABSTENTION,), "dev-v2.0"),
+    ]
+    assert [is_unanswerable(question) for question in found] == [False, True, True]
+
+
+def test_a_table_may_say_that_a_question_is_unanswerable(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("question,answer,unanswerable\nwho?,,TRUE\nwhere?,Oslo,false\nwhen?,1999,\n", encoding="utf-8")
+    assert [question.answers for question in read_questions(path)] == [(ABSTENTION,), ("Oslo",), ("1999",)]
+    path.write_text("question,answer,unanswerable\nwho?,Holt,true\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"mine\.csv:2: not a question: it is unanswerable, and its golden_answers"):
+        read_questions(path)
+    path.write_text("question,answer,unanswerable\nwho?,Holt,perhaps\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"mine\.csv:2: not a question: `unanswerable` is 'perhaps', not true or"):
+        read_questions(path)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +126,14 @@ def test_squad(tmp_path: Path) -> None:
         (squad({"id": "5", "answers": []}), "question 1: not of SQuAD's form: no 'question'"),
         (squad({"id": "5", "question": "who?"}), "question 1: not of SQuAD's form: no 'answers'"),
         (squad({"id": "5", "question": "who?", "answers": []}), "question 1: not a question: `golden_answers`"),
+        (
+            squad({"question": "who?", "answers": [{"text": "Holt"}], "is_impossible": True}),
+            "question 1: not a question: it is unanswerable, and its golden_answers are",
+        ),
+        (
+            squad({"question": "who?", "answers": [{"text": "Holt"}], "is_impossible": "no"}),
+            "question 1: not a question: `unanswerable` is 'no', not true or false",
+        ),
         ({"data": [{"title": "x"}]}, "not of SQuAD's form: no 'paragraphs'"),
         ({"data": [3]}, "not of SQuAD's form"),
         ({"rows": []}, "neither SQuAD's JSON nor a list"),

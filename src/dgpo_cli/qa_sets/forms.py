@@ -2,7 +2,7 @@
 
 JSONL and JSON lists of FlashRAG's rows; CSV and TSV with a header that names `question` and `answer`; SQuAD's JSON;
 BEIR's queries.jsonl beside its qrels/, or one of those qrels. All may be .gz or .zst. A question that SQuAD calls
-impossible has no answer and is left out. BEIR names gold passages and has no answers.
+impossible is unanswerable; its plausible answers are wrong and not read. BEIR names gold passages, no answers.
 """
 
 from __future__ import annotations
@@ -80,14 +80,20 @@ def _header(path: Path) -> list[str]:
 
 
 def _table(path: Path, delimiter: str) -> Iterator[Row]:
-    """`answer` (or answers, golden_answers) is one answer, or a JSON list of them; other columns are as in JSONL."""
+    """`answer` (or answers, golden_answers) is one answer, or a JSON list of them; other columns are as in JSONL.
+
+    Where `unanswerable` is true, none is needed.
+    """
     hint = "give it a first line that names the columns: question, answer, and id if you have one"
     for place, row in _cells(path, delimiter, hint):
         answers = row.pop("golden_answers", None) or row.pop("answers", None) or row.pop("answer", None)
+        held = {name: _value(name, cell) for name, cell in row.items()}
+        if held.get("unanswerable") is True and answers is None:
+            answers = "[]"
         if "question" not in row or answers is None:
             missing = "question" if "question" not in row else "answer"
             raise InputError(f"{at(path, place)}: not a question: no {missing}", hint=hint)
-        yield place, {name: _value(name, cell) for name, cell in row.items()} | {"golden_answers": _answers(answers)}
+        yield place, held | {"golden_answers": _answers(answers)}
 
 
 def _cells(path: Path, delimiter: str, hint: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -113,6 +119,8 @@ def _answers(cell: str) -> object:
 
 
 def _value(name: str, cell: str) -> object:
+    if name == "unanswerable":
+        return {"true": True, "false": False}.get(cell.lower(), cell)
     if name not in ("golden_answers", "supporting_titles", "supporting_ids", "hops"):
         return cell
     try:
@@ -144,14 +152,12 @@ def _squad(path: Path, articles: Sequence[Any]) -> Iterator[Row]:
             for paragraph in article["paragraphs"]:
                 for asked in paragraph["qas"]:
                     number += 1
-                    if asked.get("is_impossible"):
-                        continue
-                    answers = list(dict.fromkeys(answer["text"] for answer in asked["answers"]))
-                    yield (
-                        f"question {number}",
-                        {"question": asked["question"], "golden_answers": answers}
-                        | ({"id": asked["id"]} if "id" in asked else {}),
-                    )
+                    row = {name: asked[name] for name in ("id", "question") if name in asked}
+                    impossible = asked.get("is_impossible", False)
+                    given = asked.get("answers", ()) if impossible else asked["answers"]
+                    answers = list(dict.fromkeys(answer["text"] for answer in given))
+                    row |= {"question": asked["question"], "golden_answers": answers, "unanswerable": impossible}
+                    yield f"question {number}", row
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{at(path, f'question {number}')}: not of SQuAD's form: {what(error)}",

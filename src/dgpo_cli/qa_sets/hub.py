@@ -1,7 +1,7 @@
 """Questions of any data set of the hub, by the names of its columns: `hf:REPO:SPLIT?question=query&answers=reply.text`.
 
 A name with dots leads into a column of records. Columns that have the names of FlashRAG, or `answer` or `answers`, need
-no mapping.
+no mapping, and neither does SQuAD's record of answers; where it holds none, the question is unanswerable (SQuAD 2.0).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from dgpo_cli.core.hub_rows import PREFIX, hub_rows
 from dgpo_cli.errors import ConfigError, InputError
 
-FIELDS = ("id", "question", "answers", "hops", "supporting_titles", "supporting_ids")
+FIELDS = ("id", "question", "answers", "hops", "supporting_titles", "supporting_ids", "unanswerable")
 _ANSWERS = ("golden_answers", "answers", "answer")
 
 
@@ -44,9 +44,16 @@ def hub_questions(location: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 hint=f"name the right one: '{place}?{field}=COLUMN'",
             )
     for number, row in enumerate(rows, start=1):
-        found = {field: _value(row, column) for field, column in mapping.items()}
-        given = found.pop("answers")
-        yield f"row {number}", found | {"golden_answers": [given] if isinstance(given, str) else given}
+        found = {field: _value(row, column) for field, column in mapping.items() if field != "answers"}
+        yield f"row {number}", found | _answers(row, mapping["answers"])
+
+
+def _answers(row: Any, column: str) -> dict[str, Any]:
+    record = _value(row, column.removesuffix(".text"))
+    if isinstance(record, Mapping) and record.keys() >= {"text", "answer_start"}:  # SQuAD's
+        return {"golden_answers": record["text"]} | ({} if record["text"] else {"unanswerable": True})
+    given = _value(row, column)
+    return {"golden_answers": [given] if isinstance(given, str) else given}
 
 
 def _value(row: Any, column: str) -> Any:

@@ -96,7 +96,10 @@ def question_of(row: Mapping[str, Any], qa_set: str, answers_needed: bool = True
 
 def _with_abstention(row: Mapping[str, Any]) -> dict[str, Any]:
     """`"unanswerable": true` stands for the answer that says so. Raises ValueError where another one stands there."""
-    if row.get("unanswerable") is not True:
+    told = row.get("unanswerable")
+    if not isinstance(told, bool | None):
+        raise ValueError(f"`unanswerable` is {told!r}, not true or false")
+    if not told:
         return dict(row)
     answers = row.get("golden_answers") or []
     if not isinstance(answers, list) or not all(isinstance(answer, str) and abstains(answer) for answer in answers):
