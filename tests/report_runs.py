@@ -48,7 +48,10 @@ def episode(codec: Codec, place: int, answer: str | None, gold: str = "Lyon") ->
 
 
 def make(folder: Path) -> tuple[Path, Path, Path]:
-    """Of six questions the first evaluation has right 0, 1, 2, the second 0, 3; and a training run of 30 steps."""
+    """Of six questions the first evaluation has right 0, 1, 2, the second 0, 3; and a training run of 30 steps.
+
+    Of the first one's five answers the probabilities are known, and fall from one to the next.
+    """
     tokenizer = bpe_tokenizer()
     tokenizer.save_pretrained(folder / "model")
     (folder / "model" / "config.json").write_text("{}")
@@ -61,7 +64,8 @@ def make(folder: Path) -> tuple[Path, Path, Path]:
             with RecordFile(run.path / "hand.jsonl", key="key", schema="evaluation", meta=meta) as records:
                 for place in range(6):
                     answer = None if place == 5 else "Lyon" if place in right else f"Paris {ATTACK}"
-                    made = replace(episode(codec, place, answer))
+                    told = None if name == "second" or answer is None else -place / 10
+                    made = replace(episode(codec, place, answer), answer_logprob=told)
                     records.append({"key": made.key} | made.to_json())
             run.finish({"em": len(right) / 6})
             paths.append(run.path)

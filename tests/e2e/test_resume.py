@@ -303,7 +303,8 @@ def assert_same_trajectories(one, other, count):
         for record in made:
             for call in record["searches"]:
                 call["seconds"] = 0.0
-        sides.append((made, [p for record in made for p in record.pop("logprobs")]))
+        told = [[*record.pop("logprobs"), record.pop("answer_logprob") or 0.0] for record in made]
+        sides.append((made, [p for values in told for p in values]))
     (made, logprobs), (expected, expected_logprobs) = sides
     assert made == expected and len(made) == count
     assert logprobs == pytest.approx(expected_logprobs, abs=1e-5)

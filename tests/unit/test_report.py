@@ -63,6 +63,14 @@ def page(runs: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory
     return Page(target.read_text(encoding="utf-8"))
 
 
+def test_the_page_tells_the_risk_among_the_surest_answers(page: Page) -> None:
+    """Three right and then two wrong; of the second run's answers no probability is known."""
+    found = page.content["selective"]
+    assert found["columns"][:6] == ["run", "question set", "AURC", "100 %", "90 %", "80 %"]
+    shares = ["13.0 %", "40.0 %", "40.0 %", "25.0 %", "25.0 %", *["0.0 %"] * 6]
+    assert found["rows"] == [[0, "hand", *shares]]
+
+
 def test_the_page_holds_two_scripts_and_no_image_whatever_was_read(page: Page) -> None:
     names = [name for name, _ in page.tags]
     assert names.count("script") == 2

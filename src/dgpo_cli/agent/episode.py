@@ -30,6 +30,7 @@ class RunningEpisode:
     invalid_turn: str | None = None  # text of the last turn, if it had no action
     stop: StopReason | None = None
     answer: str | None = None
+    answer_logprob: float | None = None
     _text: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
 
     @property
@@ -55,6 +56,13 @@ class RunningEpisode:
     def end_turn(self, turn: Turn) -> None:
         """End the current turn, which was parsed as `turn`."""
         self.written_turns.append(turn.at(self.turn_start, len(self.token_ids)))
+
+    def give(self, answer: str, tokens: slice) -> None:
+        """Keep the answer, which stands in these tokens of the current turn."""
+        given = self.logprobs[self.turn_start :][tokens]
+        known = [p for p in given if p is not None]
+        self.answer = answer
+        self.answer_logprob = sum(known) / len(known) if len(known) == len(given) > 0 else None
 
     @property
     def turns(self) -> int:
@@ -85,4 +93,5 @@ class RunningEpisode:
             truncated_observations=self.truncated_observations,
             escaped_tags=self.escaped_tags,
             written_turns=tuple(self.written_turns),
+            answer_logprob=self.answer_logprob,
         )

@@ -216,7 +216,7 @@ class Rollout:
         repeated = self.settings.stop_repeats and not turn.action and episode.invalid_turn == before
         final = episode.turns > self.settings.max_turns
         if turn.action == "answer":
-            episode.answer = turn.content
+            episode.give(turn.content, self.codec.answer_tokens(episode.turn, turn))
             self._finish(episode, StopReason.ANSWERED)
         elif end is TurnEnd.LENGTH and len(episode.token_ids) >= self.capacity:
             self._finish(episode, StopReason.MAX_TOKENS)

@@ -73,6 +73,7 @@ class Trajectory:
     escaped_tags: int = 0
     score: Score | None = None
     written_turns: tuple[WrittenTurn, ...] | None = None  # None of an old record: `Codec.with_turns` reads them
+    answer_logprob: float | None = None  # mean of the answer's tokens, as in `logprobs`; None if unknown
 
     def __post_init__(self) -> None:
         lengths = {len(self.token_ids), len(self.written)} | (
@@ -154,6 +155,7 @@ class Trajectory:
             if self.score is None
             else {"total": self.score.total, "correct": self.score.correct, "parts": dict(self.score.parts)},
             "written_turns": None if self.written_turns is None else [asdict(turn) for turn in self.written_turns],
+            "answer_logprob": self.answer_logprob,
         }
 
     @classmethod
@@ -185,6 +187,7 @@ class Trajectory:
             escaped_tags=record["escaped_tags"],
             score=None if score is None else Score(score["total"], score["correct"], score["parts"]),
             written_turns=None if turns is None else tuple(WrittenTurn(**turn) for turn in turns),
+            answer_logprob=record.get("answer_logprob"),
         )
 
 
@@ -226,5 +229,5 @@ TRAJECTORY = schema.record(
         "score": schema.maybe(_SCORE),
     }
     | dict.fromkeys(_COUNTS, schema.whole(0)),
-    {"written_turns": schema.maybe(schema.list_of(_TURN))},
+    {"written_turns": schema.maybe(schema.list_of(_TURN)), "answer_logprob": schema.maybe(schema.number())},
 )

@@ -47,6 +47,7 @@ class Outcome:
     answered: bool  # it answered, and did not abstain
     supported: bool | None  # its answer stands in a retrieved passage; None without one, or where it is yes or no
     gold_supported: bool | None  # that passage is a gold one; None also where these are unknown
+    confidence: float | None  # mean log-probability of the answer's tokens; None without an answer, or if unknown
     stop: StopReason
     searches: int
     turns: int
@@ -85,6 +86,7 @@ def grade(trajectory: Trajectory) -> Outcome:
         answered=answered,
         supported=supported,
         gold_supported=gold_supported,
+        confidence=trajectory.answer_logprob if answered else None,
         stop=trajectory.stop,
         searches=len(trajectory.searches),
         turns=trajectory.turns,

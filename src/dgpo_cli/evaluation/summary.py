@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dgpo_cli.evaluation.outcome import ErrorKind, Outcome
+from dgpo_cli.evaluation.selective import RiskCoverage, risk_coverage
 from dgpo_cli.evaluation.stats import Interval, mean_interval, pass_at_k, share_interval
 
 _MEANS = ("f1", "substring", "format_valid", "first_hit", "answer_retrieved", "searches", "turns", "written_tokens")
@@ -36,6 +37,7 @@ class Summary:
     coverage: float  # share of draws that answered and did not abstain
     risk: float | None  # share of wrong answers among those
     risk_interval: Interval | None
+    selective: RiskCoverage | None  # of those answers, by their confidence; None where that of one is unknown
     unanswerable: int  # questions
     abstained: float  # share of draws of answerable questions that abstained
     abstained_unanswerable: float | None  # the same of unanswerable questions
@@ -74,6 +76,7 @@ class Summary:
             coverage=_mean(o.answered for o in outcomes),
             risk=_mean_or_none([not o.em for o in outcomes if o.answered]),
             risk_interval=share_interval(risks) if risks else None,
+            selective=_selective(outcomes),
             unanswerable=sum(group[0].unanswerable for group in groups),
             abstained=_mean(o.abstained for o in outcomes if not o.unanswerable),
             abstained_unanswerable=_mean_or_none([o.abstained for o in outcomes if o.unanswerable]),
@@ -99,6 +102,12 @@ def _mean_or_none(values: Sequence[float]) -> float | None:
 def _known(outcomes: Sequence[Outcome], name: str) -> list[float]:
     """Values of a field where there are any."""
     return [value for outcome in outcomes if (value := getattr(outcome, name)) is not None]
+
+
+def _selective(outcomes: Sequence[Outcome]) -> RiskCoverage | None:
+    given = [outcome for outcome in outcomes if outcome.answered]
+    known = [(outcome.confidence, not outcome.em) for outcome in given if outcome.confidence is not None]
+    return risk_coverage(known) if len(known) == len(given) else None
 
 
 def _pass_at(groups: Sequence[tuple[int, int]]) -> dict[str, float]:

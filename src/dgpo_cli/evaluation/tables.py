@@ -8,6 +8,7 @@ from typing import Any
 
 from dgpo_cli.core.figures import percent, percent_range
 from dgpo_cli.core.markdown import inline
+from dgpo_cli.evaluation.selective import COVERAGES
 
 Cell = str | int | float | None
 
@@ -35,7 +36,7 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     ]
     if hops:
         result.append(Table("By hop count", ("benchmark", "hops", "n", "EM", "95 %", "F1", "searches"), tuple(hops)))
-    result += [_retrieval(report), _trust(report), _errors(report), _behaviour(report)]
+    result += [_retrieval(report), _trust(report), *_selective(report), _errors(report), _behaviour(report)]
     if any("arcap" in benchmark for benchmark in report["benchmarks"].values()):
         result.append(_arcap(report))
     return result
@@ -131,6 +132,17 @@ def _trust(report: Mapping[str, Any]) -> Table:
         row += [b["unanswerable"], percent(b["abstained_unanswerable"]), percent(b["abstained"])] if held else []
         rows.append(tuple(row))
     return Table("Answers and their evidence", tuple(columns), tuple(rows))
+
+
+def _selective(report: Mapping[str, Any]) -> list[Table]:
+    """The share of wrong answers among the surest; no table where no answer has a known probability."""
+    rows = tuple(
+        (name, percent(curve["aurc"]), *(percent(curve["risk_at"][str(coverage)]) for coverage in COVERAGES))
+        for name, b in report["benchmarks"].items()
+        if (curve := b["selective"]) is not None
+    )
+    columns = ("benchmark", "AURC", *(f"{coverage} %" for coverage in COVERAGES))
+    return [Table("Wrong among the surest answers", columns, rows)] if rows else []
 
 
 def _errors(report: Mapping[str, Any]) -> Table:

@@ -34,6 +34,7 @@ class Turn:
     content: str  # the query or the answer, empty without an action
     thought: bool = False  # it begins with a thought
     alone: bool = False  # it is one thought at most and then one action, and nothing else
+    answer_at: int | None = None  # place in `kept` of the answer that `content` is; None where it is none
 
     def at(self, start: int, stop: int) -> WrittenTurn:
         """As a trajectory keeps it: tokens [start, stop)."""

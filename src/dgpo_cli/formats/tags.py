@@ -76,9 +76,11 @@ class Tags(Format):
         pairs = [pair for action in _ACTIONS if (pair := _first_pair(kept, action)) is not None]
         if not pairs:
             return Turn(kept, None, "")
-        _, action, content = min(pairs)
+        begin, action, content = min(pairs)
         shape = _ALONE.fullmatch(text)
-        return Turn(kept, action, content.strip(), shape is not None and bool(shape["thought"]), shape is not None)
+        thought = shape is not None and bool(shape["thought"])
+        place = begin + len(content) - len(content.lstrip()) if action == "answer" else None
+        return Turn(kept, action, content.strip(), thought, shape is not None, place)
 
     def _write(self, think: str, action: Action, content: str) -> str:
         thought = f"<think> {think} </think>\n" if think else ""
@@ -115,8 +117,8 @@ def compact(think: str, action: Action, content: str) -> str:
 
 
 def _first_pair(text: str, action: Action) -> tuple[int, Action, str] | None:
-    """Position of the first `<action>` that is closed, and the text in it."""
+    """The text in the first `<action>` that is closed, and where it begins."""
     begin = text.find(f"<{action}>")
     start = begin + len(action) + 2
     end = text.find(f"</{action}>", start)
-    return None if begin < 0 or end < 0 else (begin, action, text[start:end])
+    return None if begin < 0 or end < 0 else (start, action, text[start:end])

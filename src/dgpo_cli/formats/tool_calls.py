@@ -104,7 +104,8 @@ class ToolCalls(Format):
         if not ended or not answer or "<think>" in rest:
             return Turn(text, None, "")
         alone = clean and not any(marker in rest for marker in self.markers)
-        return Turn(text, "answer", answer, thought is not None, alone)
+        place = len(text) - len(rest.lstrip())
+        return Turn(text, "answer", answer, thought is not None, alone, place)
 
     def _write(self, think: str, action: Action, content: str) -> str:
         thought = f"<think>\n{think}\n</think>\n\n" if think else ""

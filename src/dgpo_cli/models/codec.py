@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from dgpo_cli.core.trajectory import Trajectory
@@ -199,6 +201,19 @@ class Codec:
     def parse(self, turn: Sequence[int], *, ended: bool) -> Turn:
         """Parse the tokens of a turn; see `Format.parse`."""
         return self.format.parse(self.decode(turn), ended=ended)
+
+    def answer_tokens(self, ids: Sequence[int], turn: Turn) -> slice:
+        """The tokens of a turn that its answer has a part in, or all of them where its place is unknown.
+
+        `turn` is what `ids` were parsed as.
+        """
+        ends = [*accumulate(len(self.token_bytes(i)) for i in ids)]
+        replaced = len(self.decode(ids).encode()) != ends[-1]  # bytes that are no text
+        if turn.answer_at is None or not turn.content or replaced:
+            return slice(0, len(ids))
+        begin = len(turn.kept[: turn.answer_at].encode())
+        end = begin + len(turn.content.encode())
+        return slice(bisect_right(ends, begin), bisect_left(ends, end) + 1)
 
     def with_turns(self, trajectory: Trajectory) -> Trajectory:
         """The trajectory with its turns; they are parsed from its tokens if an old record does not hold them."""

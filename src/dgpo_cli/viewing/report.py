@@ -22,6 +22,7 @@ from dgpo_cli.core.run_metrics import measured
 from dgpo_cli.core.run_names import find_run, short_names
 from dgpo_cli.errors import ConfigError, DgpoError
 from dgpo_cli.evaluation.compare import conditions
+from dgpo_cli.evaluation.selective import COVERAGES
 from dgpo_cli.evaluation.stats import paired_difference
 from dgpo_cli.viewing.charts import charts, curves
 from dgpo_cli.viewing.episode_text import attempt
@@ -89,6 +90,7 @@ def gather(runs: Sequence[RunRecords], limit: int) -> dict[str, Any]:
         "charts": charts(drawn),
         "curves": drawn,
         "evaluations": _evaluations(runs),
+        "selective": _selective(runs),
         "pairs": _pairs(runs),
         "warnings": [*alarms(runs), *_differing(runs), *warnings],
         "questions": asked,
@@ -134,6 +136,17 @@ def _evaluations(runs: Sequence[RunRecords]) -> dict[str, Any]:
                 rows.append([place, name, hops, f"{s.n:,}", percent(s.em), interval, *shares, *numbers])
     columns = ["run", "question set", "hops", "n", "EM", "95 %", "F1", "answer retrieved", "searches"]
     return {"columns": [*columns, "tokens written", "without action"], "rows": rows}
+
+
+def _selective(runs: Sequence[RunRecords]) -> dict[str, Any]:
+    """Wrong answers among the surest, of evaluations whose answers have a known probability."""
+    rows = [
+        [place, name, percent(curve.aurc), *map(percent, curve.risk_at.values())]
+        for place, run in enumerate(runs)
+        for name, report in run.reports.items()
+        if (curve := report.overall.selective) is not None
+    ]
+    return {"columns": ["run", "question set", "AURC", *(f"{c} %" for c in COVERAGES)], "rows": rows}
 
 
 def _pairs(runs: Sequence[RunRecords]) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class Watch:
                 "summary": summary(opened),
                 "charts": charts([run.curves for run in runs]),
                 "evaluations": {"rows": []},
+                "selective": {"rows": []},
                 "pairs": {"rows": []},
                 "warnings": [*damaged, *(line for records in opened for line in alarms([records])[-_ALARMS:])],
             }

@@ -39,18 +39,16 @@ function showRuns() {
   $("evaluations").replaceChildren();
   const named = (run) => element("span", { title: content.runs[run].path }, dot(run), content.runs[run].name);
   table($("run-table"), content.summary.columns, content.summary.rows.map((row, run) => [named(run), ...row]));
-  if (content.evaluations.rows.length) {
-    $("evaluations").append(element("h3", { text: "Evaluations" }));
+  const section = (text, columns, rows) => {
+    if (!rows.length) return;
     const made = element("table");
-    table(made, content.evaluations.columns, content.evaluations.rows.map(([run, ...cells]) => [named(run), ...cells]));
-    $("evaluations").append(element("div", { class: "scroll" }, made));
-  }
-  if (content.pairs.rows.length) {
-    $("evaluations").append(element("h3", { text: "Two runs on the same questions" }));
-    const made = element("table");
-    table(made, content.pairs.columns, content.pairs.rows);
-    $("evaluations").append(element("div", { class: "scroll" }, made));
-  }
+    table(made, columns, rows);
+    $("evaluations").append(element("h3", { text }), element("div", { class: "scroll" }, made));
+  };
+  const ofRuns = (rows) => rows.map(([run, ...cells]) => [named(run), ...cells]);
+  section("Evaluations", content.evaluations.columns, ofRuns(content.evaluations.rows));
+  section("Wrong among the surest answers", content.selective.columns, ofRuns(content.selective.rows));
+  section("Two runs on the same questions", content.pairs.columns, content.pairs.rows);
   $("warnings").replaceChildren(...content.warnings.map((text) => element("p", { class: "note", text })));
 }
 
