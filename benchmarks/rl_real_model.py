@@ -134,7 +134,7 @@ class GenerateWriter:
     def begin(self, turn: Any) -> None:
         self.begun.append(turn)
 
-    def finished(self) -> list[tuple[Any, Any]]:
+    def finished(self, wanted: Any) -> list[tuple[Any, Any]]:
         import torch
 
         from dgpo_cli.engine.base import TurnEnd

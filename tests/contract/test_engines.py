@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,10 @@ class Words:
     def begin(self, turn: TurnRequest) -> None:
         self._waiting.append(turn)
 
-    def finished(self) -> list[tuple[SlotId, Written]]:
+    def wake(self) -> None:
+        pass
+
+    def finished(self, wanted: Container[SlotId]) -> list[tuple[SlotId, Written]]:
         turns, self._waiting = self._waiting, []
         return [(turn.slot, Written(self._ids[: turn.max_new_tokens], None, TurnEnd.LENGTH)) for turn in turns[::-1]]
 

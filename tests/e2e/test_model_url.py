@@ -1,13 +1,16 @@
-"""`--model-url`: eval and chat with a stand-in for a server that has the model."""
+"""`--model-url`: eval, chat and serve with a stand-in for a server that has the model."""
 
 import io
 import json
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from tests.model_server import ModelServer
+from tests.served import as_process, ask, until
 
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model
@@ -113,6 +116,47 @@ def test_chat_asks_the_server(dgpo, base, server, monkeypatch):
     assert ended.status == 1 and len(ended.errors) == 1 and "HTTP 503" in ended.errors[0]
 
 
+def test_serve_answers_with_what_the_server_writes(base, server):
+    """Several at once, streams, a model server that fails, one that has gone, and the way back."""
+
+    def write(prompt):
+        if "slowly" in prompt:
+            slow.wait(30)
+        return "<answer>so it is</answer>" if "</information>" in prompt else "<think>I look.</think><search>a film"
+
+    def asked(question, **more):
+        body = {"messages": [{"role": "user", "content": question}]} | more
+        return ask(f"{made.url}/v1/chat/completions", json.dumps(body).encode())
+
+    slow = threading.Event()
+    server.codec, server.write = None, lambda prompt: write(prompt) + "</search>"
+    more = ("--model-url", server.url, "-o", "server.attempts=1")
+    with as_process([sys.executable, "-m", "dgpo_cli", "serve", *base, "--port", "0", "--json", *more]) as made:
+        with ThreadPoolExecutor(1) as pool:
+            waits = pool.submit(asked, "Who made it slowly?")
+            until(lambda: server.in_flight)
+            message = asked("Who made it?").json["choices"][0]["message"]  # nobody waits for the slow one
+            assert not waits.done()
+            slow.set()
+            assert waits.result().json["choices"][0]["message"]["content"] == "so it is"
+        assert message["content"] == "so it is" and message["searches"][0]["query"] == "a film"
+        assert message["searches"][0]["passages"] and message["reasoning_content"].startswith("I look.")
+        streamed = asked("Who made it?", stream=True).content.decode()
+        assert '"content": "so it is"' in streamed and streamed.endswith("data: [DONE]\n\n")
+        server.failures = [(503, "loading", {})] * 9
+        failed = asked("Who made it?")
+        assert failed.status == 500 and failed.json["error"]["code"] == "engine_failed"
+        assert f"{server.url}/completions failed 1 times" in failed.json["error"]["message"]
+        assert "HTTP 503" in failed.json["error"]["message"]
+        server.failures = []
+        assert asked("Who made it?").json["choices"][0]["message"]["content"] == "so it is"
+        server.close()
+        health = ask(f"{made.url}/health")
+        assert health.status == 503 and server.url in health.json["detail"]
+        said = made.stop()
+    assert f"model: big-model at {server.url}" in said and "Traceback" not in said
+
+
 def test_settings_that_do_not_go_together(dgpo, base, server):
     url, bench = ("--model-url", server.url), ("--bench-dir", "questions", "--bench", "nq")
     for command, more, expected in [
@@ -124,6 +168,11 @@ def test_settings_that_do_not_go_together(dgpo, base, server):
         ("eval", (*bench, "--model-url", "no-address"), "no address of a model server"),
         ("eval", (*bench, *url, "--model-name", "other"), "`other` does not exist"),
         ("chat", ("--model-url", "http://127.0.0.1:9/v1"), "failed 2 times"),
+        ("serve", ("--model-name", "x", "--port", "0"), "--model-name has no effect"),
+        ("serve", ("-o", "server.attempts=2", "--port", "0"), "-o server has no effect"),
+        ("serve", (*url, "-o", "precision=float32", "--port", "0"), "precision is that of a model that is loaded here"),
+        ("serve", (*url, "--model-name", "other", "--port", "0"), "`other` does not exist"),
+        ("serve", ("--model-url", "http://127.0.0.1:9/v1", "--port", "0"), "failed 2 times"),
     ]:
         ended = dgpo(command, *base, *more, "-q")
         assert ended.status == 1 and len(ended.errors) == 1, (more, ended.err)

@@ -22,6 +22,7 @@ from dgpo_cli.serving.app import SearchServer
 from dgpo_cli.serving.batcher import Batcher, Busy
 from dgpo_cli.serving.connections import bound_logs, places
 from dgpo_cli.serving.metrics import Metrics
+from dgpo_cli.serving.probe import Probe
 from dgpo_cli.serving.settings import ServeSettings
 
 
@@ -213,7 +214,7 @@ def test_health_asks_what_lies_elsewhere(working: bool, status: int) -> None:
             raise RetrievalError("Milvus at http://gone:19530 cannot be reached")
 
     batcher = Batcher(Echo(), ServeSettings(), Metrics())
-    app = SearchServer(batcher, ServeSettings(), Metrics(), about={"digest": "d"}, probe=probe).app()
+    app = SearchServer(batcher, ServeSettings(), Metrics(), about={"digest": "d"}, probe=Probe("Milvus", probe)).app()
     with TestClient(app) as client:
         for _ in range(3):
             reply = client.get("/health")
@@ -326,6 +327,6 @@ def test_the_limits_in_the_docs_are_those_of_the_server() -> None:
         for name, value in zip(names.split(", "), values.split(", "), strict=True)
     }
     limits = asdict(ServeSettings())
-    for name in ("rerank", "rollout", "precision"):
+    for name in ("rerank", "rollout", "precision", "server"):
         del limits[name]
     assert told == limits

@@ -27,6 +27,7 @@ from dgpo_cli.serving.chat_request import ChatRequest, read_request
 from dgpo_cli.serving.door import Door, ReplyRefused, unless_left
 from dgpo_cli.serving.metrics import Metrics
 from dgpo_cli.serving.page import chat_page
+from dgpo_cli.serving.probe import Probe
 from dgpo_cli.serving.settings import ServeSettings
 from dgpo_cli.serving.shared import Accepted, Running, SharedAgent
 
@@ -46,7 +47,10 @@ class ProtocolError(BaseModel):
 
 
 class AgentServer:
-    """`about` is what is told of the model, `examples` are questions to try."""
+    """`about` is what is told of the model, `examples` are questions to try.
+
+    `probe` asks the program that runs the model, where that is another one.
+    """
 
     def __init__(
         self,
@@ -58,16 +62,17 @@ class AgentServer:
         name: str,
         about: Mapping[str, Any],
         examples: Sequence[str] = (),
+        probe: Probe | None = None,
     ) -> None:
         self.asker, self.name, self._door, self._settings, self._metrics = asker, name, door, settings, metrics
         self._model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "dgpo"}
         self._model |= {"agent": {**about, "examples": list(examples)}}
         self._about = {"id": name, **about}
-        self._codec = asker.codec
+        self._codec, self._probe = asker.codec, probe
 
-    @property
-    def failure(self) -> str | None:
-        return self.asker.failure
+    async def failure(self) -> str | None:
+        """Why questions fail: what the probe says, else how the last episode broke the engine."""
+        return self.asker.failure if self._probe is None else await self._probe.failure()
 
     def about(self) -> dict[str, Any]:
         return self._about | {"open_questions": self.asker.open}

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -29,9 +28,9 @@ from dgpo_cli.serving.agent import AgentServer
 from dgpo_cli.serving.batcher import Batcher, Busy
 from dgpo_cli.serving.door import Door, ReplyRefused, unless_left
 from dgpo_cli.serving.metrics import Metrics
+from dgpo_cli.serving.probe import Probe
 from dgpo_cli.serving.settings import ServeSettings
 
-_PROBED_S, _PROBE_TIMEOUT_S = 5.0, 5.0  # how long an answer of the probe holds, and how long it may take
 _GONE = 499  # the client left before the reply
 _log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 class SearchServer:
     """`about` is what /health reports of the index; everybody is let in where there is no `door`.
 
-    `probe` raises RetrievalError where a part of the index that lies elsewhere does not answer.
+    `probe` asks the part of the index that lies elsewhere, if there is one.
     """
 
     def __init__(
@@ -67,12 +66,11 @@ class SearchServer:
         *,
         about: Mapping[str, Any],
         door: Door | None = None,
-        probe: Callable[[], None] | None = None,
+        probe: Probe | None = None,
         agent: AgentServer | None = None,
     ) -> None:
         self._door, self._agent = Door(settings) if door is None else door, agent
         self._probe = probe
-        self._probed: tuple[float, str | None] = (-math.inf, None)  # when, and what was wrong
         self.batcher, self.settings, self.metrics = batcher, settings, metrics
         self._about = dict(about)
 
@@ -132,32 +130,15 @@ class SearchServer:
 
     async def health(self, request: Request) -> Response:
         """Whether the server can search and answer; what it serves, and why it cannot, is told only to who may ask."""
-        failure = await self._failure()
+        failure = self.batcher.failure if self._probe is None else await self._probe.failure()
         if failure is None and self._agent is not None:
-            failure = self._agent.failure
+            failure = await self._agent.failure()
         state: dict[str, Any] = {"status": "ok" if failure is None else "failing"}
         with suppress(ReplyRefused):
             self._door.admit(request)
             state |= {"index": self._about} | ({} if self._agent is None else {"model": self._agent.about()})
             state |= {} if failure is None else {"detail": failure}
         return JSONResponse(state, 200 if failure is None else 503)
-
-    async def _failure(self) -> str | None:
-        """Why searches fail: what the engine's part elsewhere says when asked, else the last search's own failure."""
-        if self._probe is None:
-            return self.batcher.failure
-        now = time.monotonic()
-        if now - self._probed[0] > _PROBED_S:
-            self._probed = now, self._probed[1]  # others who ask meanwhile get what was known
-            try:
-                await asyncio.wait_for(asyncio.to_thread(self._probe), _PROBE_TIMEOUT_S)
-                cause = None
-            except TimeoutError:
-                cause = f"the index did not answer within {_PROBE_TIMEOUT_S:g} s"
-            except RetrievalError as error:
-                cause = error.message
-            self._probed = now, cause
-        return self._probed[1]
 
     async def count(self, request: Request) -> Response:
         try:

@@ -7,10 +7,19 @@ from dataclasses import dataclass, field, fields
 from dgpo_cli.agent.settings import EpisodeLimits
 from dgpo_cli.core.config import setting
 from dgpo_cli.core.device import PRECISION, Precision
+from dgpo_cli.engine.turnwise.model_server import ModelServerAccess
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.retrieval.rerank import RerankConfig
 
-_AGENTS = ("max_episodes", "max_questions_waiting", "max_messages", "max_question_chars", "rollout", "precision")
+_AGENTS = (
+    "max_episodes",
+    "max_questions_waiting",
+    "max_messages",
+    "max_question_chars",
+    "rollout",
+    "precision",
+    "server",
+)
 _NONE_IS_ONE = ("batch_wait_ms", "cache_passages", "max_questions_waiting")
 
 
@@ -41,6 +50,7 @@ class ServeSettings:
     max_question_chars: int = field(default=16_384, metadata={"help": "characters of a question"})
     rollout: EpisodeLimits = field(default_factory=EpisodeLimits, metadata={"help": "rollout.max_turns=2, ..."})
     precision: Precision = setting("auto", PRECISION, source="ours")
+    server: ModelServerAccess = field(default_factory=ModelServerAccess, metadata={"help": "server.timeout_s=60, ..."})
 
     def __post_init__(self) -> None:
         for one in fields(self):

@@ -81,8 +81,17 @@ class Running:
 class SharedAgent:
     """`start` before the first question, `close` at the end; both and `ask` in the server's loop."""
 
-    def __init__(self, agent: Agent, search: Search, most_waiting: int, metrics: Metrics) -> None:
-        self._agent, self._search, self._metrics = agent, search, metrics
+    def __init__(
+        self,
+        agent: Agent,
+        search: Search,
+        most_waiting: int,
+        metrics: Metrics,
+        *,
+        wake: Callable[[], None] | None = None,
+    ) -> None:
+        """`wake` lets a step return that waits for another program."""
+        self._agent, self._search, self._metrics, self._wake = agent, search, metrics, wake
         self._places, self._most_waiting = agent.settings.wave, most_waiting
         self._running: dict[int, Running] = {}
         self._inbox: SimpleQueue[Running | int | None] = SimpleQueue()  # a question, one to drop, or a reason to look
@@ -119,14 +128,14 @@ class SharedAgent:
         self._numbers += 1
         running = Running(self, self._numbers, asking, self._loop)
         self._running[running.number] = running
-        self._inbox.put(running)
+        self._send(running)
         self._count()
         return running
 
     def drop(self, number: int) -> None:
         if self._running.pop(number, None) is not None:
             self._metrics.dropped.inc()
-            self._inbox.put(number)
+            self._send(number)
             self._count()
 
     def refuse(self) -> None:
@@ -141,9 +150,15 @@ class SharedAgent:
     def close(self) -> None:
         self.cut()
         self._ended.set()
-        self._inbox.put(None)
+        self._send(None)
         if self._thread.is_alive():
             self._thread.join(10.0)
+
+    def _send(self, message: Running | int | None) -> None:
+        """To the thread that steps."""
+        self._inbox.put(message)
+        if self._wake is not None:
+            self._wake()
 
     def _count(self) -> None:
         self._metrics.episodes.set(min(self._places, len(self._running)))
@@ -154,7 +169,7 @@ class SharedAgent:
             running = self._running.pop(number, None)
             if running is not None:
                 running.tell(error)
-                self._inbox.put(number)
+                self._send(number)
         self._count()
 
     # What follows runs in the thread.
@@ -165,8 +180,9 @@ class SharedAgent:
                 with LiveRollout(self._agent, self._look_up, self._heard) as rollout:
                     self._step(rollout)
             except Exception as error:  # a bug or a lack of memory: told to everyone, and the next one may go well
-                _log.exception("the engine failed")
-                self.failure = error.message if isinstance(error, DgpoError) else type(error).__name__
+                told = error.message if isinstance(error, DgpoError) else None
+                self.failure = told or type(error).__name__
+                _log.error("the engine failed: %s", self.failure, exc_info=told is None)
                 self._fail(ReplyRefused(500, f"the model failed: {self.failure}", code="engine_failed"))
 
     def _step(self, rollout: LiveRollout) -> None:
@@ -216,7 +232,7 @@ class SharedAgent:
     def _look_up(self, query: str) -> Future[SearchCall]:
         assert self._loop is not None
         begun = asyncio.run_coroutine_threadsafe(self._found(query), self._loop)
-        begun.add_done_callback(lambda _: self._inbox.put(None))
+        begun.add_done_callback(lambda _: self._send(None))
         return begun
 
     async def _found(self, query: str) -> SearchCall:

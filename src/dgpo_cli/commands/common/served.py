@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dgpo_cli.engine.turnwise.model_server import ModelServer
     from dgpo_cli.models.codec import Codec
     from dgpo_cli.models.load import LoadedModel
+    from dgpo_cli.serving.settings import ServeSettings
     from dgpo_cli.training.settings import AskSettings
 
 KEY_VARIABLE = "DGPO_MODEL_KEY"
@@ -32,7 +33,9 @@ ModelUrlOption = Annotated[
 ModelNameOption = Annotated[str | None, typer.Option(help="Model of --model-url; its only one by default.")]
 
 
-def model_server(console: Console, url: str | None, name: str | None, asked: AskSettings) -> ModelServer | None:
+def model_server(
+    console: Console, url: str | None, name: str | None, asked: AskSettings | ServeSettings
+) -> ModelServer | None:
     """What --model-url and --model-name lead to; None without them. Raises ConfigError or ModelError."""
     from dgpo_cli.engine.turnwise.model_server import MODEL, ModelServerAccess, choose_model
 
@@ -65,6 +68,19 @@ def loaded_to_ask(console: Console, model: str, device: str, precision: Precisio
     return loaded, Codec(loaded.tokenizer, loaded.protocol)
 
 
+def codec_to_ask(console: Console, model: str) -> Codec:
+    """Text of a model that a server runs; one that was never trained to search is told."""
+    from dgpo_cli.models.codec import Codec
+    from dgpo_cli.models.load import load_tokenizer, untrained
+    from dgpo_cli.models.sources import load_protocol, resolve
+
+    source = resolve(model)
+    protocol, trained = load_protocol(source)
+    if not trained:
+        console.warn(untrained(model))
+    return Codec(load_tokenizer(source), protocol)
+
+
 def agent_maker(
     console: Console,
     model: str,
@@ -89,17 +105,10 @@ def agent_maker(
 
     from dgpo_cli.agent.agent import Agent
     from dgpo_cli.engine.turnwise.opening import served_engine
-    from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.load import load_tokenizer, untrained
-    from dgpo_cli.models.sources import load_protocol, resolve
 
     retriever = open_index(index, device=device, rerank=asked.rerank).retriever
     if server is not None:
-        source = resolve(model)
-        protocol, trained = load_protocol(source)
-        if not trained:
-            console.warn(untrained(model))
-        codec = Codec(load_tokenizer(source), protocol)
+        codec = codec_to_ask(console, model)
 
         def served() -> Agent:
             engine, _ = served_engine(server, codec, asked.server, max_tokens=settings.max_tokens, tokenizer=model)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.commands.common.examples import example_questions
 from dgpo_cli.commands.common.options import choose
-from dgpo_cli.commands.common.served import loaded_to_ask
+from dgpo_cli.commands.common.served import codec_to_ask, loaded_to_ask, model_server
 from dgpo_cli.commands.common.trained import asking_rollout
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
     from dgpo_cli.agent.settings import RolloutSettings
+    from dgpo_cli.engine.turnwise.model_server import ModelServer
     from dgpo_cli.retrieval.base import Retriever
     from dgpo_cli.serving.agent import AgentServer
     from dgpo_cli.serving.batcher import Batcher
@@ -32,24 +33,34 @@ class Chosen:
     name: str  # for clients
     rollout: RolloutSettings
     device: str
+    server: ModelServer | None  # that runs it
 
 
-def choose_agent(console: Console, model: str, index: str, settings: ServeSettings, device: str) -> Chosen:
+def choose_agent(
+    console: Console,
+    model: str | None,
+    index: str,
+    settings: ServeSettings,
+    device: str,
+    url: str | None,
+    url_name: str | None,
+) -> Chosen:
     """Raises DgpoError for a model or an index that cannot be used, or episodes that do not fit into memory."""
     from dataclasses import replace
 
     from dgpo_cli.planning.checks import check_chat
     from dgpo_cli.retrieval.open import check_index
 
+    server = model_server(console, url, url_name, settings)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     given = {name: value for name, value in asdict(settings.rollout).items() if value is not None}
     rollout = asking_rollout(console, given, chosen, wave=settings.max_episodes)
     check_index(index)
     wave = check_chat(
-        chosen, rollout, device=device, precision=settings.precision, given="max_episodes" in settings.agents_own,
-        say=console.info,
+        chosen, rollout, device=device, precision=settings.precision, loaded=server is None,
+        given="max_episodes" in settings.agents_own, say=console.info,
     )  # fmt: skip
-    return Chosen(chosen, _name(chosen), replace(rollout, wave=wave), device)
+    return Chosen(chosen, _name(chosen), replace(rollout, wave=wave), device, server)
 
 
 def _name(model: str) -> str:
@@ -70,23 +81,36 @@ def agent_server(
     settings: ServeSettings,
     metrics: Metrics,
 ) -> AgentServer:
-    """Loads the model."""
+    """Loads the model, or asks the server that runs it how it is to be asked."""
+    from functools import partial
+
     from dgpo_cli.agent.agent import Agent
+    from dgpo_cli.engine.turnwise.model_server import check_served
+    from dgpo_cli.engine.turnwise.opening import served_engine
     from dgpo_cli.serving.agent import AgentServer
+    from dgpo_cli.serving.probe import Probe
     from dgpo_cli.serving.shared import SharedAgent
 
-    loaded, codec = loaded_to_ask(console, chosen.model, chosen.device, settings.precision)
-    agent = Agent.of(loaded.model, codec, retriever, chosen.rollout)
+    parameters, probe, wake = None, None, None
+    if chosen.server is None:
+        loaded, codec = loaded_to_ask(console, chosen.model, chosen.device, settings.precision)
+        agent = Agent.of(loaded.model, codec, retriever, chosen.rollout)
+        parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    else:
+        codec, most = codec_to_ask(console, chosen.model), chosen.rollout.max_tokens
+        engine, _ = served_engine(chosen.server, codec, settings.server, max_tokens=most, tokenizer=chosen.model)
+        agent = Agent(engine, codec, retriever, chosen.rollout)
+        probe, wake = Probe("the model's server", partial(check_served, chosen.server, settings.server)), engine.wake
     about: dict[str, Any] = {
-        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
-        "format": loaded.protocol.format,
+        "parameters": parameters,
+        "format": codec.protocol.format,
         "places": chosen.rollout.wave,
         "max_turns": chosen.rollout.max_turns,
         "top_k": chosen.rollout.top_k,
         "max_tokens": agent.engine.capacity,
     }
-    asker = SharedAgent(agent, batcher.search, settings.max_questions_waiting, metrics)
+    asker = SharedAgent(agent, batcher.search, settings.max_questions_waiting, metrics, wake=wake)
     return AgentServer(
-        asker, door, settings, metrics,
+        asker, door, settings, metrics, probe=probe,
         name=chosen.name, about=about, examples=example_questions(Path(index).parent, _EXAMPLES),
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from dgpo_cli.commands.common.options import DeviceOption, JsonFlag, QuietFlag, choose_index
 from dgpo_cli.commands.common.search_environment import TOKEN_VARIABLE, require_token_beyond_loopback, server_token
+from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption
 from dgpo_cli.commands.serve.agent import agent_server, choose_agent
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dgpo_cli.retrieval.open import OpenIndex
     from dgpo_cli.serving.agent import AgentServer
     from dgpo_cli.serving.metrics import Metrics
+    from dgpo_cli.serving.probe import Probe
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -27,6 +28,8 @@ def serve(
         str | None,
         typer.Option(help="Alias, hub id, folder or run that answers; without one the index alone is served."),
     ] = None,
+    model_url: ModelUrlOption = None,
+    model_name: ModelNameOption = None,
     index: Annotated[
         str | None,
         typer.Option(help="Index folder, with --model also a server; the current one by default.", show_default=False),
@@ -54,7 +57,8 @@ def serve(
     With --model, the page is at the address itself, and any OpenAI client finds the agent at `/v1`: it searches by
     itself, its thoughts and searches are reasoning, its passages annotations. `POST /retrieve` searches the index, for
     Search-R1, verl, SkyRL, and `dgpo` with `--index http://HOST:PORT`. `/health` and `/metrics` (Prometheus) tell how
-    it does. With --json the object is printed when connections are accepted.
+    it does. With --model-url another program runs the model. With --json the object is printed when connections are
+    accepted.
 
     Examples: `dgpo serve --model dgpo-qwen-0.5b` · `dgpo serve --index indexes/wiki --host 0.0.0.0 --token-file FILE`
     """
@@ -74,15 +78,18 @@ def serve(
 
     console = Console(json_output=json, quiet=quiet)
     settings = apply_options(ServeSettings, parse_options(options or ()))
-    if model is None and settings.agents_own:
+    answers = any(given is not None for given in (model, model_url, model_name))
+    if not answers and settings.agents_own:
         raise ConfigError(f"{settings.agents_own[0]} has no effect without a model", hint="give --model NAME")
     token, metrics = server_token(token_file), Metrics()
     where = choose_index(console, index)
-    if is_server(where) and model is None:
+    if is_server(where) and not answers:
         raise ConfigError(f"{where} is a server already", hint="give --index DIR, or a model that searches there")
     with run.bind(host, port) as bound:
         require_token_beyond_loopback(token, run.is_loopback(bound), host, "search")
-        chosen = None if model is None else choose_agent(console, model, where, settings, device or "auto")
+        chosen = None
+        if answers:
+            chosen = choose_agent(console, model, where, settings, device or "auto", model_url, model_name)
         opened = open_index(where, device=device or "auto", rerank=settings.rerank)
         door = Door(settings, token, (*_LOOPBACK_NAMES, host.lower()))
         batcher = Batcher(opened.retriever, settings, metrics)
@@ -96,8 +103,8 @@ def serve(
         def ready() -> None:
             secret = "; clients must send the token" if token is not None else ""
             passages = "" if opened.manifest is None else f" ({opened.manifest.passages:,} passages)"
-            answers = "" if agent is None else f"{agent.name}, which searches "
-            console.info(f"serving {answers}{where}{passages} on {place}{secret}; Ctrl-C stops")
+            agents = "" if agent is None else f"{agent.name}, which searches "
+            console.info(f"serving {agents}{where}{passages} on {place}{secret}; Ctrl-C stops")
             if agent is not None:
                 console.info(f"talk with it in a browser: {place}; OpenAI clients: {place}/v1")
             console.result({"url": place, "index": where, **about} | ({} if agent is None else {"model": agent.name}))
@@ -115,14 +122,15 @@ def _stopped(metrics: Metrics, agent: AgentServer | None) -> str:
     return f"{line}; {questions:,} questions, {failed:,} of them errors"
 
 
-def _probe(opened: OpenIndex) -> Callable[[], None] | None:
+def _probe(opened: OpenIndex) -> Probe | None:
     """What lies elsewhere can go away while its folder is whole; asking costs one call of a server."""
     from functools import partial
 
     from dgpo_cli.retrieval.open import check_index
+    from dgpo_cli.serving.probe import Probe
 
     elsewhere = opened.manifest is None or opened.manifest.retriever == "milvus"
-    return partial(check_index, opened.location) if elsewhere else None
+    return Probe("the index", partial(check_index, opened.location)) if elsewhere else None
 
 
 def _about(opened: OpenIndex) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from dgpo_cli.core import schema
@@ -55,11 +55,12 @@ class CompletionsWriter:
         self.speaks_tokens, self._keeps_stop = self._probe()
         # Tokenizers are not for several threads at once, so these only send and receive.
         self._waiting: queue.SimpleQueue[tuple[TurnRequest, dict[str, Any]]] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[tuple[TurnRequest, dict[str, Any] | Exception]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[TurnRequest, dict[str, Any] | Exception] | None] = queue.SimpleQueue()
         for _ in range(access.concurrency):
             threading.Thread(target=self._work, daemon=True).start()
 
     def begin(self, turn: TurnRequest) -> None:
+        self._asker.go_on()
         prompt = list(turn.token_ids) if self.speaks_tokens else self._codec.served_text(turn.token_ids)
         request = self._request(
             prompt,
@@ -72,11 +73,15 @@ class CompletionsWriter:
             request |= _TOKENWISE
         self._waiting.put((turn, request))
 
-    def finished(self) -> list[tuple[SlotId, Written]]:
+    def finished(self, wanted: Container[SlotId]) -> list[tuple[SlotId, Written]]:
         replies = [self._done.get()]
         while not self._done.empty():
             replies.append(self._done.get())
-        return [(turn.slot, self._written(turn, reply)) for turn, reply in replies]
+        told = [reply for reply in replies if reply is not None and reply[0].slot in wanted]
+        return [(turn.slot, self._written(turn, reply)) for turn, reply in told]
+
+    def wake(self) -> None:
+        self._done.put(None)
 
     def _work(self) -> None:
         while True:

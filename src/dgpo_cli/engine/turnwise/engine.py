@@ -6,7 +6,8 @@ what it computed for them; its turns are cut where the engine of this process wo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,8 +42,15 @@ class Writer(Protocol):
         """Take a turn on; does not wait for it."""
         ...
 
-    def finished(self) -> list[tuple[SlotId, Written]]:
-        """Turns that got done since the last call; waits for one while any is under way."""
+    def finished(self, wanted: Container[SlotId]) -> list[tuple[SlotId, Written]]:
+        """Turns that got done since the last call; waits for one while any is under way, or for `wake`.
+
+        Turns of slots that are not `wanted` are passed over, however they ended.
+        """
+        ...
+
+    def wake(self) -> None:
+        """From any thread: let `finished` return."""
         ...
 
 
@@ -61,6 +69,7 @@ class TurnwiseEngine:
         self._writer, self._codec, self._capacity = writer, codec, capacity
         self._slots: dict[SlotId, _Slot] = {}
         self._next_id = 0
+        self._woken = threading.Event()
 
     @property
     def capacity(self) -> int:
@@ -89,14 +98,19 @@ class TurnwiseEngine:
 
     def step(self) -> list[Event]:
         events: list[Event] = []
-        while not events and any(state.running for state in self._slots.values()):
-            for slot, written in sorted(self._writer.finished(), key=lambda pair: pair[0]):
-                if slot in self._slots:  # else it was closed in the middle of the turn
-                    events.append(self._end(slot, written))
+        while not (events or self._woken.is_set()) and any(state.running for state in self._slots.values()):
+            for slot, written in sorted(self._writer.finished(self._slots), key=lambda pair: pair[0]):
+                events.append(self._end(slot, written))
+        self._woken.clear()
         return events
 
     def close(self, slot: SlotId) -> None:
         del self._slots[slot]
+
+    def wake(self) -> None:
+        """From any thread: a step that waits for a turn returns, if need be without one."""
+        self._woken.set()
+        self._writer.wake()
 
     def _begin(self, slot: SlotId) -> None:
         state, sampling = self._slots[slot], self._slots[slot].sampling

@@ -7,6 +7,7 @@ import random
 import time
 import urllib.parse
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -90,6 +91,12 @@ def served_models(server: ModelServer, access: ModelServerAccess) -> list[dict[s
     return [row for row in listed if not _LISTED.fault(row, "")] if isinstance(listed, list) else []
 
 
+def check_served(server: ModelServer, access: ModelServerAccess) -> None:
+    """Raises ModelError where nothing answers; a server that has no list of its models answers too."""
+    with suppress(RequestRefused):
+        Asker(server, access).ask("/models", None, patient=False)
+
+
 def context_length(server: ModelServer, access: ModelServerAccess) -> int | None:
     """Tokens that one episode may have there, if the server reports it (vLLM and llama.cpp do)."""
     try:
@@ -132,6 +139,10 @@ class Asker:
     def give_up(self) -> None:
         """A request has failed for good, so the others need no further attempt."""
         self._stopping = True
+
+    def go_on(self) -> None:
+        """Somebody asks again after a failure."""
+        self._stopping = False
 
     def ask(self, path: str, body: Mapping[str, Any] | None, *, patient: bool = True) -> dict[str, Any]:
         """Raises Refused, or ModelError after the last attempt; not `patient`, before long work, after the second."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Container
 from typing import Any
 
 from dgpo_cli.engine.base import SlotId, TurnEnd
@@ -64,14 +65,17 @@ class VLLMWriter:
     def begin(self, turn: TurnRequest) -> None:
         self._waiting.append(turn)
 
-    def finished(self) -> list[tuple[SlotId, Written]]:
-        turns, self._waiting = self._waiting, []
+    def finished(self, wanted: Container[SlotId]) -> list[tuple[SlotId, Written]]:
+        turns, self._waiting = [turn for turn in self._waiting if turn.slot in wanted], []
         outputs = self._llm.generate(
             [{"prompt_token_ids": list(turn.token_ids)} for turn in turns],
             [self._parameters(turn) for turn in turns],
             use_tqdm=False,
         )
         return [(turn.slot, _written(output.outputs[0])) for turn, output in zip(turns, outputs, strict=True)]
+
+    def wake(self) -> None:
+        """Nothing: `finished` writes by itself."""
 
     def _parameters(self, turn: TurnRequest) -> Any:
         return self._vllm.SamplingParams(
