@@ -158,7 +158,7 @@ def test_a_perfect_episode_is_valid_rewarded_and_coloured(form, tokenizer):
     outcome = grade(trajectory)
     assert outcome.em and outcome.format_valid and outcome.invalid_actions == 0 and outcome.turns == 3
     assert format_score.has_valid_structure(trajectory) and format_score.part(trajectory) == 1.0
-    kinds = [step["kind"] for step in steps(trajectory, codec, {})]
+    kinds = [step.kind for step in steps(trajectory, codec, {})]
     assert kinds == ["prompt", "search", "result", "search", "result", "answer"]
     stream = form.stream()
     coloured = []
@@ -177,7 +177,7 @@ def test_a_bad_turn_is_told_so_and_the_episode_goes_on(form, tokenizer):
     bad = empty.replace("{", "[").replace("}", "]").replace("<search>", "").replace("search>", "so>")
     trajectory, _ = play(codec, [bad, form.write("So.", "answer", "Kelda")])
     assert (trajectory.invalid_actions, trajectory.answer, grade(trajectory).format_valid) == (1, "Kelda", False)
-    kinds = [step["kind"] for step in steps(trajectory, codec, {})]
+    kinds = [step.kind for step in steps(trajectory, codec, {})]
     assert kinds == ["prompt", "think", "correction", "answer"]
     read = codec.decode([i for i, w in zip(trajectory.token_ids, trajectory.written, strict=True) if not w])
     assert PROTOCOLS[form].correction.strip() in read

@@ -55,7 +55,7 @@ def test_evaluations_are_runs_of_which_report_and_compare_show_everything(made, 
     folder, _, result, _ = made
     runs = [folder / "runs" / f"eval-{row}" for row in ROWS]
     page = write_report(runs, tmp_path / "report.html", questions=30)
-    assert (page["questions"], page["warnings"]) == (30, [])
+    assert (page.questions, page.warnings) == (30, [])
     for run, row in zip(runs, result.rows.values(), strict=True):
         lines = [json.loads(line) for line in (run / "tinyworld.jsonl").read_text().splitlines()]
         right = "".join(str(int(line["outcome"]["em"])) for line in sorted(lines[1:], key=order_of(folder)))

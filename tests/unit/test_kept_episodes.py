@@ -103,13 +103,13 @@ def test_the_report_shows_rollouts_apart_from_evaluations(tmp_path: Path) -> Non
         keep_tokenizer(run.path, CODEC.tokenizer)
         run.finish({"steps": 2})
     content = report.gather([report.open_run(tmp_path / "rl")], 10)
-    assert content["evaluations"]["rows"] == []  # they are drawn at the temperature of training
-    shown = {question["key"]: question for question in content["questions"]}
+    assert content.evaluations.rows == ()  # they are drawn at the temperature of training
+    shown = {question.key: question for question in content.questions}
     assert set(shown) == {f"step {step}/{t.key}" for step in (1, 2) for t, _ in pairs}
-    attempt = shown["step 2/hand/q1/0"]["attempts"]["0"]
-    assert (attempt["correct"], attempt["reward"]) == (False, 0.0)
-    assert attempt["steps"][1]["text"] == "<think>hm</think><search>where is it</search>"
-    assert {question["bench"] for question in shown.values()} == {"hand, rollouts of training"}
+    attempt = shown["step 2/hand/q1/0"].attempts["0"]
+    assert (attempt.correct, attempt.reward) == (False, 0.0)
+    assert attempt.steps[1].text == "<think>hm</think><search>where is it</search>"
+    assert {question.bench for question in shown.values()} == {"hand, rollouts of training"}
     with open(tmp_path / "rl" / "rollouts.jsonl", "a") as stream:
         stream.write('{"key": "x", "step": 3}\n')
     with pytest.raises(InputError, match=r"rollouts\.jsonl:6: not an episode"):

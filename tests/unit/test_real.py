@@ -176,7 +176,7 @@ def test_killed_at_any_moment_the_short_path_ends_the_same(tmp_path, bench, mode
     first, second = weights(tmp_path / "whole/runs/cold-start"), weights(tmp_path / "killed/runs/cold-start")
     assert all(torch.equal(first[name], second[name]) for name in first)
     page = write_report([tmp_path / "killed/runs/eval-cold-start"], tmp_path / "report.html", questions=6)
-    assert page["questions"] == 6
+    assert page.questions == 6
     again, said = path_of(tmp_path / "killed", bench, model)
     assert figures(again.run()) == figures(expected) and any("cold-start: done before" in line for line in said)
 

@@ -151,7 +151,7 @@ def test_evaluations_with_other_settings_are_called_not_comparable(page: Page) -
 def test_a_bounded_page_shows_the_same_questions_of_every_run(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
     result = report.write_report(runs[:2], tmp_path / "r.html", questions=2)
     content = Page((tmp_path / "r.html").read_text(encoding="utf-8")).content
-    assert result["questions"] == 2
+    assert result.questions == 2
     assert [set(q["attempts"]) for q in content["questions"]] == [{"0", "1"}] * 2
     assert "2 are shown" in content["warnings"][-1]
     assert content["evaluations"]["rows"][0][3] == "6"  # tables count all
@@ -163,9 +163,9 @@ def test_without_the_tokenizer_the_page_says_so_and_shows_the_rest(
     opened = report.open_run(runs[0])
     opened.name, opened.config["model"] = "first", str(tmp_path / "gone")
     content = report.gather([opened], 10)
-    assert content["questions"][0]["attempts"]["0"]["steps"] == []
-    assert content["questions"][0]["attempts"]["0"]["searches"][0]["query"] == "where is it"
-    assert content["warnings"] == [
+    assert content.questions[0].attempts["0"].steps == []
+    assert content.questions[0].attempts["0"].searches[0].query == "where is it"
+    assert content.warnings == [
         f"first: the text of its episodes cannot be shown ({tmp_path / 'gone'} does not exist)."
     ]
 
@@ -185,9 +185,10 @@ def test_there_is_a_curve_for_every_logged_number(page: Page) -> None:
 def test_a_long_curve_is_thinned_and_keeps_its_spikes_and_its_end() -> None:
     rows = [{"step": step, "reward": float(step == 4_321) - 2.0 * (step == 77)} for step in range(1, 10_001)]
     curve = curves(rows)["reward"]
-    steps, values = curve["each"]
-    assert len(steps) <= MOST + 1 and len(curve["mean"][0]) <= MOST + 1
-    assert steps == sorted(steps) and (steps[-1], curve["mean"][0][-1]) == (10_000, 10_000)
+    assert curve.mean is not None
+    steps, values = curve.each
+    assert len(steps) <= MOST + 1 and len(curve.mean[0]) <= MOST + 1
+    assert steps == sorted(steps) and (steps[-1], curve.mean[0][-1]) == (10_000, 10_000)
     assert {(77, -2.0), (4_321, 1.0)} <= set(zip(steps, values, strict=True))
 
 
@@ -265,10 +266,8 @@ def test_a_served_teachers_episodes_are_shown_by_the_tokenizer_that_the_run_kept
     opened = report.open_run(tmp_path / "served")
     opened.name = "served"
     content = report.gather([opened], 10)
-    assert content["warnings"] == []
-    assert (
-        content["questions"][0]["attempts"]["0"]["steps"][1]["text"] == "<think>hm</think><search>where is it</search>"
-    )
+    assert content.warnings == []
+    assert content.questions[0].attempts["0"].steps[1].text == "<think>hm</think><search>where is it</search>"
 
 
 def test_text_is_never_shown_by_another_tokenizer_than_the_runs(runs: tuple[Path, Path, Path]) -> None:

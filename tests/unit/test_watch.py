@@ -12,6 +12,7 @@ import torch
 from tests.report_runs import ATTACK, episode
 from tests.tiny import bpe_tokenizer
 
+from dgpo_cli.core.records import to_json
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.tail import Tail
 from dgpo_cli.errors import ConfigError
@@ -90,39 +91,39 @@ def test_of_a_huge_file_its_end_is_read(tmp_path: Path) -> None:
 
 def test_steps_and_episodes_appear_as_they_are_made(run: RunDir) -> None:
     watch = watched()
-    assert [r["status"] for r in watch.state()["runs"]] == ["running"]
+    assert [r.status for r in watch.state().runs] == ["running"]
     run.log(1, {"reward": 0.25, "seconds": 30.0})
     for step in (1, 2, 3, 4):
         run.log(1, {"alarm": f"alarm {step}", "metric": "reward", "mean": 0.0, "threshold": 0.5, "action": "warned"})
     keep(run, 1)
-    assert [line.split(" (")[0] for line in watch.state()["warnings"]] == [
+    assert [line.split(" (")[0] for line in watch.state().warnings] == [
         f"rl-0001, step 1: alarm {number}" for number in (2, 3, 4)
     ]
-    first = watch.state()["runs"][0]
-    assert (first["step"], first["total"], first["left"], first["line"]) == (1, 4, "90 s", "reward 0.25")
-    before = watch.run(first["number"])
-    assert before["curves"]["reward"]["each"] == [[1], [0.25]]
-    assert [e["key"] for e in before["episodes"]] == ["step 1/hand/q1/0"]
-    assert watch.state()["runs"][0]["revision"] == first["revision"], "nothing came"
+    first = watch.state().runs[0]
+    assert (first.step, first.total, first.left, first.line) == (1, 4, "90 s", "reward 0.25")
+    before = watch.run(first.number)
+    assert before.curves["reward"].each == [[1], [0.25]]
+    assert [e.key for e in before.episodes] == ["step 1/hand/q1/0"]
+    assert watch.state().runs[0].revision == first.revision, "nothing came"
     run.log(2, {"reward": 0.5, "seconds": 60.0})
     keep(run, 2, f"Paris {ATTACK}")
-    assert watch.state()["runs"][0]["revision"] > first["revision"]
-    after = watch.run(first["number"])
-    assert after["curves"]["reward"]["each"] == [[1, 2], [0.25, 0.5]]
-    assert [e["attempt"]["answer"] for e in after["episodes"]] == ["Lyon", f"Paris {ATTACK}"]
+    assert watch.state().runs[0].revision > first.revision
+    after = watch.run(first.number)
+    assert after.curves["reward"].each == [[1, 2], [0.25, 0.5]]
+    assert [e.attempt.answer for e in after.episodes] == ["Lyon", f"Paris {ATTACK}"]
 
 
 def test_a_token_has_its_values(run: RunDir) -> None:
     keep(run, 1)
     watch = watched()
-    number = watch.state()["runs"][0]["number"]
+    number = watch.state().runs[0].number
     shown = watch.episode(number, "step 1/hand/q1/0")
     assert shown is not None
-    wrote = [step for step in shown["steps"] if "values" in step]
-    assert [step["kind"] for step in wrote] == ["search", "think", "answer"]
+    wrote = [step for step in shown.steps if step.values]
+    assert [step.kind for step in wrote] == ["search", "think", "answer"]
     for step in wrote:
-        assert "".join(step["pieces"]) == step["text"] and len(step["pieces"]) == step["tokens"]
-        known = {name: set(values) for name, values in step["values"].items()}
+        assert step.pieces and "".join(step.pieces) == step.text and len(step.pieces) == step.tokens
+        known = {name: set(values) for name, values in (step.values or {}).items()}
         assert known == {"logprobs": {-0.5}, "teacher_logprobs": {-2.0}, "kl": {1.5}, "advantages": {0.25},
                          "rewards": {-0.125}}  # fmt: skip
     assert watch.episode(number, "step 2/hand/q2/0") is None
@@ -141,14 +142,14 @@ def test_a_run_that_was_cut_back_goes_on_from_there(run: RunDir) -> None:
     for step in (1, 2, 3):
         run.log(step, {"reward": float(step)})
         keep(run, step)
-    number = watch.state()["runs"][0]["number"]
+    number = watch.state().runs[0].number
     run.cut_metrics(1)
     KeptEpisodes(run.path, CODEC, each=1, steps=10).cut(1)
     run.log(2, {"reward": 7.0})
     watch.state()
     now = watch.run(number)
-    assert now["curves"]["reward"]["each"] == [[1, 2], [1.0, 7.0]]
-    assert [e["key"] for e in now["episodes"]] == ["step 1/hand/q1/0"]
+    assert now.curves["reward"].each == [[1, 2], [1.0, 7.0]]
+    assert [e.key for e in now.episodes] == ["step 1/hand/q1/0"]
     assert watch.episode(number, "step 3/hand/q3/0") is None
 
 
@@ -160,8 +161,8 @@ def test_only_the_last_episodes_and_steps_are_held(run: RunDir, monkeypatch: pyt
         keep(run, step)
     watch.state()
     now = watch.run(0)
-    assert now["curves"]["reward"]["each"] == [[2, 3], [2.0, 3.0]]
-    assert [e["key"] for e in now["episodes"]] == ["step 2/hand/q2/0", "step 3/hand/q3/0"]
+    assert now.curves["reward"].each == [[2, 3], [2.0, 3.0]]
+    assert [e.key for e in now.episodes] == ["step 2/hand/q2/0", "step 3/hand/q3/0"]
 
 
 def test_damage_is_told_and_the_rest_is_shown(run: RunDir) -> None:
@@ -176,14 +177,14 @@ def test_damage_is_told_and_the_rest_is_shown(run: RunDir) -> None:
     watch = watched()
     for _ in range(2):  # it is told for as long as it lasts
         state = watch.state()
-        assert [r["name"] for r in state["runs"]] == ["rl-0001"]
-        said = "\n".join(state["warnings"])
+        assert [r.name for r in state.runs] == ["rl-0001"]
+        said = "\n".join(state.warnings)
         assert "runs/broken/run.json is damaged: not JSON" in said
         assert "metrics.jsonl, byte 28: `step`" in said
         assert "rollouts.jsonl, byte" in said and "not an episode" in said
     run.log(2, {"reward": 0.5})
     watch.state()
-    assert watch.run(state["runs"][0]["number"])["curves"]["reward"]["each"] == [[1, 2], [0.25, 0.5]]
+    assert watch.run(state.runs[0].number).curves["reward"].each == [[1, 2], [0.25, 0.5]]
 
 
 def test_nothing_outside_the_runs_is_read(run: RunDir, folder: Path) -> None:
@@ -199,9 +200,9 @@ def test_nothing_outside_the_runs_is_read(run: RunDir, folder: Path) -> None:
     (run.path / "validation.jsonl").symlink_to(secret / "hand.jsonl")
     watch = watched()
     state = watch.state()
-    answers = [state, *(watch.run(r["number"]) for r in state["runs"])]
-    assert len(answers) == 3 and "secret" not in json.dumps(answers)
-    assert "metrics.jsonl leads out of the run's folder" in "\n".join(state["warnings"])
+    answers = [state, *(watch.run(r.number) for r in state.runs)]
+    assert len(answers) == 3 and "secret" not in to_json(answers)
+    assert "metrics.jsonl leads out of the run's folder" in "\n".join(state.warnings)
 
 
 def test_a_tokenizer_elsewhere_is_not_read(run: RunDir, folder: Path) -> None:
@@ -217,8 +218,8 @@ def test_a_tokenizer_elsewhere_is_not_read(run: RunDir, folder: Path) -> None:
 def test_named_runs_and_no_others(run: RunDir, folder: Path) -> None:
     with RunDir.open("rl", {"method": "ppo", "student": "s"}, fresh=True):
         pass
-    assert [r["name"] for r in watched([Path("rl-0002")]).state()["runs"]] == ["rl-0002"]
-    assert len(watched().state()["runs"]) == 2
+    assert [r.name for r in watched([Path("rl-0002")]).state().runs] == ["rl-0002"]
+    assert len(watched().state().runs) == 2
     with pytest.raises(ConfigError, match="nothing is not a run folder"):
         watched([Path("nothing")])
 

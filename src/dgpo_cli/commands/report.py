@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -54,13 +55,13 @@ def report(
     target = out or _PAGE
     with sole_writer(target):
         result = write_report(runs or (), target, questions=questions)
-    for warning in result["warnings"]:
+    for warning in result.warnings:
         console.warn(warning)
     if not runs:
-        console.info(f"of the last runs: {', '.join(result['names'])}")
-    counts = f"{len(result['runs'])} runs, {result['questions']} questions, {result['bytes'] / 1e6:,.1f} MB"
+        console.info(f"of the last runs: {', '.join(result.names)}")
+    counts = f"{len(result.runs)} runs, {result.questions} questions, {result.bytes / 1e6:,.1f} MB"
     console.print(f"{target}: {counts}; open it in a browser")
-    console.result(result)
+    console.result(asdict(result))
 
 
 def _follow(console: Console, runs: list[Path], episodes: int, port: int) -> None:

@@ -7,6 +7,7 @@ which would have to draw each picture again after every step, or bring megabytes
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -40,18 +41,30 @@ TITLES = {
 }
 
 
-def charts(logged: Iterable[Collection[str]]) -> list[dict[str, Any]]:
-    """One for every number that some run logged; `logged` are the names by run.
+@dataclass(frozen=True, slots=True)
+class Chart:
+    metric: str
+    title: str
+    main: bool  # a reader looks at it first
 
-    `main` are those that a reader looks at first.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Steps and values of a metric of a run."""
+
+    each: list[list[float]]  # of single steps, thinned
+    mean: list[list[float]] | None  # the running mean where points are many
+
+
+def charts(logged: Iterable[Collection[str]]) -> list[Chart]:
+    """One for every number that some run logged; `logged` are the names by run."""
     names = dict.fromkeys(name for run in logged for name in run)
     order = [name for name in TITLES if name in names] + sorted(name for name in names if name not in TITLES)
-    return [{"metric": name, "title": TITLES.get(name, name), "main": name in TITLES} for name in order]
+    return [Chart(name, TITLES.get(name, name), name in TITLES) for name in order]
 
 
-def curves(rows: Rows) -> dict[str, dict[str, Any]]:
-    """The points of a run by metric: `each` step, thinned, and where they are many their running `mean`, else None."""
+def curves(rows: Rows) -> dict[str, Curve]:
+    """The curves of a run by metric."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
         if (step := measured(row, "step")) is not None:
@@ -69,13 +82,13 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
     return [(sums[i] - sums[max(0, i - width)]) / min(i, width) for i in range(1, len(sums))]
 
 
-def _curve(name: str, steps: list[float], values: list[float]) -> dict[str, Any]:
+def _curve(name: str, steps: list[float], values: list[float]) -> Curve:
     mean = None
     if not name.startswith("eval_") and len(values) >= FEW:
         mean = _points(
             steps, running_mean(values, len(values) // 20 + 1), range(0, len(values), 1 + len(values) // MOST)
         )
-    return {"each": _points(steps, values, _extremes(values)), "mean": mean}
+    return Curve(_points(steps, values, _extremes(values)), mean)
 
 
 def _points(steps: Sequence[float], values: Sequence[float], places: Iterable[int]) -> list[list[float]]:

@@ -6,7 +6,8 @@ Only files inside the folders of runs are read, through no link that leads out o
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from dgpo_cli.core.tail import Tail
 from dgpo_cli.core.untrusted import open_file
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.training.run.progress_line import TrainingLine
-from dgpo_cli.viewing.charts import curves
-from dgpo_cli.viewing.episode_text import attempt
+from dgpo_cli.viewing.charts import Curve, curves
+from dgpo_cli.viewing.episode_text import ShownAttempt, ShownQuestion, attempt
 from dgpo_cli.viewing.run_records import Kept, RunRecords, files_of, kept
 
 METRICS_BYTES, EPISODES_BYTES = 8 << 20, 16 << 20  # of a file at once; ours
@@ -29,14 +30,35 @@ MOST_ROWS = 5_000  # steps of a run, the last ones
 _HEADER_BYTES = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class WatchedEpisode(ShownQuestion):
+    attempt: ShownAttempt
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """A run at work, for the head of the page."""
+
+    number: int
+    name: str
+    path: str
+    logged: bool  # it has curves
+    revision: int
+    status: str
+    step: int
+    total: int | None  # steps
+    left: str | None  # time
+    line: str  # its last figures
+
+
 class WatchedEpisodes:
     """The last `most` episodes of one file: what a list shows of them, and where in the file each stands."""
 
     def __init__(self, file: Path, schema: str, most: int) -> None:
         self.file, self.schema, self._most = file, schema, most
-        self.entries: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self.entries: OrderedDict[str, WatchedEpisode] = OrderedDict()
         self.problem: str | None = None
-        self.header: dict[str, Any] = {}
+        self.header: Mapping[str, Any] = {}
         self._tail, self._places = Tail(file, EPISODES_BYTES), dict[str, tuple[int, int]]()
 
     def refresh(self) -> bool:
@@ -76,20 +98,17 @@ class WatchedEpisodes:
         return episode if episode.key == key else None
 
     def _keep(self, episode: Kept, start: int, length: int) -> None:
-        question = episode.trajectory.question
-        self.entries[episode.key] = {
-            "key": episode.key,
-            "bench": episode.group,
-            "text": question.text,
-            "answers": list(question.answers),
-            "hops": question.hops,
-            "attempt": attempt(episode.trajectory, None, {}) | {"more": True},
-        }
+        self.entries[episode.key] = WatchedEpisode.of(
+            episode.key,
+            episode.group,
+            episode.trajectory.question,
+            attempt=attempt(episode.trajectory, None, {}, more=True),
+        )
         self._places[episode.key] = start, length
         while len(self.entries) > self._most:
             del self._places[self.entries.popitem(last=False)[0]]
 
-    def _read_header(self) -> dict[str, Any]:
+    def _read_header(self) -> Mapping[str, Any]:
         with open_file(self.file) as stream:
             line = stream.readline(_HEADER_BYTES)
         try:
@@ -116,7 +135,7 @@ class WatchedRun:
         self._record: tuple[int, ...] = ()  # what the record was read from
         self._problems: list[str] = []
         self._line = TrainingLine()
-        self._curves: tuple[int, dict[str, Any]] = (-1, {})  # of which revision
+        self._curves: tuple[int, dict[str, Curve]] = (-1, {})  # of which revision
 
     def refresh(self) -> None:
         """Read what has come. A file that is damaged is told of; what was read before stays."""
@@ -142,30 +161,29 @@ class WatchedRun:
         return self._problems + [problem for problem in lasting if problem is not None]
 
     @property
-    def curves(self) -> dict[str, Any]:
+    def curves(self) -> dict[str, Curve]:
         if self._curves[0] != self.revision and self.records is not None:
             self._curves = self.revision, curves(self.records.rows)
         return self._curves[1]
 
-    def about(self) -> dict[str, Any]:
-        """Its progress, for the head of the page."""
+    def about(self) -> RunProgress:
         assert self.records is not None, "asked of runs that were read"
         rows, total = self.records.rows, self.records.config.get("steps")
         step = max((int(row["step"]) for row in rows), default=0)
         seconds = max((s for row in rows if (s := measured(row, "seconds")) is not None), default=0.0)
         known = isinstance(total, int) and 0 < step < total
-        return {
-            "number": self.number,
-            "name": self.records.name,
-            "path": str(self.path),
-            "logged": bool(rows),
-            "revision": self.revision,
-            "status": status_of(self.path, self.records.record),
-            "step": step,
-            "total": total if isinstance(total, int) else None,
-            "left": duration((total - step) * seconds / step) if known and isinstance(total, int) else None,
-            "line": str(self._line),
-        }
+        return RunProgress(
+            number=self.number,
+            name=self.records.name,
+            path=str(self.path),
+            logged=bool(rows),
+            revision=self.revision,
+            status=status_of(self.path, self.records.record),
+            step=step,
+            total=total if isinstance(total, int) else None,
+            left=duration((total - step) * seconds / step) if known and isinstance(total, int) else None,
+            line=str(self._line),
+        )
 
     def _reachable(self) -> list[WatchedEpisodes]:
         """Files of episodes that are inside the run's folder."""

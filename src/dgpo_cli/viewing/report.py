@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -24,8 +25,9 @@ from dgpo_cli.errors import ConfigError, DgpoError
 from dgpo_cli.evaluation.compare import conditions
 from dgpo_cli.evaluation.selective import COVERAGES
 from dgpo_cli.evaluation.stats import paired_difference
-from dgpo_cli.viewing.charts import charts, curves
-from dgpo_cli.viewing.episode_text import attempt
+from dgpo_cli.evaluation.tables import Cell, Table
+from dgpo_cli.viewing.charts import Chart, Curve, charts, curves
+from dgpo_cli.viewing.episode_text import ShownAttempt, ShownQuestion, attempt
 from dgpo_cli.viewing.report_page import render
 from dgpo_cli.viewing.run_records import RunRecords, open_run
 
@@ -35,30 +37,66 @@ if TYPE_CHECKING:
 LAST = 8  # runs of a page that names none: as many as there are colours
 
 
-def write_report(runs: Sequence[Path], target: Path, *, questions: int) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class WrittenReport:
+    path: str
+    bytes: int
+    runs: list[str]  # folders
+    names: list[str]
+    questions: int
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRun:
+    name: str
+    path: str
+    logged: bool  # it has curves
+
+
+@dataclass(frozen=True, slots=True)
+class ReportQuestion(ShownQuestion):
+    attempts: dict[str, ShownAttempt]  # by place of the run
+
+
+@dataclass(frozen=True, slots=True)
+class ReportContent:
+    """The content of a page."""
+
+    version: str
+    created: str
+    runs: list[ReportRun]
+    summary: Table  # a row by run
+    charts: list[Chart]
+    curves: list[dict[str, Curve]]  # by run
+    evaluations: Table  # a run is named by its place in these
+    selective: Table
+    pairs: Table
+    warnings: list[str]
+    questions: list[ReportQuestion]
+
+
+def write_report(runs: Sequence[Path], target: Path, *, questions: int) -> WrittenReport:
     """Write the page of `runs`, by name or folder, to `target`; `questions` of each set can be read in it.
 
-    Without runs it is about the last LAST that began.
-
-    Returns {"path", "bytes", "runs", "names", "questions", "warnings"}.
-    Raises DgpoError for what is no run folder.
+    Without runs it is about the last LAST that began. Raises DgpoError for what is no run folder.
     """
     found, damaged = ([find_run(path) or path for path in runs], []) if runs else _last_runs()
     opened = [open_run(path) for path in dict.fromkeys(path.resolve() for path in found)]
     for run, name in zip(opened, short_names([run.path for run in opened]), strict=True):
         run.name = name
     content = gather(opened, questions)
-    content["warnings"] += damaged
-    page = render(content, title=f"dgpo report: {', '.join(run.name for run in opened)}")
+    content.warnings.extend(damaged)
+    page = render(asdict(content), title=f"dgpo report: {', '.join(run.name for run in opened)}")
     write_atomic(target, page)
-    return {
-        "path": str(target),
-        "bytes": len(page.encode()),
-        "runs": [str(run.path) for run in opened],
-        "names": [run.name for run in opened],
-        "questions": len(content["questions"]),
-        "warnings": content["warnings"],
-    }
+    return WrittenReport(
+        path=str(target),
+        bytes=len(page.encode()),
+        runs=[str(run.path) for run in opened],
+        names=[run.name for run in opened],
+        questions=len(content.questions),
+        warnings=content.warnings,
+    )
 
 
 def _last_runs() -> tuple[list[Path], list[str]]:
@@ -78,27 +116,28 @@ def _last_runs() -> tuple[list[Path], list[str]]:
     return made[-LAST:], left_out
 
 
-def gather(runs: Sequence[RunRecords], limit: int) -> dict[str, Any]:
-    """The page's content as JSON."""
+def gather(runs: Sequence[RunRecords], limit: int) -> ReportContent:
+    """`limit` questions of each set can be read."""
     asked, warnings = _questions(runs, limit)
     drawn = [curves(run.rows) for run in runs]
-    return {
-        "version": f"dgpo {__version__}",
-        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "runs": [{"name": run.name, "path": str(run.path), "logged": bool(run.rows)} for run in runs],
-        "summary": summary(runs),
-        "charts": charts(drawn),
-        "curves": drawn,
-        "evaluations": _evaluations(runs),
-        "selective": _selective(runs),
-        "pairs": _pairs(runs),
-        "warnings": [*alarms(runs), *_differing(runs), *warnings],
-        "questions": asked,
-    }
+    return ReportContent(
+        version=f"dgpo {__version__}",
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        runs=[ReportRun(run.name, str(run.path), bool(run.rows)) for run in runs],
+        summary=summary(runs),
+        charts=charts(drawn),
+        curves=drawn,
+        evaluations=_evaluations(runs),
+        selective=_selective(runs),
+        pairs=_pairs(runs),
+        warnings=[*alarms(runs), *_differing(runs), *warnings],
+        questions=asked,
+    )
 
 
-def summary(runs: Sequence[RunRecords]) -> dict[str, Any]:
-    rows = []
+def summary(runs: Sequence[RunRecords]) -> Table:
+    """Each run in a row; the page puts its name before it."""
+    rows: list[tuple[Cell, ...]] = []
     for run in runs:
         result = run.record.get("result") or {}
         steps = max((int(row["step"]) for row in run.rows), default=None)
@@ -107,7 +146,7 @@ def summary(runs: Sequence[RunRecords]) -> dict[str, Any]:
         model = run.config.get("model") or run.config.get("student") or run.config.get("teacher")
         seconds = max((s for row in run.rows if (s := measured(row, "seconds")) is not None), default=None)
         rows.append(
-            [
+            (
                 run.record["command"],
                 run.config.get("method"),
                 None if model is None else spoken_model(str(model)),
@@ -116,14 +155,15 @@ def summary(runs: Sequence[RunRecords]) -> dict[str, Any]:
                 None if steps is None else f"{steps:,}",
                 None if best is None else percent(best),
                 None if seconds is None else duration(seconds),
-            ]
+            )
         )
-    columns = ["run", "command", "method", "model", "status", "started (UTC)", "steps", "best EM", "training time"]
-    return {"columns": columns, "rows": rows}
+    columns = ("run", "command", "method", "model", "status", "started (UTC)", "steps", "best EM", "training time")
+    return Table("Runs", columns, tuple(rows))
 
 
-def _evaluations(runs: Sequence[RunRecords]) -> dict[str, Any]:
-    rows: list[list[Any]] = []
+def _evaluations(runs: Sequence[RunRecords]) -> Table:
+    """Each question set of each run, which is named by its place."""
+    rows: list[tuple[Cell, ...]] = []
     for place, run in enumerate(runs):
         for name, report in run.reports.items():
             groups = [("all", report.overall)]
@@ -133,25 +173,26 @@ def _evaluations(runs: Sequence[RunRecords]) -> dict[str, Any]:
                 interval = percent_range(s.em_interval.low, s.em_interval.high)
                 shares = [percent(value) for value in (s.f1, s.answer_retrieved)]
                 numbers = [f"{s.searches:.2f}", f"{s.written_tokens:.0f}", str(s.invalid_actions)]
-                rows.append([place, name, hops, f"{s.n:,}", percent(s.em), interval, *shares, *numbers])
-    columns = ["run", "question set", "hops", "n", "EM", "95 %", "F1", "answer retrieved", "searches"]
-    return {"columns": [*columns, "tokens written", "without action"], "rows": rows}
+                rows.append((place, name, hops, f"{s.n:,}", percent(s.em), interval, *shares, *numbers))
+    columns = ("run", "question set", "hops", "n", "EM", "95 %", "F1", "answer retrieved", "searches")
+    return Table("Evaluations", (*columns, "tokens written", "without action"), tuple(rows))
 
 
-def _selective(runs: Sequence[RunRecords]) -> dict[str, Any]:
+def _selective(runs: Sequence[RunRecords]) -> Table:
     """Wrong answers among the surest, of evaluations whose answers have a known probability."""
-    rows = [
-        [place, name, percent(curve.aurc), *map(percent, curve.risk_at.values())]
+    rows: list[tuple[Cell, ...]] = [
+        (place, name, percent(curve.aurc), *map(percent, curve.risk_at.values()))
         for place, run in enumerate(runs)
         for name, report in run.reports.items()
         if (curve := report.overall.selective) is not None
     ]
-    return {"columns": ["run", "question set", "AURC", *(f"{c} %" for c in COVERAGES)], "rows": rows}
+    columns = ("run", "question set", "AURC", *(f"{c} %" for c in COVERAGES))
+    return Table("Wrong among the surest answers", columns, tuple(rows))
 
 
-def _pairs(runs: Sequence[RunRecords]) -> dict[str, Any]:
+def _pairs(runs: Sequence[RunRecords]) -> Table:
     """Every two evaluations over the questions that both were asked."""
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for first, second in combinations([run for run in runs if run.record["command"] == "eval"], 2):
         common = first.right.keys() & second.right.keys()
         if not common:
@@ -159,9 +200,9 @@ def _pairs(runs: Sequence[RunRecords]) -> dict[str, Any]:
         paired = paired_difference({k: first.right[k] for k in common}, {k: second.right[k] for k in common})
         interval = points_range(paired.interval.low, paired.interval.high)
         counts = [str(paired.n), str(paired.worse), str(paired.better)]
-        rows.append([first.name, second.name, *counts, points(paired.difference), interval, p_value(paired.p_value)])
-    columns = ["A", "B", "questions", "only A right", "only B right", "B minus A (points)", "95 %", "p (sign test)"]
-    return {"columns": columns, "rows": rows}
+        rows.append((first.name, second.name, *counts, points(paired.difference), interval, p_value(paired.p_value)))
+    columns = ("A", "B", "questions", "only A right", "only B right", "B minus A (points)", "95 %", "p (sign test)")
+    return Table("Two runs on the same questions", columns, tuple(rows))
 
 
 def _differing(runs: Sequence[RunRecords]) -> list[str]:
@@ -197,7 +238,7 @@ def alarms(runs: Sequence[RunRecords]) -> list[str]:
     ]
 
 
-def _questions(runs: Sequence[RunRecords], limit: int) -> tuple[list[dict[str, Any]], list[str]]:
+def _questions(runs: Sequence[RunRecords], limit: int) -> tuple[list[ReportQuestion], list[str]]:
     """`limit` questions of each set, and as many rollouts, with every run's attempt; and what could not be shown.
 
     Which ones is a fixed draw by their keys, the same for every run; questions that more runs answered come first.
@@ -213,7 +254,7 @@ def _questions(runs: Sequence[RunRecords], limit: int) -> tuple[list[dict[str, A
         for name, keys in by_group.items()
         if len(keys) > limit
     ]
-    shown: dict[str, dict[str, Any]] = {}
+    shown: dict[str, ReportQuestion] = {}
     for place, run in enumerate(runs):
         codec: Codec | None = None
         known = False
@@ -222,23 +263,12 @@ def _questions(runs: Sequence[RunRecords], limit: int) -> tuple[list[dict[str, A
                 continue
             if not known:
                 codec, known = _codec(run, header, warnings), True
-            question = trajectory.question
-            entry = shown.setdefault(
-                key,
-                {
-                    "key": key,
-                    "bench": group,
-                    "text": question.text,
-                    "answers": list(question.answers),
-                    "hops": question.hops,
-                    "attempts": {},
-                },
-            )
-            entry["attempts"][str(place)] = attempt(trajectory, codec, tokens)
+            entry = shown.setdefault(key, ReportQuestion.of(key, group, trajectory.question, attempts={}))
+            entry.attempts[str(place)] = attempt(trajectory, codec, tokens)
     return list(shown.values()), warnings
 
 
-def _codec(run: RunRecords, header: dict[str, Any], warnings: list[str]) -> Codec | None:
+def _codec(run: RunRecords, header: Mapping[str, Any], warnings: list[str]) -> Codec | None:
     """The codec of the tokenizer that the run kept, else of its model's; without one the page shows no text."""
     from dgpo_cli.formats.protocol import Protocol
     from dgpo_cli.models.codec import Codec

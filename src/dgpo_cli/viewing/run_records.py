@@ -25,7 +25,7 @@ class Kept(NamedTuple):
     key: str
     group: str
     trajectory: Trajectory
-    header: dict[str, Any]
+    header: Mapping[str, Any]
     tokens: Mapping[str, Sequence[float | None]]  # what is known of each token, by name, as long as `token_ids`
 
 
@@ -59,7 +59,7 @@ class RunRecords:
                 yield kept(row, schema, header, f"{file}:{line}")
 
 
-def kept(row: Mapping[str, Any], schema: str, header: dict[str, Any], place: str) -> Kept:
+def kept(row: Mapping[str, Any], schema: str, header: Mapping[str, Any], place: str) -> Kept:
     """The episode of a row of a record file. Raises InputError that names the place."""
     try:
         trajectory = Trajectory.from_json(row)

@@ -15,17 +15,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dgpo_cli import __version__
 from dgpo_cli.core.run_names import find_run, find_runs, short_names
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.viewing.charts import charts
-from dgpo_cli.viewing.episode_text import attempt
-from dgpo_cli.viewing.following import WatchedRun, inside
+from dgpo_cli.evaluation.tables import Table
+from dgpo_cli.viewing.charts import Chart, Curve, charts
+from dgpo_cli.viewing.episode_text import ShownAttempt, attempt
+from dgpo_cli.viewing.following import RunProgress, WatchedEpisode, WatchedRun, inside
 from dgpo_cli.viewing.report import LAST, alarms, summary
 from dgpo_cli.viewing.run_records import Kept
 
@@ -34,6 +36,26 @@ if TYPE_CHECKING:
 
 _EVERY_S, _SEARCH_EVERY_S = 1.0, 5.0  # how often files are read, and runs looked for, however often the page asks
 _ALARMS = 3  # of a run, the last ones
+
+
+@dataclass(frozen=True, slots=True)
+class WatchState:
+    """The page without curves and episodes, which it asks for run by run."""
+
+    version: str
+    created: str
+    folder: str
+    runs: list[RunProgress]
+    summary: Table
+    charts: list[Chart]
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedContent:
+    revision: int
+    curves: dict[str, Curve]
+    episodes: list[WatchedEpisode]
 
 
 class Watch:
@@ -61,7 +83,7 @@ class Watch:
         self._lock = Lock()
         self._read = self._searched = -float("inf")
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> WatchState:
         with self._lock:
             self._refresh()
             runs = self._known()
@@ -69,28 +91,25 @@ class Watch:
             for records, name in zip(opened, short_names([records.path for records in opened]), strict=True):
                 records.name = name
             damaged = [problem for run in self._shown for problem in run.problems]
-            return {
-                "version": f"dgpo {__version__}",
-                "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-                "folder": str(self._root.resolve()),
-                "runs": [run.about() for run in runs],
-                "summary": summary(opened),
-                "charts": charts([run.curves for run in runs]),
-                "evaluations": {"rows": []},
-                "selective": {"rows": []},
-                "pairs": {"rows": []},
-                "warnings": [*damaged, *(line for records in opened for line in alarms([records])[-_ALARMS:])],
-            }
+            return WatchState(
+                version=f"dgpo {__version__}",
+                created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+                folder=str(self._root.resolve()),
+                runs=[run.about() for run in runs],
+                summary=summary(opened),
+                charts=charts([run.curves for run in runs]),
+                warnings=[*damaged, *(line for records in opened for line in alarms([records])[-_ALARMS:])],
+            )
 
-    def run(self, number: int) -> dict[str, Any] | None:
+    def run(self, number: int) -> WatchedContent | None:
         with self._lock:
             run = self._numbered(number)
             if run is None:
                 return None
             episodes = [entry for file in run.files for entry in file.entries.values()]
-            return {"revision": run.revision, "curves": run.curves, "episodes": episodes}
+            return WatchedContent(run.revision, run.curves, episodes)
 
-    def episode(self, number: int, key: str) -> dict[str, Any] | None:
+    def episode(self, number: int, key: str) -> ShownAttempt | None:
         """An attempt with its steps; None where it is gone. Raises DgpoError without what turns tokens into text."""
         with self._lock:
             run = self._numbered(number)

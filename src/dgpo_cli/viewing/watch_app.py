@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI, Response
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -49,11 +47,11 @@ def watch_app(watch: Watch) -> FastAPI:
     return app
 
 
-def _json(value: dict[str, Any] | None) -> Response:
-    status = 200 if value is not None else 404
+def _json(value: object) -> Response:
+    gone = {"detail": "it is not there any more"}
     return Response(
-        to_json(value or {"detail": "it is not there any more"}),
-        status,
+        to_json(gone if value is None else value),
+        404 if value is None else 200,
         headers=_HEADERS,
         media_type="application/json",
     )

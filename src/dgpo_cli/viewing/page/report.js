@@ -39,16 +39,16 @@ function showRuns() {
   $("evaluations").replaceChildren();
   const named = (run) => element("span", { title: content.runs[run].path }, dot(run), content.runs[run].name);
   table($("run-table"), content.summary.columns, content.summary.rows.map((row, run) => [named(run), ...row]));
-  const section = (text, columns, rows) => {
-    if (!rows.length) return;
+  const section = (found, rows) => {
+    if (!found?.rows.length) return;
     const made = element("table");
-    table(made, columns, rows);
-    $("evaluations").append(element("h3", { text }), element("div", { class: "scroll" }, made));
+    table(made, found.columns, rows(found.rows));
+    $("evaluations").append(element("h3", { text: found.title }), element("div", { class: "scroll" }, made));
   };
   const ofRuns = (rows) => rows.map(([run, ...cells]) => [named(run), ...cells]);
-  section("Evaluations", content.evaluations.columns, ofRuns(content.evaluations.rows));
-  section("Wrong among the surest answers", content.selective.columns, ofRuns(content.selective.rows));
-  section("Two runs on the same questions", content.pairs.columns, content.pairs.rows);
+  section(content.evaluations, ofRuns);
+  section(content.selective, ofRuns);
+  section(content.pairs, (rows) => rows);
   $("warnings").replaceChildren(...content.warnings.map((text) => element("p", { class: "note", text })));
 }
 
