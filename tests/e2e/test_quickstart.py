@@ -62,7 +62,7 @@ def test_evaluations_are_runs_of_which_report_and_compare_show_everything(made, 
         assert right == row.right
         assert json.loads((run / "report.json").read_text())["benchmarks"]["tinyworld"]["em"] == row.em
     both = compare(read_side(str(runs[0])), read_side(str(runs[1])))
-    assert both["comparable"] and both["benchmarks"]["tinyworld"]["n"] == 30
+    assert both.comparable and both.benchmarks["tinyworld"].n == 30
 
 
 def order_of(folder):

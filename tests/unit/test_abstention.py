@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.eval_reports import eval_report
 from tests.retrieval_corpora import TOWNS, write_corpus, write_lines
 
 from dgpo_cli.core.trajectory import Trajectory, WrittenTurn
@@ -149,13 +150,7 @@ def test_risk_and_coverage() -> None:
 
 def test_the_table_tells_of_unanswerable_questions_where_there_are_some() -> None:
     def shown(*played: Trajectory) -> Any:
-        benchmark = Report.of([grade(one) for one in played]).to_json() | {"published": None, "index": {}}
-        average = {"pass_at": {}}
-        report = {
-            "benchmarks": {"set": benchmark},
-            "avg": average,
-            "decoding": {"temperature": 0, "samples": 1, "seed": 0},
-        }
+        report = eval_report("set", Report.of([grade(one) for one in played]))
         return next(table for table in tables(report) if table.title == "Answers and their evidence")
 
     plain = shown(episode(HARBOUR, "Mira Holt", "d"))

@@ -12,8 +12,12 @@ from dgpo_cli.core.types import Passage, Question, StopReason
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.engine.scripted import ScriptedEngine
 from dgpo_cli.evaluation.arcap import GoldContext, GoldReader, find_gold, gold_codec, gold_protocol
-from dgpo_cli.evaluation.gold_context import run_gold, with_arcap
+from dgpo_cli.evaluation.beside_paper import PublishedEM
+from dgpo_cli.evaluation.gold_context import run_gold
+from dgpo_cli.evaluation.report import Arcap, BenchmarkReport
+from dgpo_cli.evaluation.stats import Interval
 from dgpo_cli.evaluation.suite import Benchmark
+from dgpo_cli.evaluation.summary import Report
 from dgpo_cli.formats.tags import DEFAULT, TAGS, TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.offline.world.demonstrator import read_answer
@@ -179,17 +183,18 @@ def test_a_reader_of_the_offline_world(tmp_path):
     ]
     one_hop = sum(q.hops == 1 for i, q in enumerate(questions) if i not in (3, 5))
     assert 0 < one_hop < 28
-    assert (gold["questions"], gold["without_gold"], gold["incomplete"], gold["missing_passages"]) == (28, 1, 1, 1)
-    assert gold["direct"]["em"] == 1.0 and gold["think"]["em"] == one_hop / 28
-    assert gold["think"]["errors"]["wrong_reasoning"] == 28 - one_hop and gold["direct"]["truncated_observations"] == 0
+    assert (gold.questions, gold.without_gold, gold.incomplete, gold.missing_passages) == (28, 1, 1, 1)
+    assert gold.direct.em == 1.0 and gold.think.em == one_hop / 28
+    assert gold.think.errors["wrong_reasoning"] == 28 - one_hop and gold.direct.truncated_observations == 0
     assert seen[-1] == (56, 56)
     header, *rows = [json.loads(line) for line in (tmp_path / "run" / "gold" / "tinyworld-think.jsonl").open()]
     assert (header["schema"], header["mode"], header["model"], len(rows)) == ("gold context", "think", "m", 28)
     assert run_gold(agent, benchmarks, tmp_path / "run", headers)["tinyworld"] == gold  # from the records
 
-    hit = {"low": 0.1, "high": 0.4}
-    base = {"first_hit": 0.25, "first_hit_interval": hit, "searches": 1.5, "published": None}
-    arcap = with_arcap({"benchmarks": {"tinyworld": base}}, {"tinyworld": gold})["benchmarks"]["tinyworld"]["arcap"]
-    assert arcap == {
-        "gold": gold, "first_hit": 0.25, "first_hit_interval": hit, "steps": 1.5, "published": None
-    }  # fmt: skip
+    base = BenchmarkReport.about(Report.of([]), index={}, questions={}, published=None)
+    base = replace(base, first_hit=0.25, first_hit_interval=Interval(0.1, 0.4), searches=1.5)
+    arcap = base.with_gold_context("tinyworld", gold).arcap
+    assert arcap == Arcap(gold, 0.25, Interval(0.1, 0.4), 1.5, None)
+    paper = PublishedEM("DGPO 0.5B", 0.12, True, [])
+    arcap = replace(base, published=paper).with_gold_context("musique", gold).arcap
+    assert (arcap.published.row, arcap.published.direct, arcap.published.comparable) == ("DGPO 0.5B", 0.312, False)

@@ -63,15 +63,15 @@ def test_the_same_questions_under_the_same_settings(tmp_path):
     a = write(tmp_path / "a", header("a"), asked, lambda i, _: i < 50)
     b = write(tmp_path / "b", header("b"), asked, lambda i, _: 10 <= i < 80)
     result = compared(a, b)
-    assert result["comparable"] and result["settings"] == []
-    one = result["benchmarks"]["nq"]
-    assert (one["n"], one["em_a"], one["em_b"]) == (100, 0.5, 0.7)
-    assert (one["only_a"], one["only_b"], one["dropped_a"], one["dropped_b"], one["changed"]) == (10, 30, 0, 0, 0)
-    assert one["difference"] == pytest.approx(0.2)
+    assert result.comparable and result.settings == []
+    one = result.benchmarks["nq"]
+    assert (one.n, one.em_a, one.em_b) == (100, 0.5, 0.7)
+    assert (one.only_a, one.only_b, one.dropped_a, one.dropped_b, one.changed) == (10, 30, 0, 0, 0)
+    assert one.difference == pytest.approx(0.2)
     by_hand = paired_difference({i: i < 50 for i in range(100)}, {i: 10 <= i < 80 for i in range(100)})
-    assert (one["interval"]["low"], one["interval"]["high"]) == (by_hand.interval.low, by_hand.interval.high)
-    assert one["p_value"] == by_hand.p_value < 0.01
-    assert one["em_a_interval"]["low"] == wilson(50, 100).low
+    assert (one.interval.low, one.interval.high) == (by_hand.interval.low, by_hand.interval.high)
+    assert one.p_value == by_hand.p_value < 0.01
+    assert one.em_a_interval.low == wilson(50, 100).low
     assert table(result).rows[0][4] == "+20.0" and len(notes(result)) == 1 and len(heading(result)) == 2
 
 
@@ -92,8 +92,8 @@ def test_one_setting_that_differs_is_named_before_any_number(tmp_path, change, s
     a = write(tmp_path / "a", header("a"), asked, lambda i, _: i < 5)
     b = write(tmp_path / "b", header("b", **change), asked, lambda i, _: i < 6)
     result = compared(a, b)
-    assert not result["comparable"]
-    ((named, value),) = [(one["setting"], one["b"]) for one in result["settings"]]
+    assert not result.comparable
+    ((named, value),) = [(one.setting, one.b) for one in result.settings]
     assert (named, value) == (setting, in_b)
     lines = heading(result)
     assert lines[2].startswith("NOT COMPARABLE") and f"  {setting}: " in lines[3] and f"{in_b} in B" in lines[3]
@@ -104,10 +104,10 @@ def test_another_corpus_and_one_that_nobody_tells(tmp_path):
     asked = questions(range(4))
     a = write(tmp_path / "a", header("a"), asked, lambda i, _: True)
     b = write(tmp_path / "b", header("b", corpus="c1"), asked, lambda i, _: True)
-    assert [one["setting"] for one in compared(a, b)["settings"]] == ["corpus", "index"]
+    assert [one.setting for one in compared(a, b).settings] == ["corpus", "index"]
     server = [write(tmp_path / n, header(n, corpus=None), asked, lambda i, _: True) for n in ("c", "d")]
     result = compared(*server)
-    assert [one["setting"] for one in result["settings"]] == ["corpus"]
+    assert [one.setting for one in result.settings] == ["corpus"]
     assert "  corpus: not told by the server" in heading(result)
 
 
@@ -115,7 +115,7 @@ def test_the_number_of_another_batch_is_no_setting(tmp_path):
     asked = questions(range(4))
     a = write(tmp_path / "a", header("a"), asked, lambda i, _: True)
     b = write(tmp_path / "b", header("b", wave=8), asked, lambda i, _: True)
-    assert compared(a, b)["comparable"]
+    assert compared(a, b).comparable
 
 
 def test_questions_of_one_side_only_and_changed_ones_are_dropped_and_counted(tmp_path):
@@ -123,9 +123,9 @@ def test_questions_of_one_side_only_and_changed_ones_are_dropped_and_counted(tmp
     others = questions(range(4, 17))
     others[0] = replace(others[0], answers=("gold", "else"))  # id 4
     b = write(tmp_path / "b", header("b", digest="q1"), others, lambda i, _: True)
-    one = compared(a, b)["benchmarks"]["nq"]
-    assert (one["n"], one["dropped_a"], one["dropped_b"], one["changed"]) == (5, 4, 7, 1)
-    assert (one["em_a"], one["em_b"]) == (0.0, 1.0)
+    one = compared(a, b).benchmarks["nq"]
+    assert (one.n, one.dropped_a, one.dropped_b, one.changed) == (5, 4, 7, 1)
+    assert (one.em_a, one.em_b) == (0.0, 1.0)
     assert "nq: questions left out: 4 only in A, 7 only in B, 1 asked otherwise." in notes(compared(a, b))
 
 
@@ -135,17 +135,17 @@ def test_the_mean_is_over_the_sets_of_both_and_says_so(tmp_path):
         write(tmp_path / side, header(side), questions(range(4), "popqa"), lambda i, _, share=share: i < share)
     write(tmp_path / "b", header("b"), questions(range(3), "musique"), lambda i, _: True)
     result = compared(tmp_path / "a", tmp_path / "b")
-    assert list(result["benchmarks"]) == ["nq", "popqa"]
-    assert result["avg"]["difference"] == 0.5 and result["avg"]["em_a"] == 0.5
+    assert list(result.benchmarks) == ["nq", "popqa"]
+    assert result.avg.difference == 0.5 and result.avg.em_a == 0.5
     sides = [
         ({str(i): float(i % 4 < 2) for i in range(20)}, dict.fromkeys(map(str, range(20)), 1.0)),
         ({str(i): float(i < 2) for i in range(4)}, dict.fromkeys(map(str, range(4)), 1.0)),
     ]
     interval = mean_paired_difference(sides)[1]
-    assert result["avg"]["interval"] == {"low": interval.low, "high": interval.high}
+    assert result.avg.interval == interval
     both = mean_interval([(0.5, wilson(10, 20)), (0.5, wilson(2, 4))])
-    assert result["avg"]["em_a_interval"] == {"low": both.low, "high": both.high}
-    assert [one["setting"] for one in result["settings"]] == ["question sets"]
+    assert result.avg.em_a_interval == both
+    assert [one.setting for one in result.settings] == ["question sets"]
     assert table(result).rows[-1][0] == "average"
 
 
@@ -154,9 +154,9 @@ def test_several_draws_count_as_shares(tmp_path):
     a = write(tmp_path / "a", header("a", samples=4), asked, lambda i, s: s < i, samples=4)  # 0, 1, 2, 3 of 4
     b = write(tmp_path / "b", header("b", samples=4), asked, lambda i, s: s < 2, samples=4)  # 2 of 4 each
     result = compared(a, b)
-    one = result["benchmarks"]["nq"]
-    assert result["comparable"] and one["n"] == 4
-    assert (one["em_a"], one["em_b"], one["only_a"], one["only_b"]) == (1.5 / 4, 0.5, 1, 2)
+    one = result.benchmarks["nq"]
+    assert result.comparable and one.n == 4
+    assert (one.em_a, one.em_b, one.only_a, one.only_b) == (1.5 / 4, 0.5, 1, 2)
 
 
 def test_a_run_is_found_by_its_name_and_its_gold_records_are_not_answers(tmp_path, monkeypatch):

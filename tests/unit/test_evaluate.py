@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from tests.eval_reports import eval_report
 
 from dgpo_cli.agent.loop import finished_episodes
 from dgpo_cli.agent.settings import RolloutSettings
@@ -15,6 +16,7 @@ from dgpo_cli.core.types import Hit, Passage, Question, StopReason
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.errors import InputError, RetrievalError
 from dgpo_cli.evaluation import run
+from dgpo_cli.evaluation.beside_paper import PublishedEM
 from dgpo_cli.evaluation.published import ARCAP, ROWS, WIKI18_PASSAGES, Conditions, differences, row_for
 from dgpo_cli.evaluation.stats import Interval, bootstrap_interval
 from dgpo_cli.evaluation.summary import Report, macro_average
@@ -261,8 +263,8 @@ def test_the_average_counts_every_benchmark_the_same(codec):
         run_batch = asker(codec, answers(asked, lambda i, right=right: i < right), Retriever())
         reports[name] = evaluate(asked, run_batch=run_batch)
     average = macro_average(reports)
-    assert average["em"] == (0.25 + 1.0) / 2
-    assert average["em_interval"]["low"] < 0.625 < average["em_interval"]["high"]
+    assert average.em == (0.25 + 1.0) / 2
+    assert average.em_interval.low < 0.625 < average.em_interval.high
 
 
 def test_several_draws_of_a_question_give_its_share_and_pass_at_k(codec, tmp_path):
@@ -301,7 +303,7 @@ def test_several_draws_of_a_question_give_its_share_and_pass_at_k(codec, tmp_pat
         assert evaluate(asked, run_batch=run_batch, samples=4, records=records) == whole
     assert len(seen) == 20 - 9
     average = macro_average({"nq": whole, "popqa": whole})
-    assert average["pass_at"] == pytest.approx(overall.pass_at) and average["em"] == 0.5
+    assert average.pass_at == pytest.approx(overall.pass_at) and average.em == 0.5
 
 
 # --- the paper's rows and the report ----------------------------------------------------------------------------------
@@ -344,18 +346,16 @@ def test_a_result_is_comparable_only_under_the_papers_conditions():
 
 def test_the_report_shows_scores_and_says_what_is_not_comparable():
     outcomes = evaluate_outcomes()
-    published = {"row": "DGPO 0.5B", "em": 0.378, "comparable": False, "reasons": ["20 of 3,610 questions"]}
-    report = {
-        "model": {"name": "mine|x"},
-        "decoding": {"temperature": 0.0, "seed": 3, "samples": 1},
-        "avg": macro_average({"nq": outcomes}),
-        "benchmarks": {"nq": outcomes.to_json() | {"published": published}},
-    }
+    published = PublishedEM("DGPO 0.5B", 0.378, False, ["20 of 3,610 questions"])
+    report = eval_report("nq", outcomes, model="mine|x", published=published)
     scores = tables(report)[0]
     assert scores.rows[0][:3] == ("nq", 20, "50.0 %") and scores.rows[0][-1] == "37.8 % *"
     assert notes(report)[0].startswith("Decoding: greedy decoding, seed 3.")
     assert "* not comparable with the paper (nq): 20 of 3,610 questions." in notes(report)
     assert "| nq | 20 | 50.0 % |" in markdown(report)
+    shown = report.to_json()["benchmarks"]["nq"]
+    assert shown["em"] == 0.5 and shown["hops"]["1"]["n"] == outcomes.by_hops[1].n and "arcap" not in shown
+    assert shown["published"]["reasons"] == ["20 of 3,610 questions"]
 
 
 def evaluate_outcomes():

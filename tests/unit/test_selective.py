@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.eval_reports import eval_report
 from tests.tiny import bpe_tokenizer
 
 from dgpo_cli.agent.loop import finished_episodes
@@ -160,8 +161,7 @@ def test_a_resumed_evaluation_has_the_same_curve_and_a_table_of_it(tmp_path: Pat
     found = run(4).overall
     assert found.selective is not None and found.selective.aurc == pytest.approx(1 / 3)
     assert found.risk == found.selective.risk_at["100"] == 1 / 2
-    report = {"benchmarks": {"set": Report.of(run(4).outcomes).to_json()}}
-    table = next(t for t in tables(_whole(report)) if t.title == "Wrong among the surest answers")
+    table = next(t for t in tables(eval_report("set", run(4))) if t.title == "Wrong among the surest answers")
     assert table.columns[:4] == ("benchmark", "AURC", "100 %", "90 %")
     assert table.rows == (
         ("set", "33.3 %", "50.0 %", "50.0 %", "50.0 %", "33.3 %", "33.3 %", *["50.0 %"] * 3, "0.0 %", "0.0 %"),
@@ -174,12 +174,5 @@ def test_there_is_no_curve_where_one_answer_has_no_known_probability() -> None:
     assert Summary.of([grade(known), grade(silent)]).selective is not None, "no answer, no confidence needed"
     assert Summary.of([grade(known), grade(replace(unknown, sample=1))]).selective is None
     assert Summary.of([grade(silent)]).selective is None
-    report = {"benchmarks": {"set": Report.of([grade(unknown)]).to_json()}}
-    assert "Wrong among the surest answers" not in {table.title for table in tables(_whole(report))}
-
-
-def _whole(report: dict[str, Any]) -> dict[str, Any]:
-    for benchmark in report["benchmarks"].values():
-        benchmark |= {"published": None, "index": {}}
-    decoding = {"temperature": 0, "samples": 1, "seed": 0}
-    return report | {"avg": {"pass_at": {}}, "decoding": decoding}
+    report = eval_report("set", Report.of([grade(unknown)]))
+    assert "Wrong among the surest answers" not in {table.title for table in tables(report)}

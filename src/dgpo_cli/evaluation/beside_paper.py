@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dgpo_cli.core.config import load_toml
-from dgpo_cli.evaluation.published import ARCAP, ARCAP_REASONS, Conditions, PublishedRow, differences, row_for
+from dgpo_cli.evaluation.published import (
+    ARCAP,
+    ARCAP_REASONS,
+    Conditions,
+    PublishedArcap,
+    PublishedRow,
+    differences,
+    row_for,
+)
 from dgpo_cli.models.sources import ModelSource
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedEM:
+    row: str
+    em: float
+    comparable: bool
+    reasons: list[str]  # why it is not
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedArcapBeside(PublishedArcap):
+    row: str
+    comparable: bool
+    reasons: list[str]
 
 
 def published_row(source: ModelSource) -> PublishedRow | None:
@@ -26,29 +48,28 @@ def _training_method(source: ModelSource) -> str | None:
     return method if isinstance(method, str) else None
 
 
-def published_em(row: PublishedRow | None, conditions: Conditions) -> dict[str, Any] | None:
+def published_em(row: PublishedRow | None, conditions: Conditions) -> PublishedEM | None:
     if row is None or conditions.benchmark not in row.em:
         return None
     reasons = differences(row, conditions)
-    return {"row": row.label, "em": row.em[conditions.benchmark], "comparable": not reasons, "reasons": reasons}
+    return PublishedEM(row.label, row.em[conditions.benchmark], not reasons, reasons)
 
 
-def published_average(row: PublishedRow | None, described: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The row's mean over the same benchmarks."""
-    published = [benchmark["published"] for benchmark in described.values()]
-    if row is None or not all(published):
+def published_average(row: PublishedRow | None, published: Mapping[str, PublishedEM | None]) -> PublishedEM | None:
+    """The row's mean over the benchmarks that `published` names."""
+    known = [one for one in published.values() if one is not None]
+    if row is None or len(known) < len(published):
         return None
-    reasons = sorted({reason for one in published for reason in one["reasons"]})
-    if set(described) != set(row.em):
-        reasons.append(f"{len(described)} of {len(row.em)} benchmarks")
-    em = sum(one["em"] for one in published) / len(published)
-    return {"row": row.label, "em": em, "comparable": not reasons, "reasons": reasons}
+    reasons = sorted({reason for one in known for reason in one.reasons})
+    if set(published) != set(row.em):
+        reasons.append(f"{len(published)} of {len(row.em)} benchmarks")
+    return PublishedEM(row.label, sum(one.em for one in known) / len(known), not reasons, reasons)
 
 
-def published_arcap(published: Mapping[str, Any] | None, benchmark: str) -> dict[str, Any] | None:
+def published_arcap(published: PublishedEM | None, benchmark: str) -> PublishedArcapBeside | None:
     """The paper's ARCap figures of the row that `published_em` found; never comparable, for the reasons given."""
-    figures = None if published is None else ARCAP.get(published["row"], {}).get(benchmark)
+    figures = None if published is None else ARCAP.get(published.row, {}).get(benchmark)
     if published is None or figures is None:
         return None
-    reasons = [*ARCAP_REASONS, *published["reasons"]]
-    return {"row": published["row"], **asdict(figures), "comparable": False, "reasons": reasons}
+    reasons = [*ARCAP_REASONS, *published.reasons]
+    return PublishedArcapBeside(**asdict(figures), row=published.row, comparable=False, reasons=reasons)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.core.records import read_jsonl, read_records
+from dgpo_cli.core.records import read_jsonl, read_records, to_json
 from dgpo_cli.core.run_dir import read_run
 from dgpo_cli.core.run_names import find_run
 from dgpo_cli.core.schema import ANYTHING, FLAG, check, map_of, record
@@ -85,8 +85,67 @@ def _read(file: Path) -> tuple[str, Answers]:
     return name, Answers(header, questions, right)
 
 
-def compare(a: Side, b: Side) -> dict[str, Any]:
-    """The object that `dgpo eval --compare A B --json` prints. Raises InputError where no question is in both."""
+@dataclass(frozen=True, slots=True)
+class ComparedSide:
+    path: str
+    model: Mapping[str, Any]
+    finished: bool | None  # as in Side
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedSet:
+    """One benchmark: EM of both, and B minus A over the questions that both answered."""
+
+    n: int
+    em_a: float
+    em_a_interval: Interval
+    em_b: float
+    em_b_interval: Interval
+    difference: float
+    interval: Interval
+    only_a: int  # right, or more often right
+    only_b: int
+    p_value: float
+    dropped_a: int  # questions of A alone
+    dropped_b: int
+    changed: int  # asked otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedMean:
+    """The mean over benchmarks."""
+
+    em_a: float
+    em_a_interval: Interval
+    em_b: float
+    em_b_interval: Interval
+    difference: float
+    interval: Interval
+    benchmarks: int
+
+
+@dataclass(frozen=True, slots=True)
+class SettingDifference:
+    setting: str
+    a: Any
+    b: Any
+    benchmarks: list[str]  # where it differs
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The object that `dgpo eval --compare A B --json` prints."""
+
+    a: ComparedSide
+    b: ComparedSide
+    comparable: bool
+    settings: list[SettingDifference]
+    benchmarks: Mapping[str, ComparedSet]
+    avg: ComparedMean
+
+
+def compare(a: Side, b: Side) -> Comparison:
+    """Raises InputError where no question is in both."""
     names = [name for name in a.benchmarks if name in b.benchmarks]
     paired = {name: _paired(a.benchmarks[name], b.benchmarks[name]) for name in names}
     benchmarks = {name: _describe(name, a, b, *shares) for name, shares in paired.items() if shares[0]}
@@ -95,20 +154,16 @@ def compare(a: Side, b: Side) -> dict[str, Any]:
     means = [(_means(first), _means(second)) for first, second in paired.values() if first]
     difference, interval = mean_paired_difference(means)
     settings = list(_setting_differences(a, b, names))
-    return {
-        "a": {"path": str(a.path), "model": dict(a.model), "finished": a.finished},
-        "b": {"path": str(b.path), "model": dict(b.model), "finished": b.finished},
-        "comparable": not settings,
-        "settings": settings,
-        "benchmarks": benchmarks,
-        "avg": _mean(benchmarks, "em_a")
-        | _mean(benchmarks, "em_b")
-        | {
-            "difference": difference,
-            "interval": asdict(interval),
-            "benchmarks": len(benchmarks),
-        },
-    }
+    ours = _mean([(one.em_a, one.em_a_interval) for one in benchmarks.values()])
+    theirs = _mean([(one.em_b, one.em_b_interval) for one in benchmarks.values()])
+    return Comparison(
+        a=ComparedSide(str(a.path), dict(a.model), a.finished),
+        b=ComparedSide(str(b.path), dict(b.model), b.finished),
+        comparable=not settings,
+        settings=settings,
+        benchmarks=benchmarks,
+        avg=ComparedMean(*ours, *theirs, difference, interval, len(benchmarks)),
+    )
 
 
 Shares = Mapping[str, Sequence[bool]]
@@ -120,50 +175,48 @@ def _paired(a: Answers, b: Answers) -> tuple[Shares, Shares]:
     return {key: a.right[key] for key in same}, {key: b.right[key] for key in same}
 
 
-def _describe(name: str, a: Side, b: Side, first: Shares, second: Shares) -> dict[str, Any]:
+def _describe(name: str, a: Side, b: Side, first: Shares, second: Shares) -> ComparedSet:
     ours, theirs = a.benchmarks[name].questions, b.benchmarks[name].questions
     result = paired_difference(_means(first), _means(second))
-    return {
-        "n": result.n,
-        "em_a": sum(_means(first).values()) / result.n,
-        "em_a_interval": asdict(share_interval([(sum(draws), len(draws)) for draws in first.values()])),
-        "em_b": sum(_means(second).values()) / result.n,
-        "em_b_interval": asdict(share_interval([(sum(draws), len(draws)) for draws in second.values()])),
-        "difference": result.difference,
-        "interval": asdict(result.interval),
-        "only_a": result.worse,
-        "only_b": result.better,
-        "p_value": result.p_value,
-        "dropped_a": len(ours.keys() - theirs.keys()),
-        "dropped_b": len(theirs.keys() - ours.keys()),
-        "changed": sum(theirs.get(key, text) != text for key, text in ours.items()),
-    }
+    return ComparedSet(
+        n=result.n,
+        em_a=sum(_means(first).values()) / result.n,
+        em_a_interval=share_interval([(sum(draws), len(draws)) for draws in first.values()]),
+        em_b=sum(_means(second).values()) / result.n,
+        em_b_interval=share_interval([(sum(draws), len(draws)) for draws in second.values()]),
+        difference=result.difference,
+        interval=result.interval,
+        only_a=result.worse,
+        only_b=result.better,
+        p_value=result.p_value,
+        dropped_a=len(ours.keys() - theirs.keys()),
+        dropped_b=len(theirs.keys() - ours.keys()),
+        changed=sum(theirs.get(key, text) != text for key, text in ours.items()),
+    )
 
 
-def _mean(benchmarks: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
-    parts = [(one[name], Interval(**one[f"{name}_interval"])) for one in benchmarks.values()]
-    return {name: sum(em for em, _ in parts) / len(parts), f"{name}_interval": asdict(mean_interval(parts))}
+def _mean(parts: Sequence[tuple[float, Interval]]) -> tuple[float, Interval]:
+    return sum(em for em, _ in parts) / len(parts), mean_interval(parts)
 
 
 def _means(shares: Shares) -> dict[str, float]:
     return {key: sum(draws) / len(draws) for key, draws in shares.items()}
 
 
-def _setting_differences(a: Side, b: Side, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _setting_differences(a: Side, b: Side, names: Sequence[str]) -> Iterator[SettingDifference]:
     """Settings that are not alike, each with the benchmarks where it differs and what both sides had."""
     if a.benchmarks.keys() != b.benchmarks.keys():
         sets = [", ".join(side.benchmarks) for side in (a, b)]
-        yield {"setting": "question sets", "benchmarks": names, "a": sets[0], "b": sets[1]}
-    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+        yield SettingDifference("question sets", sets[0], sets[1], list(names))
+    found: dict[str, SettingDifference] = {}
     for name in names:
         ours, theirs = conditions(a.benchmarks[name].header), conditions(b.benchmarks[name].header)
         for setting, value in ours.items():
             # If neither run records its corpus, they cannot be assumed equal.
             if value != theirs[setting] or (setting == "corpus" and value is None):
-                difference = {"setting": setting, "a": value, "b": theirs[setting]}
-                found.setdefault(json.dumps(difference), (difference, []))[1].append(name)
-    for difference, where in found.values():
-        yield difference | {"benchmarks": where}
+                difference = SettingDifference(setting, value, theirs[setting], [])
+                found.setdefault(to_json(difference), difference).benchmarks.append(name)
+    yield from found.values()
 
 
 def conditions(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.evaluation.arcap import MODES, GoldContext, GoldReader, find_gold, gold_codec
-from dgpo_cli.evaluation.beside_paper import published_arcap
 from dgpo_cli.evaluation.run import evaluate
+from dgpo_cli.evaluation.stats import Interval
 from dgpo_cli.evaluation.suite import Benchmark
 from dgpo_cli.evaluation.summary import Report
 
 if TYPE_CHECKING:
     from dgpo_cli.agent.agent import Agent
 
-_FIELDS = ("n", "draws", "em", "em_interval", "f1", "errors", "truncated_observations")
+
+@dataclass(frozen=True, slots=True)
+class GoldMode:
+    """Answers to questions that came with their gold passages, in one mode."""
+
+    n: int  # questions
+    draws: int
+    em: float
+    em_interval: Interval
+    f1: float
+    errors: Mapping[str, int]
+    truncated_observations: int
+
+
+@dataclass(frozen=True, slots=True)
+class GoldFigures:
+    """The counts of `GoldContext`, and both modes; None where no question could be asked."""
+
+    questions: int
+    without_gold: int
+    incomplete: int
+    missing_passages: int
+    direct: GoldMode | None
+    think: GoldMode | None
 
 
 def gold_contexts(benchmarks: Sequence[Benchmark]) -> dict[str, GoldContext]:
@@ -34,20 +57,17 @@ def run_gold(
     *,
     samples: int = 1,
     progress: Progress | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Ask every question whose gold passages are at hand in both modes, into `folder`/gold/NAME-MODE.jsonl.
-
-    Returns by benchmark the counts of `GoldContext` and a summary per mode.
-    """
+) -> dict[str, GoldFigures]:
+    """Ask every question whose gold passages are at hand in both modes, into `folder`/gold/NAME-MODE.jsonl."""
     contexts = gold_contexts(benchmarks)
     codecs = {mode: gold_codec(agent.codec, mode) for mode in MODES}
     total = sum(len(context.passages) for context in contexts.values()) * samples * len(MODES)
     done = 0
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, GoldFigures] = {}
     for benchmark in benchmarks:
         context = contexts[benchmark.name]
         questions = [question for question in benchmark.questions if question.id in context.passages]
-        results[benchmark.name] = context.to_json()
+        modes: list[GoldMode | None] = []
         for mode in MODES:
 
             def tell(now: int, _: int, /, note: str = "", *, before: int = done) -> None:
@@ -68,30 +88,14 @@ def run_gold(
                     records=records,
                     progress=tell,
                 )
-            results[benchmark.name][mode] = _summary(report)
+            modes.append(_figures(report))
             done += len(questions) * samples
+        results[benchmark.name] = GoldFigures(
+            len(context.passages), context.without_gold, context.incomplete, context.missing_passages, *modes
+        )
     return results
 
 
-def _summary(report: Report) -> dict[str, Any] | None:
+def _figures(report: Report) -> GoldMode | None:
     """None where no question could be asked."""
-    values = asdict(report.overall)
-    return {name: values[name] for name in _FIELDS} if report.outcomes else None
-
-
-def with_arcap(report: Mapping[str, Any], gold: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The report with an "arcap" entry per benchmark."""
-    benchmarks = {
-        name: benchmark
-        | {
-            "arcap": {
-                "gold": dict(gold[name]),
-                "first_hit": benchmark["first_hit"],
-                "first_hit_interval": benchmark["first_hit_interval"],
-                "steps": benchmark["searches"],
-                "published": published_arcap(benchmark["published"], name),
-            }
-        }
-        for name, benchmark in report["benchmarks"].items()
-    }
-    return dict(report) | {"benchmarks": benchmarks}
+    return GoldMode(*(getattr(report.overall, f.name) for f in fields(GoldMode))) if report.outcomes else None

@@ -18,9 +18,10 @@ from dgpo_cli.core.records import RecordFile, read_jsonl, to_json, write_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.engine.registry import IN_PROCESS
 from dgpo_cli.evaluation.beside_paper import published_average, published_em, published_row
-from dgpo_cli.evaluation.gold_context import run_gold, with_arcap
+from dgpo_cli.evaluation.gold_context import run_gold
 from dgpo_cli.evaluation.measured import MeasuredModel
 from dgpo_cli.evaluation.published import Conditions
+from dgpo_cli.evaluation.report import BenchmarkReport, Decoding, EvalReport
 from dgpo_cli.evaluation.run import evaluate
 from dgpo_cli.evaluation.suite import Benchmark, EvalSettings
 from dgpo_cli.evaluation.summary import Report, macro_average
@@ -41,12 +42,10 @@ def measure(
     *,
     bar: Bar,
     at_once: int | None = None,
-) -> tuple[dict[str, Report], dict[str, Any]]:
+) -> tuple[dict[str, Report], EvalReport]:
     """Answer everything that `run` has no record of, `at_once` questions together or those of the settings' wave.
 
-    Writes report.json and report.md into it.
-
-    Returns the reports by benchmark and the content of report.json. Whether that finishes the run, the caller says.
+    Writes report.json and report.md into it. Whether that finishes the run, the caller says.
     """
     from dgpo_cli.models.codec import Codec
 
@@ -60,11 +59,13 @@ def measure(
     check_space(run.path, missing * BYTES_PER_QUESTION)
     with bar("questions", "question") as progress:
         reports = run_benchmarks(agent, benchmarks, run.path, headers, samples=settings.samples, progress=progress)
-    report = report_json(settings, model, agent, benchmarks, reports, headers) | {"run": str(run.path)}
+    report = report_of(settings, model, agent, benchmarks, reports, headers, run.path)
     if settings.arcap:
         with bar("gold context", "question") as progress:
             gold = run_gold(agent, benchmarks, run.path, headers, samples=settings.samples, progress=progress)
-        report = with_arcap(report, gold)
+        report = replace(
+            report, benchmarks={name: b.with_gold_context(name, gold[name]) for name, b in report.benchmarks.items()}
+        )
     write_report(run.path, report)
     return reports, report
 
@@ -185,37 +186,39 @@ REPORT = schema.record(  # what others than its writer read of report.json
 )
 
 
-def report_json(
+def report_of(
     settings: EvalSettings,
     model: MeasuredModel,
     agent: Agent,
     benchmarks: Sequence[Benchmark],
     reports: Mapping[str, Report],
     headers: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """The object that `dgpo eval --json` prints and report.json keeps, without ARCap."""
+    folder: Path,
+) -> EvalReport:
+    """The report without ARCap."""
     # Which weights a server has, nobody knows here.
     row = None if model.parameters is None else published_row(model.source)
     parameters = (model.parameters or 0) / 1e9
+    published = {b.name: published_em(row, _conditions(settings, b, reports[b.name], parameters)) for b in benchmarks}
     described = {
-        b.name: reports[b.name].to_json()
-        | {"index": headers[b.name]["index"], "questions": headers[b.name]["questions"]}
-        | {"published": published_em(row, _conditions(settings, b, reports[b.name], parameters))}
-        for b in benchmarks
+        name: BenchmarkReport.about(
+            reports[name], index=headers[name]["index"], questions=headers[name]["questions"], published=one
+        )
+        for name, one in published.items()
     }
-    rollout = agent.settings
-    return {
-        "benchmarks": described,
-        "avg": macro_average(reports) | {"published": published_average(row, described)},
-        "complete": not any(report.failed_searches for report in reports.values()),
-        "model": headers[benchmarks[0].name]["model"],
-        "decoding": {"temperature": rollout.temperature, "seed": agent.seed, "samples": settings.samples},
-        "rollout": agent.record() | {"capacity": agent.engine.capacity, "computed_in": model.computed_in},
-    }
+    return EvalReport(
+        benchmarks=described,
+        avg=macro_average(reports, published_average(row, published)),
+        complete=not any(report.failed_searches for report in reports.values()),
+        model=headers[benchmarks[0].name]["model"],
+        decoding=Decoding(agent.settings.temperature, agent.seed, settings.samples),
+        rollout=agent.record() | {"capacity": agent.engine.capacity, "computed_in": model.computed_in},
+        run=str(folder),
+    )
 
 
-def write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    write_atomic(folder / "report.json", to_json(report, indent=1) + "\n")
+def write_report(folder: Path, report: EvalReport) -> None:
+    write_atomic(folder / "report.json", to_json(report.to_json(), indent=1) + "\n")
     write_atomic(folder / "report.md", markdown(report))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from dgpo_cli.evaluation.beside_paper import PublishedEM
 from dgpo_cli.evaluation.outcome import ErrorKind, Outcome
 from dgpo_cli.evaluation.selective import RiskCoverage, risk_coverage
 from dgpo_cli.evaluation.stats import Interval, mean_interval, pass_at_k, share_interval
@@ -145,25 +145,35 @@ class Report:
         """Draws, failed ones included."""
         return len(self.outcomes) + self.failed_searches
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self.overall) | {
-            "asked": self.asked,
-            "failed_searches": self.failed_searches,
-            "failure": self.failure,
-            "hops": {str(hops): asdict(summary) for hops, summary in self.by_hops.items()},
-        }
 
-
-def macro_average(reports: Mapping[str, Report]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Average:
     """The paper's average: every benchmark counts the same, whatever its size."""
+
+    em: float
+    em_interval: Interval
+    pass_at: Mapping[str, float]
+    f1: float
+    substring: float
+    format_valid: float
+    first_hit: float
+    answer_retrieved: float
+    searches: float
+    benchmarks: int
+    published: PublishedEM | None
+
+
+def macro_average(reports: Mapping[str, Report], published: PublishedEM | None = None) -> Average:
     summaries = [report.overall for report in reports.values()]
     if not summaries:
         raise ValueError("an average of no benchmark")
     names = ("em", "f1", "substring", "format_valid", "first_hit", "answer_retrieved", "searches")
     means = {name: _mean(getattr(summary, name) for summary in summaries) for name in names}
     ks = [k for k in summaries[0].pass_at if all(k in summary.pass_at for summary in summaries)]
-    return means | {
-        "em_interval": asdict(mean_interval([(summary.em, summary.em_interval) for summary in summaries])),
-        "pass_at": {k: _mean(summary.pass_at[k] for summary in summaries) for k in ks},
-        "benchmarks": len(summaries),
-    }
+    return Average(
+        **means,
+        em_interval=mean_interval([(summary.em, summary.em_interval) for summary in summaries]),
+        pass_at={k: _mean(summary.pass_at[k] for summary in summaries) for k in ks},
+        benchmarks=len(summaries),
+        published=published,
+    )

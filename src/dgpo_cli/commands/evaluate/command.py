@@ -150,5 +150,5 @@ def evaluate(
         console, settings, benchmarks, server=server, out=out, resume=resume, fresh=fresh, at_once=at_once
     )
     run.show_report(console, report)
-    console.next(shell.command("dgpo", "report", Path(report["run"])))
-    console.result(report)
+    console.next(shell.command("dgpo", "report", Path(report.run)))
+    console.result(report.to_json())

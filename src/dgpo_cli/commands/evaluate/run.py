@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,6 +16,7 @@ from dgpo_cli.errors import ConfigError
 if TYPE_CHECKING:
     from dgpo_cli.engine.turnwise.model_server import ModelServer
     from dgpo_cli.evaluation.measured import MeasuredModel
+    from dgpo_cli.evaluation.report import EvalReport
     from dgpo_cli.evaluation.suite import Benchmark, EvalSettings
 
 _WITH_COMPARE = {"compare", "json", "quiet"}
@@ -38,7 +40,7 @@ def compare(console: Console, context: typer.Context, sides: tuple[str, str]) ->
     console.table(shown.title, shown.columns, shown.rows)
     for note in notes(result):
         console.print(note)
-    console.result(result)
+    console.result(asdict(result))
 
 
 def is_given(context: typer.Context, name: str) -> bool:
@@ -76,7 +78,7 @@ def measure(
     resume: Path | None,
     fresh: bool,
     at_once: int | None = None,
-) -> dict[str, Any]:
+) -> EvalReport:
     """Load the model, answer what is not answered yet, write and return the report.
 
     `at_once` questions go through the model together, where that is fewer than the settings say: it is no part of the
@@ -95,8 +97,8 @@ def measure(
         tell_run(console, run, f": {done} of {total} answered")
         _, report = measurement.measure(run, settings, benchmarks, model, bar=console.progress, at_once=at_once)
         # With failed searches the run stays unfinished: the same command asks those questions again.
-        if report["complete"]:
-            run.finish({"em": report["avg"]["em"], "benchmarks": {n: b["em"] for n, b in report["benchmarks"].items()}})
+        if report.complete:
+            run.finish({"em": report.avg.em, "benchmarks": {name: b.em for name, b in report.benchmarks.items()}})
     return report
 
 
@@ -114,11 +116,11 @@ def _measured(settings: EvalSettings, server: ModelServer | None) -> MeasuredMod
     return MeasuredModel.of(load_model(settings.model, device=where, dtype=dtype, form=settings.format))
 
 
-def show_report(console: Console, report: dict[str, Any]) -> None:
+def show_report(console: Console, report: EvalReport) -> None:
     from dgpo_cli.evaluation.tables import notes, tables
 
     for table in tables(report):
         console.table(table.title, table.columns, table.rows)
     for note in notes(report):
         console.print(note)
-    console.print(f"report: {report['run']}/report.md")
+    console.print(f"report: {report.run}/report.md")
