@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -49,7 +48,7 @@ def runs(
             raise ConfigError("--keep and --yes belong to --prune", hint="dgpo runs --prune --keep 3")
         summaries = summarize_runs(root or Path())
         _show(console, root, summaries)
-        console.result({"runs": [_plain(summary) for summary in summaries]})
+        console.result({"runs": summaries})
         return
     removals = plan_prune(root or Path("runs"), keep=keep, protected=_in_use())
     _show_removals(console, removals)
@@ -123,7 +122,3 @@ def _confirm(console: Console) -> bool:
     if not console.interactive or console.json_output:
         raise ConfigError("nobody is there to confirm", hint="add --yes to remove what is listed")
     return console.ask("remove these? [y/N] ").strip().lower() in ("y", "yes")
-
-
-def _plain(summary: RunSummary) -> dict[str, Any]:
-    return asdict(summary) | {"path": str(summary.path)}

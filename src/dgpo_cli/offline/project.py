@@ -44,6 +44,14 @@ _FINISHED = schema.record({"result": schema.map_of(schema.ANYTHING)})
 _BUDGETS = schema.map_of(schema.record({"weights": schema.text(), "seconds": schema.number(0)}))
 
 
+@dataclass(frozen=True, slots=True)
+class MadeWorld:
+    """What a world was made from."""
+
+    digest: str
+    seed: int | None  # where one is drawn
+
+
 MeasuredRow = TypeVar("MeasuredRow")
 
 
@@ -167,13 +175,13 @@ class Project:
         record = schema.check(read_run(path), _FINISHED, f"{path / 'run.json'} is damaged", hint=f"delete {path}")
         return dict(record["result"])
 
-    def made_world(self) -> dict[str, Any] | None:
-        """The settings that the world was made from; None without a world."""
+    def made_world(self) -> MadeWorld | None:
+        """None without a world."""
         stamp = self.world_folder / "world.json"
         if not stamp.is_file():
             return None
-        made: dict[str, Any] = schema.read_record(stamp, _WORLD, hint=f"delete {stamp}")
-        return made
+        made = schema.read_record(stamp, _WORLD, hint=f"delete {stamp}")
+        return MadeWorld(made["digest"], made.get("seed"))
 
     def _reuse(self, what: str) -> None:
         self.reused.append(what)

@@ -159,7 +159,7 @@ class RealPath(Stages):
         rows = {side: [question_to_json(question) for question in questions] for side, questions in sides.items()}
         sizes = {name: path.stat().st_size for name, (_, path) in sets.items()}
         digest = config_digest("real", {"questions": rows, "corpora": sizes})
-        if (made := self.made_world()) is not None and made["digest"] == digest:
+        if (made := self.made_world()) is not None and made.digest == digest:
             self._reuse("questions, passages and index")
             return
         for side, questions in rows.items():
@@ -183,7 +183,7 @@ class RealPath(Stages):
         with self._bar(f"{source.location} from the hub", "file"):
             return Path(snapshot_download(source.location, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
 
-    def _validation_of_kd(self) -> dict[str, Any]:
+    def _validation_of_kd(self) -> dict[str, str | int]:
         """Likelihood of held-out demonstrations: searching for EM would take as long as the training."""
         return {}
 

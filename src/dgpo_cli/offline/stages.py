@@ -98,12 +98,12 @@ class Stages(Project):
         world = build_world(self.seed)
         made = self.made_world()
         digest = config_digest("world", {"seed": self.seed, "passages": [p.contents for p in world.passages]})
-        if made is not None and made["digest"] == digest:
+        if made is not None and made.digest == digest:
             self._reuse("world and index")
             return world
         if made is not None:
-            seed = made.get("seed")
-            why = "another version of dgpo made it" if seed == self.seed else f"seed: {seed} there, {self.seed} here"
+            another = f"seed: {made.seed} there, {self.seed} here"
+            why = "another version of dgpo made it" if made.seed == self.seed else another
             self._replace(self.world_folder, True, why)
             self.forget()
         self._say(f"world: {len(world.passages):,} passages, questions about {', '.join(world.questions)}")
@@ -202,7 +202,7 @@ class Stages(Project):
         self._stage(stage, "kd", asdict(settings), work)
         return self.path(stage)
 
-    def _validation_of_kd(self) -> dict[str, Any]:
+    def _validation_of_kd(self) -> dict[str, str | int]:
         """The criterion for the best weights of a kd stage: EM on validation questions."""
         return {
             "eval_data": str(self.world_folder / "validation.jsonl"),

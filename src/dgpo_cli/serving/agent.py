@@ -24,7 +24,7 @@ from dgpo_cli.agent.events import Finished
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.serving.chat_reply import Delta, Narration, finish_reason, problem, usage
 from dgpo_cli.serving.chat_request import ChatRequest, read_request
-from dgpo_cli.serving.door import Door, ReplyRefused, unless_left
+from dgpo_cli.serving.door import Door, ReplyRefused, responses, unless_left
 from dgpo_cli.serving.metrics import Metrics
 from dgpo_cli.serving.page import chat_page
 from dgpo_cli.serving.probe import Probe
@@ -78,18 +78,15 @@ class AgentServer:
         return self._about | {"open_questions": self.asker.open}
 
     def add_to(self, app: FastAPI) -> None:
-        def told(*statuses: int) -> dict[int | str, dict[str, Any]]:
-            return {status: {"model": ProtocolError} for status in statuses}
-
         body = {"required": True, "content": {"application/json": {"schema": ChatRequest.model_json_schema()}}}
         app.add_api_route(
             "/v1/chat/completions",
             self.complete,
             methods=["POST"],
-            responses=told(400, 401, 403, 404, 408, 413, 421, 500, 502, 503),
+            responses=responses(ProtocolError, 400, 401, 403, 404, 408, 413, 421, 500, 502, 503),
             openapi_extra={"requestBody": body},
         )
-        refused = told(401, 403, 404, 421)
+        refused = responses(ProtocolError, 401, 403, 404, 421)
         app.add_api_route("/v1/models", self.models, methods=["GET"], responses=refused)
         app.add_api_route("/v1/models/{name:path}", self.model, methods=["GET"], responses=refused)
         every = ["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -204,16 +201,20 @@ class AgentServer:
 class _Reply:
     def __init__(self, model: str, asked: ChatRequest, running: Running, narration: Narration) -> None:
         self.asked, self.running, self.narration, self.told = asked, running, narration, False
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._head: dict[str, str | int] = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": model,
+        }
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.running.started
 
-    def head(self, kind: str) -> dict[str, Any]:
+    def head(self, kind: str) -> dict[str, str | int]:
         return self._head | {"object": kind}
 
-    def ending(self, trajectory: Trajectory) -> dict[str, Any]:
+    def ending(self, trajectory: Trajectory) -> dict[str, str]:
         """`stop_reason` says it in this program's own words."""
         return {"finish_reason": finish_reason(trajectory), "stop_reason": trajectory.stop.value}
 

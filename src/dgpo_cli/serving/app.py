@@ -26,7 +26,7 @@ from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.remote.search_r1 import INDEX_HEADER
 from dgpo_cli.serving.agent import AgentServer
 from dgpo_cli.serving.batcher import Batcher, Busy
-from dgpo_cli.serving.door import Door, ReplyRefused, unless_left
+from dgpo_cli.serving.door import Door, ReplyRefused, responses, unless_left
 from dgpo_cli.serving.metrics import Metrics
 from dgpo_cli.serving.probe import Probe
 from dgpo_cli.serving.settings import ServeSettings
@@ -45,11 +45,6 @@ class RetrieveRequest(BaseModel):
 
 class Problem(BaseModel):
     detail: str
-
-
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI description: every error is JSON of one form."""
-    return {status: {"model": Problem} for status in statuses}
 
 
 class SearchServer:
@@ -77,16 +72,16 @@ class SearchServer:
     def app(self) -> FastAPI:
         made = FastAPI(title="dgpo serve", version=__version__, docs_url=None, redoc_url=None, lifespan=self._lifespan)
         body = {"required": True, "content": {"application/json": {"schema": RetrieveRequest.model_json_schema()}}}
-        problems = responses(401, 403, 408, 413, 421, 422, 500, 503)
+        problems = responses(Problem, 401, 403, 408, 413, 421, 422, 500, 503)
         made.add_api_route(
             "/retrieve", self.retrieve, methods=["POST"], responses=problems, openapi_extra={"requestBody": body}
         )
-        made.add_api_route("/health", self.health, methods=["GET"], responses=responses(503))
+        made.add_api_route("/health", self.health, methods=["GET"], responses=responses(Problem, 503))
         made.add_api_route(
             "/metrics",
             self.count,
             methods=["GET"],
-            responses=responses(401, 403, 421),
+            responses=responses(Problem, 401, 403, 421),
             response_class=PlainTextResponse,
         )
         if self._agent is not None:
@@ -151,9 +146,9 @@ class SearchServer:
         question = self._parse(await self._door.body(request))
         k = self.settings.default_topk if question.topk is None else question.topk
         answers = await unless_left(request, self.batcher.search(question.queries, k))
-        item = _scored if question.return_scores else _bare
         # json writes the shortest digits that read back as the same number, so scores survive exactly.
-        content = {"result": [[item(hit) for hit in hits] for hits in answers]}
+        scored = question.return_scores
+        content = {"result": [[_scored(hit) if scored else _bare(hit) for hit in hits] for hits in answers]}
         return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
 
     def _parse(self, body: bytes) -> RetrieveRequest:
@@ -177,11 +172,11 @@ class SearchServer:
         return question
 
 
-def _scored(hit: Hit) -> dict[str, Any]:
+def _scored(hit: Hit) -> dict[str, dict[str, str] | float]:
     return {"document": _bare(hit), "score": hit.score}
 
 
-def _bare(hit: Hit) -> dict[str, Any]:
+def _bare(hit: Hit) -> dict[str, str]:
     return {"id": hit.passage.id, "contents": hit.passage.contents}
 
 

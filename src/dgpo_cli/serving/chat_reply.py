@@ -21,6 +21,7 @@ from dgpo_cli.formats.stream import Piece, TagStream
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.retrieval.evidence import all_evidence
 from dgpo_cli.serving.door import ReplyRefused
+from dgpo_cli.serving.passages import shown_passage
 
 Delta = dict[str, Any]
 
@@ -104,12 +105,12 @@ def citations(trajectory: Trajectory) -> list[dict[str, Any]]:
         url = f"urn:dgpo:passage:{quote(hit.passage.id, safe='', errors='replace')}"
         whole = {"start_index": 0, "end_index": len(trajectory.answer or "")}
         cited = whole | {"title": hit.passage.title, "url": url}
-        passage = _passage(hit) | {"search": search, "sentence": found.sentence}
+        passage = _ranked(hit) | {"search": search, "sentence": found.sentence}
         made.append({"index": index, "type": "url_citation", "url_citation": cited, "passage": passage})
     return made
 
 
-def usage(trajectory: Trajectory, codec: Codec) -> dict[str, Any]:
+def usage(trajectory: Trajectory, codec: Codec) -> dict[str, int | dict[str, int]]:
     """Tokens read (prompt, passages, corrections) and written; all of these but the answer's own are reasoning."""
     written = trajectory.num_written
     return {
@@ -146,13 +147,12 @@ def problem(error: ReplyRefused) -> Mapping[str, Any]:
 
 
 def _found(call: SearchCall) -> dict[str, Any]:
-    found: dict[str, Any] = {"passages": [_passage(hit) for hit in call.hits], "seconds": round(call.seconds, 4)}
+    found: dict[str, Any] = {"passages": [_ranked(hit) for hit in call.hits], "seconds": round(call.seconds, 4)}
     return found if call.error is None else found | {"error": call.error}
 
 
-def _passage(hit: Hit) -> dict[str, Any]:
-    passage = hit.passage
-    return {"id": passage.id, "title": passage.title, "text": passage.text, "score": hit.score, "rank": hit.rank}
+def _ranked(hit: Hit) -> dict[str, str | float]:
+    return shown_passage(hit) | {"rank": hit.rank}
 
 
 def _summary(call: SearchCall) -> str:

@@ -21,10 +21,11 @@ from mcp.server.stdio import stdio_server
 from dgpo_cli.agent.transcript import outcome
 from dgpo_cli.core import schema
 from dgpo_cli.core.text import composed
-from dgpo_cli.core.types import Hit, Question
+from dgpo_cli.core.types import Question
 from dgpo_cli.core.untrusted import has_surrogates
 from dgpo_cli.errors import ConfigError, DgpoError
 from dgpo_cli.retrieval.base import Retriever
+from dgpo_cli.serving.passages import shown_passage
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -85,7 +86,7 @@ class Tools:
             raise ConfigError(f"top_k: {problem}", hint=f"give a whole number from 1 to {_MOST}")
         with self._searching:
             (hits,) = self._retriever.search([query], top_k)
-        return {"query": query, "passages": [_passage(hit) for hit in hits]}
+        return {"query": query, "passages": [shown_passage(hit) for hit in hits]}
 
     def _ask(self, arguments: Mapping[str, Any], stop: threading.Event) -> dict[str, Any]:
         question = Question("1", _text(arguments, "question"), (), "mcp")
@@ -106,7 +107,7 @@ class Tools:
             "answer": episode.answer,
             "outcome": outcome(episode),
             "searches": [
-                {"query": call.query, "error": call.error, "passages": [_passage(hit) for hit in call.hits]}
+                {"query": call.query, "error": call.error, "passages": [shown_passage(hit) for hit in call.hits]}
                 for call in episode.searches
             ],
         }
@@ -129,11 +130,6 @@ def _text(arguments: Mapping[str, Any], name: str, others: tuple[str, ...] = ())
     if len(value) > _LONGEST:
         raise ConfigError(f"{name}: {len(value):,} characters are too many", hint=f"give at most {_LONGEST:,}")
     return composed(value).strip()
-
-
-def _passage(hit: Hit) -> dict[str, Any]:
-    passage = hit.passage
-    return {"id": passage.id, "title": passage.title, "text": passage.text, "score": hit.score}
 
 
 def server_of(tools: Tools, version: str) -> Server[Any]:

@@ -80,7 +80,7 @@ def check(
     console.result(result)
 
 
-def _own_words(console: Console, opened: OpenIndex, depths: list[int]) -> dict[str, Any]:
+def _own_words(console: Console, opened: OpenIndex, depths: list[int]) -> dict[str, dict[int, float] | float]:
     """How often a passage is found by its own words, and how much of the text is in scripts that are not cut."""
     from dgpo_cli.retrieval.index.check import self_recall, uncut_share
     from dgpo_cli.retrieval.lexical.words import AUTO_SHARE
@@ -97,7 +97,7 @@ def _own_words(console: Console, opened: OpenIndex, depths: list[int]) -> dict[s
             "such as Chinese, Thai or Hindi; build it again with --overwrite "
             f"-o {tokenizer_setting(opened.manifest)}=unicode"
         )
-    return {"own_words": {str(depth): share for depth, share in shares.items()}, "uncut_share": uncut}
+    return {"own_words": shares, "uncut_share": uncut}
 
 
 def _measured(console: Console, opened: OpenIndex, asked: Sequence[Question], depths: list[int]) -> RetrievalQuality:
@@ -124,11 +124,8 @@ def _show(
     return shown | ({"reranked": {"model": reranker} | _shares(qualities[1])} if qualities[1:] else {})
 
 
-def _shares(quality: RetrievalQuality) -> dict[str, Any]:
-    return {
-        "recall": {str(depth): value for depth, value in quality.recall.items()},
-        "answer_hit": {str(depth): value for depth, value in quality.answer_hit.items()},
-    }
+def _shares(quality: RetrievalQuality) -> dict[str, dict[int, float]]:
+    return {"recall": quality.recall, "answer_hit": quality.answer_hit}
 
 
 def _depths(text: str) -> list[int]:

@@ -97,25 +97,22 @@ class RemoteRetriever:
         asked = [place for place, query in enumerate(queries) if query.strip()]
         if not asked:
             return results
-        url, reply = self._ask({"queries": [queries[place] for place in asked], "topk": k, "return_scores": True})
-        rows = reply.get("result")
-        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-            raise _refuse(url, "gave a reply without a list of lists in `result`")
+        url, rows = self._ask([queries[place] for place in asked], k)
         if len(rows) != len(asked):
             raise _refuse(url, f"answered {len(rows)} of {len(asked)} queries")
         for place, row in zip(asked, rows, strict=True):
             results[place] = [_hit(url, item, rank) for rank, item in enumerate(row[:k], start=1)]
         return results
 
-    def _ask(self, question: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """The first reply, and the server that gave it."""
+    def _ask(self, queries: Sequence[str], k: int) -> tuple[str, list[list[Any]]]:
+        """The first reply, a list of results by query, and the server that gave it."""
         access, problem, url = self._access, "", self._urls[0]
         for attempt in range(access.attempts):
             if attempt:
                 time.sleep(access.pause_s * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1.0))
             for url in self._in_turn():
                 try:
-                    return url, self._post(url, question)
+                    return url, self._post(url, queries, k)
                 except RequestFailed as error:
                     problem = str(error)
                     self._resting[url] = time.monotonic() + access.rest_s
@@ -131,14 +128,17 @@ class RemoteRetriever:
         now = time.monotonic()
         return sorted(self._urls[start:] + self._urls[:start], key=lambda url: self._resting[url] > now)
 
-    def _post(self, url: str, question: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, url: str, queries: Sequence[str], k: int) -> list[list[Any]]:
         """Raises RequestFailed where a retry may help, RetrievalError where it does not."""
         try:
-            headers, reply = self._clients[url].ask(url, question)
+            headers, reply = self._clients[url].ask(url, {"queries": list(queries), "topk": k, "return_scores": True})
         except RequestRefused as error:
             raise _refuse(url, str(error), error.status) from error
         self._require_same_index(url, headers.get(INDEX_HEADER))
-        return reply
+        rows = reply.get("result")
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise _refuse(url, "gave a reply without a list of lists in `result`")
+        return rows
 
     def _require_same_index(self, url: str, name: str | None) -> None:
         """Results of two indexes must not mix in one run, whether two servers differ or one was restarted."""
