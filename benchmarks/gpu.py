@@ -37,8 +37,8 @@ DOCS, KEPT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks" / "gp
 BEGIN, END = "<!-- table of benchmarks/gpu.py -->", "<!-- end of the table -->"
 WHEELS = ROOT / ".whl"
 CARRIED = ("tomli_w==1.2.0", "rank-bm25==0.2.2")  # pure Python, needed by rows, on no GPU machine
-CPU_TIMES = 3.0  # the time limits of rows on a CPU, in those on a GPU: the checks alone take minutes there
 WORTH = 0.5  # a row is not begun with less than this share of its limit left
+SMALL = (20.0, 450.0)  # seconds that are left at least and at most with --small: the checks take minutes on a CPU
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class Row:
     arguments: str  # on a GPU
     small: str  # on the CPU
     peers: bool = False  # by the interpreter that has them
+
+    def seconds(self, small: bool) -> tuple[float, float]:
+        """It is not begun with less left than the first, and stopped after the second."""
+        return SMALL if small else (WORTH * self.limit, self.limit)
 
     @property
     def command(self) -> str:
@@ -347,11 +351,12 @@ def main() -> None:
     for name in asked.only:
         if results.rows.get(name, {}).get("state") == "done":
             continue
-        limit = min(ROWS[name].limit * (CPU_TIMES if asked.small else 1), ends - time.monotonic())
-        if limit < WORTH * ROWS[name].limit:
+        left = ends - time.monotonic()
+        least, most = ROWS[name].seconds(asked.small)
+        if left < least:
             results.keep(name, {"state": "not measured: no time was left"}, "")
             continue
-        results.keep(name, *run(name, asked, limit))
+        results.keep(name, *run(name, asked, min(most, left)))
     print(table(results.rows) if not asked.small else "\n".join(_states(results.rows)))
     states = [results.rows[name]["state"] for name in asked.only]
     sys.exit(0 if all(state.startswith(("done", "skipped")) for state in states) else 1)
