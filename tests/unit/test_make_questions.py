@@ -67,6 +67,8 @@ def one_hop(passage: Passage, text: str, answer: str) -> Candidate:
         ("After World War I. It grew.", ["World War I."]),
         ("Nobody knows 7 weavers of the tale.", []),
         ("東京は1868年からの首都です。", []),
+        ("The option `--wave` of `dgpo rl` and `Ona River` is for Kelda.", ["--wave", "dgpo rl", "Ona River", "Kelda"]),
+        ("Neither `7` nor ` x ` nor ``weaver`` nor an open ` is code.", []),
     ],
 )
 def test_names_dates_and_numbers_of_a_sentence(sentence: str, found: list[str]) -> None:
@@ -82,6 +84,46 @@ def test_documents_and_what_they_are_about() -> None:
     assert document_of(Passage.from_title("notes/may.txt#12", "May: Weather", "x")) == "notes/may.txt"
     assert document_of(BRASK) == "Brask (town)" and subject(BRASK) == "Brask"
     assert document_of(Passage.from_title("1", "Dale Polley -", "x")) == "Dale Polley"
+
+
+# Notes of a folder: what they speak of has neither a title of its own nor capital letters.
+SIZES = Passage.from_title("sizes.md#1", "Sizes", "A wave of `slots` fills the memory. Fewer of them: `dgpo fit`.")
+FIT = Passage.from_title("cli.md#1", "Commands: `dgpo fit`", "With `dgpo fit --all` it reads `machine.toml` first.")
+TABLE = Passage.from_title("table.md#1", "Table", "| `slots` | 16 | how many run at once |")
+SLOTS = Passage.from_title("engine.md#1", "Engine", "Whoever waits has none of the `slots`, of which there are 16.")
+WORDS = Passage.from_title("words.md#1", "Words", "The slots of the fair belong to weavers.")
+
+
+def test_code_links_notes_by_heading_or_because_both_name_it(tmp_path: Path) -> None:
+    def link(*others: Passage) -> NameLink | None:
+        folder = tmp_path / str(len(others))
+        folder.mkdir()
+        index = index_of([SIZES, *others], folder)
+        return links([Drawn(0, SIZES, "train")], TRAIN_ONLY, index.retriever)[0]
+
+    assert link(SLOTS, TABLE, WORDS, FIT) == NameLink("dgpo fit", FIT, is_title=True, is_code=True), "the heading first"
+    assert link(SLOTS, TABLE) == NameLink("slots", SLOTS, is_title=False, is_code=True)
+    assert link(WORDS) is None, "a word is not the setting of that name"
+
+
+def test_a_bridge_of_code_and_no_question_of_a_table() -> None:
+    made = Templates(0).write(
+        [
+            QuestionTask(Drawn(0, SIZES, "train"), 2, NameLink("slots", SLOTS, is_title=False, is_code=True)),
+            QuestionTask(Drawn(0, SIZES, "train"), 2, NameLink("dgpo fit", FIT, is_title=True, is_code=True)),
+            QuestionTask(Drawn(0, TABLE, "train"), 1),
+        ]
+    )
+    texts = [each.text for each in made if isinstance(each, Candidate)]
+    asked = (
+        'What fills the blank in "Whoever waits has none of the `[X]`, of which there are ____", which names [X] too?'
+    )
+    first = 'What fills the blank in "With `[X] --all` it reads `____` first", which is about [X] too?'
+    assert texts == [
+        f'[X] is left out of "A wave of `[X]` fills the memory", about Sizes. {asked}',
+        f'[X] is left out of "Fewer of them: `[X]`", about Sizes. {first}',
+    ]
+    assert made[2] is Fate.NO_NAME
 
 
 def test_every_document_gives_one_passage_before_any_gives_two_and_lies_on_one_side(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dgpo_cli.core.text import text_key
 from dgpo_cli.core.types import Passage, Question, question_to_json
-from dgpo_cli.make_questions.draw import Drawn, QuestionSide, document_of
+from dgpo_cli.make_questions.draw import Drawn, QuestionSide, document_of, is_of_folder
 from dgpo_cli.training.teacher.gold import query
 
 QA_SET = "made"  # also its name for `dgpo eval --bench`
@@ -52,6 +52,12 @@ class NameLink:
     name: str
     passage: Passage
     is_title: bool  # the name is what that passage is about
+    is_code: bool = False  # the name is of a command, a setting or the like
+
+    @property
+    def leads(self) -> bool:
+        """Whether searching for the name leads to the passage and not to anything that happens to be named too."""
+        return self.is_title or self.is_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +104,12 @@ def subject(passage: Passage) -> str:
     """The subject of a passage: its title without brackets behind it and without the name of a section."""
     title = f"{text_key(passage.title)} ".partition(" - ")[0].strip()
     return query(title)
+
+
+def topics(passage: Passage) -> tuple[str, ...]:
+    """The names of a passage's subject: in a folder the heading of a section has one of its own."""
+    heading = passage.title.rpartition(": ")[2] if is_of_folder(passage) else ""
+    return (subject(passage), heading) if heading else (subject(passage),)
 
 
 def same_document(a: Passage, b: Passage) -> bool:

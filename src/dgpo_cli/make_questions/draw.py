@@ -33,9 +33,13 @@ class Drawn:
     side: QuestionSide
 
 
+def is_of_folder(passage: Passage) -> bool:
+    return _PIECE.search(passage.id) is not None
+
+
 def document_of(passage: Passage) -> str:
     """The file that a folder's passage is from, else its title up to the name of a section."""
-    if _PIECE.search(passage.id):
+    if is_of_folder(passage):
         return _PIECE.sub("", passage.id)
     return f"{text_key(passage.title)} ".partition(_SECTION)[0].strip()
 

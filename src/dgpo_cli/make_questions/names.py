@@ -1,7 +1,8 @@
 """Names, dates and numbers in a sentence: what can be asked for, and what passages have in common.
 
-A name is a run of words that begin with a capital letter, small words such as "of" allowed between them. Scripts
-without capital letters have no names here, only numbers.
+A name is a run of words that begin with a capital letter, small words such as "of" allowed between them, or what stands
+between backticks: in technical notes the things that are spoken of are commands and settings. Scripts without capital
+letters have no other names here.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _OPENER = re.compile(
     re.IGNORECASE,
 )
 _MOST_WORDS = 6  # ours, of an answer
+# Ours: of 3 to 40 characters that begin with a letter or the mark of an option.
+_CODE = re.compile(r"(?<![`\w])`((?=-{0,2}[^\W\d_])[^`\s][^`\n]{1,38}[^`\s])`(?![`\w])")
+_NO_PROSE = re.compile(r"\||```")  # a row of a table, a block of a program
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +36,31 @@ class Span:
     start: int
     end: int
     text: str
+    is_code: bool = False  # it stands between backticks, which are not part of it
 
 
 def names(sentence: str) -> list[Span]:
-    """Runs of capitalized words in order; never a word alone that only begins the sentence."""
+    """Runs of capitalized words, never a word alone that only begins the sentence, and code, in order."""
     words = [*_WORD.finditer(sentence)]
-    return [span for run in _runs(sentence, words) if (span := _trimmed(sentence, run)) is not None]
+    code = _code(sentence)
+    plain = (span for run in _runs(sentence, words) if (span := _trimmed(sentence, run)) is not None)
+    return sorted([*code, *(span for span in plain if not _meets(span, code))], key=lambda span: span.start)
+
+
+def is_prose(sentence: str) -> bool:
+    """Whether it may be a sentence: a row of a Markdown table or a program is none."""
+    return _NO_PROSE.search(sentence) is None
+
+
+def _code(sentence: str) -> list[Span]:
+    return [Span(match.start(1), match.end(1), match[1], is_code=True) for match in _CODE.finditer(sentence)]
+
+
+def find(sentence: str, name: str, *, is_code: bool = False) -> Span | None:
+    """A name as it is written, between words; one of code stands as code there, alone or with what belongs to it."""
+    sign, end = ("`", r"(?=[`\s=(])") if is_code else (r"(?<![^\W_])", r"(?![^\W_])")
+    match = re.search(f"{sign}({re.escape(name)}){end}", sentence) if name else None
+    return None if match is None else Span(match.start(1), match.end(1), name, is_code)
 
 
 def asked_for(sentence: str) -> list[Span]:

@@ -10,13 +10,13 @@ questions are, and nobody has made sure that the words around a blank allow one 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.text import holds_phrase, normalize_answer, share_phrase
 from dgpo_cli.core.types import Passage
 from dgpo_cli.make_questions.candidate import Candidate, Fate, MadeKind, NameLink, QuestionTask, subject
-from dgpo_cli.make_questions.names import Span, asked_for
+from dgpo_cli.make_questions.names import Span, asked_for, find, is_prose
 from dgpo_cli.retrieval.corpus.split import sentences
 
 BLANK = "____"
@@ -43,14 +43,13 @@ class Templates:
         if link is None:
             ways = [_cloze(passage, draw), _title(passage)]
         else:
-            # Only a name that says what the second passage is about leads to it.
-            ways = [_bridge(passage, link, draw) if link.is_title else None, _which_of(passage, link, draw)]
+            ways = [_bridge(passage, link, draw) if link.leads else None, _which_of(passage, link, draw)]
         made = [way for way in ways if way is not None]
         return draw.choice(made) if made else Fate.NO_NAME
 
 
 def _cloze(passage: Passage, draw: random.Random) -> Candidate | None:
-    sentence, about = next(sentences(passage.text), ""), subject(passage)
+    sentence, about = next(_prose(passage), ""), subject(passage)
     spans = [span for span in asked_for(sentence) if not share_phrase(span.text, about)]
     if not spans:
         return None
@@ -62,8 +61,8 @@ def _cloze(passage: Passage, draw: random.Random) -> Candidate | None:
 
 
 def _title(passage: Passage) -> Candidate | None:
-    sentence, about = next(sentences(passage.text), ""), subject(passage)
-    span = _find(sentence, about)
+    sentence, about = next(_prose(passage), ""), subject(passage)
+    span = find(sentence, about)
     shown = None if span is None else _around(sentence, span, BLANK, after=2 * _AFTER)
     if shown is None:
         return None
@@ -71,8 +70,8 @@ def _title(passage: Passage) -> Candidate | None:
 
 
 def _bridge(passage: Passage, link: NameLink, draw: random.Random) -> Candidate | None:
-    told = _sentence_with(passage, link.name)
-    asked = _sentence_with(link.passage, link.name)
+    told = _sentence_with(passage, link)
+    asked = _sentence_with(link.passage, link)
     if told is None or asked is None:
         return None
     (first, place), (second, name) = told, asked
@@ -90,14 +89,14 @@ def _bridge(passage: Passage, link: NameLink, draw: random.Random) -> Candidate 
         return None
     text = (
         f'{_UNKNOWN} is left out of "{shown}", about {subject(passage)}. '
-        f'What fills the blank in "{blanked}", which is about {_UNKNOWN} too?'
+        f'What fills the blank in "{blanked}", which {"is about" if link.is_title else "names"} {_UNKNOWN} too?'
     )
     return Candidate(MadeKind.BRIDGE, text, span.text, (passage, link.passage), hidden=link.name)
 
 
 def _which_of(passage: Passage, link: NameLink, draw: random.Random) -> Candidate | None:
-    sentence, about, other = next(sentences(passage.text), ""), subject(passage), subject(link.passage)
-    span = _find(sentence, about)
+    sentence, about, other = next(_prose(passage), ""), subject(passage), subject(link.passage)
+    span = find(sentence, about)
     shown = None if span is None else _around(sentence, span, BLANK, after=2 * _AFTER)
     if shown is None or share_phrase(about, other) or holds_phrase(shown, other):
         return None
@@ -106,19 +105,20 @@ def _which_of(passage: Passage, link: NameLink, draw: random.Random) -> Candidat
     return Candidate(MadeKind.WHICH_OF, text, about, (passage, link.passage))
 
 
-def _sentence_with(passage: Passage, name: str) -> tuple[str, Span] | None:
+def _prose(passage: Passage) -> Iterator[str]:
+    return filter(is_prose, sentences(passage.text))
+
+
+def _sentence_with(passage: Passage, link: NameLink) -> tuple[str, Span] | None:
+    """The first sentence with the name, and where it stands there; one of code as code."""
     return next(
-        ((sentence, span) for sentence in sentences(passage.text) if (span := _find(sentence, name)) is not None), None
+        (
+            (sentence, span)
+            for sentence in _prose(passage)
+            if (span := find(sentence, link.name, is_code=link.is_code)) is not None
+        ),
+        None,
     )
-
-
-def _find(sentence: str, phrase: str) -> Span | None:
-    """A phrase as it is written, between words."""
-    start = sentence.find(phrase) if phrase else -1
-    end = start + len(phrase)
-    if start < 0 or sentence[max(0, start - 1) : start].isalnum() or sentence[end : end + 1].isalnum():
-        return None
-    return Span(start, end, phrase)
 
 
 def _around(sentence: str, span: Span, sign: str, *, before: int = _BEFORE, after: int = _AFTER) -> str | None:
