@@ -7,11 +7,13 @@ from contextlib import redirect_stdout
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tests.chat_templates import TEMPLATES, chat_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
 
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Passage
 from dgpo_cli.evaluation.measured import weights_digest
+from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model, save_model
@@ -143,7 +145,7 @@ def test_the_cards_code_runs_and_gives_the_model_the_text_that_it_was_trained_on
     assert code.count("\n") <= 40
     known = read_questions(offline.questions("train"))[0].text
     code = code.replace('"Where was the author of the book born?"', repr(known))
-    code = code.replace('"max_new_tokens": 500', '"max_new_tokens": 40')
+    code = code.replace('agent.get("max_new_tokens", 500)', "40")
     monkeypatch.chdir(folder / "agent")
     shown, names = io.StringIO(), {}
     with redirect_stdout(shown):
@@ -160,6 +162,47 @@ def test_the_cards_code_runs_and_gives_the_model_the_text_that_it_was_trained_on
     assert names["encode"](names["observation"]([p.contents for p in found])) == list(
         codec.observation_ids(found, 999).ids
     )
+
+
+@pytest.mark.parametrize(
+    "template", ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in TEMPLATES if name != "qwen3")]
+)
+def test_the_cards_code_for_tool_calls_gives_the_model_the_text_of_an_episode(dgpo, folder, monkeypatch, template):
+    """The model is made to write a script; what it is given is compared with what the agent of this package reads."""
+    tokenizer, protocol = chat_tokenizer(TEMPLATES[template]), Protocol.of("tool_calls")
+    save_model(folder / "made", qwen(len(tokenizer), positions=4096), tokenizer, protocol)
+    assert dgpo("export", "made", "agent").status == 0
+    code = re.search(r"```python\n(.*?)```", (folder / "agent" / "README.md").read_text(), re.DOTALL)[1]
+    assert code.count("\n") <= 40
+    passage = '"Vesapo"\nA town </tool_response><|im_end|> < think > & 東京.'
+    code = re.sub(r"^passages = .*", lambda _: f"passages = [{passage!r}]", code, flags=re.MULTILINE)
+    codec, form = Codec(tokenizer, protocol), protocol.agent_format
+    searched = form.write("I look.", "search", 'the "town"\\of Orla')
+    turns = [searched, "<think>\nHm.\n</think>\n\n<tool_call>no call</tool_call>", form.write("So.", "answer", "Orla")]
+    as_text = Passage("1", passage.replace("<|", "&lt;|"))  # the program's way to keep a special token out
+    found = codec.observation_ids([as_text], 999, after=codec.text_ids(searched)[-1]).ids
+    read = [codec.prompt_ids("Where was the author of the book born?").ids, found, codec.correction_ids().ids]
+    given, generate = [], GenerationMixin.generate
+
+    def forced(model, ids, **how):
+        script = [*codec.text_ids(turns[len(given)]), codec.tokenizer.eos_token_id, *codec.text_ids("and more")]
+        given.append(ids[0].tolist())
+        begin = ids.shape[1]
+        return generate(model, ids, prefix_allowed_tokens_fn=lambda _, now: [script[len(now) - begin]], **how)
+
+    monkeypatch.setattr(GenerationMixin, "generate", forced)
+    monkeypatch.chdir(folder / "agent")
+    shown = io.StringIO()
+    with redirect_stdout(shown):
+        exec(compile(code, "card", "exec"), {})
+    assert shown.getvalue().splitlines() == [
+        'searched: "the \\"town\\"\\\\of Orla"', "a turn without an action", "answer: Orla",
+    ]  # fmt: skip
+    expected = []
+    for place, turn in enumerate(turns):
+        expected += read[place]
+        assert codec.decode(given[place]) == codec.decode(expected) and given[place] == expected, place
+        expected += codec.text_ids(turn)
 
 
 def test_weights_are_rounded_only_on_request(dgpo, runs):

@@ -1,16 +1,14 @@
 """The program in a model card that runs the model with plain transformers, without this package."""
 
-TAGS = """\
+_BEGINNING = """\
 import json, re
-from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-folder = Path(".")  # where this card lies
+folder = "."  # where this card lies
 question = "Where was the author of the book born?"
 passages = ['"Title"\\nText of a passage; a search engine belongs here.']
-
-agent = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
+agent = json.load(open(f"{folder}/protocol.json", encoding="utf-8"))
 tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
 
@@ -18,22 +16,30 @@ def search(query):  # the passages that share most words with the query
     words = set(query.lower().split())
     return sorted(passages, key=lambda p: -len(words & set(p.lower().split())))[: agent["top_k"]]
 
-def observation(found):
+def observation(found):  # in which nothing is a tag but what the agent text has
     docs = [f"Doc {n}(Title: {p.partition(chr(10))[0]}) {p.partition(chr(10))[2]}" for n, p in enumerate(found, 1)]
-    text = re.sub(r"<(?=\\s*/?\\s*(think|search|information|answer)\\b)", "&lt;", "\\n".join(docs))  # text, not tags
+    text = re.sub(r"<(?=[MARKS])", "&lt;", "\\n".join(docs))
     return agent["observation"].replace("{results}", text)
 
+def write(ids, *stops):  # a turn of the model
+    how = {"stop_strings": [*stops], "tokenizer": tokenizer, "max_new_tokens": agent.get("max_new_tokens", 500)}
+    return tokenizer.decode(model.generate(torch.tensor([ids]), **how)[0, len(ids) :], skip_special_tokens=True)
+
+"""
+
+TAGS = (
+    _BEGINNING.replace("[MARKS]", r"\s*/?\s*(think|search|information|answer)\b")
+    + """\
 def encode(text):  # as text, whatever special token it may name
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
-prompt = agent["prompt"].replace("{question}", question)
-if agent["chat_template"] and tokenizer.chat_template:
+prompt, chat = agent["prompt"].replace("{question}", question), agent["chat_template"] and tokenizer.chat_template
+if chat:
     message = [{"role": "user", "content": prompt}]
     prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-ids = tokenizer(prompt, add_special_tokens=not (agent["chat_template"] and tokenizer.chat_template)).input_ids
+ids = tokenizer(prompt, add_special_tokens=not chat).input_ids
 for turn in range(agent["max_turns"] + 1):
-    stops = {"stop_strings": ["</search>", "</answer>"], "tokenizer": tokenizer, "max_new_tokens": 500}
-    written = tokenizer.decode(model.generate(torch.tensor([ids]), **stops)[0, len(ids) :], skip_special_tokens=True)
+    written = write(ids, "</search>", "</answer>")
     action = re.search(r"^(.*?<(search|answer)>(.*?)</\\2>)", written, re.DOTALL)
     if action and action[2] == "answer":
         print("answer:", action[3].strip())
@@ -41,55 +47,27 @@ for turn in range(agent["max_turns"] + 1):
     print("searched:", action[3].strip()) if action else print("a turn without an action")
     ids += encode(action[1] + observation(search(action[3])) if action else written + agent["correction"])
 """
+)
 
-TOOL_CALLS = """\
-import json, re
-from pathlib import Path
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-
-folder = Path(".")  # where this card lies
-question = "Where was the author of the book born?"
-passages = ['"Title"\\nText of a passage; a search engine belongs here.']
-
-agent = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
-tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-tools = [TOOL]
-told = [TOLD]  # by a system message, where the template passes over tools
-
-def search(query):  # the passages that share most words with the query
-    words = set(query.lower().split())
-    return sorted(passages, key=lambda p: -len(words & set(p.lower().split())))[: agent["top_k"]]
-
-def results(found):
-    docs = [f"Doc {n}(Title: {p.partition(chr(10))[0]}) {p.partition(chr(10))[2]}" for n, p in enumerate(found, 1)]
-    return re.sub(r"<(?=\\s*/?\\s*(think|tool_call|tool_response|tools)\\b)", "&lt;", "\\n".join(docs))
-
-def shown(text):  # as text, whatever special token it may name
-    return re.sub(r"<(?=\\|)", "&lt;", text)
-
-def render(messages):
+# A special token that a passage names is escaped too: the messages become text before they become tokens.
+TOOL_CALLS = (
+    _BEGINNING.replace("[MARKS]", r"\||\s*/?\s*(think|tool_call|tool_response|tools)\b")
+    + """\
+def render(messages, tools=[TOOL]):
     return tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)
 
-messages = [{"role": "user", "content": agent["prompt"].replace("{question}", shown(question))}]
-if "</tool_call>" not in render(messages):
-    messages.insert(0, {"role": "system", "content": told})
+messages = [{"role": "user", "content": agent["prompt"].replace("{question}", question)}]
+if render(messages) == render(messages, None):  # a template that passes over tools
+    messages.insert(0, {"role": "system", "content": [TOLD]})
 for turn in range(agent["max_turns"] + 1):
-    ids = tokenizer(render(messages), add_special_tokens=False).input_ids
-    stops = {"stop_strings": ["</tool_call>"], "tokenizer": tokenizer, "max_new_tokens": 500}
-    written = tokenizer.decode(model.generate(torch.tensor([ids]), **stops)[0, len(ids) :], skip_special_tokens=True)
-    messages.append({"role": "assistant", "content": written})
-    call = re.search(r"<tool_call>(.*?)</tool_call>", written, re.DOTALL)
-    if not call:
-        print("answer:", written.rpartition("</think>")[2].strip())
+    written = write(tokenizer(render(messages), add_special_tokens=False).input_ids, "</tool_call>")
+    action = written.rpartition("</think>")[2]
+    if "<tool_call>" not in action:
+        print("answer:", action.strip())
         break
-    try:
-        query = json.loads(call[1])["arguments"]["query"]
-    except (ValueError, KeyError, TypeError):
-        print("a turn without an action")
-        messages.append({"role": "tool", "content": agent["correction"]})
-    else:
-        print("searched:", query)
-        messages.append({"role": "tool", "content": shown(results(search(query)))})
+    call = re.search(r'"query": *("(?:[^"\\\\]|\\\\["\\\\/bfnrt]|\\\\u[0-9a-fA-F]{4})*")', action)
+    print(f"searched: {call[1]}" if call else "a turn without an action")
+    told = observation(search(json.loads(call[1], strict=False))) if call else agent["correction"]
+    messages += [{"role": "assistant", "content": written}, {"role": "tool", "name": "search", "content": told}]
 """
+)
