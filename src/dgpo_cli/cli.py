@@ -44,6 +44,7 @@ from dgpo_cli.commands.serve import command as serve
 from dgpo_cli.console import say_error, tell_logged
 from dgpo_cli.core import interrupts
 from dgpo_cli.core.disk import system_error
+from dgpo_cli.core.figures import shortened
 from dgpo_cli.core.out_of_memory import is_out_of_memory
 from dgpo_cli.core.untrusted import file_name, has_surrogates
 from dgpo_cli.errors import ConfigError, DgpoError
@@ -94,6 +95,8 @@ for _registered in (*app.registered_commands, *index.app.registered_commands):
 _CommandLineError = cast(type[Exception], typer.BadParameter.__mro__[2])
 _ASKED = ("search",)  # their argument is a question and no place: they say themselves that it is empty
 _TOGETHER = ("index", "kd", "rl")  # what several processes of one launch do as one
+
+_LONGEST_LINE = 1000  # characters of an error: a name in it may be of any length
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_MEMORY = (errno.ENOMEM,)
@@ -199,10 +202,15 @@ def _fail(message: str, hint: str | None, *, code: int = 1) -> NoReturn:
             time.sleep(1)  # the launcher ends them all once one is gone: not before the first has spoken
             sys.exit(code)
         message, hint = told
-    say_error(f"error: {' '.join(message.split())}")
+    say_error(f"error: {_one_line(message)}")
     if hint:
-        say_error(f"hint: {' '.join(hint.split())}")
+        say_error(f"hint: {_one_line(hint)}")
     sys.exit(code)
+
+
+def _one_line(text: str) -> str:
+    """Beginning and end say what is wrong where a name in it is very long."""
+    return shortened(" ".join(text.split()), _LONGEST_LINE)
 
 
 def _fail_by_system(error: OSError) -> NoReturn:

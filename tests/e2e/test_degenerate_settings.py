@@ -75,16 +75,18 @@ def test_greedy_episodes_of_distillation_train_at_temperature_one(dgpo: Dgpo, of
     assert rows[0]["step"] == 1 and "loss" in " ".join(rows[0])
 
 
-@pytest.mark.parametrize("place", ["folder", "gone/kept.jsonl", "questions.jsonl", "link.jsonl"])
+@pytest.mark.parametrize("place", ["folder", "gone/kept.jsonl", "questions.jsonl", "link.jsonl", "other.jsonl"])
 def test_an_audit_writes_over_nothing_that_it_reads(dgpo: Dgpo, offline: Any, folder: Path, place: str) -> None:
     (folder / "folder").mkdir()
     questions = folder / "questions.jsonl"
     questions.write_text(offline.questions("test").read_text())
     (folder / "link.jsonl").symlink_to(questions)
+    (folder / "other.jsonl").write_text("mine")
     before = questions.read_text()
     ended = dgpo("audit", "questions.jsonl", "--index", str(offline.index), "--write", place)
     assert ended.status == 1 and len(ended.errors) == 1, ended.err
     assert place.partition("/")[0] in ended.errors[0] and questions.read_text() == before
+    assert (folder / "other.jsonl").read_text() == "mine"
 
 
 @pytest.mark.parametrize("seed", [2**63, -(2**63), 10**40])

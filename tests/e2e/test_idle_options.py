@@ -106,12 +106,69 @@ def test_other_questions_in_the_folder_of_sets_begin_another_run(
     assert dgpo("distill-data", "--config", "d/config.toml", "--dry-run").status == 0
 
 
-@pytest.mark.parametrize("device", ["banana5", "0", "cuda:x", "meta", "cuda:99999", "CPU", "c", "cpu:-1"])
+@pytest.mark.parametrize("device", ["banana5", "nan", "dir", "0", "cuda:x", "meta", "cuda:99999", "CPU", "c", "cpu:-1"])
 def test_a_text_that_names_no_device_is_refused_where_nothing_computes_on_one(
     dgpo: Dgpo, places: dict[str, Path], device: str
 ) -> None:
     ended = dgpo("search", "who", "--index", str(places["index"]), "--device", device)
     assert ended.status == 1 and ended.errors == [f"error: device {device!r} is none"]
+
+
+CHECKED_PLACES = {
+    "a file": ("--out taken", "Not a directory: "),
+    "below a file": ("--out taken/run", "Not a directory: "),
+    "another's folder": ("--out other", "other exists and is no run folder"),
+    "no run": ("--resume other", "other is not a run folder"),
+    "over": ("--out done", "done holds a finished run"),
+    "both": ("--out new --resume other", "--resume other beside --out"),
+}
+
+
+@pytest.mark.parametrize("place", CHECKED_PLACES)
+@pytest.mark.parametrize(
+    "command", [GRPO, SEQKD, LOADED, EVAL + "--index {index}", "make-questions {index} --no-model"]
+)
+def test_a_dry_run_refuses_the_places_that_the_run_would(
+    dgpo: Dgpo, folder: Path, places: dict[str, Path], command: str, place: str
+) -> None:
+    (folder / "taken").write_text("mine")
+    (folder / "other").mkdir()
+    (folder / "other" / "mine").write_text("")
+    (folder / "done").mkdir()
+    record = '{"command": "rl", "status": "finished", "digest": "d", "created": "2026-01-01T00:00:00+00:00"}'
+    (folder / "done" / "run.json").write_text(record)
+    argv, says = CHECKED_PLACES[place]
+    for dry in (command + " --dry-run", command.replace("--dry-run", "")):
+        ended = dgpo(*f"{dry} {argv}".format(**places).split())
+        assert ended.status == 1 and len(ended.errors) == 1, ended.err
+        assert says in ended.errors[0]
+    assert (folder / "taken").read_text() == "mine" and not (folder / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["quickstart", "learn docs", "reproduce", "reproduce --results taken"])
+@pytest.mark.parametrize("out", ["taken", "taken/below"])
+def test_a_dry_run_of_a_whole_path_refuses_a_file_as_its_folder(
+    dgpo: Dgpo, folder: Path, command: str, out: str
+) -> None:
+    (folder / "docs").mkdir()
+    (folder / "taken").write_text("mine")
+    ended = dgpo(*command.split(), "--dry-run", "--out", out if "results" not in command else "free")
+    assert ended.status == 1 and len(ended.errors) == 1 and "Not a directory" in ended.errors[0], ended.err
+
+
+def test_settings_are_refused_before_documents_are_indexed(dgpo: Dgpo, folder: Path) -> None:
+    (folder / "docs").mkdir()
+    (folder / "docs" / "a.txt").write_text("Oslo is the capital of Norway. Edda Vik was born in Oslo.")
+    for wrong in ("--passages=0", "--validation=-1", "--teacher=gone", "--out=docs"):
+        author = () if "teacher" in wrong else ("--no-model",)
+        ended = dgpo("make-questions", "docs", wrong, *author)
+        assert ended.status == 1 and len(ended.errors) == 1, ended.err
+        assert not (folder / "indexes").exists()
+    ended = dgpo("make-questions", "docs", "--no-model", "--dry-run")
+    assert ended.status == 0 and not (folder / "indexes").exists()
+    assert dgpo("make-questions", "gone", "--no-model", "--dry-run").errors == [
+        "error: gone: No such file or directory"
+    ]
 
 
 def test_blanks_behind_an_option_are_no_value(dgpo: Dgpo, folder: Path) -> None:

@@ -58,6 +58,7 @@ NO_FILES_BARE = ["error: too many open files: Too many open files", MORE_FILES]
     [
         (InputError("a\nb", hint="do\nthis"), 1, ["error: a b", "hint: do this"]),
         (InputError("a"), 1, ["error: a"]),
+        (InputError("a" * 600 + "b" * 600), 1, ["error: " + "a" * 499 + "…" + "b" * 500]),
         (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, FULL),
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 1, FULL_BARE),
         (
@@ -104,6 +105,7 @@ NO_FILES_BARE = ["error: too many open files: Too many open files", MORE_FILES]
     ids=[
         "hint",
         "plain",
+        "very-long",
         "disk-full",
         "disk-full-in-rust",
         "permission",

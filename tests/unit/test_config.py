@@ -169,6 +169,11 @@ def test_a_registry_loads_what_a_package_outside_names(tmp_path: Path, monkeypat
     assert load({}, "own_things:brevity", "reward part")(None, "") == 1.0
     with pytest.raises(ConfigError, match="has no attribute 'length'"):
         load({}, "own_things:length", "reward part")
+    (tmp_path / "broken_things.py").write_text("1 / 0\n")
+    with pytest.raises(ConfigError, match="'broken_things:brevity': ZeroDivisionError: division by zero"):
+        load({}, "broken_things:brevity", "reward part")
+    with pytest.raises(ConfigError, match="'own_things:brevity' is no engine: it has no open"):
+        load({}, "own_things:brevity", "engine", has=("__call__", "open"))
     with pytest.raises(ConfigError, match="No module named 'no_such_things'") as caught:
         load({}, "no_such_things.of_mine:brevity", "reward part")
     assert "python -c 'import no_such_things.of_mine'" in str(caught.value.hint)

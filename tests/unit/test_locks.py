@@ -26,6 +26,23 @@ def test_the_second_is_told_who_has_it_and_what_to_do(tmp_path: Path) -> None:
     assert list((tmp_path / "run").iterdir()) == [], "nothing is left over"
 
 
+def test_folders_made_for_a_place_go_where_nothing_was_written(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with Lock.beside(tmp_path / "there" / "a" / "b" / "place"):
+        assert (tmp_path / "there" / "a" / "b").is_dir()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    with Lock.beside(tmp_path / "c" / "d" / "place"):
+        (tmp_path / "c" / "kept").write_text("")
+    assert not (tmp_path / "c" / "d").exists() and (tmp_path / "c" / "kept").exists()
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_all_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "ring").symlink_to("ring")
+    with pytest.raises(OSError), folders.replacing(tmp_path / "ring") as made:
+        (made / "part").write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == ["ring"]
+
+
 def test_a_lock_file_without_a_holder_holds_nobody_up(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("1")
     with Lock.inside(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +47,36 @@ def test_gz_is_read_like_the_plain_file(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl.gz"
     file.write_bytes(gzip.compress(b'{"a": 1}\n{"a": 2}\n'))
     assert [row["a"] for _, row in read_jsonl(file)] == [1, 2]
+
+
+@pytest.mark.parametrize("write", [lambda path: write_atomic(path, "x"), lambda path: write_jsonl_atomic(path, [{}])])
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "ring", "link to the fifo"])
+def test_only_a_file_is_replaced(tmp_path: Path, write, kind: str) -> None:
+    place = tmp_path / "place"
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "ring":
+        place.symlink_to(place)
+    elif kind == "device":
+        if os.geteuid() != 0:
+            pytest.skip("only root makes devices")
+        os.mknod(place, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    else:
+        os.mkfifo(tmp_path / "fifo")
+        place.symlink_to("fifo") if "link" in kind else (tmp_path / "fifo").rename(place)
+    before = {path.name: path.lstat().st_mode for path in tmp_path.iterdir()}
+    with pytest.raises(OSError) as told:
+        write(place)
+    assert told.value.filename and told.value.strerror
+    assert {path.name: path.lstat().st_mode for path in tmp_path.iterdir()} == before
+
+
+def test_a_link_to_a_file_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere/file")
+    for content in ("made", "replaced"):
+        write_atomic(tmp_path / "link", content)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere" / "file").read_text() == content
 
 
 def test_a_byte_order_mark_is_not_content(tmp_path: Path) -> None:

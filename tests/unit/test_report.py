@@ -206,6 +206,18 @@ def test_the_command_writes_the_page(runs: tuple[Path, Path, Path], dgpo, folder
     assert (folder / "page.html").stat().st_size == result["bytes"]
 
 
+def test_only_a_page_of_its_own_is_written_over(runs: tuple[Path, Path, Path], dgpo, folder: Path) -> None:
+    earlier = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>dgpo report: a</title>\n'
+    (folder / "page.html").write_text(earlier)
+    for _ in range(2):
+        assert dgpo("report", str(runs[0]), "--out", "page.html").status == 0
+    for content in ("mine", "<!doctype html><title>mine</title>"):
+        (folder / "mine.html").write_text(content)
+        ended = dgpo("report", str(runs[0]), "--out", "mine.html")
+        assert ended.errors == ["error: mine.html is there already, and is no page of `dgpo report`"]
+        assert (folder / "mine.html").read_text() == content
+
+
 def test_runs_are_named_as_everywhere_or_are_the_last_ones(dgpo, folder: Path) -> None:
     make(folder / "quickstart" / "runs")
     named = dgpo("report", "second", "quickstart/train", "--json")

@@ -99,12 +99,14 @@ def audit(
 
 
 def _check_place(write: Path, questions: Path | None) -> None:
-    """Raises ConfigError for a file that cannot be written, or that is read."""
+    """Raises ConfigError for a file that cannot be written, that is read, or that holds something."""
     if write.is_dir() or not write.parent.is_dir():
         wrong = f"{write} is a folder" if write.is_dir() else f"{write.parent} is no folder"
         raise ConfigError(wrong, hint="give --write a file in a folder that exists")
     if questions is not None and write.exists() and questions.exists() and write.samefile(questions):
         raise ConfigError(f"--write {write} would replace the questions that are read", hint="give another file")
+    if write.exists() and (not write.is_file() or write.stat().st_size):
+        raise ConfigError(f"{write} is there already", hint="give --write another file, or remove that one")
 
 
 def _answers(run: Path) -> list[Trajectory]:

@@ -18,11 +18,13 @@ from dgpo_cli.commands.common.options import (
     ReplaceFlag,
     absolute,
     replacing,
+    within_64_bits,
 )
 from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.console import Console
 from dgpo_cli.core import shell
 from dgpo_cli.core.figures import percent, percent_range
+from dgpo_cli.core.folders import check_place
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def learn(
         str | None,
         typer.Option(help="Model that makes the questions; templates make weaker ones by default.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    seed: Annotated[int, typer.Option(callback=within_64_bits, help="Seed of every draw.")] = 0,
     device: DeviceOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier call made in that folder.")] = False,
     replace: ReplaceFlag = False,
@@ -65,6 +67,7 @@ def learn(
     place = out.resolve()
     if place == folder.resolve() or place.is_relative_to(folder.resolve()):
         raise ConfigError(f"{out} lies in the folder of documents", hint="give an --out outside it")
+    check_place(out)
     settings = recipe()
     if student is not None:
         settings["world"]["student"] = absolute(student)

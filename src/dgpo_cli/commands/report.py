@@ -51,8 +51,11 @@ def report(
         raise ConfigError("--port is the port of --watch", hint="add --watch, or leave --port out")
     from dgpo_cli.core.folders import sole_writer
     from dgpo_cli.viewing.report import write_report
+    from dgpo_cli.viewing.report_page import is_page
 
     target = out or _PAGE
+    if target.exists() and target.stat().st_size and not is_page(target):
+        raise ConfigError(f"{target} is there already, and is no page of `dgpo report`", hint="give another --out")
     with sole_writer(target):
         result = write_report(runs or (), target, questions=questions)
     for warning in result.warnings:

@@ -19,6 +19,7 @@ from dgpo_cli.commands.common.options import (
 )
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import percent
+from dgpo_cli.core.folders import check_place
 
 if TYPE_CHECKING:
     from dgpo_cli.offline.ladder import LadderRow
@@ -60,6 +61,8 @@ def reproduce(
     from dgpo_cli.offline.reproduce_rows import choose, recipe, row_specs
 
     console = Console(json_output=json, quiet=quiet)
+    for folder in (out, *([] if results is None else [results])):
+        check_place(folder)
     settings = recipe(scale, teacher)
     names = choose(row_specs(settings), None if methods is None else [m.strip() for m in methods.split(",")])
     if dry_run:
@@ -70,11 +73,11 @@ def reproduce(
         require("matplotlib", "plots", "the page of `dgpo reproduce`")
     from dgpo_cli.offline.reproduce import Ladder
 
-    folder = (results or out / "results").resolve() / teacher
+    records = (results or out / "results").resolve() / teacher
     ladders = [
         Ladder(
             out.resolve() / teacher / f"seed-{seed}",
-            folder,
+            records,
             seed=seed,
             device=device or "auto",
             say=console.info,
@@ -94,7 +97,7 @@ def reproduce(
         console.info(f"seed {ladder.seed}")
         with ladder.alone():
             made.append(ladder.run(names))
-    _show(console, ladders, made, folder, scale, teacher)
+    _show(console, ladders, made, records, scale, teacher)
 
 
 def _search(console: Console, ladder: Ladder, names: list[str]) -> None:

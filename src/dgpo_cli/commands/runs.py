@@ -43,6 +43,8 @@ def runs(
     from dgpo_cli.core.run_list import plan_prune, remove, summarize_runs
 
     console = Console(json_output=json, quiet=quiet)
+    if root is not None and not root.is_dir():
+        raise ConfigError(f"{root} is no folder", hint="give --root a folder with runs below it")
     if not prune:
         if keep is not None or yes:
             raise ConfigError("--keep and --yes belong to --prune", hint="dgpo runs --prune --keep 3")

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 Precision = Literal["auto", "float32"]
-_NAME = re.compile(r"(?!meta)[a-z]{2,20}(:[0-9]{1,3})?")  # meta holds no values
+# What torch computes on, by itself or with a package of the card's maker. Its device meta holds no values.
+_NAME = re.compile(r"auto|(cpu|cuda|mps|xpu|hpu|mtia|xla|npu|mlu|musa)(:[0-9]{1,3})?")
 PRECISION = "auto: bf16 on GPUs, and on CPUs where it is faster; float32 is the same on every CPU"  # as help
 
 
@@ -20,6 +21,13 @@ def require_device_name(name: str) -> None:
     """Raises ConfigError for a text that names no device. Cheap: whether there is such a device is not asked."""
     if not _NAME.fullmatch(name):
         raise ConfigError(f"device {name[:40]!r} is none", hint="give auto, cpu, cuda or cuda:1")
+
+
+def device_name(given: str | None) -> str | None:
+    """What was given, if anything was. Raises ConfigError as `require_device_name` does."""
+    if given is not None:
+        require_device_name(given)
+    return given
 
 
 def named_device(name: str) -> torch.device:

@@ -7,6 +7,7 @@ take such leftovers away (`settle`, `sweep`): their writers are gone.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -24,6 +25,21 @@ _MOMENT_S = 2.0  # seconds; far more than a replacement takes between its two re
 _POLL_S = 0.02
 
 
+def check_place(directory: Path) -> None:
+    """Makes nothing. Raises OSError where no folder can be made, or nothing may be written in the one that is there."""
+    place = _real(directory)
+    for there in (place, *place.parents):
+        try:
+            there.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        break
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+
+
 @contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
     """A fresh folder to write into; it takes the place of `directory` if nothing was raised."""
@@ -33,10 +49,10 @@ def replacing(directory: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        put_in_place(temporary, directory)
     except BaseException:
-        shutil.rmtree(temporary)
+        _delete(temporary)
         raise
-    put_in_place(temporary, directory)
 
 
 def put_in_place(written: Path, directory: Path) -> None:
@@ -45,7 +61,11 @@ def put_in_place(written: Path, directory: Path) -> None:
     old = beside(directory, "old")
     if directory.exists():
         directory.rename(old)
-    written.rename(directory)
+    try:
+        written.rename(directory)
+    except OSError:
+        recover(directory)
+        raise
     _delete(old)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -94,7 +95,16 @@ def write_jsonl_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose content becomes the file at the end, and vanishes on an error."""
+    """A stream whose content becomes the file at the end, and vanishes on an error.
+
+    A link stays, and what it leads to is replaced. Raises OSError for anything but a file: renaming onto a device or a
+    pipe, which root may do, would put a file in its place for every program of the machine.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if os.path.lexists(path) and not path.is_file():
+        raise OSError(errno.ENOTSUP, "a pipe, a device or a ring of links, not a file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:

@@ -6,7 +6,7 @@ The same form names an implementation of a package outside of this one, wherever
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -20,10 +20,13 @@ def is_outside(name: str) -> bool:
     return _OUTSIDE.fullmatch(name) is not None
 
 
-def load(table: Mapping[str, str], name: str, kind: str, *, outside: bool = True) -> Any:
+def load(
+    table: Mapping[str, str], name: str, kind: str, *, outside: bool = True, has: Collection[str] = ("__call__",)
+) -> Any:
     """The object registered as `name`, or the one that "package.module:Attribute" names.
 
-    `outside` is False where the name stands in a file that others may have written: importing runs code.
+    `outside` is False where the name stands in a file that others may have written: importing runs code. `has` are
+    attributes without which an object of another package is no `kind`.
     Raises ConfigError that lists the names, or says what keeps a module from being imported.
     """
     if name in table:
@@ -34,9 +37,14 @@ def load(table: Mapping[str, str], name: str, kind: str, *, outside: bool = True
         raise ConfigError(f"unknown {kind} {name!r}", hint=f"choose one of: {', '.join(table)}{own}")
     module, _, attribute = name.partition(":")
     try:
-        return getattr(import_module(module), attribute)
-    except ImportError as error:
+        imported = import_module(module)
+    except Exception as error:  # whatever the code of a module raises
+        why = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         hint = f"install it where dgpo is installed, and try: python -c 'import {module}'"
-        raise ConfigError(f"{kind} {name!r}: {error}", hint=hint) from error
-    except AttributeError as error:
-        raise ConfigError(f"{kind} {name!r}: {error}", hint=f"name what {module} has") from error
+        raise ConfigError(f"{kind} {name!r}: {why}", hint=hint) from error
+    if not hasattr(imported, attribute):
+        raise ConfigError(f"{kind} {name!r}: {module} has no attribute {attribute!r}", hint=f"name what {module} has")
+    found = getattr(imported, attribute)
+    if missing := [each for each in has if not hasattr(found, each)]:
+        raise ConfigError(f"{name!r} is no {kind}: it has no {missing[0]}", hint="docs/architecture.md, Registries")
+    return found

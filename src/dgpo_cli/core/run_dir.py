@@ -81,8 +81,7 @@ class RunDir:
         in the config to digests of their contents; they count as part of the config. Raises ConfigError when `resume`
         or `out` holds a run of another config, or another process works in it.
         """
-        if resume is not None and (out is not None or fresh):
-            raise ConfigError(f"--resume {resume} beside {'--fresh' if fresh else '--out'}", hint="give one of them")
+        check_place(out, resume, fresh=fresh, root=root)
         work = Work(command, config, inputs or {})
         if resume is not None:
             return cls._resume(find_run(resume, root) or resume, work)
@@ -99,16 +98,12 @@ class RunDir:
     @classmethod
     def _at(cls, out: Path, work: Work, fresh: bool) -> RunDir:
         """Open the run in `out`: resume it, create it, or replace it."""
-        _refuse_foreign(out)
-        over = (out / "run.json").is_file() and not fresh and _is_over(out)
         run = cls(out)
         try:
             _refuse_foreign(out)  # again, since another process may have had the folder until now
             status = read_run(out)["status"] if (out / "run.json").is_file() and not fresh else _DISCARDED
             if status == _DISCARDED:
                 return run._begin(work)
-            if over:
-                raise ConfigError(f"{out} holds a finished run", hint="give another --out, or --fresh to replace it")
             _require_same(out, work)
             run.resumed = True
         except BaseException:
@@ -133,8 +128,7 @@ class RunDir:
 
     @classmethod
     def _resume(cls, path: Path, work: Work) -> RunDir:
-        if not (path / "run.json").is_file():
-            raise ConfigError(f"{path} is not a run folder", hint="`dgpo runs` lists them")
+        _require_run(path)
         _require_same(path, work)
         return cls(path, resumed=True)
 
@@ -229,6 +223,21 @@ class FollowedRun(RunDir):
         pass
 
 
+def check_place(out: Path | None, resume: Path | None, *, fresh: bool, root: Path = Path("runs")) -> None:
+    """What `RunDir.open` refuses of these whatever the config is. Cheap, and makes nothing. Raises ConfigError."""
+    if resume is not None:
+        if out is not None or fresh:
+            raise ConfigError(f"--resume {resume} beside {'--fresh' if fresh else '--out'}", hint="give one of them")
+        _require_run(find_run(resume, root) or resume)
+        return
+    place = out or root
+    folders.check_place(place)
+    if out is not None:
+        _refuse_foreign(out)
+        if (out / "run.json").is_file() and not fresh and _is_over(out):
+            raise ConfigError(f"{out} holds a finished run", hint="give another --out, or --fresh to replace it")
+
+
 def list_runs(root: Path = Path("runs")) -> list[Path]:
     """Run folders, oldest first. Raises InputError for a damaged one."""
     found = [p.parent for p in root.glob("[!.]*/run.json")]
@@ -268,6 +277,11 @@ def _left(before: Sequence[Path], work: Work) -> str:
     if newest is None or read_run(newest)["status"] != "running" or is_locked(newest):
         return ""
     return f"{newest} is unfinished and stays as it is: {differing(newest, work)}"
+
+
+def _require_run(path: Path) -> None:
+    if not (path / "run.json").is_file():
+        raise ConfigError(f"{path} is not a run folder", hint="`dgpo runs` lists them")
 
 
 def _require_same(path: Path, work: Work) -> None:

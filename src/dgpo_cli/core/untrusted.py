@@ -168,6 +168,12 @@ def _is_deep(value: Any) -> bool:
     return True
 
 
+def read_head(path: Path, most: int) -> bytes:
+    """The first bytes of a file. Raises OSError."""
+    with open_file(path) as stream:
+        return stream.read(most)
+
+
 def read_bytes(path: Path, most: int) -> bytes:
     """A whole file. Raises InputError where it cannot be read or has more than `most` bytes."""
     try:

@@ -47,5 +47,5 @@ def require_engine_name(name: str) -> None:
 
 def loading_engine(name: str) -> type[LoadingEngine]:
     """The engine of a name other than IN_PROCESS. Raises ConfigError."""
-    found: type[LoadingEngine] = registry.load(ENGINES, name, "engine")
+    found: type[LoadingEngine] = registry.load(ENGINES, name, "engine", has=("require", "open"))
     return found

@@ -27,7 +27,7 @@ def get(name: str) -> Format:
     table = dict(FORMATS)
     if name not in table:
         table |= {point.name: point.value for point in entry_points(group=GROUP)}
-    if ":" in name and (name in table.values() or name.partition(":")[0] in sys.modules):
+    if registry.is_outside(name) and (name in table.values() or name.partition(":")[0] in sys.modules):
         table[name] = name
     found = registry.load(table, name, "format", outside=False)
     if not (isinstance(found, type) and issubclass(found, Format)):

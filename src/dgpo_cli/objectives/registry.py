@@ -30,7 +30,7 @@ OBJECTIVES: dict[str, str] = {
 
 def create(name: str, options: Mapping[str, object]) -> Objective:
     """The objective `name` with `options` over its defaults. Raises ConfigError for an unknown name or option."""
-    objective = registry.load(OBJECTIVES, name, "method")
+    objective = registry.load(OBJECTIVES, name, "method", has=("Config", "configure", "loss"))
     config = apply_options(objective.Config, objective.configure(dict(options)))
     _require_weights(config)
     result: Objective = objective(config)

@@ -46,7 +46,7 @@ def served_retriever(location: str) -> ServedRetriever:
     """The retriever of a location for which `is_server` holds. Raises ConfigError."""
     scheme, _, _ = location.partition("://")
     name = scheme if is_address(location) else location.partition("?")[0]
-    kind: type[ServedRetriever] = registry.load(SERVERS, name, "retriever")
+    kind: type[ServedRetriever] = registry.load(SERVERS, name, "retriever", has=("open", "check", "search"))
     return kind.open(location)
 
 

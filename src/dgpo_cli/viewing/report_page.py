@@ -15,10 +15,16 @@ import html
 import json
 from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 from typing import Any
 
+from dgpo_cli.core.untrusted import read_head
 from dgpo_cli.viewing.charts import COLORS
+
+_GENERATOR = "dgpo report"
+_MARKS = (f'name="generator" content="{_GENERATOR}"'.encode(), b"<title>dgpo report")
+_HEAD = 1000  # bytes, more than stand before the title
 
 
 def render(content: Mapping[str, Any], *, title: str = "dgpo report") -> str:
@@ -36,6 +42,12 @@ def render_watch() -> tuple[str, str]:
     ), allowed
 
 
+def is_page(file: Path) -> bool:
+    """Whether a file is such a page, also of an earlier version."""
+    head = read_head(file, _HEAD)
+    return head.startswith(b"<!doctype html>") and any(mark in head for mark in _MARKS)
+
+
 def policy(script: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
@@ -46,6 +58,7 @@ def policy(script: str) -> str:
 
 def _page(content: Mapping[str, Any], title: str, script: str, allowed: str) -> str:
     return Template(_asset("report.html")).substitute(
+        generator=_GENERATOR,
         policy=html.escape(allowed),
         title=html.escape(title),
         style=_asset("report.css"),

@@ -13,6 +13,7 @@ from dgpo_cli.commands.common.origins import tell_origin
 from dgpo_cli.console import Console
 from dgpo_cli.core import schema
 from dgpo_cli.core.config import apply_options, parse_options
+from dgpo_cli.core.device import device_name
 from dgpo_cli.core.recipes import config_of, merged
 from dgpo_cli.core.run_names import find_run
 from dgpo_cli.core.setting_names import as_today
@@ -33,7 +34,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("-o", "--set", metavar="NAME=VALUE", help="Any other setting, e.g. -o objective.kl_coef=0.1."),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+DeviceOption = Annotated[str | None, typer.Option(callback=device_name, help="auto, cpu, cuda, cuda:1, ...")]
 
 
 def within_64_bits(seed: int) -> int:

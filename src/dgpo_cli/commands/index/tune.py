@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.common.options import JsonFlag, QuietFlag, choose_index
+from dgpo_cli.commands.common.options import JsonFlag, QuietFlag, choose_index, within_64_bits
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import percent, points, points_range
 from dgpo_cli.errors import ConfigError
@@ -21,7 +21,7 @@ def tune(
         str | None, typer.Option("--index", help="A bm25 index; the current one by default.", show_default=False)
     ] = None,
     k: Annotated[int, typer.Option("-k", help="Passages that count as found.")] = 5,
-    seed: Annotated[int, typer.Option(help="Which half of the questions chooses.")] = 0,
+    seed: Annotated[int, typer.Option(callback=within_64_bits, help="Which half of the questions chooses.")] = 0,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:

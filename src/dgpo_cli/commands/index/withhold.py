@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dgpo_cli.commands.common.options import JsonFlag, QuietFlag, choose_index
+from dgpo_cli.commands.common.options import JsonFlag, QuietFlag, choose_index, within_64_bits
 from dgpo_cli.console import Console
 from dgpo_cli.core import shell
 from dgpo_cli.errors import ConfigError
@@ -21,7 +21,7 @@ def withhold(
         str | None, typer.Option("--index", help="An index folder; the current one by default.", show_default=False)
     ] = None,
     share: Annotated[float, typer.Option(help="Share of the questions that are to be unanswerable.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Which questions these are.")] = 0,
+    seed: Annotated[int, typer.Option(callback=within_64_bits, help="Which questions these are.")] = 0,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:

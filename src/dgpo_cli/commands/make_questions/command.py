@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,7 +27,7 @@ from dgpo_cli.commands.common.options import (
 from dgpo_cli.commands.common.teacher import NameOption, TokenizerOption, UrlOption, teacher_key
 from dgpo_cli.commands.common.training_options import TeacherOption
 from dgpo_cli.commands.make_questions.result import remember, show
-from dgpo_cli.commands.make_questions.sources import choose_author, choose_documents
+from dgpo_cli.commands.make_questions.sources import choose_author, choose_documents, index_documents
 from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def make_questions(
     Examples: `dgpo make-questions ~/notes --teacher qwen-3b` · `dgpo make-questions indexes/wiki --no-model`
     """
     from dgpo_cli.agent.identity import contents
-    from dgpo_cli.core.run_dir import RunDir
+    from dgpo_cli.core.run_dir import RunDir, check_place
     from dgpo_cli.make_questions.make import make_questions as made_questions
     from dgpo_cli.make_questions.opening import open_author
     from dgpo_cli.make_questions.settings import MakeQuestionsSettings
@@ -80,10 +81,12 @@ def make_questions(
     from dgpo_cli.retrieval.open import open_index
 
     console = Console(json_output=json, quiet=quiet)
+    check_place(out, resume, fresh=fresh)
     before = recorded(config, set_, "make-questions")
     given = {"teacher": teacher, "url": teacher_url, "name": teacher_name, "tokenizer": tokenizer}
+    index_folder, corpus = choose_documents(console, documents or before.get("index"))
     values = choose_author(console, before, no_model, given) | {
-        "index": choose_documents(console, documents or before.get("index")),
+        "index": index_folder,
         "passages": passages,
         "top_k": top_k,
         "validation": validation,
@@ -108,6 +111,8 @@ def make_questions(
     if dry_run:
         console.result(show_settings(console, settings))
         return
+    if corpus is not None:
+        index_documents(console, corpus, Path(settings.index))
     recorded_settings = asdict(settings)
     with RunDir.open(
         "make-questions", recorded_settings, out=out, resume=resume, fresh=fresh, inputs=contents(recorded_settings)

@@ -9,6 +9,8 @@ from typing import Any
 from dgpo_cli.commands.common.options import absolute, choose
 from dgpo_cli.commands.common.teacher import teacher_values
 from dgpo_cli.console import Console
+from dgpo_cli.core import shell
+from dgpo_cli.core.places import portable
 from dgpo_cli.errors import ConfigError
 
 
@@ -28,13 +30,12 @@ def choose_author(
     return teacher_values(console, before, **given)
 
 
-def choose_documents(console: Console, given: str | None) -> str:
-    """An index folder: the one given or remembered, or a BM25 index of the corpus given, built where there is none.
+def choose_documents(console: Console, given: str | None) -> tuple[str, str | None]:
+    """An index folder, the one given or remembered; or that of the BM25 index of a corpus, and the corpus.
 
-    Raises ConfigError for a server, which does not list its passages.
+    Raises ConfigError for a server, which does not list its passages, and InputError where there is no such corpus.
     """
-    from dgpo_cli.retrieval.corpus.reader import corpus_name
-    from dgpo_cli.retrieval.index.build import build_index
+    from dgpo_cli.retrieval.corpus.reader import corpus_name, require_corpus
     from dgpo_cli.retrieval.index.manifest import FILE
     from dgpo_cli.retrieval.registry import is_server
 
@@ -45,15 +46,22 @@ def choose_documents(console: Console, given: str | None) -> str:
             f"{given} is a server, which does not tell its passages", hint="give a corpus or an index folder"
         )
     if (Path(given) / FILE).is_file():
-        return absolute(given)
-    target = Path("indexes") / corpus_name(given)
+        return absolute(given), None
+    require_corpus(given)
+    return str((Path("indexes") / corpus_name(given)).resolve()), given
+
+
+def index_documents(console: Console, corpus: str, target: Path) -> None:
+    """Build the index of a corpus where it is not there. Raises ConfigError where another one is."""
+    from dgpo_cli.retrieval.index.build import build_index
+
     with console.progress("indexing", "passage") as progress:
         try:
-            manifest, reused = build_index(given, target, progress=progress)
+            manifest, reused = build_index(corpus, target, progress=progress)
         except ConfigError as error:
-            again = f"`dgpo index {given} --out DIR`, then `dgpo make-questions DIR`"
+            again = f"`{shell.command('dgpo', 'index', corpus, '--out')} DIR`, then `dgpo make-questions DIR`"
             raise ConfigError(error.message, hint=again) from error
-    console.info(f"index: {target}, {manifest.passages:,} passages{' (was there)' if reused else ''}")
+    place = portable(str(target))
+    console.info(f"index: {place}, {manifest.passages:,} passages{' (was there)' if reused else ''}")
     if manifest.skipped:
         console.warn(f"{manifest.skipped:,} not usable, the first: {manifest.problems[0]}")
-    return absolute(str(target))

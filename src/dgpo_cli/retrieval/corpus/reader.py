@@ -21,7 +21,7 @@ from dgpo_cli.errors import InputError
 from dgpo_cli.retrieval.corpus.folder import Folder
 from dgpo_cli.retrieval.corpus.known import KnownFile, KnownFiles
 from dgpo_cli.retrieval.corpus.seen_ids import SeenIds
-from dgpo_cli.retrieval.corpus.sources import CorpusSource, Found, HubDataset, JsonLines, Parquet, short
+from dgpo_cli.retrieval.corpus.sources import HINT, CorpusSource, Found, HubDataset, JsonLines, Parquet, short
 
 KEPT_PROBLEMS = 10
 _REPORT_EVERY = 2_000  # passages
@@ -87,6 +87,12 @@ def read_corpus(
     if isinstance(source, Folder):
         report.files = source.files
     report.digest = digest.hexdigest()
+
+
+def require_corpus(location: str) -> None:
+    """Cheap. Raises InputError where no file, folder or data set can be meant."""
+    if not location.startswith(PREFIX) and not Path(location).exists():
+        raise InputError(f"{location}: No such file or directory", hint=HINT)
 
 
 def corpus_digest(location: Path | str) -> str:
