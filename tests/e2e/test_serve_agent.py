@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from tests.scripted_agent import LIBRARY
-from tests.served import Served, as_process, ask, served, until
+from tests.served import DIRECT, Served, as_process, ask, served, until
 
 from dgpo_cli.qa_sets import read_questions
 
@@ -134,6 +134,16 @@ def test_what_its_client_leaves_is_dropped(openai: Any, server: Served, stream: 
         with pytest.raises(library.APITimeoutError):
             openai.with_options(timeout=1.0).chat.completions.create(**slow)
     until(lambda: running(server) == 0, 5)
+
+
+def test_streams_that_are_left_say_nothing_in_the_log() -> None:
+    with as_process([sys.executable, "-m", "tests.scripted_agent", "max_episodes=8"]) as made:
+        body = json.dumps({"messages": [{"role": "user", "content": "slow"}], "stream": True}).encode()
+        for _ in range(20):
+            with DIRECT.open(f"{made.url}/v1/chat/completions", data=body, timeout=30) as reply:
+                reply.readline()
+        until(lambda: ask(f"{made.url}/health").json["model"]["open_questions"] == 0)
+        assert made.stop() == "stopped after 0 questions\n"
 
 
 HUB = """

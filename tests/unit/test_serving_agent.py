@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -186,11 +188,25 @@ def test_the_other_addresses(client: TestClient) -> None:
     assert (model["id"], model["object"], model["owned_by"]) == ("scripted", "model", "dgpo")
     assert client.get("/v1/models/scripted").json() == model
     assert client.get("/v1/models/other").json()["error"]["code"] == "model_not_found"
-    for method, path in (("POST", "/v1/completions"), ("GET", "/v1/chat/completions"), ("DELETE", "/v1/files/a")):
+    assert client.get("/v1/models/two%0Alines").json()["error"]["code"] == "model_not_found"
+    others = (("POST", "completions"), ("GET", "chat/completions"), ("DELETE", "files/a"), ("GET", "two%0Alines"))
+    for method, path in ((method, f"/v1/{path}") for method, path in others):
         reply = client.request(method, path)
         assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_url")
     found = client.post("/retrieve", json={"queries": ["Orla"], "topk": 1}).json()
     assert found == {"result": [[{"id": "p2", "contents": LIBRARY["Orla"].contents}]]}
+
+
+def test_every_reference_of_the_description_leads_somewhere(client: TestClient) -> None:
+    description = client.get("/openapi.json").json()
+    references = re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(description))
+    assert references
+    for reference in references:
+        reduce(lambda value, name: value[name], reference.split("/"), description)
+    schema = description["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"][
+        "schema"
+    ]
+    assert "role" in schema["properties"]["messages"]["items"]["properties"]
 
 
 def test_a_failed_search_is_told_as_such_and_health_tells_it(client: TestClient) -> None:

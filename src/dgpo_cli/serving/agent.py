@@ -17,6 +17,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -24,7 +25,8 @@ from dgpo_cli.agent.events import Finished
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.serving.chat_reply import Delta, Narration, finish_reason, problem, usage
 from dgpo_cli.serving.chat_request import ChatRequest, read_request
-from dgpo_cli.serving.door import Door, ReplyRefused, responses, unless_left
+from dgpo_cli.serving.description import request_body, responses
+from dgpo_cli.serving.door import Door, ReplyRefused, unless_left
 from dgpo_cli.serving.metrics import Metrics
 from dgpo_cli.serving.page import chat_page
 from dgpo_cli.serving.probe import Probe
@@ -33,6 +35,13 @@ from dgpo_cli.serving.shared import Accepted, Running, SharedAgent
 
 _STILL_THERE_S = 15.0  # between signs of life in a stream that has nothing to say
 _log = logging.getLogger(__name__)
+
+
+class _Everything(PathConvertor):
+    regex = r"[\s\S]*"  # also a line end, so that every address below /v1 gets an error of the protocol's form
+
+
+register_url_convertor("everything", _Everything())
 
 
 class ProtocolProblem(BaseModel):
@@ -78,19 +87,20 @@ class AgentServer:
         return self._about | {"open_questions": self.asker.open}
 
     def add_to(self, app: FastAPI) -> None:
-        body = {"required": True, "content": {"application/json": {"schema": ChatRequest.model_json_schema()}}}
+        streamed = {"content": {"text/event-stream": {}}, "description": "The reply, or its events."}
+        example = {"messages": [{"role": "user", "content": "Who wrote the novel?"}], "model": self.name}
         app.add_api_route(
             "/v1/chat/completions",
             self.complete,
             methods=["POST"],
-            responses=responses(ProtocolError, 400, 401, 403, 404, 408, 413, 421, 500, 502, 503),
-            openapi_extra={"requestBody": body},
+            responses=responses(ProtocolError, 400, 401, 403, 404, 408, 413, 421, 500, 502, 503) | {200: streamed},
+            openapi_extra=request_body(ChatRequest, example),
         )
         refused = responses(ProtocolError, 401, 403, 404, 421)
         app.add_api_route("/v1/models", self.models, methods=["GET"], responses=refused)
-        app.add_api_route("/v1/models/{name:path}", self.model, methods=["GET"], responses=refused)
+        app.add_api_route("/v1/models/{name:everything}", self.model, methods=["GET"], responses=refused)
         every = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-        app.add_api_route("/v1/{path:path}", self.unknown, methods=every, include_in_schema=False)
+        app.add_api_route("/v1/{path:everything}", self.unknown, methods=every, include_in_schema=False)
         app.add_api_route("/", self.page, methods=["GET"], include_in_schema=False)
 
     async def models(self, request: Request) -> Response:
@@ -159,8 +169,11 @@ class AgentServer:
         try:
             while trajectory is None:
                 waiting = asyncio.ensure_future(reply.running.next())
-                while not (await asyncio.wait({waiting}, timeout=_STILL_THERE_S))[0]:
-                    yield ": still working\n\n"
+                try:
+                    while not (await asyncio.wait({waiting}, timeout=_STILL_THERE_S))[0]:
+                        yield ": still working\n\n"
+                finally:  # the client has left
+                    waiting.cancel()
                 deltas, trajectory = self._follow(reply, waiting.result())
                 for delta in deltas:
                     yield reply.chunk(delta)

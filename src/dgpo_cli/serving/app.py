@@ -26,7 +26,8 @@ from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.remote.search_r1 import INDEX_HEADER
 from dgpo_cli.serving.agent import AgentServer
 from dgpo_cli.serving.batcher import Batcher, Busy
-from dgpo_cli.serving.door import Door, ReplyRefused, responses, unless_left
+from dgpo_cli.serving.description import request_body, responses
+from dgpo_cli.serving.door import Door, ReplyRefused, unless_left
 from dgpo_cli.serving.metrics import Metrics
 from dgpo_cli.serving.probe import Probe
 from dgpo_cli.serving.settings import ServeSettings
@@ -71,10 +72,13 @@ class SearchServer:
 
     def app(self) -> FastAPI:
         made = FastAPI(title="dgpo serve", version=__version__, docs_url=None, redoc_url=None, lifespan=self._lifespan)
-        body = {"required": True, "content": {"application/json": {"schema": RetrieveRequest.model_json_schema()}}}
         problems = responses(Problem, 401, 403, 408, 413, 421, 422, 500, 503)
         made.add_api_route(
-            "/retrieve", self.retrieve, methods=["POST"], responses=problems, openapi_extra={"requestBody": body}
+            "/retrieve",
+            self.retrieve,
+            methods=["POST"],
+            responses=problems,
+            openapi_extra=request_body(RetrieveRequest, {"queries": ["Who wrote the novel?"], "topk": 3}),
         )
         made.add_api_route("/health", self.health, methods=["GET"], responses=responses(Problem, 503))
         made.add_api_route(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Awaitable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import Request
-from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from dgpo_cli.serving.settings import ServeSettings
@@ -24,11 +23,6 @@ class ReplyRefused(Exception):
     def __init__(self, status: int, cause: str, *, code: str | None = None, param: str | None = None) -> None:
         super().__init__(cause)
         self.status, self.cause, self.code, self.param = status, cause, code, param
-
-
-def responses(form: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI description: every error is JSON of one form."""
-    return {status: {"model": form} for status in statuses}
 
 
 class Door:
