@@ -6,7 +6,8 @@
 #   make docs-site            docs/ as a site in site/, with search and checked links; SITE=DIR puts it elsewhere
 #   make test-fast             rules of the house, reference vectors and the units that need no training: under a minute
 #   make test-versions         the tests on the versions of a GPU machine that nothing reaches (torch 2.11), without optional packages
-#   make test-kill             every long command killed before each of its file operations, and given again
+#   make test-kill             every long command killed before each of its file operations, and given again; goes on with
+#                              what a stopped pass has done in KILL_FOLDER=.kill (in memory: /dev/shm/kill)
 #   make test-hostile          every reader fed with spoiled records and pages, the escaper with a million texts
 #   make load-test INDEX=DIR   64 clients against `dgpo serve` for SECONDS=600
 #   make bench                 rollouts beside transformers, an 8-bit teacher beside 16 bits
@@ -33,6 +34,7 @@ HUB_HAS_IT := from dgpo_cli.models import aliases, hub; raise SystemExit(not hub
 PYTEST_OPTIONS ?=
 SECONDS ?= 600
 FOLDER ?= bench-lexical
+KILL_FOLDER ?= .kill
 SIZES ?= 10000,100000,1000000,2700000
 
 FAST := tests/contract tests/golden $(addsuffix .py,$(addprefix tests/unit/test_,advantage behavior codec compare \
@@ -73,7 +75,7 @@ test-fast: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(PYTEST_OPTIONS) $(FAST)
 
 test-kill: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kill -s $(PYTEST_OPTIONS) tests/e2e/test_every_kill.py
+	KILL_FOLDER='$(KILL_FOLDER)' OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kill -s $(PYTEST_OPTIONS) tests/e2e/test_every_kill.py
 
 test-hostile: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hostile --durations=0 $(PYTEST_OPTIONS) tests/hostile
@@ -133,5 +135,5 @@ docs: venv
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis .kill
 	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +

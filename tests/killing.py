@@ -1,156 +1,250 @@
-"""A command killed before each of its file operations in turn, and given again: nothing refused, lost or left over.
+"""A command killed before each of its file operations, and given again: nothing refused, lost or left over.
 
-As a script it imports everything once and runs the command in forked copies of itself. Python tells an audit hook of
-every opening, renaming, removing and making; a copy counts them, and at the one asked for sends itself SIGKILL. What
-libraries write without Python (safetensors, faiss) and rows appended to open files are made to count as well.
+What SIGKILL leaves is what its folder holds at that moment: locks are released, open files stay as they are. So one run
+of the command gives all of it. Python tells an audit hook of every opening for writing, renaming, removing and making,
+and before each the folder is copied. What libraries write without Python (safetensors, faiss) and rows appended to
+open files are made to count as well. States with the same contents are one. To them come those in which a file that is
+written where it stays holds half of what it gets. In each of them the command is given again, in a forked copy of a
+process that has everything imported. Some real kills show that the states are those that a kill leaves.
+
+Not seen are writes of other threads in the middle of an operation, unless a folder that changed while it was copied
+tells of them (such are counted), and what a loss of power leaves.
 """
 
 from __future__ import annotations
 
-import importlib
+import hashlib
 import json
-import math
 import os
-import re
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-# What differs between two undisturbed runs, by name of a field.
-_VOLATILE = re.compile(r"seconds|per_second|created|finished|^at$|versions|git_commit|gib|memory")
+from tests import kill_preparations
+from tests.folder_contents import contents, difference
+from tests.folder_states import State, Store, half_written
+
+ROOT = Path(__file__).parents[1]
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "dgpo.write"}
-_LAST_BITS = 1e-5  # of a log-probability in single precision
+_RENAME = "os.rename"
+_EVENTS = {_RENAME, "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "dgpo.write"}
+
+Each = Callable[[str, str | None], None]  # what is about to happen, and the name that a renaming gives
 
 
 @dataclass(frozen=True)
 class Figures:
-    """`operations` of an undisturbed run, `kills` that were made, and what went wrong after which."""
+    """What one command gave: `operations` of an undisturbed run and what came after the states before them.
+
+    `states` of different content were resumed, `half` of them with a file half written; `kills` were real ones;
+    `threaded` operations had another thread beside them, `restless` ones found the folder changing and have no state.
+    """
 
     operations: int
+    states: int
+    half: int
     kills: int
+    threaded: int
+    restless: int
     seconds: float
     faults: list[str]
 
 
-def kill_everywhere(
-    template: Path, arguments: Sequence[object], *, first: int = 1, stride: int = 1, prepare: str = ""
-) -> Figures:
-    """Run `dgpo ARGUMENTS` in copies of the folder `template`, killed at every `stride`th operation from `first` on.
+@dataclass(frozen=True)
+class Operation:
+    """What was about to happen, and the digest of the state that a kill would have left."""
 
-    A negative `first` counts from the last one. `prepare` names a function of this file that is called before.
+    what: str
+    renamed_to: str | None
+    state: str | None
+    threads: int
+    seconds: float  # since the start
+
+
+def kill_everywhere(
+    template: Path,
+    arguments: Sequence[object],
+    *,
+    first: int = 1,
+    stride: int = 1,
+    half: bool = False,
+    unfinished: bool = True,
+    kills: int = 1,
+    prepare: str = "",
+    kept: Path | None = None,
+) -> Figures:
+    """Run `dgpo ARGUMENTS` in a copy of the folder `template`, and again in the state before every operation.
+
+    That is every `stride`th from `first` on; a negative `first` counts from the last one. With `half`, files are also
+    half written; those in unfinished folders if the command goes on with `unfinished` ones. `prepare` names a function
+    of kill_preparations that is called before. In the folder `kept` a pass that was stopped goes on where it was.
     """
-    order = {"template": str(template), "arguments": [str(a) for a in arguments]}
-    order |= {"first": first, "stride": stride, "prepare": prepare}
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [sys.executable, __file__, json.dumps(order)], env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
+    order: dict[str, Any] = {"template": str(template), "arguments": [str(a) for a in arguments]}
+    order |= {"first": first, "stride": stride, "half": half, "unfinished": unfinished, "kills": kills}
+    order["prepare"] = prepare
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as place:
+        order["place"] = str(kept or Path(place).resolve())
+        ended = subprocess.run(
+            [sys.executable, __file__, json.dumps(order)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
     return Figures(**json.loads(ended.stdout.splitlines()[-1]))
 
 
-def main(order: dict[str, Any]) -> None:
-    started = time.monotonic()
-    _import_beforehand(order["arguments"])
-    if order["prepare"]:
-        globals()[order["prepare"]]()
-    faults: list[str] = []
-    kills = 0
-    with tempfile.TemporaryDirectory() as place:
-        work, output = Path(place).resolve() / "work", Path(place).resolve() / "output"
+class Pass:
+    """One command in one place. `work` is its folder, `whole` what it leaves undisturbed, `done` what was gone through.
 
-        def begin() -> None:
-            shutil.rmtree(work, ignore_errors=True)
-            shutil.copytree(order["template"], work)
-
-        def run(die_at: int) -> int:
-            return _forked(lambda: _command(work, order["arguments"], output, die_at))
-
-        begin()
-        status = run(0)
-        if status != 0:
-            raise SystemExit(f"it does not even work undisturbed: {status}\n{output.read_text()}")
-        whole = contents(work)
-        operations = int(output.with_suffix(".count").read_text())
-        first = order["first"] if order["first"] > 0 else operations + 1 + order["first"]
-        for number in range(first, operations + 1, order["stride"]):
-            begin()
-            kills += 1
-            if (status := run(number)) != -signal.SIGKILL:
-                faults.append(f"{number}: ended with {status} before it could be killed: {output.read_text()[-500:]}")
-                continue
-            at = output.with_suffix(".count").read_text()
-            if (status := run(0)) != 0:
-                faults.append(f"{number} ({at}): then ended with {status}: {output.read_text()[-500:]}")
-            elif differing := difference(whole, contents(work)):
-                faults.append(f"{number} ({at}): {differing}")
-            print(f"kill {number} of {operations}, {len(faults)} faults", file=sys.stderr, flush=True)
-    print(json.dumps(asdict(Figures(operations, kills, round(time.monotonic() - started, 1), faults))))
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """Every file by its name, without what depends on the clock; records by their keys, not by their order."""
-    found: dict[str, Any] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir():
-            found[name] = "folder"
-        elif path.suffix == ".jsonl":
-            rows = [_plain(json.loads(line)) for line in path.read_bytes().splitlines()]
-            if all(isinstance(row, dict) for row in rows):
-                rows.sort(key=lambda row: (row.get("key", ""), row.get("step", 0), sorted(row)))
-            found[name] = rows
-        elif path.suffix == ".json":
-            value = _plain(json.loads(path.read_bytes()))
-            if path.name in ("state.json", "manifest.json"):  # sealed with the seconds in it
-                value.pop("sha256")
-            found[name] = value
-        elif path.suffix == ".png":  # over seconds
-            found[name] = "picture"
-        elif path.suffix == ".md":
-            found[name] = re.sub(r"[\d.]+ s\b", "", path.read_text())
-        else:
-            found[name] = path.read_bytes()
-    return found
-
-
-def difference(whole: dict[str, Any], found: dict[str, Any]) -> str:
-    """The first that differs, or ""."""
-    if left := sorted(found.keys() - whole.keys()):
-        return f"left over: {left[:5]}"
-    if missing := sorted(whole.keys() - found.keys()):
-        return f"missing: {missing[:5]}"
-    changes = (f"{name}: {change}" for name, value in whole.items() if (change := _change(value, found[name])))
-    return next(changes, "")
-
-
-def _change(one: Any, other: Any, place: str = "") -> str:
-    """The first place where two values differ.
-
-    A log-probability may by its last bits, which depend on the episodes that ran beside its own; tokens may not.
+    Each of these has the same path in every run, as records hold it.
     """
-    if one == other or ("logprob" in place and math.isclose(one, other, abs_tol=_LAST_BITS)):
-        return ""
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return next((found for k in one if (found := _change(one[k], other[k], f"{place}.{k}"))), "")
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return next((found for n, (a, b) in pairs if (found := _change(a, b, f"{place}[{n}]"))), "")
-    return f"{place} was {str(one)[:200]}, is {str(other)[:200]}"
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self._order = order
+        self._place = Path(order["place"])
+        self._work, self._whole, self._output = (self._place / name for name in ("work", "whole", "output"))
+        self._recording, self._done = self._place / "recording.jsonl", self._place / "done.jsonl"
+        self._imported = self._place / "imported"
+        self._store = Store(self._place / "contents")
+
+    def run(self) -> Figures:
+        if not self._whole.exists():
+            self._record()
+        kill_preparations.import_too(self._lines(self._imported))
+        operations, states = _read(self._recording)
+        whole = contents(self._whole)
+        first = self._order["first"] if self._order["first"] > 0 else len(operations) + 1 + self._order["first"]
+        chosen = range(first, len(operations) + 1, self._order["stride"])
+        todo: dict[str, tuple[str, State]] = {}
+        for digest, label, state in self._states(operations, states, chosen):
+            todo.setdefault(digest, (label, state))
+        done = {row["state"]: row for row in map(json.loads, self._lines(self._done)) if not row["fault"]}
+        rows = []
+        for number, (digest, (label, state)) in enumerate(todo.items(), start=1):
+            if digest not in done:
+                done[digest] = self._resumed(digest, label, state, whole)
+                with self._done.open("a") as file:
+                    file.write(json.dumps(done[digest]) + "\n")
+            rows.append(done[digest])
+            faulty = sum(bool(row["fault"]) for row in rows)
+            print(f"state {number} of {len(todo)}, {faulty} faults", file=sys.stderr, flush=True)
+        draw, started = random.Random(0), time.monotonic()
+        killed = draw.sample(chosen, min(self._order["kills"], len(chosen)))
+        faults = [row["fault"] for row in rows if row["fault"]]
+        faults += [fault for number in killed if (fault := self._really_killed(number, operations[number - 1], states))]
+        seconds = operations[-1].seconds + sum(row["seconds"] for row in rows) + time.monotonic() - started
+        return Figures(
+            operations=len(operations),
+            states=len(todo),
+            half=sum("half of" in row["label"] for row in rows),
+            kills=len(killed),
+            threaded=sum(operation.threads > 1 for operation in operations),
+            restless=sum(operation.state is None for operation in operations),
+            seconds=round(seconds, 1),
+            faults=faults,
+        )
+
+    def _record(self) -> None:
+        """One undisturbed run, with the state before every operation."""
+        self._begin()
+        started = time.monotonic()
+        with self._recording.open("w") as file:
+            seen: set[str] = set()
+
+            def note(what: str, renamed_to: str | None) -> None:
+                state = self._store.take(self._work)
+                digest = state.digest if state else None
+                seconds = time.monotonic() - started
+                row = asdict(Operation(what, renamed_to, digest, threading.active_count(), round(seconds, 3)))
+                if state and digest not in seen:
+                    seen.add(state.digest)
+                    row["entries"] = state.to_json()
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+
+            status = self._command(note, lambda: self._imported.write_text("\n".join(sys.modules)))
+        if status != 0:
+            raise SystemExit(f"it does not even work undisturbed: {status}\n{self._output.read_text()}")
+        self._work.rename(self._whole)
+
+    def _states(
+        self, operations: Sequence[Operation], states: dict[str, State], chosen: range
+    ) -> Iterator[tuple[str, str, State]]:
+        """(digest, label, state), equal ones more than once."""
+        for number in chosen:
+            operation = operations[number - 1]
+            if operation.state is None:
+                continue
+            before = states[operation.state]
+            yield operation.state, f"{number} ({operation.what})", before
+            later = operations[number].state if number < len(operations) else None
+            if self._order["half"] and later is not None and later != operation.state:
+                halves = half_written(
+                    self._store, before, states[later], operation.renamed_to, unfinished=self._order["unfinished"]
+                )
+                for name, state in halves:
+                    yield state.digest, f"{number} ({operation.what}), half of {name}", state
+
+    def _resumed(self, digest: str, label: str, state: State, whole: dict[str, Any]) -> dict[str, Any]:
+        started = time.monotonic()
+        self._store.lay_out(state, self._work)
+        if (status := self._command(None)) != 0:
+            fault = f"{label}: then ended with {status}: {self._output.read_text()[-500:]}"
+        else:
+            found = difference(whole, contents(self._work))
+            fault = f"{label}: {found}" if found else ""
+        return {"state": digest, "label": label, "fault": fault, "seconds": round(time.monotonic() - started, 2)}
+
+    def _really_killed(self, number: int, operation: Operation, states: dict[str, State]) -> str:
+        """What a process that dies there leaves beside the state that was copied, or ""."""
+        self._begin()
+        count = 0
+
+        def die(what: str, renamed_to: str | None) -> None:
+            nonlocal count
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        if (status := self._command(die)) != -signal.SIGKILL:
+            return f"{number}: ended with {status} before it could be killed: {self._output.read_text()[-500:]}"
+        left = self._store.take(self._work)
+        if left is None or operation.state is None:
+            return ""
+        differing = self._store.alike(states[operation.state], left)
+        return f"{number} ({operation.what}): a kill leaves something else: {differing}" if differing else ""
+
+    def _begin(self) -> None:
+        shutil.rmtree(self._work, ignore_errors=True)
+        shutil.copytree(self._order["template"], self._work, symlinks=True)
+
+    def _command(self, each: Each | None, at_end: Callable[[], object] = bool) -> int:
+        return _forked(lambda: _dgpo(self._work, self._order["arguments"], self._output, each, at_end))
+
+    @staticmethod
+    def _lines(file: Path) -> list[str]:
+        return file.read_text().splitlines() if file.exists() else []
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if not _VOLATILE.search(k)}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+def _read(recording: Path) -> tuple[list[Operation], dict[str, State]]:
+    operations, states = [], {}
+    with recording.open() as file:
+        for row in map(json.loads, file):
+            if entries := row.pop("entries", None):
+                states[row["state"]] = State.from_json(entries)
+            operations.append(Operation(**row))
+    return operations, states
 
 
 def _forked(work: Callable[[], NoReturn]) -> int:
@@ -164,15 +258,18 @@ def _forked(work: Callable[[], NoReturn]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _command(folder: Path, arguments: Sequence[str], output: Path, die_at: int) -> NoReturn:
-    """The command in `folder`; `die_at` 0 is never. The number and name of its last operation go beside `output`."""
+def _dgpo(
+    folder: Path, arguments: Sequence[str], output: Path, each: Each | None, at_end: Callable[[], object]
+) -> NoReturn:
+    """The command in `folder`, in a process that ends with it; `each` is called before every operation on a file."""
     told = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(told, stream)
     os.chdir(folder)
-    count = _watch(str(folder), output.with_suffix(".count"), die_at)
     from dgpo_cli.cli import main as dgpo
 
+    if each is not None:
+        _watch(str(folder), each)
     status: Any = 0
     try:
         dgpo(list(arguments))
@@ -183,19 +280,16 @@ def _command(folder: Path, arguments: Sequence[str], output: Path, die_at: int) 
 
         traceback.print_exc()
         status = 98
-    operations = count()
     sys.stdout.flush()
     sys.stderr.flush()
-    output.with_suffix(".count").write_text(str(operations))
+    at_end()
     os._exit(status or 0)
 
 
-def _watch(folder: str, record: Path, die_at: int) -> Callable[[], int]:
-    number = 0
-    file = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def _watch(folder: str, each: Each) -> None:
+    turn = threading.RLock()  # another thread waits with its operation until the state before this one is taken
 
     def hook(event: str, given: tuple[Any, ...]) -> None:
-        nonlocal number
         if event == "open":
             if not isinstance(given[2], int) or not given[2] & _WRITES:
                 return
@@ -205,115 +299,29 @@ def _watch(folder: str, record: Path, die_at: int) -> Callable[[], int]:
             return
         path = str(Path.cwd() / os.fsdecode(given[0]))
         # A name inside an open folder is relative to that; rmtree works so, and nothing else here.
-        if not path.startswith(folder):
+        if path != folder and not path.startswith(f"{folder}/"):
             return
-        number += 1
-        if number == die_at:
-            os.write(file, f"{event} {path.removeprefix(folder + '/')}".encode())
-            os.kill(os.getpid(), signal.SIGKILL)
+        aim = str(Path.cwd() / os.fsdecode(given[1])).removeprefix(f"{folder}/") if event == _RENAME else None
+        with turn:
+            each(f"{event} {path.removeprefix(f'{folder}/')}", aim)
 
     sys.addaudithook(hook)
-    return lambda: number
 
 
-# What commands import where they need it.
-_OF_BM25 = (
-    "bm25s",
-    "dgpo_cli.commands.index.command",
-    "dgpo_cli.retrieval.lexical.bm25",
-    "dgpo_cli.retrieval.index.build",
-)
-_OF_ALL = (
-    *(
-        "faiss",
-        "matplotlib.figure",
-        "plotext",
-        "safetensors.torch",
-        "torch",
-        *_OF_BM25,
-        "dgpo_cli.retrieval.dense.retriever",
-    ),
-    *("transformers.models.bert.modeling_bert", "transformers.models.qwen2.modeling_qwen2", "dgpo_cli.commands.kd"),
-    *("dgpo_cli.evaluation.suite", "dgpo_cli.training.teacher.distill_data", "dgpo_cli.training.kd"),
-    *("dgpo_cli.offline.quickstart", "dgpo_cli.training.rl", "dgpo_cli.viewing.curves"),
-)
+def sources() -> str:
+    """A digest of the program and of what tests it this way: what a kept pass was made with."""
+    digest = hashlib.blake2b(digest_size=8)
+    files = [path for path in (ROOT / "src").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    for path in sorted([*files, *(ROOT / "tests").glob("*.py"), ROOT / "tests" / "e2e" / "test_every_kill.py"]):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
-def _import_beforehand(arguments: Sequence[str]) -> None:
-    """So that a copy need not; and no thread yet, which would not be copied. Writers tell of what they write."""
-    models = "bm25" not in arguments
-    for name in _OF_ALL if models else _OF_BM25:
-        importlib.import_module(name)
-    if models:
-        import faiss
-        import safetensors.torch
-        import torch
-
-        torch.set_num_threads(1)
-        safetensors.torch.save_file = _told(safetensors.torch.save_file, 1)
-        faiss.write_index = _told(faiss.write_index, 1)
-    from dgpo_cli.core.records import RecordFile
-
-    append = RecordFile.append
-
-    def told(self: Any, row: Any) -> None:
-        sys.audit("dgpo.write", str(self.path))
-        append(self, row)
-
-    RecordFile.append = told
-
-
-def _told(write: Callable[..., Any], place: int) -> Callable[..., Any]:
-    """A writer that says so before; its argument number `place` is the file."""
-
-    def told(*given: Any, **named: Any) -> Any:
-        sys.audit("dgpo.write", str(given[place]))
-        return write(*given, **named)
-
-    return told
-
-
-def small_quickstart() -> None:
-    """Few steps of everything in one process over a small world.
-
-    Its clock goes on by being read, as one row has another's time.
-    """
-    from dgpo_cli.offline import quickstart, stages
-    from dgpo_cli.offline.world.world import WorldSize, build_world
-
-    size = WorldSize(demonstrations=20, train=20, validation=10, test=10)
-    stages.build_world = lambda seed: build_world(seed, size)
-    settings = quickstart.recipe()
-    settings["world"] |= {"test_questions": 6, "validation_questions": 4, "demonstrations": 10}
-    settings["distill-data"] |= {"questions": 8, "keep": "all"}
-    settings["teacher"] |= {"steps": 2, "eval_every": 2}
-    settings["student"] |= {"steps": 2, "eval_every": 2}
-    settings["kd"] |= {"steps": 2, "eval_every": 2}
-    settings["rl"] |= {"steps": 2, "batch_size": 4, "eval_every": 1, "save_every": 1, "eval_limit": 4}
-    quickstart.recipe = lambda: settings
-    os.cpu_count = lambda: 1
-    now = 0.0
-
-    def perf_counter() -> float:
-        nonlocal now
-        now += 1 / 1024  # a sum of which is exact, so that a step takes as long wherever a run went on from
-        return now
-
-    time.perf_counter = perf_counter
-
-
-def leave_leftovers() -> None:
-    """Break what is tested, to see that the test sees it."""
-    from dgpo_cli.core import folders
-
-    folders.sweep = lambda _folder: None
-
-
-def small_shards() -> None:
-    """Several shards of a small corpus."""
-    from dgpo_cli.retrieval.dense import vectors
-
-    vectors.SHARD = 2
+def main(order: dict[str, Any]) -> None:
+    kill_preparations.import_beforehand(order["arguments"])
+    if order["prepare"]:
+        getattr(kill_preparations, order["prepare"])()
+    print(json.dumps(asdict(Pass(order).run())))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tests.killing import contents, difference
+from tests.folder_contents import contents, difference
 from tests.retrieval_corpora import write_corpus
 from tests.tiny_encoder import WORDS, make_encoder
 
