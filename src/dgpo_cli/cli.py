@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import resource
 import sys
 import time
 import traceback
@@ -98,7 +99,7 @@ _TOGETHER = ("index", "kd", "rl")  # what several processes of one launch do as 
 
 _LONGEST_LINE = 1000  # characters of an error: a name in it may be of any length
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_MEMORY = (errno.ENOMEM,)
 _NO_FILES = (errno.EMFILE, errno.ENFILE)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -218,6 +219,15 @@ def _fail_by_system(error: OSError) -> NoReturn:
     where = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
     if error.errno in _NO_ROOM:
         _fail(f"no room to write: {where}", "free some space, or write to another disk; what was saved is kept")
+    if error.errno == errno.EFBIG:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        hint = "this disk takes no file of that size: write to another one; what was saved is kept"
+        if limit != resource.RLIM_INFINITY:
+            hint = (
+                f"a process of this shell may write files of {limit:,} bytes: `ulimit -f unlimited`, then the same "
+                "command again; what was saved is kept"
+            )
+        _fail(f"no room to write: {where}", hint)
     if error.errno in _NO_MEMORY:
         _fail_memory()
     if error.errno in _NO_FILES:

@@ -307,6 +307,7 @@ def test_a_full_disk_leaves_what_can_go_on(made: Path, folder: Path, dgpo: Calla
     assert ended.returncode == 1, ended.stderr
     assert len(errors) == 1, ended.stderr
     assert "no room to write" in errors[0]
+    assert f"files of {limit:,} bytes: `ulimit -f unlimited`" in ended.stderr
     assert "Traceback" not in ended.stderr
     again = run_kd(dgpo, made)
     assert again.status == 0, again.err

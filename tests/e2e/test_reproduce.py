@@ -138,6 +138,12 @@ def test_the_command_ends_in_a_table_and_a_page(made, small, tmp_path, monkeypat
     assert [row["name"] for row in result["rows"]] == ["student", "teacher", *ROWS]
 
 
+def test_a_search_is_of_one_seed_and_says_so(dgpo) -> None:
+    ended = dgpo("reproduce", "--search", "--seeds", "2", "--dry-run")
+    assert ended.errors == ["error: --search tries the grid on one seed, so --seeds has no effect"]
+    assert dgpo("reproduce", "--search", "--first-seed", "4", "--dry-run").status == 0
+
+
 def test_every_row_of_the_recipe_is_one_that_its_command_takes():
     """Settings, method and options of every shipped row are parsed as the commands would."""
     specs = row_specs(recipe("tiny"))

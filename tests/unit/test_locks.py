@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dgpo_cli.core import folders
+from dgpo_cli.core import folders, locks
 from dgpo_cli.core.locks import Lock, is_held, lock_beside
 from dgpo_cli.core.workspace import KEYS, Workspace
 from dgpo_cli.errors import BusyError, ConfigError
@@ -53,6 +54,31 @@ def test_a_lock_beside_a_link_is_that_of_its_target(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     assert lock_beside(tmp_path / "link") == tmp_path / ".real.lock"
+
+
+def test_who_looks_whether_a_lock_is_held_ends_no_command_that_starts_just_then(tmp_path: Path) -> None:
+    """`dgpo report --watch` looks at every run each second; on a busy machine its look can last longer than a grace."""
+    file = tmp_path / ".lock"
+    file.touch()
+    with open(file, "rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        later = threading.Timer(0.6, fcntl.flock, (looking, fcntl.LOCK_UN))
+        later.start()
+        with Lock.inside(tmp_path):
+            assert is_held(file)
+        later.join()
+
+
+def test_who_looks_for_ever_is_waited_for_no_longer_than_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_LOOK_S", 0.1)
+    file = tmp_path / ".lock"
+    file.touch()
+    with open(file, "rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        with pytest.raises(BusyError, match="another process"):
+            Lock.inside(tmp_path)
 
 
 def _count(folder: Path, times: int) -> None:

@@ -21,7 +21,7 @@ from dgpo_cli.models.lora_options import LINEAR_MAPS, LoraOptions
 from dgpo_cli.models.random_init import configuration
 from dgpo_cli.models.shapes import SHAPES, shape_of
 from dgpo_cli.planning.plan import CARDS, card_of, plan
-from dgpo_cli.planning.timing import Speed, episode_tokens, seconds_by_phase
+from dgpo_cli.planning.timing import Card, Speed, episode_tokens, seconds_by_phase
 from dgpo_cli.training import step
 from dgpo_cli.training.sizes import memory
 
@@ -152,6 +152,16 @@ def test_cards():
     assert (card_of("32GB").gib, card_of("32GB").flops) == (32, CARDS["rtx4090"].flops)
     with pytest.raises(ConfigError, match="unknown card"):
         card_of("voodoo")
+
+
+def test_a_core_counts_as_what_it_reaches_and_a_card_as_its_data_sheet():
+    rollout = RolloutSettings(max_turns=2, max_new_tokens=50, max_observation_tokens=320)
+    cpu = Card(16, 2 * 60e9, 20e9, accelerated=False)
+    assert episode_tokens(rollout) == (300 + 2 * 320 + 3 * 50, 150)
+    update = seconds_by_phase(Speed(QWEN, None, rollout, 8, cpu))["update"]
+    assert update == pytest.approx(3 * 2 * 8 * 1090 * 494_032_768 / 120e9)
+    card = seconds_by_phase(Speed(QWEN, None, rollout, 8, replace(cpu, accelerated=True)))["update"]
+    assert card == pytest.approx(update / 0.35)
 
 
 def test_a_cpu_and_a_model_of_ones_own(dgpo, offline, folder):

@@ -27,6 +27,9 @@ from dgpo_cli.core.figures import percent, percent_range
 from dgpo_cli.core.folders import check_place
 from dgpo_cli.errors import ConfigError
 
+# The usual demonstration of the gold teacher about two documents: a search for each, a sentence or two a turn.
+DEMONSTRATED = {"max_turns": 2, "max_new_tokens": 50}
+
 if TYPE_CHECKING:
     from dgpo_cli.core.progress import Progress
     from dgpo_cli.core.run_dir import RunDir
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from dgpo_cli.offline.own_documents import QuestionMaking
     from dgpo_cli.offline.project import PathResult
     from dgpo_cli.offline.real import RealRow
+    from dgpo_cli.planning.plan import StagePlan
 
 
 def learn(
@@ -119,24 +123,26 @@ def _tell(console: Console, folder: Path, settings: Mapping[str, Any], teacher: 
     episodes, cold = settings["demonstrations"]["questions"], settings["cold-start"]
     steps = math.ceil(episodes * (1 - cold["validation_share"]) / cold["batch_size"])
     name = settings["world"]["student"]
-    stages = plan(
-        Recipe("learn", "", "", "", {"kd": cold | {"student": name, "rollout": settings["rollout"]}}),
-        {},
-        card_of("cpu" if training_device(device).type == "cpu" else "80GB"),
-    )
-    seconds = steps * sum(stages[0].seconds.values())
+    card = card_of("cpu" if training_device(device).type == "cpu" else "80GB")
+
+    def planned(rollout: Mapping[str, Any]) -> StagePlan:
+        recipe = Recipe("learn", "", "", "", {"kd": cold | {"student": name, "rollout": rollout}})
+        return plan(recipe, {}, card)[0]
+
+    longest = planned(settings["rollout"])
+    seconds = steps * sum(planned(settings["rollout"] | DEMONSTRATED).seconds.values())
     shown = ", ".join(f"{count:,} {ending}" for ending, count in sorted(kinds.items()))
     console.print(f"documents: {len(files):,} files ({shown or 'none that can be read'}), {size:.1f} MB")
     console.print(f"questions: of {settings['questions']['passages']:,} passages at most, by {teacher or 'templates'}")
     console.print(
         f"demonstrations: {episodes:,} episodes at most; cold start of {name}: {steps} steps at most, "
-        f"{stages[0].total / 2**30:.1f} GiB, about {seconds / 60:.0f} min"
+        f"{longest.total / 2**30:.1f} GiB, {seconds / 60:.0f} min at most"
     )
     console.print(f"evaluation: {settings['world']['quick_questions']} questions at most about documents of their own")
     console.result(
         {
             "files": len(files), "kinds": dict(kinds), "bytes": round(size * 1e6), "steps": steps,
-            "memory_bytes": stages[0].total, "training_seconds": seconds, "settings": dict(settings),
+            "memory_bytes": longest.total, "training_seconds": seconds, "settings": dict(settings),
         }
     )  # fmt: skip
 

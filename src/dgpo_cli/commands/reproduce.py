@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,18 +20,19 @@ from dgpo_cli.commands.common.options import (
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.folders import check_place
+from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dgpo_cli.offline.ladder import LadderRow
     from dgpo_cli.offline.reproduce import Ladder, Record
-    from dgpo_cli.offline.stages import Trial
 
 AGAINST = "dgpo"
 
 
 def reproduce(
     scale: Annotated[str, typer.Option(help="tiny: the offline world, on a CPU.")] = "tiny",
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many seeds.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="How many seeds; 3 by default.", show_default=False)
+    ] = None,
     first_seed: Annotated[
         int,
         typer.Option(min=0, callback=within_64_bits, help="The first of them; several machines can share the work."),
@@ -43,7 +44,8 @@ def reproduce(
         Path | None, typer.Option(help="Folder of the finished rows' records and of the page; OUT/results by default.")
     ] = None,
     search: Annotated[
-        bool, typer.Option("--search", help="Try the recipe's grid of settings on validation questions instead.")
+        bool,
+        typer.Option("--search", help="Try the recipe's grid on validation questions of the first seed instead."),
     ] = False,
     replace: ReplaceFlag = False,
     device: DeviceOption = None,
@@ -63,6 +65,8 @@ def reproduce(
     console = Console(json_output=json, quiet=quiet)
     for folder in (out, *([] if results is None else [results])):
         check_place(folder)
+    if search and seeds is not None:
+        raise ConfigError("--search tries the grid on one seed, so --seeds has no effect", hint="give --first-seed N")
     settings = recipe(scale, teacher)
     names = choose(row_specs(settings), None if methods is None else [m.strip() for m in methods.split(",")])
     if dry_run:
@@ -84,7 +88,7 @@ def reproduce(
             bar=console.progress,
             settings=settings,
         )
-        for seed in range(first_seed, first_seed + seeds)
+        for seed in range(first_seed, first_seed + (1 if search else seeds or 3))
     ]
     for ladder in ladders:
         ladder.may_replace = replacing(console, replace)
@@ -102,13 +106,12 @@ def reproduce(
 
 def _search(console: Console, ladder: Ladder, names: list[str]) -> None:
     found = ladder.search(names)
-    rows = [[trial.row, f"{trial.changes['lr']:g}", _tuned(trial), percent(trial.validation_em)] for trial in found]
+    rows = []
+    for trial in found:
+        tuned = ", ".join(f"{name} {value:g}" for name, value in trial.changes.items() if name != "lr")
+        rows.append([trial.row, f"{trial.changes['lr']:g}", tuned, percent(trial.validation_em)])
     console.table("best EM on validation questions", ["row", "learning rate", "setting", "EM"], rows)
     console.result({"grid": [trial.to_json() for trial in found]})
-
-
-def _tuned(trial: Trial) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in trial.changes.items() if name != "lr")
 
 
 def _show(
@@ -148,12 +151,9 @@ def _show(
     )
     write_atomic(folder / "README.md", text)
     console.print(f"records, page and curves: {folder}")
-    console.result({"rows": [_json(row) for row in rows], "results": str(folder)})
+    shown = [asdict(row) | {"em": row.mean, "em_by_seed": list(row.em)} for row in rows]
+    console.result({"rows": shown, "results": str(folder)})
 
 
 def _questions(made: list[dict[str, Record]]) -> str:
     return f"{sum(records['teacher'].result.questions for records in made):,}"
-
-
-def _json(row: LadderRow) -> dict[str, Any]:
-    return asdict(row) | {"em": row.mean, "em_by_seed": list(row.em)}

@@ -16,7 +16,8 @@ from types import TracebackType
 
 from dgpo_cli.errors import BusyError, ConfigError
 
-_GRACE_S = 0.2  # `is_held` holds a lock for an instant
+_GRACE_S = 0.2  # a lock is asked for again for as long, since its owner may be about to end
+_LOOK_S = 10.0  # and for as long where `is_held` looks at it, for an instant on a machine that is not overloaded
 _POLL_S = 0.02
 _GONE = 100  # times in a row that a folder was made and is not there
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -34,7 +35,8 @@ class Lock:
         self._made: list[Path] = []
         deadline = time.monotonic() + wait_s
         while (stream := _try(file)) is None:
-            if time.monotonic() >= deadline:
+            late = time.monotonic() - deadline
+            if late >= _LOOK_S or (late >= 0 and is_held(file)):
                 raise BusyError(f"another process (pid {_owner(file)}) works in {place}", hint=hint)
             time.sleep(_POLL_S)
         self._stream = stream

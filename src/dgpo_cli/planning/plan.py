@@ -13,7 +13,7 @@ from dgpo_cli.core.machine import GIB, free_main, num_cores
 from dgpo_cli.core.recipes import Recipe, merged
 from dgpo_cli.core.setting_names import as_today
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.planning.timing import Card, Speed, seconds_by_phase
+from dgpo_cli.planning.timing import CORE_FLOPS, Card, Speed, seconds_by_phase
 from dgpo_cli.planning.writing import Writing
 from dgpo_cli.training.settings import KDSettings, RLSettings
 from dgpo_cli.training.sizes import memory
@@ -27,7 +27,7 @@ CARDS: dict[str, Card] = {  # makers' data sheets: memory in GiB, dense bf16 ari
     "h100": Card(80, 989e12, 3.35e12),
     "h200": Card(141, 989e12, 4.8e12),
 }
-CORE_FLOPS, CPU_BANDWIDTH = 60e9, 20e9  # assumed: float32 arithmetic of one core, and a machine's memory bandwidth
+CPU_BANDWIDTH = 20e9  # assumed, of a machine's memory
 # Settings of each stage, and placeholders for required settings that do not change the plan.
 _KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "distill-data": (DistillDataSettings, {"teacher": "", "index": "", "questions": ""}),

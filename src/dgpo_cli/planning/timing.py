@@ -11,6 +11,7 @@ from dgpo_cli.models.shapes import Shape
 # Episodes of the reference length: prompt, three searches, and a generated turn before, between and after them.
 PROMPT_TOKENS, SEARCHES, TURN_TOKENS = 300, 3, 100
 PASSAGE_TOKENS = 170  # of a hundred words and a title
+CORE_FLOPS = 60e9  # of a CPU, in float32; kd of SmolLM2-135M reached 89e9 a core of an AVX512 machine
 ARITHMETIC, MEMORY = 0.35, 0.6  # assumed shares of a data sheet's figure that are reached
 LAYER_SECONDS = 0.05e-3  # assumed: one layer of one decoding step costs at least this in a captured graph
 EAGER_LAYER_SECONDS = 0.8e-3  # assumed: and this where kernels are launched one by one, as for an 8-bit model
@@ -20,6 +21,7 @@ ASSUMPTIONS = (
     f"episodes of {PROMPT_TOKENS} prompt tokens, {SEARCHES} searches and {SEARCHES + 1} turns of {TURN_TOKENS} tokens",
     f"passages of {PASSAGE_TOKENS} tokens, an observation no longer than the setting allows",
     f"{ARITHMETIC:.0%} of the card's bf16 arithmetic and {MEMORY:.0%} of its memory bandwidth are reached",
+    f"a core of a CPU reaches {CORE_FLOPS / 1e9:.0f} GFLOP/s in float32",
     f"a decoding step takes at least {1e3 * LAYER_SECONDS:.2f} ms a layer, in 8 bit {1e3 * EAGER_LAYER_SECONDS:.1f} ms",
     f"the teacher of rl reads {WRONG:.0%} of the episodes; search, evaluation and saving are not counted",
     "memory is that of the longest sequences, but where a model only writes on a CPU of episodes of that length",
@@ -34,6 +36,11 @@ class Card:
     flops: float  # dense bf16, per second
     bandwidth: float  # bytes per second
     accelerated: bool = True  # False: a CPU
+
+    @property
+    def reached(self) -> float:
+        """Arithmetic per second of a training step: a share of a data sheet's, and all of what a core is counted as."""
+        return self.flops * (ARITHMETIC if self.accelerated else 1.0)
 
     @property
     def device(self) -> str:
@@ -68,7 +75,7 @@ def seconds_by_phase(speed: Speed) -> dict[str, float]:
     """Seconds of one step: `rollout`, `signals` (log-probabilities and values) and `update`."""
     total, _ = episode_tokens(speed.rollout)
     tokens = speed.episodes * total
-    arithmetic = ARITHMETIC * speed.card.flops
+    arithmetic = speed.card.reached
     forward = 2 * tokens * speed.writer.parameters / arithmetic
     models = 2 if speed.critic and not speed.shared_critic else 1
     signals = forward * (models + speed.reference) if speed.critic else 0.0
@@ -88,5 +95,5 @@ def _rollout(speed: Speed) -> float:
     layer = EAGER_LAYER_SECONDS if speed.eight_bit else LAYER_SECONDS
     step = max((weights + caches) / (MEMORY * speed.card.bandwidth), writer.layers * layer)
     decoding = math.ceil(speed.episodes / together) * written * step
-    prefills = 2 * speed.episodes * (total - written) * writer.parameters / (ARITHMETIC * speed.card.flops)
+    prefills = 2 * speed.episodes * (total - written) * writer.parameters / speed.card.reached
     return decoding + prefills

@@ -28,6 +28,17 @@ def rl_objective(settings: RLSettings) -> Objective:
     return objective
 
 
+def episodes_per_step(settings: RLSettings, objective: Objective) -> int:
+    return settings.batch_size * (settings.samples or objective.default_samples)
+
+
+def updates_per_step(settings: TrainSettings, objective: Objective) -> int:
+    """No more than there are episodes, of which every update has one at least."""
+    if not isinstance(settings, RLSettings):
+        return 1
+    return min(settings.mini_batches, episodes_per_step(settings, objective))
+
+
 def needs_teacher(objective: Objective) -> bool:
     return bool({Need.TEACHER_LOGPROBS, Need.TEACHER_DISTRIBUTION} & objective.needs)
 

@@ -9,7 +9,7 @@ from dgpo_cli.models.critic import Critic, SharedCritic
 from dgpo_cli.models.devices import world
 from dgpo_cli.models.load import LoadedModel
 from dgpo_cli.objectives.base import Need, Objective
-from dgpo_cli.training.ingredients import needs_teacher
+from dgpo_cli.training.ingredients import needs_teacher, updates_per_step
 from dgpo_cli.training.learner import Learner, Optimizer, enable_gradient_checkpointing, restrict
 from dgpo_cli.training.optimizer_settings import OptimizerSettings
 from dgpo_cli.training.replay import ReplayBuffer
@@ -26,7 +26,7 @@ def make_learner(
 ) -> Learner:
     """A learner for `steps` steps, before its first update."""
     restrict(student.model, settings)
-    per_step = settings.mini_batches if isinstance(settings, RLSettings) else 1
+    per_step = updates_per_step(settings, objective)
     policy = OptimizerSettings(
         settings.lr,
         settings.optimizer,
@@ -48,14 +48,14 @@ def make_learner(
     if isinstance(settings, RLSettings):
         learner.temperature = settings.rollout.temperature
         learner.engine_logprobs = settings.behavior_logprobs == "engine"
-        _add_companions(learner, settings, steps * per_step)
+        _add_companions(learner, settings, steps, per_step)
     if settings.gradient_checkpointing:
         for body in learner.bodies:
             enable_gradient_checkpointing(body)
     return learner
 
 
-def _add_companions(learner: Learner, settings: RLSettings, updates: int) -> None:
+def _add_companions(learner: Learner, settings: RLSettings, steps: int, per_step: int) -> None:
     """Reference and critic; both start as the student does now, before a saved state is put into it."""
     student = learner.student
     if Need.REFERENCE_LOGPROBS in learner.objective.needs:
@@ -66,6 +66,6 @@ def _add_companions(learner: Learner, settings: RLSettings, updates: int) -> Non
             if settings.critic == "shared"
             else Critic(deepcopy(student), seed=settings.seed)
         )
-        warmup = settings.critic_warmup_lr_steps * settings.mini_batches
+        warmup = settings.critic_warmup_lr_steps * per_step
         adam = OptimizerSettings(settings.critic_lr, settings.optimizer, warmup, beta2=settings.beta2)
-        learner.value_optimizer = Optimizer(learner.critic, adam, updates)
+        learner.value_optimizer = Optimizer(learner.critic, adam, steps * per_step)

@@ -17,7 +17,13 @@ from dgpo_cli.objectives.base import Objective
 from dgpo_cli.rewards import registry as rewards
 from dgpo_cli.rewards.registry import Reward
 from dgpo_cli.training.assemble import assemble, load_models, load_retriever
-from dgpo_cli.training.ingredients import common_text, rl_objective, training_questions
+from dgpo_cli.training.ingredients import (
+    common_text,
+    episodes_per_step,
+    rl_objective,
+    training_questions,
+    updates_per_step,
+)
 from dgpo_cli.training.learner import Learner
 from dgpo_cli.training.loop import Plan
 from dgpo_cli.training.run.kept_episodes import KeptEpisodes
@@ -49,6 +55,8 @@ def run_rl(
     settings = with_sizes(settings, begin_with(run, sizes or {}, say))
     retriever = load_retriever(settings)
     material = Questions.of(settings, *training_questions(settings))
+    if say is not None and settings.mini_batches > material.sequences:
+        say(f"mini_batches = {settings.mini_batches} of {material.sequences} episodes a step: one update for each")
     student, teacher = load_models(settings, material.objective)
     if teacher is not None:
         student = with_agent_text(student, teacher)
@@ -103,7 +111,7 @@ class Questions:
 
     @property
     def sequences(self) -> int:
-        return self.settings.batch_size * self.samples
+        return episodes_per_step(self.settings, self.objective)
 
     @property
     def always_writes(self) -> bool:
@@ -112,7 +120,7 @@ class Questions:
     def plan(self, steps: int, *, eval_every: int, save_every: int) -> Plan:
         return Plan(
             steps,
-            mini_batches=self.settings.mini_batches,
+            mini_batches=updates_per_step(self.settings, self.objective),
             critic_warmup_steps=self.settings.critic_warmup_steps,
             eval_every=eval_every,
             save_every=save_every,
