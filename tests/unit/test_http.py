@@ -62,6 +62,27 @@ def test_a_server_that_drips_is_given_up(serve: Callable[..., str], before: byte
     assert time.monotonic() - began < 3
 
 
+def test_a_key_is_sent_in_the_header_that_its_api_wants() -> None:
+    listening, sent = socket.create_server(("127.0.0.1", 0)), []
+
+    def answer() -> None:
+        for _ in range(2):
+            connection, _ = listening.accept()
+            with connection:
+                sent.append(connection.recv(1 << 16).decode().lower())
+                connection.sendall(HEAD + b"Content-Length: 2\r\n\r\n{}")
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}/x"
+    JsonClient(url, headers={"X-Subscription-Token": "k3y"}).ask(url)
+    JsonClient(url, token="t0ken").ask(url, {"a": 1})
+    thread.join(5)
+    listening.close()
+    assert "\r\nx-subscription-token: k3y\r\n" in sent[0] and "authorization" not in sent[0]
+    assert "\r\nauthorization: bearer t0ken\r\n" in sent[1] and sent[1].startswith("post ")
+
+
 def test_a_slow_reply_within_the_time_is_read(serve: Callable[..., str]) -> None:
     def answer(connection: socket.socket) -> None:
         connection.sendall(HEAD + b"Content-Length: 10\r\n\r\n")

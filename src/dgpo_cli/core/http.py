@@ -41,20 +41,23 @@ class RequestRefused(Exception):
 class JsonClient:
     """Asks one server; safe to use from several threads. `timeout_s` is for the connection, and for a whole reply.
 
+    `token` is sent as `Authorization: Bearer TOKEN`; `headers`, such as the key of a search API, as they are.
+
     No redirect is followed: a token must not follow one to another host, nor a POST become a GET.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 30.0) -> None:
-        self._token, self._timeout_s = token, timeout_s
+    def __init__(
+        self, url: str, *, token: str | None = None, headers: Mapping[str, str] | None = None, timeout_s: float = 30.0
+    ) -> None:
+        self._headers = dict(headers or {}) | ({} if token is None else {"Authorization": f"Bearer {token}"})
+        self._timeout_s = timeout_s
         # A proxy of the environment cannot reach this machine's own addresses.
         proxies = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
         self._opener = urllib.request.build_opener(_NoRedirect(), _Http(), _Https(), *proxies)
 
     def ask(self, url: str, body: Mapping[str, Any] | None = None) -> tuple[Mapping[str, str], dict[str, Any]]:
         """Headers and JSON object of the reply to a POST of `body`, or to a GET. Raises Failed or Refused."""
-        headers = {} if body is None else {"Content-Type": "application/json"}
-        if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token}"
+        headers = self._headers | ({} if body is None else {"Content-Type": "application/json"})
         content = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(url, data=content, headers=headers)
         try:
