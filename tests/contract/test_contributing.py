@@ -17,6 +17,7 @@ MADE_UP = {
     "rewards/brevity.py",
     "commands/hello.py",
     "retrieval/titles.py",
+    "formats/asks.py",
 }  # what is added in its examples
 
 

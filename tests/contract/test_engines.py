@@ -139,7 +139,6 @@ def test_a_slot_in_the_middle_of_a_turn_takes_no_observation(engine: Engine, cod
 
 
 def test_engines_are_found_by_name(outside: str) -> None:
-    assert set(ENGINES) == {"vllm"}
     for name in (IN_PROCESS, *ENGINES, outside):
         require_engine_name(name)
     require_engine(IN_PROCESS)

@@ -173,8 +173,10 @@ def test_a_perfect_episode_is_valid_rewarded_and_coloured(form, tokenizer):
 @EVERY
 def test_a_bad_turn_is_told_so_and_the_episode_goes_on(form, tokenizer):
     codec = Codec(tokenizer, PROTOCOLS[form])
-    empty = form.write("Let me see.", "search", "x").replace("x", "")
-    bad = empty.replace("{", "[").replace("}", "]").replace("<search>", "").replace("search>", "so>")
+    empty = form.write("Let me see.", "search", "QUERY").replace("QUERY", "")
+    bad = empty.replace("{", "[").replace("}", "]")
+    for opening in form.closes.values() if bad == empty else ():  # tags: without its beginning it is no action
+        bad = bad.replace(opening, "")
     trajectory, _ = play(codec, [bad, form.write("So.", "answer", "Kelda")])
     assert (trajectory.invalid_actions, trajectory.answer, grade(trajectory).format_valid) == (1, "Kelda", False)
     kinds = [step.kind for step in steps(trajectory, codec, {})]

@@ -21,6 +21,8 @@ from dgpo_cli.models.sources import ModelSource
 
 @dataclass(frozen=True, slots=True)
 class PublishedEM:
+    """EM of a row of the paper, and whether a result may be compared with it."""
+
     row: str
     em: float
     comparable: bool
@@ -29,6 +31,8 @@ class PublishedEM:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedArcapBeside(PublishedArcap):
+    """ARCap of a row of the paper next to a result; never comparable."""
+
     row: str
     comparable: bool
     reasons: list[str]

@@ -40,6 +40,8 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Side:
+    """One of the two evaluations that are compared."""
+
     path: Path
     finished: bool | None  # None for a record file that lies in no run folder
     benchmarks: Mapping[str, Answers]
@@ -87,6 +89,8 @@ def _read(file: Path) -> tuple[str, Answers]:
 
 @dataclass(frozen=True, slots=True)
 class ComparedSide:
+    """One side, as the comparison names it."""
+
     path: str
     model: Mapping[str, Any]
     finished: bool | None  # as in Side
@@ -126,6 +130,8 @@ class ComparedMean:
 
 @dataclass(frozen=True, slots=True)
 class SettingDifference:
+    """A setting, other than the model, that differs."""
+
     setting: str
     a: Any
     b: Any

@@ -81,6 +81,7 @@ def table(comparison: Comparison) -> Table:
 
 
 def notes(comparison: Comparison) -> list[str]:
+    """What the columns count, and which questions were left out."""
     lines = ["only A, only B: questions that this one alone got right, or right more often over several samples."]
     for name, one in comparison.benchmarks.items():
         dropped = [

@@ -40,6 +40,7 @@ class BenchmarkReport(Summary):
     def about(
         cls, report: Report, *, index: Mapping[str, Any], questions: Mapping[str, Any], published: PublishedEM | None
     ) -> BenchmarkReport:
+        """The figures of `report`, with what they were measured on."""
         return cls(
             **{field.name: getattr(report.overall, field.name) for field in fields(Summary)},
             asked=report.asked,
@@ -59,6 +60,8 @@ class BenchmarkReport(Summary):
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
+    """How the answers were drawn."""
+
     temperature: float
     seed: int
     samples: int
@@ -66,6 +69,8 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class EvalReport:
+    """All benchmarks of one model."""
+
     benchmarks: Mapping[str, BenchmarkReport]
     avg: Average
     complete: bool  # no search failed

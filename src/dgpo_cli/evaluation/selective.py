@@ -17,6 +17,8 @@ COVERAGES = tuple(range(100, 0, -10))  # percent
 
 @dataclass(frozen=True, slots=True)
 class RiskCoverage:
+    """Risk by coverage, and the area under that curve."""
+
     aurc: float
     risk_at: Mapping[str, float]  # share of wrong answers, by coverage in percent
 

@@ -20,6 +20,8 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Interval:
+    """A confidence interval, of 95 % where nothing else is said."""
+
     low: float
     high: float
 

@@ -66,6 +66,7 @@ class EvalSettings:
             )
 
     def rollout(self) -> RolloutSettings:
+        """The limits as the search loop takes them."""
         return RolloutSettings(
             max_turns=self.max_searches,
             top_k=self.top_k,
@@ -81,6 +82,8 @@ class EvalSettings:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
+    """A QA set with the index that is searched for it."""
+
     name: str
     questions: list[Question]
     index: OpenIndex

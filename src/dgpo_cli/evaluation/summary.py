@@ -52,6 +52,7 @@ class Summary:
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome]) -> Summary:
+        """Sums up graded episodes of one QA set."""
         by_question: dict[str, list[Outcome]] = {}
         for outcome in outcomes:
             by_question.setdefault(outcome.question, []).append(outcome)
@@ -164,6 +165,7 @@ class Average:
 
 
 def macro_average(reports: Mapping[str, Report], published: PublishedEM | None = None) -> Average:
+    """Raises ValueError without a benchmark."""
     summaries = [report.overall for report in reports.values()]
     if not summaries:
         raise ValueError("an average of no benchmark")

@@ -20,6 +20,8 @@ Rows = tuple[tuple[Cell, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Table:
+    """A title, the names of the columns, and cells."""
+
     title: str
     columns: tuple[str, ...]
     rows: Rows

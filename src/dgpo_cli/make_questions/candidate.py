@@ -17,6 +17,8 @@ QA_SET = "made"  # also its name for `dgpo eval --bench`
 
 
 class MadeKind(StrEnum):
+    """How a question was made."""
+
     ONE_HOP = "one-hop"  # by a teacher, as is the next
     TWO_HOP = "two-hop"
     CLOZE = "cloze"  # a word of a passage's sentence is left out
@@ -80,6 +82,8 @@ class QuestionTask:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
+    """A question before it is judged."""
+
     kind: MadeKind
     text: str
     answer: str

@@ -28,6 +28,8 @@ _TELL_EVERY = 20_000  # passages
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
+    """A passage that questions are made about."""
+
     row: int  # in the index
     passage: Passage
     side: QuestionSide

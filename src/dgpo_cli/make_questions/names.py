@@ -33,6 +33,8 @@ _NO_PROSE = re.compile(r"\||```")  # a row of a table, a block of a program
 
 @dataclass(frozen=True, slots=True)
 class Span:
+    """A name in a text: characters [start, end)."""
+
     start: int
     end: int
     text: str

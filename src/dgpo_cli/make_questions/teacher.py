@@ -36,6 +36,8 @@ _BESIDE = 12  # ours, words that an answer may have besides the expected one: sm
 
 @dataclass(frozen=True, slots=True)
 class PlainRequest:
+    """A text that a model continues."""
+
     key: str
     text: str
     begun: str  # how the reply begins
@@ -99,6 +101,7 @@ class Teacher:
         self._asker, self._settings = asker, settings
 
     def write(self, tasks: Sequence[QuestionTask], progress: Progress | None = None) -> list[Candidate | Fate]:
+        """A question for each task, or why there is none."""
         answers = [_chosen_answer(task, self._settings.seed) for task in tasks]
         requests = [
             PlainRequest(
@@ -115,6 +118,7 @@ class Teacher:
         return [_read(*each) for each in zip(tasks, answers, replies, strict=True)]
 
     def check(self, candidates: Sequence[Candidate], progress: Progress | None = None) -> list[Fate | None]:
+        """Why each falls: it is not answered from its passages, or it is without them or from one of two."""
         fates: list[Fate | None] = [None] * len(candidates)
         for why, wanted in ((Fate.UNREADABLE, True), (Fate.KNOWN, False), (Fate.ONE_IS_ENOUGH, False)):
             asked = [

@@ -27,6 +27,8 @@ _LONGEST = 300  # ours, characters of them: a "word" of a table or of data may b
 
 
 class Templates:
+    """Makes questions of sentences without a model."""
+
     def __init__(self, seed: int) -> None:
         self._seed = seed
 

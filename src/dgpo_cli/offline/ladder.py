@@ -8,6 +8,8 @@ from typing import Protocol
 
 
 class Bounds(Protocol):
+    """Anything with a lower and an upper bound."""
+
     @property
     def low(self) -> float: ...
     @property

@@ -57,6 +57,7 @@ class RealRow:
 
     @classmethod
     def of(cls, report: Report) -> RealRow:
+        """The row of an evaluation."""
         overall = report.overall
         by_set: dict[str, list[bool]] = {}
         for outcome in report.outcomes:

@@ -65,6 +65,7 @@ class Ladder(Stages):
         return {name: self.record(name) for name in (*BASE_ROWS, *names)}
 
     def record(self, name: str) -> Record:
+        """The record of a row: read where its digest is right, else made."""
         digest = self.digest(name)
         path = self.records / f"seed-{self.seed}" / f"{name}.json"
         found = read_record(path)

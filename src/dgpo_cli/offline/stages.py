@@ -55,6 +55,7 @@ class Row:
 
     @classmethod
     def of(cls, report: Report) -> Row:
+        """The row of an evaluation."""
         overall = report.overall
         return cls(
             em=overall.em,
@@ -180,6 +181,7 @@ class Stages(Project):
         return self.path("distill-data") / "trajectories.jsonl"
 
     def kd(self, stage: str, student: Path, teacher: Path, data: Path, options: Mapping[str, Any]) -> Path:
+        """A run of `dgpo kd`; returns its folder, which is a model."""
         settings = apply_options(
             KDSettings,
             dict(options)
@@ -210,6 +212,7 @@ class Stages(Project):
         }
 
     def rl(self, stage: str, student: Path, teacher: Path, options: Mapping[str, Any]) -> Path:
+        """A run of `dgpo rl`; returns its folder, which is a model."""
         settings = apply_options(
             RLSettings,
             dict(options)

@@ -43,6 +43,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
+    """A question and the steps that answer it."""
+
     question: Question
     steps: tuple[Step, ...]
 

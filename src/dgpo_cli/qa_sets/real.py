@@ -26,6 +26,8 @@ SETS = ("hotpotqa", "2wikimultihopqa", "musique", "popqa_hipporag2")
 
 @dataclass(frozen=True, slots=True)
 class Split:
+    """Questions by side; no two sides share a question."""
+
     test: list[Question]  # in turn from every set, so that the first ones are of all of them
     validation: list[Question]
     training: list[Question]
@@ -51,7 +53,7 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def corpus_rows(sets: Mapping[str, tuple[Path, Path]]) -> Iterator[dict[str, Any]]:
-    """Passages of all sets, with the set's name in their ids."""
+    """Passages of all sets, with the set's name in their ids. Raises InputError naming file and line."""
     for name, (_, corpus) in sets.items():
         for line, row in read_jsonl(corpus):
             if not {"id", "contents"} <= row.keys():

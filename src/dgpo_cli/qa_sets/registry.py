@@ -12,6 +12,8 @@ HUB = "RUC-NLPIR/FlashRAG_datasets"
 
 @dataclass(frozen=True, slots=True)
 class QASet:
+    """A QA set: its name, and which of its splits is evaluated."""
+
     name: str  # also the hub's folder
     split: str  # evaluated
     size: int  # questions of that split; 0 where a user makes the set

@@ -87,6 +87,7 @@ class AgentServer:
         return self._about | {"open_questions": self.asker.open}
 
     def add_to(self, app: FastAPI) -> None:
+        """Add the routes of the agent and of its page."""
         streamed = {"content": {"text/event-stream": {}}, "description": "The reply, or its events."}
         example = {"messages": [{"role": "user", "content": "Who wrote the novel?"}], "model": self.name}
         app.add_api_route(

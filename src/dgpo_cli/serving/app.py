@@ -71,6 +71,7 @@ class SearchServer:
         self._about = dict(about)
 
     def app(self) -> FastAPI:
+        """The application with all routes."""
         made = FastAPI(title="dgpo serve", version=__version__, docs_url=None, redoc_url=None, lifespan=self._lifespan)
         problems = responses(Problem, 401, 403, 408, 413, 421, 422, 500, 503)
         made.add_api_route(

@@ -25,6 +25,8 @@ _NONE_IS_ONE = ("batch_wait_ms", "cache_passages", "max_questions_waiting")
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
+    """Limits of a server, `-o NAME=VALUE` of `dgpo serve`."""
+
     max_body_bytes: int = field(default=8 << 20, metadata={"help": "largest request"})
     # Search-R1 asks for all that a training step waits for at once: 512 prompts with 5 samples each.
     max_queries: int = field(default=4096, metadata={"help": "queries in one request"})

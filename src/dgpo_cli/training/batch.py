@@ -40,6 +40,7 @@ class Sample:
         by_student: bool = False,
         signals: Signals = Signals(),
     ) -> Sample:
+        """A trajectory as tensors of its length, with what is known of its tokens."""
         token_ids, written = torch.tensor(trajectory.token_ids), torch.tensor(trajectory.written)
         return cls(token_ids, written, weight, by_student=by_student, signals=signals)
 

@@ -23,6 +23,8 @@ OnCollapse = Literal["warn", "stop", "rollback"]
 
 @dataclass(frozen=True, slots=True)
 class CollapseSettings:
+    """When a run counts as collapsed: thresholds of alarms over means of `window` steps."""
+
     window: int = setting(5, "steps whose mean is judged", source="ours")
     reward_floor: float = setting(0.01, "alarm: mean reward below it, once a step had reward_alive", source="ours")
     reward_alive: float = setting(0.05, "mean reward of a step that arms that alarm", source="ours")
@@ -96,6 +98,7 @@ class Rule:
 
 
 def rules(settings: CollapseSettings) -> tuple[Rule, ...]:
+    """The alarms, in the order in which they are reported."""
     s = settings
     return (
         Rule("reward gone", "reward", low=s.reward_floor, alive=s.reward_alive),

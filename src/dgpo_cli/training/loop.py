@@ -18,6 +18,8 @@ from dgpo_cli.training.step import optimizer_step
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """How long the loop runs, and when it evaluates and saves."""
+
     steps: int
     mini_batches: int = 1  # optimizer updates per step
     critic_warmup_steps: int = 0  # steps that move the critic alone
@@ -50,6 +52,8 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True)
 class TrainingOutcome:
+    """What the loop did, the steps before a resumption included."""
+
     steps: int
     best: float | None  # the best evaluation's score
     seconds: float  # of training, evaluation and saving not counted

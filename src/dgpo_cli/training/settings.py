@@ -99,6 +99,8 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KDSettings(TrainSettings):
+    """Settings of `dgpo kd`."""
+
     trajectories: str = field(metadata=note("trajectory file or distill-data run"))
     method: str = "kd"
     epochs: int = setting(5, source="paper")
@@ -124,6 +126,8 @@ class KDSettings(TrainSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RLSettings(TrainSettings):
+    """Settings of `dgpo rl`."""
+
     questions: str = field(metadata=note("QA sets or question files, comma-separated"))
     bench_dir: str | None = setting(None, "folder of the QA sets instead of the hub")
     method: str = "dgpo"

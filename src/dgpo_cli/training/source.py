@@ -48,6 +48,8 @@ class Sequences:
 
 
 class Source(Protocol):
+    """The trajectories of each step."""
+
     def next(self, step: int) -> Sequences: ...
 
 
@@ -91,6 +93,7 @@ class Mixture:
         self.roll, self.roll_teacher = roll, roll_teacher
 
     def next(self, step: int) -> Sequences:
+        """Of each stored trajectory it is drawn who writes in its place: the student, by the share of the objective."""
         places = self.stored.next(step).by_teacher
         chance = random.Random(f"writers {self.stored.seed} {step}")
         fraction = self.objective.student_fraction
@@ -142,6 +145,7 @@ class Rollouts:
         self.roll, self.samples, self.differing = roll, samples, differing
 
     def next(self, step: int) -> Sequences:
+        """Fresh rollouts of a batch of questions, the attempts at one question in a row."""
         if not self.differing:
             return Sequences(by_student=[t for group in self._groups(step) for t in group])
         kept: list[list[Trajectory]] = []

@@ -43,6 +43,8 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Chart:
+    """A picture of one metric, for all runs that logged it."""
+
     metric: str
     title: str
     main: bool  # a reader looks at it first

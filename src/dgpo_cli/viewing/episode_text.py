@@ -21,6 +21,8 @@ Tokens = Mapping[str, Sequence[float | None]]
 
 @dataclass(frozen=True, slots=True)
 class ShownHit:
+    """A passage that a search returned, without its text."""
+
     id: str
     title: str
     score: float
@@ -30,6 +32,8 @@ class ShownHit:
 
 @dataclass(frozen=True, slots=True)
 class ShownSearch:
+    """A search and what it returned."""
+
     query: str
     error: str | None
     seconds: float

@@ -32,6 +32,8 @@ _HEADER_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class WatchedEpisode(ShownQuestion):
+    """One of the last episodes of a run, without its text."""
+
     attempt: ShownAttempt
 
 
@@ -167,6 +169,7 @@ class WatchedRun:
         return self._curves[1]
 
     def about(self) -> RunProgress:
+        """Progress of the run."""
         assert self.records is not None, "asked of runs that were read"
         rows, total = self.records.rows, self.records.config.get("steps")
         step = max((int(row["step"]) for row in rows), default=0)

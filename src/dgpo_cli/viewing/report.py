@@ -39,6 +39,8 @@ LAST = 8  # runs of a page that names none: as many as there are colours
 
 @dataclass(frozen=True, slots=True)
 class WrittenReport:
+    """The page that was written."""
+
     path: str
     bytes: int
     runs: list[str]  # folders
@@ -49,6 +51,8 @@ class WrittenReport:
 
 @dataclass(frozen=True, slots=True)
 class ReportRun:
+    """A run of the page."""
+
     name: str
     path: str
     logged: bool  # it has curves
@@ -56,6 +60,8 @@ class ReportRun:
 
 @dataclass(frozen=True, slots=True)
 class ReportQuestion(ShownQuestion):
+    """A question with the attempts at it."""
+
     attempts: dict[str, ShownAttempt]  # by place of the run
 
 

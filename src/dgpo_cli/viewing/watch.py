@@ -53,6 +53,8 @@ class WatchState:
 
 @dataclass(frozen=True, slots=True)
 class WatchedContent:
+    """Curves and episodes of one run."""
+
     revision: int
     curves: dict[str, Curve]
     episodes: list[WatchedEpisode]
@@ -84,6 +86,7 @@ class Watch:
         self._read = self._searched = -float("inf")
 
     def state(self) -> WatchState:
+        """Reads what has come, and returns the page but for curves and episodes."""
         with self._lock:
             self._refresh()
             runs = self._known()

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
+    """Sizes of a Qwen2 model."""
+
     hidden: int
     layers: int
     heads: int
@@ -24,6 +26,7 @@ POSITIONS = 384  # longest episode in tokens
 
 
 def qwen2_config(size: ModelSize, vocabulary: int) -> Qwen2Config:
+    """The configuration of a model of `size` over `vocabulary` tokens."""
     from transformers import Qwen2Config
 
     return Qwen2Config(

@@ -73,6 +73,8 @@ KIND_OF = {kind.name: kind for kind in KINDS}
 
 @dataclass(frozen=True, slots=True)
 class World:
+    """The passages and questions of a seed."""
+
     passages: tuple[Passage, ...]
     questions: dict[str, tuple[Question, ...]]  # by split
     hops: dict[str, tuple[Hop, ...]]  # by question id: how it is answered

@@ -30,6 +30,8 @@ _STATUS = Path("/proc/self/status")
 
 
 class Attempt(NamedTuple):
+    """One size that was tried."""
+
     size: int
     peak: int | None  # bytes; None where it was refused or failed
     fits: bool

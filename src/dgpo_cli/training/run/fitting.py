@@ -19,6 +19,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Fit:
+    """The largest sizes within a limit, and the attempts that found them."""
+
     micro_batch_tokens: int
     wave: int | None  # None where nothing is rolled out
     limit_bytes: int

@@ -60,7 +60,10 @@ def text_of(run: RunDir, tokenizer: PreTrainedTokenizerBase, protocol: Protocol)
 
 @contextmanager
 def smaller_next_time(run: RunDir, settings: TrainSettings) -> Iterator[None]:
-    """Out of memory ends the run in one line, and half as much goes through the models at once when it goes on."""
+    """Half as much goes through the models at once when a run goes on that ran out of memory.
+
+    Raises TrainingError, one line, in place of what the library raised.
+    """
     try:
         yield
     except Exception as error:

@@ -13,6 +13,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
+    """`warn`, `say` and `show` get lines for the user; None where nobody listens."""
+
     folder: RunDir
     keep: int = 1  # saved states
     progress: Steps = field(default_factory=lambda: Steps(None))

@@ -18,6 +18,8 @@ GOLD = "gold"  # the teacher that knows the supporting passages
 
 @dataclass(frozen=True, slots=True)
 class DistillDataSettings:
+    """Settings of `dgpo distill-data`."""
+
     teacher: str = field(
         metadata=note("alias, hub id, folder or run; gold for a script that knows the supporting passages")
     )
