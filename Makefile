@@ -9,6 +9,7 @@
 #   make test-kill             every long command killed before each of its file operations, and given again; goes on with
 #                              what a stopped pass has done in KILL_FOLDER=.kill (in memory: /dev/shm/kill)
 #   make test-hostile          every reader fed with spoiled records and pages, the escaper with a million texts
+#   make test-wheel            the wheel installed into an empty environment from the package index, and tried from elsewhere
 #   make load-test INDEX=DIR   64 clients against `dgpo serve` for SECONDS=600
 #   make bench                 rollouts beside transformers, an 8-bit teacher beside 16 bits
 #   make bench-gpu             what docs/benchmarks.md wants of a GPU; ROWS='kd_step rl_step' for some, SMALL=1 on a CPU
@@ -47,7 +48,7 @@ PEERS := .venv-peers
 VERSIONS := .venv-versions
 ABSENT := bm25s,cachetools,faiss,bitsandbytes,datasets,fastapi,matplotlib,plotext,prometheus_client,pypdf,milvus_lite,pymilvus,mammoth,openpyxl,pptx,Stemmer,gguf,mcp,peft,prompt_toolkit,starlette,uvicorn
 
-.PHONY: real bench bench-gpu bench-step bench-lexical venv quickstart test test-fast test-slow test-hostile test-kill test-versions load-test lint types docs docs-site clean
+.PHONY: real bench bench-gpu bench-step bench-lexical venv quickstart test test-fast test-slow test-hostile test-kill test-wheel test-versions load-test lint types docs docs-site clean
 
 venv: $(STAMP)
 
@@ -91,6 +92,16 @@ $(VERSIONS)/.installed: tests/versions.txt pyproject.toml
 
 test-versions: $(VERSIONS)/.installed
 	PYTHONPATH=$(CURDIR)/src:$(CURDIR)/tests OMP_NUM_THREADS=1 $(VERSIONS)/bin/python -m pytest -n auto --dist worksteal -p absent --without $(ABSENT) $(PYTEST_OPTIONS)
+
+# Nothing but the wheel, its dependencies and the constraints: what somebody has who never saw this folder.
+test-wheel:
+	@set -e; built=$$(mktemp -d); trap 'rm -rf "$$built"' EXIT; pip="$$built/venv/bin/python -m pip"; \
+	$(PYTHON) -m venv "$$built/venv"; \
+	$$pip wheel --quiet --no-deps -w "$$built" .; \
+	$$pip install --quiet $(PIP_OPTIONS) -c constraints.txt "$$built"/dgpo_cli-*.whl; \
+	cd "$$built"; unset PYTHONPATH; \
+	venv/bin/dgpo --version; venv/bin/dgpo --help > help.txt; grep -q quickstart help.txt; \
+	venv/bin/dgpo quickstart --dry-run > plan.toml; $$pip check
 
 load-test: venv
 	@test -n '$(INDEX)' || { echo 'error: name an index folder: make load-test INDEX=indexes/wiki' >&2; exit 1; }

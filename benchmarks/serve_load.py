@@ -15,16 +15,15 @@ import http.client
 import json
 import os
 import random
-import signal
-import subprocess
 import sys
 import threading
 import time
 import urllib.parse
 from array import array
 from collections import Counter
-from pathlib import Path
 from typing import Any
+
+from serving import dgpo_serve, memory_mb, percentile
 
 from dgpo_cli.retrieval.index.store import PassageStore
 from dgpo_cli.retrieval.open import open_index
@@ -78,19 +77,6 @@ class Client(threading.Thread):
             return f"HTTP {status}"
         (hits,) = json.loads(content)["result"]
         return "" if all({"document", "score"} == hit.keys() for hit in hits) else "a hit of another form"
-
-
-def memory_mb(process: int) -> dict[str, float]:
-    """Resident memory of a process: all of it, and without the pages of files."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    values = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "RssAnon"))}
-    return {name: round(int(values[key]) / 1024, 1) for name, key in (("resident", "VmRSS"), ("own", "RssAnon"))}
-
-
-def percentile(ordered: list[float], share: float) -> float:
-    """The smallest value that `share` of all do not exceed, in ms."""
-    place = max(0, -int(-share * len(ordered) // 1) - 1)
-    return round(ordered[place] * 1000, 2)
 
 
 def counted(url: str) -> dict[str, float]:
@@ -161,17 +147,8 @@ def main() -> None:
     arguments = parser.parse_args()
     passages = open_index(arguments.index).passages
     assert passages is not None, "--index must be a folder"
-    command = [sys.executable, "-m", "dgpo_cli", "serve", "--index", arguments.index, "--port", "0", "--json"]
-    server = subprocess.Popen([*command, *arguments.options], stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        if not line:
-            sys.exit("the server did not start")
-        result = load(json.loads(line)["url"], server.pid, passages, arguments)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(60)
+    with dgpo_serve("--index", arguments.index, *arguments.options) as server:
+        result = load(server.url, server.process, passages, arguments)
     print(
         "| passages | clients | time | requests | per second | p50 ms | p95 ms | p99 ms | errors "
         "| memory MB, start / half / end |",

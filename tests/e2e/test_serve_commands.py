@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from benchmarks.serve_load import percentile
+from benchmarks.serving import percentile
 from tests.conftest import SOURCES
 from tests.e2e.test_resume import assert_same_run, logged
 from tests.offline import ROLLOUT
