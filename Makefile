@@ -79,7 +79,7 @@ test-kill: venv
 	KILL_FOLDER='$(KILL_FOLDER)' OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kill -s $(PYTEST_OPTIONS) tests/e2e/test_every_kill.py
 
 test-hostile: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hostile --durations=0 $(PYTEST_OPTIONS) tests/hostile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hostile --durations=0 $(PYTEST_OPTIONS) tests/hostile tests/e2e/test_serve_limits.py
 
 test-slow: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_OPTIONS)

@@ -51,6 +51,7 @@ def retrieve(server: Served, seconds: float) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.hostile
 def test_half_open_requests_neither_stop_the_server_nor_fill_its_log(offline) -> None:  # type: ignore[no-untyped-def]
     with served(offline.index, "-o", "header_timeout_s=2", files=256) as server:
         with half_open(server, 320) as held:
@@ -70,6 +71,7 @@ def _closed(one: socket.socket) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.hostile
 def test_a_slow_header_is_not_lengthened_by_its_bytes(offline) -> None:  # type: ignore[no-untyped-def]
     with served(offline.index, "-o", "header_timeout_s=1") as server, half_open(server, 1) as (one,):
         started = time.monotonic()
