@@ -6,6 +6,7 @@ it was, as long as the sources are the same: what it has done is in KILL_FOLDER.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from tests.retrieval_corpora import write_corpus
 from tests.tiny_encoder import make_encoder
 
 from dgpo_cli.core.folders import replacing
+from dgpo_cli.core.run_dir import read_run
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.training.teacher.distill_data import distill_data
@@ -36,13 +38,15 @@ FLAGS = [
 KEPT = Path(os.environ.get("KILL_FOLDER") or ROOT / ".kill").resolve() / sources()
 
 
-def kill(name: str, template: Path, order: list[object], *, prepare: str = "") -> None:
-    """Every position; the figures are a line that `make test-kill` shows."""
-    place = KEPT / re.sub(r"\W+", "-", name)
+def kill(name: str, template: Path, order: list[object], *, prepare: str = "") -> Path:
+    """Every position; the figures are a line that `make test-kill` shows. The folder of an undisturbed run."""
+    digest = hashlib.blake2b(repr((order, prepare)).encode(), digest_size=4).hexdigest()
+    place = KEPT / "-".join((*re.findall(r"\w+", name), digest))
     place.mkdir(parents=True, exist_ok=True)
     unfinished = order[0] == "index"
     figures = kill_everywhere(template, order, half=True, unfinished=unfinished, kills=3, prepare=prepare, kept=place)
     report(name, figures)
+    return place / "whole"
 
 
 def report(name: str, figures: Figures) -> None:
@@ -112,7 +116,9 @@ def rl(offline, method: str) -> list[object]:
         *("rl", "--student", offline.student, "--teacher", offline.teacher, "--index", offline.index, "-q"),
         *("--data", offline.questions("train"), "--eval-data", offline.questions("validation"), "--method", method),
         *("--steps", 3, "--batch-size", 2, "--lr", 0.01, "-osave_every=2", "-oeval_every=1", "-oeval_limit=2"),
-        *("-owarmup_steps=0", "--on-collapse", "rollback", *samples, *FLAGS),
+        # No divergence is below 0: the alarm of policies that jump rings at the second step, and the third one goes on.
+        *("--on-collapse", "rollback", "-ocollapse.window=2", "-ocollapse.behavior_kl_max=-1"),
+        *("-owarmup_steps=0", *samples, *FLAGS),
     ]
 
 
@@ -178,7 +184,8 @@ def test_kd(offline, trajectories, empty: Path) -> None:
 @pytest.mark.kill
 @pytest.mark.parametrize("method", ["dgpo", "ppo", "grpo"])
 def test_rl(offline, empty: Path, method: str) -> None:
-    kill(f"rl {method}, rollback", empty, rl(offline, method))
+    whole = kill(f"rl {method}, rollback", empty, rl(offline, method))
+    assert read_run(whole / "runs" / "rl-0001")["result"]["rollbacks"] == 1
 
 
 @pytest.mark.kill
