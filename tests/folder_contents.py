@@ -54,8 +54,10 @@ def _change(one: Any, other: Any, place: str = "") -> str:
 
     A log-probability may by its last bits, which depend on the episodes that ran beside its own; tokens may not.
     """
-    if one == other or ("logprob" in place and math.isclose(one, other, abs_tol=_LAST_BITS)):
+    if one == other:
         return ""
+    if "logprob" in place and isinstance(one, float) and isinstance(other, float):
+        return "" if math.isclose(one, other, abs_tol=_LAST_BITS) else f"{place} was {one}, is {other}"
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
         return next((found for k in one if (found := _change(one[k], other[k], f"{place}.{k}"))), "")
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.test_resume import teacher_agent
+from tests.folder_contents import difference
 from tests.folder_states import Store, half_written
 from tests.killing import ROOT, Figures, kill_everywhere, sources
 from tests.offline import ROLLOUT, Offline, make
@@ -160,6 +161,14 @@ def test_what_is_written_in_place_may_be_half_there(tmp_path: Path) -> None:
     store.lay_out(found["fresh"], tmp_path / "laid out")
     assert store.take(tmp_path / "laid out") == found["fresh"]
     assert store.alike(before, found["fresh"]) == "files differ: ['fresh']"
+
+
+def test_log_probabilities_may_differ_in_their_last_bits_alone() -> None:
+    whole = {"t.jsonl": [{"logprobs": [0.0, -1.0], "right_logprob": -1.0, "tokens": [5]}]}
+    for value, differs in ((-1.000001, False), (-1.1, True)):
+        for changed in ({"logprobs": [0.0, value]}, {"right_logprob": value}):
+            assert bool(difference(whole, {"t.jsonl": [whole["t.jsonl"][0] | changed]})) is differs
+    assert difference(whole, {"t.jsonl": [whole["t.jsonl"][0] | {"tokens": [6]}]})
 
 
 @pytest.mark.kill
