@@ -1,4 +1,4 @@
-"""docs/tutorial.md: every command of it runs, and prints the lines that it shows, figures aside."""
+"""The tutorials: every command of them runs, and prints the lines that it shows, figures aside."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.load import save_model
 
 DOCS = Path(__file__).parents[2] / "docs"
+PASSAGES = Path(__file__).parents[3] / "shared" / "data"
 
 
 def steps(page: str) -> list[tuple[str, list[str]]]:
@@ -62,12 +63,36 @@ def test_the_tutorial_runs(dgpo: Any, folder: Path, monkeypatch: pytest.MonkeyPa
         settings["demonstrations"] |= {"questions": 12}
         return settings
 
+    untrained(folder / "model")
     for command, shown in steps((DOCS / "tutorial.md").read_text(encoding="utf-8")):
         if command == "dgpo learn docs":
-            tokenizer = bpe_tokenizer(chat=True)
-            save_model(folder / "model", qwen(len(tokenizer), positions=2048), tokenizer, DEFAULT)
-            (folder / "model" / "protocol.json").unlink()
             monkeypatch.setattr("dgpo_cli.offline.own_documents.shipped", small)
-        ended = dgpo(*shlex.split(command)[1:])
-        assert ended.status == 0, f"{command}: {ended.err}"
-        assert missing(shown, ended.err + ended.out) is None, f"{command} printed:\n{ended.err}{ended.out}"
+        check(dgpo, command, shown)
+
+
+def untrained(folder: Path) -> None:
+    """A tiny model that knows no agent's text."""
+    tokenizer = bpe_tokenizer(chat=True)
+    save_model(folder, qwen(len(tokenizer), positions=2048), tokenizer, DEFAULT)
+    (folder / "protocol.json").unlink()
+
+
+def check(dgpo: Any, command: str, shown: list[str]) -> None:
+    ended = dgpo(*shlex.split(command)[1:])
+    assert ended.status == 0, f"{command}: {ended.err}"
+    assert missing(shown, ended.err + ended.out) is None, f"{command} printed:\n{ended.err}{ended.out}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (PASSAGES / "corpus_hotpotqa.jsonl.gz").is_file(), reason="the passages are not here")
+def test_the_tutorial_about_real_passages_runs(dgpo: Any, folder: Path) -> None:
+    """With a tiny model in the place of SmolLM2-135M, which needs more tokens for the same text."""
+    for name in ("corpus_hotpotqa.jsonl.gz", "hotpotqa.jsonl.gz"):
+        shutil.copy(PASSAGES / name, folder / name)
+    untrained(folder / "model")
+    page = (DOCS / "tutorial-passages.md").read_text(encoding="utf-8")
+    assert len(steps(page)) == 7
+    room = "-o rollout.max_prompt_tokens=600 -o rollout.max_tokens=2048"
+    for command, shown in steps(page):
+        command = re.sub(r"max_observation_tokens=\d+", f"max_observation_tokens=600 {room}", command)
+        check(dgpo, command.replace("smollm2-135m", "model"), shown)
