@@ -156,6 +156,25 @@ def test_a_dry_run_of_a_whole_path_refuses_a_file_as_its_folder(
     assert ended.status == 1 and len(ended.errors) == 1 and "Not a directory" in ended.errors[0], ended.err
 
 
+@pytest.mark.parametrize("model", ["--student", "--teacher"])
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_learn_knows_its_models_before_it_reads_documents(dgpo: Dgpo, folder: Path, model: str, dry: list[str]) -> None:
+    (folder / "docs").mkdir()
+    (folder / "docs" / "a.txt").write_text("Oslo is the capital of Norway.")
+    ended = dgpo("learn", "docs", model, "nobodys", *dry)
+    assert ended.status == 1 and ended.errors == ["error: unknown model 'nobodys'"]
+    assert not (folder / "agent").exists()
+
+
+@pytest.mark.parametrize("value", ["1e308", "1e19"])
+def test_a_number_beyond_what_libraries_hold_is_refused(
+    dgpo: Dgpo, folder: Path, places: dict[str, Path], value: str
+) -> None:
+    for name in ("fit_gib", "lr"):
+        ended = dgpo(*f"{SEQKD} -o {name}={value}".format(**places).split())
+        assert ended.status == 1 and ended.errors == [f"error: {name} = {float(value):g} is too large"], ended.err
+
+
 def test_settings_are_refused_before_documents_are_indexed(dgpo: Dgpo, folder: Path) -> None:
     (folder / "docs").mkdir()
     (folder / "docs" / "a.txt").write_text("Oslo is the capital of Norway. Edda Vik was born in Oslo.")

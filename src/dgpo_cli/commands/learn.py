@@ -63,18 +63,18 @@ def learn(
     A second call reuses what is done, an interrupted one goes on. The evaluation asks about documents that the training
     did not see. Example: `dgpo learn ~/notes --dry-run`, then `dgpo learn ~/notes`
     """
+    from dgpo_cli.models.sources import require_models
     from dgpo_cli.offline.own_documents import OwnDocuments, recipe
 
     console = Console(json_output=json, quiet=quiet)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder", hint="give a folder of documents")
-    place = out.resolve()
-    if place == folder.resolve() or place.is_relative_to(folder.resolve()):
+    if (place := out.resolve()).is_relative_to(folder.resolve()):
         raise ConfigError(f"{out} lies in the folder of documents", hint="give an --out outside it")
     check_place(out)
+    require_models(student, teacher)  # before the documents are read
     settings = recipe()
-    if student is not None:
-        settings["world"]["student"] = absolute(student)
+    settings["world"] |= {} if student is None else {"student": absolute(student)}
     if dry_run:
         _tell(console, folder, settings, teacher, device or "auto")
         return

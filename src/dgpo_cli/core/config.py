@@ -56,6 +56,8 @@ def require_ranges(settings: object) -> None:
         value = getattr(settings, name)
         if value is None:
             continue
+        if "range" in metadata and _LARGEST < value < math.inf:
+            raise ConfigError(f"{name} = {value:g} is too large", hint=f"give {name} a smaller value")
         match metadata.get("range"):
             case "positive" if not 0 < value < math.inf:
                 raise ConfigError(f"{name} = {value} is not positive", hint=f"give {name} a value above 0")

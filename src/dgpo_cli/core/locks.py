@@ -32,7 +32,7 @@ class Lock:
 
     def __init__(self, file: Path, place: Path, *, hint: str = "wait for it", wait_s: float = _GRACE_S) -> None:
         self._file = file
-        self._made: list[Path] = []
+        self._made = [parent for parent in file.parents if parent != place and not parent.exists()]  # deepest first
         deadline = time.monotonic() + wait_s
         while (stream := _try(file)) is None:
             late = time.monotonic() - deadline
@@ -52,16 +52,12 @@ class Lock:
     @classmethod
     def beside(cls, path: Path, hint: str = "wait for it, or give another --out", *, wait_s: float = _GRACE_S) -> Lock:
         """Lock a file or folder that is replaced as a whole."""
-        file = lock_beside(path)
-        made = [parent for parent in file.parents if not parent.exists()]  # deepest first
-        lock = cls(file, path, hint=hint, wait_s=wait_s)
-        lock._made = made
-        return lock
+        return cls(lock_beside(path), path, hint=hint, wait_s=wait_s)
 
     def close(self) -> None:
         """Release it. Whoever opened the file meanwhile sees that it is gone, and opens another.
 
-        Folders that were made for what it lies beside go too if they are empty again: the work was refused.
+        Folders that were made for the place to lie in go too if they are empty again: the work was refused.
         """
         if not self._stream.closed:
             if _is_at(self._stream, self._file):

@@ -31,6 +31,13 @@ class ModelSource:
     local: bool
 
 
+def require_models(*names: str | None) -> None:
+    """Raises as `resolve` where one of them is none; a model of an alias is not looked for, and None is passed over."""
+    for name in names:
+        if name is not None and name not in ALIASES:
+            resolve(name)
+
+
 def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
     """Alias, folder, GGUF file, run (its best weights) or hub id. Raises ModelError that names the nearest names.
 

@@ -57,7 +57,7 @@ def wiki18(
     if vectors:
         _encoded_by(published.ENCODER, settings, retriever)
     _, config = configured(retriever, settings)  # refuses what is impossible before anything is fetched
-    with Lock(lock_beside(out.with_name(f"{out.name}.fetch")), out, hint="wait for it, or give another --out"):
+    with Lock(lock_beside(Path(f"{out.resolve()}.fetch")), out, hint="wait for it, or give another --out"):
         with alone(out):
             discard_unfinished(out)  # it would count against the free disk
             here = published.cached(*published.CORPUS)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 
+from dgpo_cli.core.folders import beside
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.errors import InputError
 
@@ -70,12 +71,13 @@ def needs(files: Sequence[HubFile], out: Path) -> Needs:
 
 def flat_file(out: Path, parts: Sequence[HubFile]) -> Path:
     """File in which the parts are put together, next to the index; another version of them goes into another file."""
-    return out.with_name(f".{out.name}.{parts[0].commit[:12]}.flat")
+    return beside(out, f"{parts[0].commit[:12]}.flat")
 
 
 def discard_flat(out: Path) -> None:
     """Delete the parts put together, also those of another version, once the index is made of them."""
-    for flat in out.parent.glob(f".{escape(out.name)}.*.flat"):
+    place = out.resolve()
+    for flat in place.parent.glob(f".{escape(place.name)}.*.flat"):
         flat.unlink()
 
 

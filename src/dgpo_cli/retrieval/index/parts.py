@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.checksums import file_digest
-from dgpo_cli.core.folders import recover_to_read
+from dgpo_cli.core.folders import beside, recover_to_read
 from dgpo_cli.core.locks import lock_beside
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.errors import ConfigError, RetrievalError
@@ -155,7 +155,7 @@ def build_together(
     found = existing(out, retriever, asdict(config), lambda: corpus_digest(corpus), strict=strict, overwrite=overwrite)
     if found is not None:
         return (found, True) if rank == 0 else None
-    together = out.with_name(f".{out.name}.parts")
+    together = beside(out, "parts")
     directories = [together / f"{number}-of-{processes}" for number in range(1, processes + 1)]
     own, _ = build_part(
         corpus,
