@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.retrieval_corpora import TOWNS, write_corpus
 
+from dgpo_cli.console import Console
 from dgpo_cli.core.types import Passage
 from dgpo_cli.formats.tags import DEFAULT
 
@@ -35,6 +36,17 @@ def test_titles_scores_and_shortened_text(dgpo: Callable[..., Any], index: str) 
     assert "\x1b" not in hostile
     assert "Trap" in hostile
     assert max(map(len, hostile.splitlines())) < 260
+
+
+def test_lines_of_a_passage_keep_their_place_in_a_narrow_terminal(
+    dgpo: Callable[..., Any], index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = dgpo("search", "weavers in Tarn", "-k", "1").out.splitlines()
+    monkeypatch.setattr(Console, "width", property(lambda _: 24))
+    lines = dgpo("search", "weavers in Tarn", "-k", "1").out.splitlines()
+    assert len(lines) > len(whole)
+    assert all(line.startswith("   ") and len(line) <= 24 for line in lines[1:])
+    assert " ".join(line.strip() for line in lines[1:-1]) == whole[1].strip()
 
 
 def test_json_and_the_observation_of_the_agent(dgpo: Callable[..., Any], index: str) -> None:

@@ -80,5 +80,6 @@ def _show(console: Console, hits: Sequence[Hit]) -> None:
     for hit in hits:
         console.print(f"{hit.rank}  {hit.passage.title}", style="bold")
         text = " ".join(hit.passage.text.split())
-        console.print(f"   {text if len(text) <= _SHOWN else text[:_SHOWN].rsplit(' ', 1)[0] + ' ...'}")
+        shown = text if len(text) <= _SHOWN else text[:_SHOWN].rsplit(" ", 1)[0] + " ..."
+        console.paragraph(shown, indent=3)
         console.print(f"   {hit.score:.4f}  {hit.passage.id}", style="dim")
