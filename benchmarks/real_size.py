@@ -36,6 +36,7 @@ from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.training.assemble import assemble
 from dgpo_cli.training.kd import Trajectories
 from dgpo_cli.training.rl import Questions
+from dgpo_cli.training.run.lifecycle import TrainingResult
 from dgpo_cli.training.run.open_run import OpenRun
 from dgpo_cli.training.settings import KDSettings, RLSettings
 from dgpo_cli.training.teacher.distill_data import distill_data
@@ -61,7 +62,7 @@ def index(folder: Path) -> Any:
     return open_index(folder / "index").retriever
 
 
-def kd(folder: Path, student: LoadedModel, teacher: LoadedModel) -> dict[str, Any]:
+def kd(folder: Path, student: LoadedModel, teacher: LoadedModel) -> TrainingResult:
     codec = Codec(teacher.tokenizer, PROTOCOL)
     agent = Agent.of(teacher.model, codec, index(folder), ROLLOUT)
     distill_data(agent, QUESTIONS, samples=1, keep="all", folder=folder, progress=None)
@@ -73,7 +74,7 @@ def kd(folder: Path, student: LoadedModel, teacher: LoadedModel) -> dict[str, An
         return assemble(settings, OpenRun(run), material, student, teacher, None)
 
 
-def rl(folder: Path, student: LoadedModel, teacher: LoadedModel, form: str) -> dict[str, Any]:
+def rl(folder: Path, student: LoadedModel, teacher: LoadedModel, form: str) -> TrainingResult:
     settings = RLSettings(
         student="s",
         teacher="t",
@@ -108,7 +109,7 @@ def measure(stage: str, folder: Path) -> dict[str, Any]:
         before = student.model.get_input_embeddings().weight[:512].detach().clone()
         started = time.perf_counter()
         outcome = kd(folder, student, teacher) if stage == "kd" else rl(folder, student, teacher, stage)
-        result["step_seconds"], result["seconds"] = outcome["seconds"], time.perf_counter() - started
+        result["step_seconds"], result["seconds"] = outcome.seconds, time.perf_counter() - started
         result["moved"] = int((student.model.get_input_embeddings().weight[:512] != before).any(dim=1).sum())
         rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
         result["metrics"] = {k: v for row in rows for k, v in row.items() if not k.startswith("seconds")}
