@@ -6,12 +6,14 @@ token t, so `logprobs[t]` is log p(token t | tokens before t).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any, get_args
 
 from dgpo_cli.core import schema
+from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
 from dgpo_cli.core.types import (
     QUESTION,
     Action,
@@ -231,3 +233,11 @@ TRAJECTORY = schema.record(
     | dict.fromkeys(_COUNTS, schema.whole(0)),
     {"written_turns": schema.maybe(schema.list_of(_TURN)), "answer_logprob": schema.maybe(schema.number())},
 )
+
+
+def write_trajectories(
+    file: Path, trajectories: Iterable[Trajectory], meta: Mapping[str, Any], *, kind: str = "trajectories"
+) -> None:
+    """A file of records, written as a whole; `meta` joins its header, `kind` names its schema."""
+    header = {"schema": kind, "version": RecordFile.version} | dict(meta)
+    write_jsonl_atomic(file, [header, *({"key": t.key} | t.to_json() for t in trajectories)])

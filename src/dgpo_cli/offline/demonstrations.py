@@ -14,8 +14,7 @@ from typing import Any
 from dgpo_cli.agent.agent import grade
 from dgpo_cli.agent.loop import run_episodes
 from dgpo_cli.agent.settings import RolloutSettings
-from dgpo_cli.core.records import write_jsonl_atomic
-from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.trajectory import Trajectory, write_trajectories
 from dgpo_cli.core.types import Question, SearchCall, StopReason
 from dgpo_cli.engine.scripted import ScriptedEngine
 from dgpo_cli.formats.tags import compact
@@ -81,5 +80,4 @@ def write_reading_exercises(
 
 def _write(file: Path, trajectories: Iterable[Trajectory], codec: Codec, settings: Mapping[str, Any]) -> None:
     meta = {"protocol": codec.protocol.to_json(), "settings": settings}
-    header = {"schema": "trajectories", "version": 1} | meta
-    write_jsonl_atomic(file, [header, *({"key": t.key} | t.to_json() for t in map(grade, trajectories))])
+    write_trajectories(file, map(grade, trajectories), meta)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from dgpo_cli.agent.loop import Listener
 from dgpo_cli.agent.transcript import markdown
-from dgpo_cli.core.records import RecordFile, write_atomic, write_jsonl_atomic
-from dgpo_cli.core.trajectory import Trajectory
+from dgpo_cli.core.records import write_atomic
+from dgpo_cli.core.trajectory import Trajectory, write_trajectories
 from dgpo_cli.core.types import Question
 from dgpo_cli.errors import InputError
 
@@ -65,8 +65,7 @@ class Chat:
     def _write(self, path: Path) -> None:
         if path.suffix == ".jsonl":
             codec = self.agent.codec
-            header = {"schema": "trajectories", "version": RecordFile.version}
-            header |= {"protocol": codec.protocol.to_json(), "settings": self.agent.record()}
-            write_jsonl_atomic(path, [header, *({"key": t.key} | t.to_json() for t in self.episodes)])
+            meta = {"protocol": codec.protocol.to_json(), "settings": self.agent.record()}
+            write_trajectories(path, self.episodes, meta)
         else:
             write_atomic(path, markdown(self.episodes, self.agent.codec.decode))

@@ -7,15 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dgpo_cli.agent.agent import Agent
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.core.records import RecordFile, as_read, read_jsonl, write_jsonl_atomic
+from dgpo_cli.core.records import RecordFile, as_read, read_jsonl
 from dgpo_cli.core.run_list import VALIDATION_FILE
-from dgpo_cli.core.trajectory import Trajectory, attempt_key, refuse_broken_search
+from dgpo_cli.core.trajectory import Trajectory, attempt_key, refuse_broken_search, write_trajectories
 from dgpo_cli.core.types import Question
 from dgpo_cli.models.processes import ALONE, Processes
 from dgpo_cli.training.source import Roll
@@ -77,9 +76,9 @@ def evaluator(
         count = max(1, len(trajectories))
         refuse_broken_search([cause for t in trajectories if (cause := t.failed_search) is not None], count)
         if folder is not None and world.first:
-            header = _evaluation_header(greedy)
+            meta = {"protocol": greedy.codec.protocol.to_json()}
             kept = sorted((replace(t, logprobs=None) for t in trajectories[:MAX_KEPT]), key=lambda t: t.key)
-            write_jsonl_atomic(folder / VALIDATION_FILE, [header, *({"key": t.key} | t.to_json() for t in kept)])
+            write_trajectories(folder / VALIDATION_FILE, kept, meta, kind="evaluation")
             (folder / UNFINISHED_FILE).unlink(missing_ok=True)
         em = sum(t.score.correct for t in trajectories if t.score is not None) / count
         return {
@@ -89,10 +88,6 @@ def evaluator(
         }
 
     return evaluate
-
-
-def _evaluation_header(agent: Agent) -> dict[str, Any]:
-    return {"schema": "evaluation", "version": RecordFile.version, "protocol": agent.codec.protocol.to_json()}
 
 
 def _recorded_roll(

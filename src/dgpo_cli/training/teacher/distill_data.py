@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from dgpo_cli.agent.identity import dated
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
+from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.core.trajectory import Trajectory, attempt_key, refuse_broken_search
+from dgpo_cli.core.trajectory import Trajectory, attempt_key, refuse_broken_search, write_trajectories
 from dgpo_cli.core.types import Question
 from dgpo_cli.engine.turnwise.model_server import ModelServer
 from dgpo_cli.formats.abstention import is_unanswerable
@@ -200,8 +200,7 @@ def distill_data(
         made = [t for t in records.made(Trajectory.from_json) if t.key in place]
     made.sort(key=lambda t: place[t.key])
     taken = [t for t in made if kept(t, keep, agent.codec, always_search=always_search)]
-    header = {"schema": "trajectories", "version": 1} | meta
-    write_jsonl_atomic(folder / "trajectories.jsonl", [header, *({"key": t.key} | t.to_json() for t in taken)])
+    write_trajectories(folder / "trajectories.jsonl", taken, meta)
     count = max(1, len(made))
     return Distilled(
         episodes=len(made),
