@@ -15,6 +15,9 @@ from fastapi.testclient import TestClient
 from tests.scripted_agent import ATTACK, LIBRARY, assembled
 from tests.served import until
 
+from dgpo_cli.agent.events import TokenText
+from dgpo_cli.formats.registry import get
+from dgpo_cli.serving.chat_reply import Narration
 from dgpo_cli.serving.settings import ServeSettings
 
 
@@ -309,3 +312,14 @@ def test_threads_end_with_the_server() -> None:
         assert asked(client).status_code == 200
         assert "agent" in {thread.name for thread in threading.enumerate()}
     assert len([thread for thread in threading.enumerate() if thread.name == "agent"]) <= 1
+
+
+@pytest.mark.parametrize("text", ["1. It ends.\n2. It does not.\n\n3.", "<think> a\nb </think>\n so\t it is \n"])
+def test_what_is_told_does_not_depend_on_how_the_text_arrives(text: str) -> None:
+    """Blanks that are tokens of their own hold words apart."""
+    whole, pieces = (Narration(get("tags").stream()) for _ in range(2))
+    whole.tell(TokenText(1, text))
+    for letter in text:
+        pieces.tell(TokenText(1, letter))
+    told = [narration.message["reasoning_content"].split() for narration in (whole, pieces)]
+    assert told == [re.sub("<.*?>", "", text).split()] * 2

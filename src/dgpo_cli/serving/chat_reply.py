@@ -32,6 +32,7 @@ class Narration:
     def __init__(self, stream: TagStream) -> None:
         self._stream = stream
         self._outside = ""  # what may be the answer, or nothing of the sort
+        self._blank = ""  # between tags, or within a text that stands outside of them
         self._searches: list[dict[str, Any]] = []
         self._reasoning: list[str] = []
         self.message: dict[str, Any] = {"role": "assistant", "content": ""}
@@ -68,16 +69,20 @@ class Narration:
         for piece in pieces:
             if piece.kind == "answer" and not piece.is_tag:
                 self._outside += piece.text
-            elif not piece.is_tag and (piece.kind == "think" or (piece.kind is None and piece.text.strip())):
-                thought += piece.text
+            elif not piece.is_tag and piece.kind is None and not piece.text.strip():
+                self._blank += piece.text
+                continue
+            elif not piece.is_tag and piece.kind in ("think", None):
+                thought += self._blank + piece.text
             elif piece.closes and piece.kind == "think":
                 thought += "\n"
+            self._blank = ""
         return thought
 
     def _end_turn(self) -> list[Delta]:
         """A turn is over that did not answer: what stood outside its tags was said all the same."""
         rest = self._written(self._stream.flush()) + self._outside
-        self._outside = ""
+        self._outside = self._blank = ""
         return self._thought(f"{rest.strip()}\n" if rest.strip() else "")
 
     def _thought(self, text: str) -> list[Delta]:
