@@ -130,5 +130,5 @@ def test_a_corpus_that_changed_names_the_command_that_indexes_it(dgpo, folder: P
     assert dgpo("make-questions", str(corpus), "--no-model").status == 0
     write_lines(corpus, TOWNS[:1])
     ended = dgpo("make-questions", str(corpus), "--no-model")
-    assert ended.status == 1 and "holds an index of another corpus" in ended.errors[0]
+    assert ended.status == 1 and "held before it changed" in ended.errors[0]
     assert "dgpo index" in ended.err and "--overwrite" not in ended.err

@@ -209,3 +209,14 @@ def test_the_command_tells_what_it_read(dgpo: Any, folder: Path) -> None:
     assert "up to date and used as it is" in dgpo("index", "texts", "--update").out
     refused = dgpo("index", "texts", "--update", "-o", "k1=0.9")
     assert refused.status == 1 and "--update keeps the retriever and the settings" in refused.err
+
+
+def test_an_index_of_documents_that_changed_proposes_its_update(tmp_path: Path) -> None:
+    documents, out = tmp_path / "documents", tmp_path / "index"
+    documents.mkdir()
+    (documents / "a.txt").write_text("Oslo is the capital of Norway.")
+    build_index(documents, out)
+    (documents / "b.txt").write_text("Bergen is a town.")
+    with pytest.raises(ConfigError, match=r"holds an index of what .*documents held before it changed") as caught:
+        build_index(documents, out)
+    assert "--update" in str(caught.value.hint) and "--overwrite" in str(caught.value.hint)

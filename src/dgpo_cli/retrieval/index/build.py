@@ -55,8 +55,9 @@ def build_index(
     started = time.perf_counter()
     with alone(out):
         found = existing(
-            out, retriever, asdict(config), lambda: corpus_digest(corpus), strict=strict, overwrite=overwrite
-        )
+            out, retriever, asdict(config), lambda: corpus_digest(corpus), corpus=corpus,
+            strict=strict, overwrite=overwrite,
+        )  # fmt: skip
         if found is not None:
             return found, True
         with writing_folder(out) as writing:
@@ -167,12 +168,13 @@ def existing(
     settings: Mapping[str, Any],
     digest: Callable[[], str],
     *,
+    corpus: Path | str | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> Manifest | None:
     """The index at `out` if it is the one that would be built; None if there is none, or it is to be replaced.
 
-    `digest` computes that of the corpus. Raises ConfigError if anything else is there.
+    `digest` computes that of the corpus, which is at `corpus`. Raises ConfigError if anything else is there.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -187,6 +189,11 @@ def existing(
     except RetrievalError as error:
         raise ConfigError(f"{out} exists and is not a usable index: {error.message}", hint=replace) from error
     if found.corpus_digest != digest():
+        if corpus is not None and found.corpus == recorded_location(corpus):
+            update = "; --update reads only the files that changed" if Path(corpus).is_dir() else ""
+            raise ConfigError(
+                f"{out} holds an index of what {found.corpus} held before it changed", hint=replace + update
+            )
         raise ConfigError(f"{out} holds an index of another corpus ({found.corpus})", hint=replace)
     stored = _with_defaults(found.settings, asdict(retriever_class(retriever).Config()))
     if (found.retriever, stored) != (retriever, dict(settings)):

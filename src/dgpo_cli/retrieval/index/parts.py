@@ -152,7 +152,9 @@ def build_together(
     """
     _, config = configured(retriever, settings)
     recover_to_read(out, lock_beside(out))
-    found = existing(out, retriever, asdict(config), lambda: corpus_digest(corpus), strict=strict, overwrite=overwrite)
+    found = existing(
+        out, retriever, asdict(config), lambda: corpus_digest(corpus), corpus=corpus, strict=strict, overwrite=overwrite
+    )
     if found is not None:
         return (found, True) if rank == 0 else None
     together = beside(out, "parts")
