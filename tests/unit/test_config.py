@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dgpo_cli.core.config import apply_options, describe, load_toml, parse_options, to_toml
 from dgpo_cli.core.registry import load
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.formats.registry import get as get_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,14 @@ def test_a_registry_loads_what_a_package_outside_names(tmp_path: Path, monkeypat
     with pytest.raises(ConfigError, match="No module named 'no_such_things'") as caught:
         load({}, "no_such_things.of_mine:brevity", "reward part")
     assert "python -c 'import no_such_things.of_mine'" in str(caught.value.hint)
+
+
+def test_an_imported_module_without_the_named_thing_is_one_line_everywhere(dgpo: Any) -> None:
+    with pytest.raises(ConfigError, match="format 'json:none': json has no attribute 'none'"):
+        get_format("json:none")
+    for command in ("kd", "rl"):
+        ended = dgpo(command, "--describe", "json:dumps")
+        assert ended.status == 1 and ended.errors == ["error: 'json:dumps' is no method: it has no Config"]
 
 
 def test_a_file_that_others_write_cannot_name_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

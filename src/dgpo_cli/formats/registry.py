@@ -27,9 +27,8 @@ def get(name: str) -> Format:
     table = dict(FORMATS)
     if name not in table:
         table |= {point.name: point.value for point in entry_points(group=GROUP)}
-    if registry.is_outside(name) and (name in table.values() or name.partition(":")[0] in sys.modules):
-        table[name] = name
-    found = registry.load(table, name, "format", outside=False)
+    is_imported = name in table.values() or name.partition(":")[0] in sys.modules
+    found = registry.load(table, name, "format", outside=registry.is_outside(name) and is_imported)
     if not (isinstance(found, type) and issubclass(found, Format)):
         raise ConfigError(f"{name!r} is no format", hint="name a subclass of dgpo_cli.formats.base.Format")
     form: Format = found()

@@ -28,9 +28,14 @@ OBJECTIVES: dict[str, str] = {
 }
 
 
+def objective_class(name: str) -> Any:
+    """The class of an objective. Raises ConfigError for an unknown name, or one of something else."""
+    return registry.load(OBJECTIVES, name, "method", has=("Config", "configure", "loss"))
+
+
 def create(name: str, options: Mapping[str, object]) -> Objective:
     """The objective `name` with `options` over its defaults. Raises ConfigError for an unknown name or option."""
-    objective = registry.load(OBJECTIVES, name, "method", has=("Config", "configure", "loss"))
+    objective = objective_class(name)
     config = apply_options(objective.Config, objective.configure(dict(options)))
     _require_weights(config)
     result: Objective = objective(config)

@@ -60,16 +60,15 @@ def choose_questions(console: Console, given: str | None) -> str:
 
 def describe_methods(console: Console, name: str | None, *, rewards: bool) -> dict[str, Any]:
     """The methods of a command, or the settings of one with default and source."""
-    from dgpo_cli.core import registry as names
     from dgpo_cli.core.config import describe
     from dgpo_cli.objectives.base import Need
-    from dgpo_cli.objectives.registry import OBJECTIVES, create
+    from dgpo_cli.objectives.registry import OBJECTIVES, create, objective_class
 
     if name is None:
         chosen = [known for known in OBJECTIVES if (Need.REWARD in create(known, {}).needs) == rewards]
         console.table("", ["method"], [[known] for known in chosen])
         return {"methods": chosen}
-    notes = describe(names.load(OBJECTIVES, name, "method").Config)
+    notes = describe(objective_class(name).Config)
     console.table(
         f"-o objective.NAME=VALUE for method {name}",
         ["name", "type", "default", "source", "what"],
