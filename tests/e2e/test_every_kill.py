@@ -169,6 +169,11 @@ def test_log_probabilities_may_differ_in_their_last_bits_alone() -> None:
         for changed in ({"logprobs": [0.0, value]}, {"right_logprob": value}):
             assert bool(difference(whole, {"t.jsonl": [whole["t.jsonl"][0] | changed]})) is differs
     assert difference(whole, {"t.jsonl": [whole["t.jsonl"][0] | {"tokens": [6]}]})
+    # Then digests of runs over them differ too, and only then.
+    last_bits, run = {"t.jsonl": [whole["t.jsonl"][0] | {"right_logprob": -1.000001}]}, {"digest": "a", "steps": 1}
+    assert difference(whole | {"run.json": run}, last_bits | {"run.json": run | {"digest": "b"}}) == ""
+    assert difference(whole | {"run.json": run}, last_bits | {"run.json": {"digest": "b", "steps": 2}})
+    assert difference(whole | {"run.json": run}, whole | {"run.json": run | {"digest": "b"}})
 
 
 @pytest.mark.kill
