@@ -47,9 +47,13 @@ def difference(whole: dict[str, Any], found: dict[str, Any]) -> str:
         return f"missing: {missing[:5]}"
     changes = {name: _change(value, found[name]) for name, value in whole.items() if value != found[name]}
     if "" in changes.values():  # last bits of what other runs were made from, and so their digests of it
-        for name in (name for name, change in changes.items() if change.startswith(".digest was")):
-            changes[name] = _change(*({**side[name], "digest": ""} for side in (whole, found)))
+        for name in (name for name, change in changes.items() if change.startswith((".digest was", ".inputs."))):
+            changes[name] = _change(*(_without_digests(side[name]) for side in (whole, found)))
     return next((f"{name}: {change}" for name, change in changes.items() if change), "")
+
+
+def _without_digests(record: dict[str, Any]) -> dict[str, Any]:
+    return record | {"digest": "", "inputs": sorted(record.get("inputs", {}))}
 
 
 def _change(one: Any, other: Any, place: str = "") -> str:

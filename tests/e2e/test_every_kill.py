@@ -170,9 +170,15 @@ def test_log_probabilities_may_differ_in_their_last_bits_alone() -> None:
             assert bool(difference(whole, {"t.jsonl": [whole["t.jsonl"][0] | changed]})) is differs
     assert difference(whole, {"t.jsonl": [whole["t.jsonl"][0] | {"tokens": [6]}]})
     # Then digests of runs over them differ too, and only then.
-    last_bits, run = {"t.jsonl": [whole["t.jsonl"][0] | {"right_logprob": -1.000001}]}, {"digest": "a", "steps": 1}
-    assert difference(whole | {"run.json": run}, last_bits | {"run.json": run | {"digest": "b"}}) == ""
-    assert difference(whole | {"run.json": run}, last_bits | {"run.json": {"digest": "b", "steps": 2}})
+    last_bits, run = (
+        {"t.jsonl": [whole["t.jsonl"][0] | {"right_logprob": -1.000001}]},
+        {"digest": "a", "inputs": {"t": "x"}, "steps": 1},
+    )
+    assert (
+        difference(whole | {"run.json": run}, last_bits | {"run.json": run | {"digest": "b", "inputs": {"t": "y"}}})
+        == ""
+    )
+    assert difference(whole | {"run.json": run}, last_bits | {"run.json": run | {"digest": "b", "steps": 2}})
     assert difference(whole | {"run.json": run}, whole | {"run.json": run | {"digest": "b"}})
 
 
