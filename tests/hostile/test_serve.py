@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from benchmarks.serve_load import memory_mb
+from benchmarks.serving import memory_mb
 from tests.e2e.test_serve_limits import half_open
 from tests.offline import Offline
 from tests.served import Served, ask, served, until

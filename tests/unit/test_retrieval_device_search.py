@@ -67,8 +67,11 @@ def test_the_device_is_chosen() -> None:
     try:
         use_device("cpu")
         assert device() == CPU
-        use_device("nonsense")
-        with pytest.raises(ConfigError, match="device 'nonsense' cannot be used"):
+        with pytest.raises(ConfigError, match="device 'nonsense' is none"):
+            use_device("nonsense")
+        assert device() == CPU
+        use_device("cuda:99")
+        with pytest.raises(ConfigError, match="device 'cuda:99' cannot be used"):
             device()
         use_device("auto")
         assert device().type == ("cuda" if torch.cuda.is_available() else "cpu")

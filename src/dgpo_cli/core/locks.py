@@ -65,6 +65,8 @@ class Lock:
             self._stream.close()
             with suppress(OSError):
                 for folder in self._made:
+                    if any(folder.iterdir()):
+                        break
                     folder.rmdir()
 
     def __enter__(self) -> Lock:
