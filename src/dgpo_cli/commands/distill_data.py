@@ -97,7 +97,7 @@ def distill_data(
     `dgpo distill-data --teacher gold --tokenizer smollm2-135m --data questions.jsonl`
     """
     from dgpo_cli.agent.identity import contents
-    from dgpo_cli.core.run_dir import RunDir, check_place
+    from dgpo_cli.core.run_dir import RunDir, require_run_place
     from dgpo_cli.models.sources import search_limits
     from dgpo_cli.planning.checks import check_distill
     from dgpo_cli.planning.effects import require_effect
@@ -105,7 +105,7 @@ def distill_data(
     from dgpo_cli.training.teacher.settings import DistillDataSettings
 
     console = Console(json_output=json, quiet=quiet)
-    check_place(out, resume, fresh=fresh)
+    require_run_place(out, resume, fresh=fresh)
     before = recorded(config, set_, "distill-data")
     given = {"teacher": teacher, "url": teacher_url, "name": teacher_name, "tokenizer": tokenizer}
     named = teacher_values(console, before, **given, written=demonstrations)

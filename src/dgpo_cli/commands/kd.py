@@ -91,7 +91,7 @@ def kd(
         console.result(describe_methods(console, describe, rewards=False))
         return
 
-    from dgpo_cli.core.run_dir import check_place
+    from dgpo_cli.core.run_dir import require_run_place
     from dgpo_cli.planning.checks import check_kd
     from dgpo_cli.planning.effects import require_effect
     from dgpo_cli.training.ingredients import kd_objective, needs_teacher
@@ -99,7 +99,7 @@ def kd(
     from dgpo_cli.training.settings import KDSettings
 
     trackers = parse_trackers(report_to)
-    check_place(out, resume, fresh=fresh)
+    require_run_place(out, resume, fresh=fresh)
     before = recorded(config, set_, "kd")
     values: dict[str, Any] = {
         "student": choose(console, "student", student or before.get("student"), "qwen-0.5b", hint="give --student"),

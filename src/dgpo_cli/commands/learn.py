@@ -24,11 +24,8 @@ from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.console import Console
 from dgpo_cli.core import shell
 from dgpo_cli.core.figures import percent, percent_range
-from dgpo_cli.core.folders import check_place
+from dgpo_cli.core.folders import require_place
 from dgpo_cli.errors import ConfigError
-
-# The usual demonstration of the gold teacher about two documents: a search for each, a sentence or two a turn.
-DEMONSTRATED = {"max_turns": 2, "max_new_tokens": 50}
 
 if TYPE_CHECKING:
     from dgpo_cli.core.progress import Progress
@@ -38,6 +35,9 @@ if TYPE_CHECKING:
     from dgpo_cli.offline.project import PathResult
     from dgpo_cli.offline.real import RealRow
     from dgpo_cli.planning.plan import StagePlan
+
+# The usual demonstration of the gold teacher about two documents: a search for each, a sentence or two a turn.
+DEMONSTRATED = {"max_turns": 2, "max_new_tokens": 50}
 
 
 def learn(
@@ -71,7 +71,7 @@ def learn(
         raise ConfigError(f"{folder} is no folder", hint="give a folder of documents")
     if (place := out.resolve()).is_relative_to(folder.resolve()):
         raise ConfigError(f"{out} lies in the folder of documents", hint="give an --out outside it")
-    check_place(out)
+    require_place(out)
     require_models(student, teacher)  # before the documents are read
     settings = recipe()
     settings["world"] |= {} if student is None else {"student": absolute(student)}

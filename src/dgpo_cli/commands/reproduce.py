@@ -19,7 +19,7 @@ from dgpo_cli.commands.common.options import (
 )
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import percent
-from dgpo_cli.core.folders import check_place
+from dgpo_cli.core.folders import require_place
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def reproduce(
 
     console = Console(json_output=json, quiet=quiet)
     for folder in (out, *([] if results is None else [results])):
-        check_place(folder)
+        require_place(folder)
     if search and seeds is not None:
         raise ConfigError("--search tries the grid on one seed, so --seeds has no effect", hint="give --first-seed N")
     settings = recipe(scale, teacher)

@@ -100,7 +100,7 @@ def rl(
         console.result(describe_methods(console, describe, rewards=True))
         return
 
-    from dgpo_cli.core.run_dir import check_place
+    from dgpo_cli.core.run_dir import require_run_place
     from dgpo_cli.models.sources import search_limits
     from dgpo_cli.planning.checks import check_rl
     from dgpo_cli.planning.effects import require_effect
@@ -110,7 +110,7 @@ def rl(
 
     trackers = parse_trackers(report_to)
     objective = {"kl_form": kl_form, "kl_coef": kl_coef, "kl_gate": kl_gate}
-    check_place(out, resume, fresh=fresh)
+    require_run_place(out, resume, fresh=fresh)
     before = recorded(config, set_, "rl")
     values: dict[str, Any] = {
         "student": choose(console, "student", student or before.get("student"), "qwen-0.5b-kd", hint="give --student"),

@@ -25,7 +25,7 @@ _MOMENT_S = 2.0  # seconds; far more than a replacement takes between its two re
 _POLL_S = 0.02
 
 
-def check_place(directory: Path) -> None:
+def require_place(directory: Path) -> None:
     """Makes nothing. Raises OSError where no folder can be made, or nothing may be written in the one that is there."""
     place = _real(directory)
     for there in (place, *place.parents):

@@ -81,7 +81,7 @@ class RunDir:
         in the config to digests of their contents; they count as part of the config. Raises ConfigError when `resume`
         or `out` holds a run of another config, or another process works in it.
         """
-        check_place(out, resume, fresh=fresh, root=root)
+        require_run_place(out, resume, fresh=fresh, root=root)
         work = Work(command, config, inputs or {})
         if resume is not None:
             return cls._resume(find_run(resume, root) or resume, work)
@@ -223,7 +223,7 @@ class FollowedRun(RunDir):
         pass
 
 
-def check_place(out: Path | None, resume: Path | None, *, fresh: bool, root: Path = Path("runs")) -> None:
+def require_run_place(out: Path | None, resume: Path | None, *, fresh: bool, root: Path = Path("runs")) -> None:
     """What `RunDir.open` refuses of these whatever the config is. Cheap, and makes nothing. Raises ConfigError."""
     if resume is not None:
         if out is not None or fresh:
@@ -231,7 +231,7 @@ def check_place(out: Path | None, resume: Path | None, *, fresh: bool, root: Pat
         _require_run(find_run(resume, root) or resume)
         return
     place = out or root
-    folders.check_place(place)
+    folders.require_place(place)
     if out is not None:
         _refuse_foreign(out)
         if (out / "run.json").is_file() and not fresh and _is_over(out):

@@ -89,7 +89,7 @@ def evaluate(
     `dgpo eval --bench-dir questions --index hotpotqa=indexes/hotpot,musique=indexes/musique --bench hotpotqa,musique`
     """
     from dgpo_cli.agent.settings import RolloutSettings
-    from dgpo_cli.core.run_dir import check_place
+    from dgpo_cli.core.run_dir import require_run_place
     from dgpo_cli.engine.registry import IN_PROCESS, require_engine
     from dgpo_cli.evaluation.suite import EvalSettings, open_benchmarks, parse_benchmarks, parse_indexes
     from dgpo_cli.models.sources import search_limits
@@ -99,7 +99,7 @@ def evaluate(
     if compare is not None:
         run.compare(console, context, compare)
         return
-    check_place(out, resume, fresh=fresh)
+    require_run_place(out, resume, fresh=fresh)
     asked, bench_dir = choose_bench(console, bench, bench_dir)
     names = parse_benchmarks(asked)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")

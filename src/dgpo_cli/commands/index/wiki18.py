@@ -46,7 +46,6 @@ def wiki18(
     from dgpo_cli.core.config import parse_options
     from dgpo_cli.core.locks import Lock, lock_beside
     from dgpo_cli.retrieval.corpus import wiki18 as published
-    from dgpo_cli.retrieval.corpus.reader import corpus_digest
     from dgpo_cli.retrieval.device import use_device
     from dgpo_cli.retrieval.index.build import alone, build_index, configured, discard_unfinished, existing
 
@@ -64,7 +63,7 @@ def wiki18(
             found = None
             if here is not None and here.cached is not None:
                 location = here.cached
-                found = existing(out, retriever, asdict(config), lambda: corpus_digest(location), overwrite=overwrite)
+                found = existing(out, retriever, asdict(config), location, overwrite=overwrite)
         if found is not None:
             published.discard_flat(out)
             show_build(console, out, found, reused=True)

@@ -73,7 +73,7 @@ def make_questions(
     Examples: `dgpo make-questions ~/notes --teacher qwen-3b` · `dgpo make-questions indexes/wiki --no-model`
     """
     from dgpo_cli.agent.identity import contents
-    from dgpo_cli.core.run_dir import RunDir, check_place
+    from dgpo_cli.core.run_dir import RunDir, require_run_place
     from dgpo_cli.make_questions.make import make_questions as made_questions
     from dgpo_cli.make_questions.opening import open_author
     from dgpo_cli.make_questions.settings import MakeQuestionsSettings
@@ -81,7 +81,7 @@ def make_questions(
     from dgpo_cli.retrieval.open import open_index
 
     console = Console(json_output=json, quiet=quiet)
-    check_place(out, resume, fresh=fresh)
+    require_run_place(out, resume, fresh=fresh)
     before = recorded(config, set_, "make-questions")
     given = {"teacher": teacher, "url": teacher_url, "name": teacher_name, "tokenizer": tokenizer}
     index_folder, corpus = choose_documents(console, documents or before.get("index"))

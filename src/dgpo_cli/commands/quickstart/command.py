@@ -22,7 +22,7 @@ from dgpo_cli.commands.quickstart.real import run_real
 from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import duration, percent, percent_range
-from dgpo_cli.core.folders import check_place
+from dgpo_cli.core.folders import require_place
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def quickstart(
     from dgpo_cli.core.recipes import shipped
 
     console = Console(json_output=json, quiet=quiet)
-    check_place(out)
+    require_place(out)
     if real or rl or bench_dir is not None:
         if search or not real:
             flag = "--search" if search else "--rl" if rl else "--bench-dir"

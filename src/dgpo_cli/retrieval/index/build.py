@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
@@ -54,10 +54,7 @@ def build_index(
         raise ConfigError(f"--from-faiss has no effect on {retriever}", hint="give --retriever dense or hybrid")
     started = time.perf_counter()
     with alone(out):
-        found = existing(
-            out, retriever, asdict(config), lambda: corpus_digest(corpus), corpus=corpus,
-            strict=strict, overwrite=overwrite,
-        )  # fmt: skip
+        found = existing(out, retriever, asdict(config), corpus, strict=strict, overwrite=overwrite)
         if found is not None:
             return found, True
         with writing_folder(out) as writing:
@@ -166,15 +163,15 @@ def existing(
     out: Path,
     retriever: str,
     settings: Mapping[str, Any],
-    digest: Callable[[], str],
+    corpus: Path | str | None,
     *,
-    corpus: Path | str | None = None,
+    digest: str | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> Manifest | None:
     """The index at `out` if it is the one that would be built; None if there is none, or it is to be replaced.
 
-    `digest` computes that of the corpus, which is at `corpus`. Raises ConfigError if anything else is there.
+    `corpus` is where it lies; None where only its `digest` is known. Raises ConfigError if anything else is there.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -188,7 +185,7 @@ def existing(
         found = read_manifest(out)
     except RetrievalError as error:
         raise ConfigError(f"{out} exists and is not a usable index: {error.message}", hint=replace) from error
-    if found.corpus_digest != digest():
+    if found.corpus_digest != (digest if corpus is None else corpus_digest(corpus)):
         if corpus is not None and found.corpus == recorded_location(corpus):
             update = "; --update reads only the files that changed" if Path(corpus).is_dir() else ""
             raise ConfigError(

@@ -112,7 +112,7 @@ def merge_parts(
     first = placed[0][1]
     kind, config = configured(first.retriever, first.settings)
     with alone(out):
-        found = existing(out, first.retriever, asdict(config), lambda: first.corpus_digest, overwrite=overwrite)
+        found = existing(out, first.retriever, asdict(config), None, digest=first.corpus_digest, overwrite=overwrite)
         if found is not None:
             return found, True
         started = time.perf_counter()
@@ -152,9 +152,7 @@ def build_together(
     """
     _, config = configured(retriever, settings)
     recover_to_read(out, lock_beside(out))
-    found = existing(
-        out, retriever, asdict(config), lambda: corpus_digest(corpus), corpus=corpus, strict=strict, overwrite=overwrite
-    )
+    found = existing(out, retriever, asdict(config), corpus, strict=strict, overwrite=overwrite)
     if found is not None:
         return (found, True) if rank == 0 else None
     together = beside(out, "parts")
