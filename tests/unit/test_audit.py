@@ -60,6 +60,23 @@ def test_an_answer_is_reached_by_the_question_a_gold_title_the_corpus_or_not_at_
     assert made.highest == pytest.approx(4 / 5)
 
 
+def test_answers_that_no_passage_states_are_no_lost_questions(index: OpenIndex) -> None:
+    """Yes and no beside an answer of which nothing is left, and questions that their file calls unanswerable."""
+    assert index.passages is not None
+    asked = [
+        question("dash", "Is Tarn a town?", "Yes", "---"),
+        question("article", "Is Tarn a port?", "A", "no"),
+        question("hard", "Who founded Vesapo?", "Not in the documents."),
+        question("hard too", "Who founded Tarn?", "not in the documents"),
+        question("nothing", "Which sign?", "---"),
+    ]
+    reached = read_through(index.passages, search(index.retriever, asked, 4))
+    assert [each.hopeless for each in reached] == [False, False, False, False, True]
+    made = summary(reached, 1, 1)
+    assert (made.yes_no, made.unanswerable, made.anywhere) == (2, 2, 0.0)
+    assert made.ceiling == made.highest == pytest.approx(4 / 5)
+
+
 def test_no_answer_reaches_over_two_passages(index: OpenIndex) -> None:
     assert index.passages is not None
     across = question("across", "What?", "weavers Mira")  # the end of b and the title of c

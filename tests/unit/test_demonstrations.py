@@ -1,6 +1,7 @@
 """Demonstrations, from a file and from the teacher that knows the supporting passages, through the real search loop."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tests.tiny import bpe_tokenizer, qwen
@@ -122,6 +123,14 @@ def test_yes_and_no_need_both_passages():
     assert turn(CHOICE, [shown("Kelda"), shown("Ora Lint"), shown("Kelda")]) == UNKNOWN
 
 
+def test_an_answer_of_which_nothing_is_left_is_read_in_no_passage():
+    choice = replace(CHOICE, answers=("---", "no"))
+    assert turn(choice, [shown("Kelda"), shown("Vesapo")]).endswith("<answer> no </answer>")
+    dashed = Passage.from_title("1", "Vesapo", "Vesapo \u2014 a river town.")
+    dash = Question("d", "Which sign has Vesapo?", ("\u2014",), "q", supporting_titles=("Vesapo",))
+    assert turn(dash, [DEFAULT.render_observation([dashed])[0]] * 2).endswith("<answer> unknown </answer>")
+
+
 def test_a_title_loses_its_brackets_and_a_quotation_stays_short():
     assert gold.query("Battle of Guam (1944)") == "Battle of Guam" and gold.query("(Untitled)") == "(Untitled)"
     assert gold.query("Mitchells &amp; Butlers") == "Mitchells & Butlers"
@@ -173,6 +182,8 @@ def trajectory(codec, question, answer, *titles):
         (BRIDGE, "Vesapo", ("Ora Lint",), (False, False, True, True)),
         (CHOICE, "no", ("Kelda", "Vesapo"), (True, True, True, True)),
         (CHOICE, "no", ("Kelda",), (True, False, True, True)),
+        (replace(CHOICE, answers=("---", "no")), "no", ("Kelda", "Vesapo"), (True, True, True, True)),
+        (replace(BRIDGE, answers=("The",)), "the", ("Ora Lint",), (True, False, True, True)),  # read nothing of it
     ],
 )
 def test_what_is_kept(codec, question, answer, titles, expected):

@@ -72,6 +72,14 @@ def test_questions_without_answers_have_no_share_of_hits() -> None:
     assert measure(index, [asked(ids=("a",), answers=())], [1]).answer_hit == {}
 
 
+def test_unanswerable_questions_count_in_neither_share() -> None:
+    index = OpenIndex("scripted", InOrder(TOWNS), None, None)
+    hard = asked(ids=("gone",), answers=("Not in the documents",))
+    quality = measure(index, [hard, asked(ids=("a",), answers=("river",))], [1])
+    assert (quality.questions, quality.with_gold) == (2, 1)
+    assert (quality.recall, quality.answer_hit) == ({1: 1.0}, {1: 1.0})
+
+
 def test_without_gold_passages_there_is_no_recall() -> None:
     quality = measure(OpenIndex("scripted", InOrder(TOWNS), None, None), [asked(answers=("river",))], [1, 3])
     assert (quality.recall, quality.answer_hit) == ({}, {1: 1.0, 3: 1.0})

@@ -51,6 +51,16 @@ def test_the_stemmer_is_chosen_where_words_are_inflected_and_its_gain_is_of_othe
     assert tune(index, questions(), 1, seed=0, progress=None) == found
 
 
+def test_unanswerable_questions_are_left_out(index: OpenIndex) -> None:
+    hard = [
+        Question(f"{animal} hard", "Where?", ("not in the documents",), "animals", supporting_ids=("gone",))
+        for animal in ANIMALS
+    ]
+    assert tune(index, questions() + hard, 1, seed=0, progress=None) == tune(
+        index, questions(), 1, seed=0, progress=None
+    )
+
+
 def test_the_index_stays_as_it_is_where_nothing_is_better(index: OpenIndex) -> None:
     asked = [
         Question(a, f"Which {a} sleeps by day in a burrow?", (a,), "animals", supporting_ids=(a,)) for a in ANIMALS

@@ -43,7 +43,7 @@ def audit(
 
     Every question is searched for as it stands and by the titles of its gold passages; then the whole corpus is looked
     through for the answers that were not found. An answer counts as found where it is a substring of a passage, both
-    normalized; a question that is answered by yes or no counts as answerable.
+    normalized; a question that is answered by yes or no, or that its file calls unanswerable, needs no passage.
 
     The ceiling is the highest exact match of an agent that searches by these queries. Queries of its own can find more.
 
@@ -139,6 +139,8 @@ def _show(console: Console, found: Audit, k: int, depth: int) -> None:
     if found.by_titles is not None:
         rows.append([f"in the first {k} for a gold title ({found.with_titles:,} questions)", percent(found.by_titles)])
     rows.append(["answered by yes or no", percent(found.yes_no / found.questions)])
+    if found.unanswerable:
+        rows.append(["unanswerable, by the question file", percent(found.unanswerable / found.questions)])
     rows.append([f"ceiling of EM, {k} passages a search", percent(found.ceiling)])
     rows.append(["ceiling of EM, any search", percent(found.highest)])
     console.table(f"{found.questions:,} questions", ["the answer is", "share"], rows)
@@ -148,7 +150,7 @@ def _show_chances(console: Console, counted: dict[str, int]) -> None:
     words = {
         "no_chance": "the corpus does not hold the answer",
         "not_found": "the corpus holds it, no search of the episode found it",
-        "was_read": "it was read, or is yes or no",
+        "was_read": "it was read, or none has to be (yes, no, unanswerable)",
     }
     total = sum(counted.values())
     rows = [[words[name], count, percent(count / total)] for name, count in counted.items()]

@@ -12,6 +12,8 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _MARKS = 30  # combining marks on one letter; the limit of Unicode's stream-safe text (UAX 15)
 _LONG_RUN = re.compile(rb"[^\0]{31,}")  # in the text's combining classes
 _SAY_NOTHING = ("P", "Z", "M", "Cc", "Cf")  # categories: punctuation, separators, marks, controls, invisible signs
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0\ufffc"  # letters and signs that show nothing either
+_JUDGEMENTS = ("yes", "no")
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
 
 
@@ -51,7 +53,16 @@ def _left(text: str) -> str:
     Normalization deletes ASCII punctuation alone, as in the reference, and an em dash stands in most passages.
     """
     normalized = normalize_answer(text)
-    return normalized if any(not unicodedata.category(c).startswith(_SAY_NOTHING) for c in normalized) else ""
+    return normalized if any(map(_says_something, normalized)) else ""
+
+
+def _says_something(character: str) -> bool:
+    return not unicodedata.category(character).startswith(_SAY_NOTHING) and character not in _BLANK
+
+
+def is_judgement(answer: str) -> bool:
+    """Whether an answer is yes or no, which is concluded and stands in no passage."""
+    return normalize_answer(answer) in _JUDGEMENTS
 
 
 def comparable(text: str) -> str:
@@ -85,8 +96,10 @@ def contains_answer(text: str, answers: Iterable[str]) -> bool:
 
 
 def holds_phrase(text: str, phrase: str) -> bool:
-    """Whether a text holds a phrase as whole words, in the form in which answers are compared."""
-    wanted = normalize_answer(phrase)
+    """Whether a text holds a phrase as whole words, in the form in which answers are compared; never one of which
+    nothing is left.
+    """
+    wanted = _left(phrase)
     return bool(wanted) and f" {wanted} " in f" {normalize_answer(text)} "
 
 

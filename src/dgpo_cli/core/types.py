@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from dgpo_cli.core import schema
-from dgpo_cli.core.text import text_key
+from dgpo_cli.core.text import is_empty_answer, is_judgement, text_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,12 @@ class Question:
     def key(self) -> str:
         """Identity among the questions of several QA sets."""
         return f"{self.qa_set}/{self.id}"
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it is answered by yes or no: every accepted answer is one, apart from those that say nothing."""
+        told = [answer for answer in self.answers if not is_empty_answer(answer)]
+        return bool(told) and all(map(is_judgement, told))
 
     @property
     def gold_keys(self) -> frozenset[str]:

@@ -21,6 +21,7 @@ from dgpo_cli.core.text import contains_answer, is_empty_answer, normalize_answe
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.types import Hit, Question
 from dgpo_cli.evaluation.outcome import holds_answer
+from dgpo_cli.formats.abstention import is_unanswerable
 from dgpo_cli.retrieval.base import Retriever, search_many
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.index.store import PassageStore
@@ -31,7 +32,6 @@ _DEEPER = (5, 10, 20)
 _GAIN = 0.05  # gain of a deeper search that justifies its longer episodes
 _STEMMED_GAIN = 0.01
 _SMALL = 200_000  # passages of which a second index is built on the spot
-_YES_NO = frozenset(("yes", "no"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class Reach:
 
     @property
     def in_text(self) -> bool:
-        """Whether a passage can state the answer: "yes" and "no" are concluded, not read."""
-        return not {normalize_answer(answer) for answer in self.question.answers} <= _YES_NO
+        """Whether a passage can state the answer: "yes" and "no" are concluded, and an unanswerable one is in none."""
+        return not self.question.is_judged and not is_unanswerable(self.question)
 
     @property
     def hopeless(self) -> bool:
@@ -64,6 +64,7 @@ class Audit:
 
     questions: int
     yes_no: int  # questions that are answered by yes or no; nothing is looked up for them
+    unanswerable: int  # nor for these, which are right where the agent says so
     with_titles: int
     anywhere: float
     in_depth: float
@@ -103,7 +104,7 @@ def read_through(passages: PassageStore, reached: Sequence[Reach], progress: Pro
     """
     wanted: dict[str, set[str]] = {}
     for each in reached:
-        for answer in () if each.anywhere else each.question.answers:
+        for answer in () if each.anywhere or not each.in_text else each.question.answers:
             if not is_empty_answer(answer):
                 wanted.setdefault(normalize_answer(answer), set()).add(each.question.key)
     found: set[str] = set()
@@ -132,7 +133,8 @@ def summary(reached: Sequence[Reach], k: int, depth: int) -> Audit:
     total = len(reached)
     return Audit(
         questions=total,
-        yes_no=sum(not each.in_text for each in reached),
+        yes_no=sum(each.question.is_judged for each in reached),
+        unanswerable=sum(is_unanswerable(each.question) for each in reached),
         with_titles=len(titled),
         anywhere=share((each.in_text and each.anywhere for each in reached), total),
         in_depth=share((each.in_text and _to(each.by_question, depth) for each in reached), total),
@@ -152,7 +154,7 @@ class Chance(StrEnum):
 
     NONE = "no_chance"  # the corpus does not hold the answer
     UNFOUND = "not_found"  # it does, and no search of the episode returned it
-    READ = "was_read"  # a passage that was read holds it, or the answer is yes or no
+    READ = "was_read"  # a passage that was read holds it, or none has to (`Reach.in_text`)
 
 
 def chances(episodes: Iterable[Trajectory], reached: Sequence[Reach]) -> Counter[Chance]:

@@ -21,6 +21,7 @@ from dgpo_cli.core.types import Question, SearchCall
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.evaluation.outcome import evidence_recall, holds_answer
 from dgpo_cli.evaluation.stats import PairedDifference, paired_difference
+from dgpo_cli.formats.abstention import is_unanswerable
 from dgpo_cli.retrieval.base import Retriever, search_many
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import OpenIndex, open_index
@@ -54,8 +55,9 @@ def tune(index: OpenIndex, questions: Sequence[Question], k: int, *, seed: int, 
     if manifest is None or index.passages is None or manifest.retriever != "bm25":
         kind = "a server" if manifest is None else f"a {manifest.retriever} index"
         raise ConfigError(f"{index.location} is {kind}; bm25 is tuned", hint="build one with `dgpo index CORPUS`")
-    gold = any(question.gold_keys for question in questions)
-    usable = [question for question in questions if (question.gold_keys if gold else question.answers)]
+    askable = [question for question in questions if not is_unanswerable(question)]
+    gold = any(question.gold_keys for question in askable)
+    usable = [question for question in askable if (question.gold_keys if gold else question.answers)]
     choosing = [question for question in usable if _half(question, seed)]
     testing = [question for question in usable if not _half(question, seed)]
     if not choosing or not testing:

@@ -6,15 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dgpo_cli.core.text import contains_answer, holds_phrase, is_empty_answer, normalize_answer, text_key
+from dgpo_cli.core.text import contains_answer, holds_phrase, normalize_answer, text_key
 from dgpo_cli.core.types import Hit, Passage, SearchCall
 from dgpo_cli.make_questions.candidate import Candidate, Fate, MadeKind, subject
 from dgpo_cli.retrieval.base import Retriever, search_many
-from dgpo_cli.retrieval.evidence import evidence
+from dgpo_cli.retrieval.evidence import evidence, is_quotable
 
 _MOST_WORDS = 10  # ours, of an answer
 _MOST_LETTERS = 100  # of one in a script without spaces
-_YES_NO = frozenset(("yes", "no"))
 _TEXT = "passage|text|article|document|paragraph|excerpt|sentence|context"
 _NAMES_PASSAGE = re.compile(
     rf"\b(?:the|this|that|these|those|both|given|above|first|second) (?:\w+ )?(?:{_TEXT})s?\b"
@@ -27,7 +26,7 @@ _NAMED = 0.5  # ours, as of the teacher `gold`: share of a title's words that ma
 
 def by_text(candidate: Candidate) -> Candidate | Fate:
     """The candidate with the sentence that holds its answer, or why it falls."""
-    if is_empty_answer(candidate.answer) or normalize_answer(candidate.answer) in _YES_NO or _is_long(candidate.answer):
+    if not is_quotable(candidate.answer) or _is_long(candidate.answer):
         return Fate.LONG_ANSWER
     last_first = tuple(Hit(passage, 0.0, rank) for rank, passage in enumerate(reversed(candidate.gold), start=1))
     if candidate.kind is MadeKind.WHICH_OF:  # its answer is a title, and the first passage is about it

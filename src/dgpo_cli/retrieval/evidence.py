@@ -8,12 +8,11 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dgpo_cli.core.text import is_empty_answer, normalize_answer
+from dgpo_cli.core.text import is_empty_answer, is_judgement, normalize_answer
 from dgpo_cli.core.types import Passage, SearchCall
 from dgpo_cli.core.wrapping import wrapped
 from dgpo_cli.retrieval.lexical.scripts import spaceless_runs
 
-_JUDGEMENTS = ("yes", "no")  # an answer that judges quotes nothing
 # After the mark that ends a sentence, but not after an initial; and between lines.
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Za-z]\.)\s+|(?<=[。！？])|\n+")
 _LONGEST = 300  # characters of a sentence
@@ -59,7 +58,7 @@ def all_evidence(answer: str | None, searches: Sequence[SearchCall]) -> Iterator
 
 def is_quotable(answer: str) -> bool:
     """Whether an answer can stand in a passage; "yes", "no" and one of which normalization leaves nothing cannot."""
-    return not is_empty_answer(answer) and normalize_answer(answer) not in _JUDGEMENTS
+    return not is_empty_answer(answer) and not is_judgement(answer)
 
 
 def _finder(answer: str) -> Callable[[str], bool]:

@@ -10,6 +10,7 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.text import composed, contains_answer
 from dgpo_cli.core.types import Passage, Question
 from dgpo_cli.errors import RetrievalError
+from dgpo_cli.formats.abstention import is_unanswerable
 from dgpo_cli.retrieval.base import search_many
 from dgpo_cli.retrieval.index.manifest import check_hashes
 from dgpo_cli.retrieval.lexical import scripts
@@ -106,11 +107,16 @@ def _own_words(passage: Passage) -> str:
 def measure(
     index: OpenIndex, questions: Sequence[Question], ks: Sequence[int], progress: Progress | None = None
 ) -> RetrievalQuality:
-    """Search with every question as it stands. Gold passages match by id, or by title where only titles are known."""
+    """Search with every question as it stands. Gold passages match by id, or by title where only titles are known.
+
+    An unanswerable question counts in neither figure: its answer stands in no passage.
+    """
     recall, found = dict.fromkeys(ks, 0.0), dict.fromkeys(ks, 0)
     with_gold = with_answers = 0
     results = search_many(index.retriever, [question.text for question in questions], max(ks), progress)
     for question, hits in zip(questions, results, strict=True):
+        if is_unanswerable(question):
+            continue
         gold = question.gold_keys
         with_gold += bool(gold)
         with_answers += bool(question.answers)

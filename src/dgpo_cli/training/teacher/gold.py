@@ -16,7 +16,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from dgpo_cli.core.text import contains_answer, holds_phrase, normalize_answer, text_key
+from dgpo_cli.core.text import contains_answer, holds_phrase, is_judgement, normalize_answer, text_key
 from dgpo_cli.core.types import Action, Passage, Question
 from dgpo_cli.formats.abstention import ABSTENTION, is_unanswerable
 from dgpo_cli.formats.base import Format
@@ -27,7 +27,6 @@ _MAX_WORDS = 20  # ours, of a quotation
 _MAX_COMPARED = 11  # ours, of each of two
 _NAMED = 0.5  # ours, share of a title's words that make the question name it
 _BRACKETS = re.compile(r"\s*\([^()]*\)\s*$")
-_CHOICES = ("yes", "no")
 _Step = tuple[str, Action, str]  # thought, action, query or answer
 
 
@@ -98,13 +97,13 @@ def _answer(question: Question, seen: Sequence[Passage]) -> _Step:
     everything = " ".join(passage.contents for passage in seen)
     answer = next((answer for answer in question.answers if holds_phrase(everything, answer)), None)
     answer = answer or next((answer for answer in question.answers if contains_answer(everything, [answer])), None)
-    choice = normalize_answer(question.answers[0]) in _CHOICES
-    if answer is None and choice and not _left(question, seen):
-        answer = question.answers[0]
+    choice = next(filter(is_judgement, question.answers), None)
+    if answer is None and not _left(question, seen):
+        answer = choice
     if answer is None:
         return "The results do not say it.", "answer", NOT_FOUND
     told = [_beginning(passage, _MAX_COMPARED) for passage in supporting[-2:]]
-    if not choice and not holds_phrase(question.text, answer):
+    if choice is None and not holds_phrase(question.text, answer):
         told = _telling(question, [*reversed(supporting)], answer) or _telling(question, [*reversed(seen)], answer)
     quoted = " ".join(f'"{sentence}"' for sentence in told)
     return f"It says: {quoted} So the answer is {answer}." if told else f"It is {answer}.", "answer", answer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dgpo_cli.core.records import read_records
-from dgpo_cli.core.text import contains_answer, normalize_answer, text_key
+from dgpo_cli.core.text import contains_answer, text_key
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.types import Passage, Question, StopReason, question_from_json
 from dgpo_cli.errors import InputError
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dgpo_cli.models.codec import Codec
 
 Keep = Literal["correct", "searched", "all"]
-_CHOICES = ("yes", "no")  # answers that no passage needs to hold
 _log = logging.getLogger(__name__)
 
 
@@ -42,7 +41,7 @@ def kept(trajectory: Trajectory, keep: Keep, codec: Codec, *, always_search: boo
     question = trajectory.question
     if is_unanswerable(question):
         return searched
-    if all(normalize_answer(answer) in _CHOICES for answer in question.answers):
+    if question.is_judged:
         found = {question.key_of(hit.passage) for call in trajectory.searches for hit in call.hits}
         return searched and question.gold_keys <= found
     start = trajectory.written.index(True)
