@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,68 @@ def test_an_idle_option_is_named(dgpo: Dgpo, folder: Path, places: dict[str, Pat
     assert ended.status == 1 and len(ended.errors) == 1, ended.err
     assert says.format(**places) in " ".join(ended.err.split())
     assert not (folder / "runs").exists()
+
+
+ASK = EVAL + "--index {index} "
+CHAT = "chat --model {student} --index {index} "
+TWICE = {
+    "a model": (GRPO + "-o student={teacher}", "--student {student}", "student={teacher}"),
+    "a number": (SEQKD + "--lr 0.1 -o lr=0.2", "--lr 0.1", "lr=0.2"),
+    "by another name": (GRPO + "-o questions={trajectories}", "--data {train}", "questions={trajectories}"),
+    "by an earlier name": (SEQKD + "--eval-data {train} -o eval_questions=x", "--eval-data {train}", "eval_data=x"),
+    "of the method": (RL + "--kl-coef 0.1 -o objective.kl_coef=0.2", "--kl-coef 0.1", "objective.kl_coef=0.2"),
+    "a flag": (RL + "--teacher-8bit -o teacher_8bit=false", "--teacher-8bit True", "teacher_8bit=false"),
+    "of the rollout": (
+        LOADED + "--temperature 1 -o rollout.temperature=0.5", "--temperature 1.0", "rollout.temperature=0.5"
+    ),
+    "the same kind of teacher": (GOLD + "-o teacher={teacher}", "--teacher gold", "teacher={teacher}"),
+    "of eval": (ASK + "-k 2 -o rollout.top_k=3", "--top-k 2", "rollout.top_k=3"),
+    "of chat": (CHAT + "--max-searches 2 -o rollout.max_turns=3", "--max-searches 2", "rollout.max_turns=3"),
+    "of make-questions": ("make-questions {index} --no-model --test 0.2 -o test=0.3", "--test 0.2", "test=0.3"),
+    "an encoder": ("index {train} --retriever dense --encoder a/b -o encoder=c/d", "--encoder a/b", "encoder=c/d"),
+    "of hybrid": (
+        "index {train} --retriever hybrid --encoder a/b -o dense.encoder=c/d", "--encoder a/b", "dense.encoder=c/d"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_setting_with_two_values_is_one_line(dgpo: Dgpo, folder: Path, places: dict[str, Path], name: str) -> None:
+    argv, flag, option = TWICE[name]
+    ended = dgpo(*argv.format(**places).split())
+    assert ended.status == 1 and ended.errors == [
+        f"error: {flag} and -o {option} are two values of one".format(**places)
+    ]
+    assert not (folder / "runs").exists() and not (folder / "indexes").exists()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        SEQKD + "--lr 1e-4 -o lr=0.0001",
+        GRPO + "-o student={student}",
+        ASK + "-k 2 -o rollout.top_k=2",
+        SEQKD + "--lr 0.1 --config r.toml",
+    ],
+)
+def test_a_setting_given_twice_alike_or_over_a_recipe_is_taken(
+    dgpo: Dgpo, folder: Path, places: dict[str, Path], argv: str
+) -> None:
+    (folder / "r.toml").write_text("[kd]\nlr = 0.2\n")
+    ended = dgpo(*argv.format(**places).split())
+    assert ended.status == 0, ended.err
+
+
+@pytest.mark.parametrize("argv", [GRPO, SEQKD, RL + "--method ppo "])
+def test_a_method_that_reads_no_teacher_names_none(
+    dgpo: Dgpo, folder: Path, places: dict[str, Path], argv: str
+) -> None:
+    ended = dgpo(*argv.replace("--teacher {teacher}", "").format(**places).split(), "--json")
+    assert ended.status == 0 and "teacher" not in ended.err, ended.err
+    assert json.loads(ended.out)["teacher"] is None
+    reading = argv.replace("--method grpo", "").replace("--method seqkd", "").replace("--method ppo", "")
+    ended = dgpo(*reading.replace("--teacher {teacher}", "").format(**places).split())
+    assert "teacher: qwen-3b (default)" in ended.err, "a method that does says whose it is"
 
 
 @pytest.mark.parametrize("argv", [LOADED, GOLD, WRITTEN, GRPO, SEQKD, EVAL + "--index {index}"])

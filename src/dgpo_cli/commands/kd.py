@@ -36,10 +36,10 @@ from dgpo_cli.commands.common.training_options import (
     OnCollapseOption,
     ReportToOption,
     Teacher8bitFlag,
-    choose_teacher,
     describe_methods,
     follow,
     training_run,
+    with_teacher,
 )
 from dgpo_cli.console import Console
 from dgpo_cli.launch import processes
@@ -103,7 +103,7 @@ def kd(
     before = recorded(config, set_, "kd")
     values: dict[str, Any] = {
         "student": choose(console, "student", student or before.get("student"), "qwen-0.5b", hint="give --student"),
-        "teacher": choose_teacher(console, teacher or before.get("teacher")),
+        "teacher": teacher,
         "trajectories": choose(
             console,
             "trajectories",
@@ -124,6 +124,7 @@ def kd(
         "device": device,
     }
     settings: KDSettings = settings_from(KDSettings, "kd", config=config, options=set_, values=values)
+    settings = with_teacher(console, settings)
     flags = {"index": index, "epochs": epochs, "steps": steps, "teacher_8bit": teacher_8bit}
     require_effect(settings, said_names(set_, "kd", flags))
     settings = _with_index(console, settings, before)

@@ -40,10 +40,10 @@ from dgpo_cli.commands.common.training_options import (
     Teacher8bitFlag,
     TeacherOption,
     choose_questions,
-    choose_teacher,
     describe_methods,
     follow,
     training_run,
+    with_teacher,
 )
 from dgpo_cli.console import Console
 from dgpo_cli.launch import processes
@@ -114,7 +114,7 @@ def rl(
     before = recorded(config, set_, "rl")
     values: dict[str, Any] = {
         "student": choose(console, "student", student or before.get("student"), "qwen-0.5b-kd", hint="give --student"),
-        "teacher": choose_teacher(console, teacher or before.get("teacher")),
+        "teacher": teacher,
         "index": choose_index(console, index or before.get("index")),
         "questions": choose_questions(console, data or before.get("questions")),
         "bench_dir": None if bench_dir is None else absolute(str(bench_dir)),
@@ -131,6 +131,7 @@ def rl(
         "device": device,
     }
     settings: RLSettings = settings_from(RLSettings, "rl", config=config, options=set_, values=values)
+    settings = with_teacher(console, settings)
     require_effect(settings, said_names(set_, "rl", {"teacher_8bit": teacher_8bit}))
     settings = as_trained(console, settings, before, search_limits(*agents(settings)), settings.student)
     given = given_names(config, set_, "rl", RLSettings)

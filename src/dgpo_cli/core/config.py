@@ -87,6 +87,14 @@ def load_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}", hint=hint) from error
 
 
+def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """{"objective": {"beta": 0.1}} as {"objective.beta": 0.1}, as -o writes it."""
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        found |= flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return found
+
+
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
     """["objective.beta=0.1", "seed=3"] to {"objective": {"beta": "0.1"}, "seed": "3"}; values stay strings."""
     result: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.core.config import parse_options
+from dgpo_cli.core.config import flat, parse_options
 from dgpo_cli.core.recipes import config_of
 from dgpo_cli.core.setting_names import as_today
 
@@ -19,9 +19,9 @@ def given_names(
 
     An earlier run's config.toml holds every setting, of which most were nobody's choice.
     """
-    named = _flat(as_today(command, parse_options(options or ())))
+    named = flat(as_today(command, parse_options(options or ())))
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    for name, value in _flat(config_of(config, command)).items():
+    for name, value in flat(config_of(config, command)).items():
         first, _, rest = name.partition(".")
         if first not in known:
             continue
@@ -35,11 +35,4 @@ def given_names(
 def said_names(options: Sequence[str] | None, command: str, flags: Mapping[str, Any]) -> frozenset[str]:
     """Settings that -o or one of `flags` (None where it was not given) names, as -o names them."""
     given = (name for name, value in flags.items() if value is not None)
-    return frozenset(_flat(as_today(command, parse_options(options or ())))) | frozenset(given)
-
-
-def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
-    return flat
+    return frozenset(flat(as_today(command, parse_options(options or ())))) | frozenset(given)

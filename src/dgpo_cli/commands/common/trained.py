@@ -29,7 +29,7 @@ AskOption = Annotated[
 
 
 def ask_options(options: Sequence[str] | None, **flags: int | None) -> tuple[dict[str, int], AskSettings]:
-    """Limits of episodes that -o or a flag gives, the flag winning, and all that -o gives. Raises ConfigError."""
+    """Limits of episodes that -o or a flag gives, and all that -o gives. Raises ConfigError."""
     from dgpo_cli.core.config import apply_options, parse_options
     from dgpo_cli.training.settings import AskSettings
 

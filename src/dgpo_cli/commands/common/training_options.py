@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -19,6 +19,9 @@ from dgpo_cli.launch import is_first_process, processes
 if TYPE_CHECKING:
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.training.run.lifecycle import TrainingResult
+    from dgpo_cli.training.settings import KDSettings, RLSettings
+
+Settings = TypeVar("Settings", "KDSettings", "RLSettings")
 
 TEACHER = "qwen-3b"  # the paper's
 TeacherOption = Annotated[str | None, typer.Option(help=f"Alias, hub id, folder or run; {TEACHER} by default.")]
@@ -52,6 +55,16 @@ ListFlag = Annotated[bool, typer.Option("--list", help="List the methods, then s
 def choose_teacher(console: Console, given: str | None) -> str:
     """A teacher that was given, else the one that this folder remembers, else TEACHER."""
     return choose(console, "teacher", given, TEACHER, hint="give --teacher")
+
+
+def with_teacher(console: Console, settings: Settings) -> Settings:
+    """The settings with a teacher, where their method reads one and none was given. Raises ConfigError."""
+    from dgpo_cli.objectives.registry import create
+    from dgpo_cli.training.ingredients import needs_teacher
+
+    if settings.teacher is None and not needs_teacher(create(settings.method, settings.objective)):
+        return settings
+    return replace(settings, teacher=choose_teacher(console, settings.teacher))
 
 
 def choose_questions(console: Console, given: str | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from dgpo_cli.core import checksums, schema, shell
 from dgpo_cli.core.checksums import READ_WHOLE, file_digest, sample_digest
+from dgpo_cli.core.config import flat
 from dgpo_cli.core.folders import recover_to_read
 from dgpo_cli.core.locks import lock_beside
 from dgpo_cli.core.records import to_json, write_atomic
@@ -130,22 +131,14 @@ def check_hashes(directory: Path, manifest: Manifest, *, whole: bool) -> None:
             )
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"bm25": {"k1": 0.9}} as {"bm25.k1": 0.9}, the way it is typed."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
-
-
 def _rebuild_command(directory: Path, record: Mapping[str, Any]) -> str:
     """The command that makes an index again, from its manifest's record, which may be of another format."""
     words: list[str | Path] = ["dgpo", "index", str(record.get("corpus", "CORPUS")), "--out", directory]
     name, settings = record.get("retriever"), record.get("settings")
     if name in RETRIEVERS and isinstance(settings, dict):
         words += ["--retriever", name]
-        defaults = _flat(asdict(retriever_class(name).Config()))
-        words += [w for k, v in _flat(settings).items() if v != defaults.get(k) for w in ("-o", f"{k}={v}")]
+        defaults = flat(asdict(retriever_class(name).Config()))
+        words += [w for k, v in flat(settings).items() if v != defaults.get(k) for w in ("-o", f"{k}={v}")]
     if source := record.get("vectors_from"):
         words += ["--from-faiss", str(source)]
     return shell.command(*words, "--overwrite")
