@@ -15,7 +15,7 @@ from dgpo_cli.core.trajectory import Trajectory, WrittenTurn
 from dgpo_cli.core.types import Hit, Question, SearchCall, StopReason
 from dgpo_cli.errors import InputError
 from dgpo_cli.evaluation.outcome import ErrorKind, grade
-from dgpo_cli.evaluation.summary import Report, Summary
+from dgpo_cli.evaluation.summary import Report, Summary, macro_average
 from dgpo_cli.evaluation.tables import tables
 from dgpo_cli.evaluation.withhold import withhold
 from dgpo_cli.formats.abstention import ABSTENTION, MAY_ABSTAIN, abstains, is_unanswerable
@@ -44,6 +44,19 @@ def episode(question: Question, answer: str | None, *read: str) -> Trajectory:
         turns=1,
         written_turns=(WrittenTurn(1, 2, "answer", answer or "", thought=True, alone=True),),
     )
+
+
+def test_figures_of_answerable_questions_are_left_out_where_all_are_unanswerable() -> None:
+    graded = [grade(episode(HARD, "not in the documents", "a")), grade(episode(HARD, "Oslo"))]
+    report = Report.of(graded)
+    found = report.overall
+    assert (found.first_hit, found.first_hit_interval, found.answer_retrieved) == (None, None, None)
+    assert (found.abstained, found.abstained_unanswerable, found.evidence_recall) == (None, 0.5, None)
+    other = Report.of([grade(episode(HARBOUR, "Mira Holt", "d"))])
+    assert macro_average({"a": report, "b": other}).first_hit == other.overall.first_hit == 1.0
+    assert macro_average({"a": report}).first_hit is None
+    shown = {table.title: table.rows for table in tables(eval_report("made", report))}
+    assert shown["What was retrieved"][0][2:4] == ("-", "-")
 
 
 def test_an_abstention_is_compared_as_answers_are() -> None:

@@ -17,7 +17,7 @@ from tests.unit.test_train_step import learner, trajectories
 from dgpo_cli.core.records import dump_line, to_json
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.trajectory import Trajectory
-from dgpo_cli.core.types import StopReason
+from dgpo_cli.core.types import SearchCall, StopReason
 from dgpo_cli.errors import TrainingError
 from dgpo_cli.evaluation.stats import (
     Interval,
@@ -28,7 +28,7 @@ from dgpo_cli.evaluation.stats import (
     share_interval,
     wilson,
 )
-from dgpo_cli.objectives.advantage import whiten
+from dgpo_cli.objectives.advantage import group_advantages, whiten
 from dgpo_cli.training.collapse import CollapseSettings, Guard
 from dgpo_cli.training.kd import nll
 from dgpo_cli.training.loop import Plan, run_step
@@ -123,6 +123,26 @@ def test_whitening_of_nothing_and_of_equals() -> None:
     two = whiten([values], [torch.tensor([True, True, False])])[0]
     assert two.tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5, 0.0])
     assert whiten([torch.ones(3)], [~none])[0].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 7, 8, 16])
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 0.9, 2 / 3, -0.2])
+def test_equal_rewards_are_worth_exactly_nothing(value: float, count: int) -> None:
+    """A sum of 0.7 and 0.7 rounds, and dividing by no spread would make an advantage of 0.06 of it."""
+    totals = torch.tensor([value] * count + [0.0, 1.0])
+    groups = ["equal"] * count + ["other"] * 2
+    for kind in ("standardized", "centred", "leave-one-out"):
+        found = group_advantages(totals, groups, kind)
+        assert found[:count].tolist() == [0.0] * count and found[-1] > 0 > found[-2]
+    assert whiten([torch.full((count,), value)], [torch.ones(count).bool()])[0].tolist() == [0.0] * count
+
+
+def test_episodes_that_failed_to_search_train_nothing() -> None:
+    """They have no weight; beside others without a written token nothing is claimed."""
+    failed = [replace(t, stop=StopReason.SEARCH_FAILED, answer=None) for t in trajectories(1)]
+    failed = [replace(t, searches=(SearchCall("q", (), error="down"),)) for t in failed]
+    metrics, moved = stepped("opd", [*failed, *map(unwritten, trajectories(40)[1:])])
+    assert failed[0].num_written and not moved and metrics["trained_tokens"] == 0
 
 
 def test_a_validation_loss_of_nothing_is_none() -> None:

@@ -17,8 +17,8 @@ class Arcap:
     """What a model can do apart: read gold passages, find them by its first query, and how often it searches."""
 
     gold: GoldFigures
-    first_hit: float
-    first_hit_interval: Interval
+    first_hit: float | None
+    first_hit_interval: Interval | None
     steps: float
     published: PublishedArcapBeside | None
 

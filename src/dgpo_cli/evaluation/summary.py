@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dgpo_cli.evaluation.beside_paper import PublishedEM
 from dgpo_cli.evaluation.outcome import ErrorKind, Outcome
 from dgpo_cli.evaluation.selective import RiskCoverage, risk_coverage
 from dgpo_cli.evaluation.stats import Interval, mean_interval, pass_at_k, share_interval
 
-_MEANS = ("f1", "substring", "format_valid", "first_hit", "answer_retrieved", "searches", "turns", "written_tokens")
+_MEANS = ("f1", "substring", "searches", "turns", "written_tokens")
+_KNOWN = ("format_valid", "first_hit", "answer_retrieved", "evidence_recall", "supported", "gold_supported")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +28,10 @@ class Summary:
     pass_at: Mapping[str, float]  # by k; empty with one draw per question
     f1: float
     substring: float
-    format_valid: float
-    first_hit: float
-    first_hit_interval: Interval
-    answer_retrieved: float
+    format_valid: float | None  # of the draws whose turns are known
+    first_hit: float | None  # of the answerable questions, as the next two; None without one
+    first_hit_interval: Interval | None
+    answer_retrieved: float | None
     evidence_recall: float | None  # over the draws whose question has known gold passages
     with_gold: int  # questions that have
     supported: float | None  # of the answers that can stand in a passage, those that stand in a retrieved one
@@ -39,7 +41,7 @@ class Summary:
     risk_interval: Interval | None
     selective: RiskCoverage | None  # of those answers, by their confidence; None where that of one is unknown
     unanswerable: int  # questions
-    abstained: float  # share of draws of answerable questions that abstained
+    abstained: float | None  # share of draws of answerable questions that abstained
     abstained_unanswerable: float | None  # the same of unanswerable questions
     searches: float
     turns: float
@@ -60,26 +62,22 @@ class Summary:
         right = [(sum(o.em for o in group), len(group)) for group in groups]
         hits = [(sum(map(bool, found)), len(found)) for group in groups if (found := _known(group, "first_hit"))]
         risks = [(sum(not o.em for o in said), len(said)) for g in groups if (said := [o for o in g if o.answered])]
-        recalls = _known(outcomes, "evidence_recall")
         errors = Counter(o.error for o in outcomes if o.error is not None)
-        values = {name: [getattr(o, name) for o in outcomes] for name in _MEANS}
-        means = {name: _mean(v for v in given if v is not None) for name, given in values.items()}
+        means = {name: _mean(getattr(o, name) for o in outcomes) for name in _MEANS}
+        shares: dict[str, Any] = {name: _mean_or_none(_known(outcomes, name)) for name in _KNOWN}
         return cls(
             n=len(groups),
             draws=len(outcomes),
             em=_mean(count / n for count, n in right),
             em_interval=share_interval(right),
             pass_at=_pass_at(right),
-            first_hit_interval=share_interval(hits),
-            evidence_recall=_mean_or_none(recalls),
-            supported=_mean_or_none(_known(outcomes, "supported")),
-            gold_supported=_mean_or_none(_known(outcomes, "gold_supported")),
+            first_hit_interval=share_interval(hits) if hits else None,
             coverage=_mean(o.answered for o in outcomes),
             risk=_mean_or_none([not o.em for o in outcomes if o.answered]),
             risk_interval=share_interval(risks) if risks else None,
             selective=_selective(outcomes),
             unanswerable=sum(group[0].unanswerable for group in groups),
-            abstained=_mean(o.abstained for o in outcomes if not o.unanswerable),
+            abstained=_mean_or_none([o.abstained for o in outcomes if not o.unanswerable]),
             abstained_unanswerable=_mean_or_none([o.abstained for o in outcomes if o.unanswerable]),
             with_gold=sum(group[0].evidence_recall is not None for group in groups),
             invalid_actions=sum(o.invalid_actions for o in outcomes),
@@ -88,6 +86,7 @@ class Summary:
             errors={kind.value: errors[kind] for kind in ErrorKind},
             stops=dict(sorted(Counter(o.stop.value for o in outcomes).items())),
             **means,
+            **shares,
         )
 
 
@@ -156,9 +155,9 @@ class Average:
     pass_at: Mapping[str, float]
     f1: float
     substring: float
-    format_valid: float
-    first_hit: float
-    answer_retrieved: float
+    format_valid: float | None  # over the benchmarks where it is known, as the next two
+    first_hit: float | None
+    answer_retrieved: float | None
     searches: float
     benchmarks: int
     published: PublishedEM | None
@@ -169,11 +168,15 @@ def macro_average(reports: Mapping[str, Report], published: PublishedEM | None =
     summaries = [report.overall for report in reports.values()]
     if not summaries:
         raise ValueError("an average of no benchmark")
-    names = ("em", "f1", "substring", "format_valid", "first_hit", "answer_retrieved", "searches")
-    means = {name: _mean(getattr(summary, name) for summary in summaries) for name in names}
+    means = {name: _mean(getattr(summary, name) for summary in summaries) for name in ("em", *_MEANS[:3])}
+    shares: dict[str, Any] = {
+        name: _mean_or_none([share for summary in summaries if (share := getattr(summary, name)) is not None])
+        for name in _KNOWN[:3]
+    }
     ks = [k for k in summaries[0].pass_at if all(k in summary.pass_at for summary in summaries)]
     return Average(
         **means,
+        **shares,
         em_interval=mean_interval([(summary.em, summary.em_interval) for summary in summaries]),
         pass_at={k: _mean(summary.pass_at[k] for summary in summaries) for k in ks},
         benchmarks=len(summaries),

@@ -168,7 +168,9 @@ def _arcap(report: EvalReport) -> Table:
         if benchmark.arcap is None:
             continue
         arcap, gold = benchmark.arcap, benchmark.arcap.gold
-        first_hit = f"{percent(arcap.first_hit)} ({_range(arcap.first_hit_interval)})"
+        first_hit = percent(arcap.first_hit)
+        if arcap.first_hit_interval is not None:
+            first_hit += f" ({_range(arcap.first_hit_interval)})"
         modes = [None if m is None else f"{percent(m.em)} ({_interval(m)})" for m in (gold.direct, gold.think)]
         rows.append((name, "measured", gold.questions, *modes, first_hit, arcap.steps))
         paper = arcap.published

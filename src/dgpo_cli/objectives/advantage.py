@@ -34,12 +34,14 @@ def whiten(values: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
     """Shift and scale to mean 0 and (Bessel-corrected) variance 1 over the masked tokens of all rows [L]; zero
     elsewhere.
 
-    Fewer than two counted values have no variance and stay as they are.
+    Fewer than two counted values have no variance and stay as they are; equal ones become 0, whatever a sum rounds to.
     """
     counted = [row[mask] for row, mask in zip(values, masks, strict=True)]
     joined = torch.cat(counted) if counted else torch.zeros(0)
     if len(joined) < 2:
         return list(values)
+    if joined.min() == joined.max():
+        return [torch.zeros_like(row) for row in values]
     mean, scale = joined.mean(), (joined.var() + 1e-8).rsqrt()
     return [torch.where(mask, (row - mean) * scale, 0.0) for row, mask in zip(values, masks, strict=True)]
 
@@ -64,7 +66,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
 
 
 def group_advantages(totals: Tensor, groups: Sequence[str], kind: str = "standardized") -> Tensor:
-    """Advantage of each total [B] relative to its group [B]; a group of one keeps its total.
+    """Advantage of each total [B] relative to its group [B]; a group of one keeps its total, and equal
+    totals are worth 0, whatever their sum rounds to.
 
     "standardized" is GRPO's (Shao et al. 2024), "centred" leaves the spread (Liu et al. 2025), "leave-one-out"
     subtracts the mean of the others (Ahmadian et al. 2024).
@@ -73,7 +76,9 @@ def group_advantages(totals: Tensor, groups: Sequence[str], kind: str = "standar
     for group in set(groups):
         members = torch.tensor([g == group for g in groups], device=totals.device)
         count = int(members.sum())
-        if count > 1:
+        if count > 1 and totals[members].min() == totals[members].max():
+            result[members] = 0.0
+        elif count > 1:
             centred = totals[members] - totals[members].mean()
             if kind == "standardized":
                 centred = centred / (totals[members].std() + GROUP_EPSILON)

@@ -50,8 +50,8 @@ class RealRow:
     f1: float
     searches: float
     answered: float
-    retrieved: float  # share of questions whose answer stood in a passage that was found
-    format_valid: float
+    retrieved: float | None  # share of questions whose answer stood in a passage that was found
+    format_valid: float | None
     em_by_set: dict[str, float]
     right: dict[str, float]  # by question: 1 where the answer was right
 

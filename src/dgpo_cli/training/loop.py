@@ -111,7 +111,7 @@ def run_step(learner: Learner, source: Source, plan: Plan, step: int, look: Look
     clock.append(time.perf_counter())
     names = ("seconds_rollout", "seconds_signals", "seconds_update")
     metrics |= {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}
-    metrics["trained_tokens"] = trained = sum(sample.num_trained for sample in samples)
+    metrics["trained_tokens"] = trained = sum(sample.num_trained for sample in samples if sample.weight)
     metrics["tokens_per_second"] = trained / (clock[-1] - clock[0])
     return metrics
 
