@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
@@ -15,6 +17,7 @@ from dgpo_cli.core.types import StopReason
 from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model, save_model
+from dgpo_cli.offline.quickstart import recipe
 from dgpo_cli.offline.world.files import write_world
 from dgpo_cli.offline.world.sizes import ModelSize, qwen2_config
 from dgpo_cli.offline.world.world import WorldSize, build_world
@@ -30,6 +33,19 @@ ROLLOUT = RolloutSettings(
     max_tokens=200,
     wave=8,
 )
+
+
+def small_recipe() -> dict[str, Any]:
+    """The quickstart's recipe with everything made small: all stages in half a minute."""
+    settings = copy.deepcopy(recipe())
+    settings["world"] |= {"test_questions": 30, "validation_questions": 10, "demonstrations": 80}
+    settings["distill-data"] |= {"questions": 30, "keep": "all"}
+    settings["teacher"] |= {"steps": 4, "eval_every": 2}
+    settings["student"] |= {"steps": 2, "eval_every": 2}
+    settings["kd"] |= {"steps": 4, "eval_every": 2}
+    settings["rl"] |= {"steps": 2, "batch_size": 16, "eval_every": 1, "save_every": 1, "eval_limit": 10}
+    settings["search"] = {"lr": [1e-3, 2e-3]}
+    return settings
 
 
 @dataclass(frozen=True)

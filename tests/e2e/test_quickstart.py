@@ -6,6 +6,7 @@ import shutil
 from contextlib import nullcontext
 
 import pytest
+from tests.offline import small_recipe
 from typer.testing import CliRunner
 
 from dgpo_cli.cli import app
@@ -16,16 +17,7 @@ from dgpo_cli.offline.quickstart import ROWS, Quickstart, recipe
 
 @pytest.fixture(scope="module")
 def small():
-    """The recipe with everything made small."""
-    settings = copy.deepcopy(recipe())
-    settings["world"] |= {"test_questions": 30, "validation_questions": 10, "demonstrations": 80}
-    settings["distill-data"] |= {"questions": 30, "keep": "all"}
-    settings["teacher"] |= {"steps": 4, "eval_every": 2}
-    settings["student"] |= {"steps": 2, "eval_every": 2}
-    settings["kd"] |= {"steps": 4, "eval_every": 2}
-    settings["rl"] |= {"steps": 2, "batch_size": 16, "eval_every": 1, "save_every": 1, "eval_limit": 10}
-    settings["search"] = {"lr": [1e-3, 2e-3]}
-    return settings
+    return small_recipe()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The wheel and the source archive, built and used as somebody would who has nothing else."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tomli_w
+from tests.offline import small_recipe
 
 import dgpo_cli
 
@@ -79,6 +82,25 @@ def test_the_installed_wheel_works_without_the_sources(built, tmp_path):
     (tmp_path / "corpus.jsonl").write_text('{"id": "1", "title": "Tower", "text": "Ada Byron built it."}\n')
     dgpo("index", "corpus.jsonl", "--out", "index")
     assert "Tower" in dgpo("search", "who built the tower", "--index", "index", "-k", "1")
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_runs_a_whole_quickstart(built, tmp_path):
+    """Every stage of the command, its recipe made small in the installed package, then what it proposes."""
+    root = built[0]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    (shipped,) = (root / "venv/lib").glob("python3*/site-packages/dgpo_cli/recipes/quickstart.toml")
+    whole = shipped.read_text()
+    shipped.write_text(tomli_w.dumps(small_recipe()))
+    try:
+        said = run(root / "venv/bin/dgpo", "quickstart", cwd=tmp_path, env=environment)
+    finally:
+        shipped.write_text(whole)
+    assert "30 held-out test questions" in said and "dgpo, full-loss" in said
+    runs = run(root / "venv/bin/dgpo", "runs", "--json", cwd=tmp_path, env=environment)
+    assert {"kd", "ppo", "dgpo", "dgpo_k1", "eval-dgpo"} <= {Path(one["path"]).name for one in json.loads(runs)["runs"]}
+    run(root / "venv/bin/dgpo", "eval", "--limit", "3", cwd=tmp_path, env=environment)
+    run(root / "venv/bin/dgpo", "report", cwd=tmp_path, env=environment)
 
 
 def test_the_version_stands_in_one_place():
