@@ -57,9 +57,9 @@ SMALL = {
 
 def path_of(folder: Path, asked: argparse.Namespace) -> Any:
     """The stages of `dgpo quickstart --real` in `folder`, at the sizes of a card."""
-    from dgpo_cli.offline.real import RealPath, recipe
+    from dgpo_cli.offline.real import RealPath
 
-    settings = recipe()
+    settings = RealPath.default_recipe()
     settings["rollout"] |= {"wave": 128}
     settings["rl"] |= RL
     for name in ("cold-start", "teacher"):

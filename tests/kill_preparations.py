@@ -79,14 +79,15 @@ def small_quickstart() -> None:
 
     Its clock goes on by being read, as one row has another's time.
     """
-    from dgpo_cli.offline import quickstart, stages
+    from dgpo_cli.offline import stages
+    from dgpo_cli.offline.quickstart import Quickstart
     from dgpo_cli.offline.world.sizes import ModelSize
     from dgpo_cli.offline.world.world import WorldSize, build_world
 
     size = WorldSize(demonstrations=20, train=20, validation=10, test=10)
     stages.build_world = lambda seed: build_world(seed, size)
     stages.TEACHER, stages.STUDENT = ModelSize(hidden=16, layers=1, heads=2), ModelSize(hidden=8, layers=1, heads=2)
-    settings = quickstart.recipe()
+    settings = Quickstart.default_recipe()
     settings["world"] |= {"test_questions": 3, "validation_questions": 2, "demonstrations": 10}
     settings["rollout"] |= {"max_new_tokens": 8}
     settings["distill-data"] |= {"questions": 8, "keep": "all"}
@@ -94,7 +95,7 @@ def small_quickstart() -> None:
     settings["student"] |= {"steps": 2, "batch_size": 4, "eval_every": 2}
     settings["kd"] |= {"steps": 2, "batch_size": 4, "eval_every": 2}
     settings["rl"] |= {"steps": 2, "batch_size": 4, "eval_every": 1, "save_every": 1, "eval_limit": 2}
-    quickstart.recipe = lambda: settings
+    Quickstart.default_recipe = staticmethod(lambda: settings)
     os.cpu_count = lambda: 1
     now = 0.0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from dgpo_cli.core.types import StopReason
 from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import load_model, save_model
-from dgpo_cli.offline.quickstart import recipe
+from dgpo_cli.offline.quickstart import Quickstart
 from dgpo_cli.offline.world.files import write_world
 from dgpo_cli.offline.world.sizes import ModelSize, qwen2_config
 from dgpo_cli.offline.world.world import WorldSize, build_world
@@ -37,7 +36,7 @@ ROLLOUT = RolloutSettings(
 
 def small_recipe() -> dict[str, Any]:
     """The quickstart's recipe with everything made small: all stages in half a minute."""
-    settings = copy.deepcopy(recipe())
+    settings = Quickstart.default_recipe()
     settings["world"] |= {"test_questions": 30, "validation_questions": 10, "demonstrations": 80}
     settings["distill-data"] |= {"questions": 30, "keep": "all"}
     settings["teacher"] |= {"steps": 4, "eval_every": 2}

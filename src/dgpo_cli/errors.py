@@ -10,6 +10,16 @@ DgpoError
 """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says of an error, or the kind of error where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def reason(error: BaseException) -> str:
+    """What the system says of an error, without number and path; of any other error all that it says."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
 class DgpoError(Exception):
     """`message` says what was given and what is allowed; `hint` is the command or setting that fixes it."""
 

@@ -19,8 +19,7 @@ from dgpo_cli.core.trajectory import Trajectory as Trajectory
 from dgpo_cli.core.types import Question as Question
 from dgpo_cli.evaluation import run
 from dgpo_cli.evaluation.summary import Report as Report
-from dgpo_cli.models import load
-from dgpo_cli.models.devices import inference_dtype, training_device
+from dgpo_cli.models.devices import load_frozen
 from dgpo_cli.models.load import LoadedModel as LoadedModel
 from dgpo_cli.objectives.base import Need
 from dgpo_cli.objectives.base import Objective as Objective
@@ -35,8 +34,7 @@ from dgpo_cli.training.settings import KDSettings, RLSettings
 
 def load_model(name: str, *, device: str = "auto") -> LoadedModel:
     """A model to ask: an alias, hub id, folder, GGUF file, or run. Raises ModelError saying why it cannot be had."""
-    where = training_device(device)
-    return load.load_model(name, device=where, dtype=inference_dtype(where, name))
+    return load_frozen(name, device=device)
 
 
 def evaluate(

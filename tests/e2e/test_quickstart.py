@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from dgpo_cli.cli import app
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.offline import quickstart
-from dgpo_cli.offline.quickstart import ROWS, Quickstart, recipe
+from dgpo_cli.offline.quickstart import ROWS, Quickstart
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_the_search_covers_the_grid(made, small):
 
 def test_the_command_tells_what_comes_next_and_prepares_it(made, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(quickstart, "recipe", lambda: small)
+    monkeypatch.setattr(Quickstart, "default_recipe", lambda *_: small)
     folder = made[0]
     runner = CliRunner()
     shown = runner.invoke(app, ["quickstart", "--out", str(folder), "--seed", "3"])
@@ -199,10 +199,10 @@ def test_the_recipe_has_only_settings_that_exist():
     from dgpo_cli.core.config import apply_options
     from dgpo_cli.training.settings import KDSettings, RLSettings
 
-    shipped = recipe()
-    apply_options(RolloutSettings, shipped["rollout"])
+    settings = Quickstart.default_recipe()
+    apply_options(RolloutSettings, settings["rollout"])
     for stage in ("teacher", "kd"):
-        apply_options(KDSettings, shipped[stage] | {"student": "s", "teacher": "t", "trajectories": "d"})
+        apply_options(KDSettings, settings[stage] | {"student": "s", "teacher": "t", "trajectories": "d"})
     for row in quickstart.RL_ROWS:
-        options = shipped["rl"] | shipped[row] | {"student": "s", "teacher": "t", "index": "i", "questions": "q"}
+        options = settings["rl"] | settings[row] | {"student": "s", "teacher": "t", "index": "i", "questions": "q"}
         apply_options(RLSettings, options)

@@ -231,7 +231,7 @@ def test_chat_is_refused_before_weights_are_loaded(dgpo, offline, folder, monkey
     def refuse(*_, **__):
         raise AssertionError("weights were asked for")
 
-    monkeypatch.setattr("dgpo_cli.models.load.load_model", refuse)
+    monkeypatch.setattr("dgpo_cli.models.devices.load_frozen", refuse)
     room_for(monkeypatch, GIB // 8)
     ended = dgpo("chat", "--model", str(offline.student), "--index", str(offline.index))
     assert ended.status == 1 and "and one episode of" in ended.errors[0], ended.err

@@ -20,9 +20,9 @@ from dgpo_cli.models.lora import add_adapter
 from dgpo_cli.models.lora_options import LINEAR_MAPS, LoraOptions
 from dgpo_cli.models.random_init import configuration
 from dgpo_cli.models.shapes import SHAPES, shape_of
+from dgpo_cli.models.ways import WAYS
 from dgpo_cli.planning.plan import CARDS, card_of, plan
 from dgpo_cli.planning.timing import Card, Speed, episode_tokens, seconds_by_phase
-from dgpo_cli.training import step
 from dgpo_cli.training.sizes import memory
 
 BENCH = Path(__file__).parents[2] / "benchmarks" / "plan_memory.py"
@@ -233,4 +233,4 @@ def test_the_estimate_is_within_15_percent_of_a_real_step(name):
 def test_the_plan_knows_the_sizes_that_the_code_works_with():
     """They stand in the plan again, which imports neither engine nor training, so that it needs no torch."""
     assert memory.SAMPLED_LOGITS == sampling._AT_ONCE
-    assert memory.BLOCK_LOGITS == step.BLOCK_LOGITS
+    assert memory.BLOCK_LOGITS[1] == WAYS.block_logits

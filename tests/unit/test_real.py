@@ -12,7 +12,7 @@ from dgpo_cli.core.text import normalize_answer
 from dgpo_cli.errors import InputError
 from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.load import save_model
-from dgpo_cli.offline.real import RealPath, recipe
+from dgpo_cli.offline.real import RealPath
 from dgpo_cli.qa_sets.real import files, split
 from dgpo_cli.viewing.report import write_report
 
@@ -82,7 +82,7 @@ def test_a_chain_of_shared_texts_and_passages_stays_together(bench):
 
 @pytest.mark.skipif(not (SHARED / "corpus_hotpotqa.jsonl.gz").is_file(), reason="the real questions are not here")
 def test_the_real_questions_are_disjoint():
-    world = recipe()["world"]
+    world = RealPath.default_recipe()["world"]
     sets = files(SHARED)
     parts = split(sets, test=world["test_questions"], validation=world["validation_questions"], seed=0)
     assert_disjoint(parts)
@@ -99,7 +99,7 @@ def test_a_folder_without_passages(tmp_path):
 
 def small(model: Path) -> dict:
     """The recipe with few and short steps, at rates at which a tiny model with random weights learns something."""
-    settings = {name: dict(table) for name, table in recipe().items()}
+    settings = {name: dict(table) for name, table in RealPath.default_recipe().items()}
     settings["world"] |= {"student": str(model), "test_questions": 6, "validation_questions": 4, "quick_questions": 6,
                           "raw_questions": 4}  # fmt: skip
     settings["rollout"] |= {

@@ -64,7 +64,7 @@ def learn(
     did not see. Example: `dgpo learn ~/notes --dry-run`, then `dgpo learn ~/notes`
     """
     from dgpo_cli.models.sources import require_models
-    from dgpo_cli.offline.own_documents import OwnDocuments, recipe
+    from dgpo_cli.offline.own_documents import OwnDocuments
 
     console = Console(json_output=json, quiet=quiet)
     if not folder.is_dir():
@@ -73,7 +73,7 @@ def learn(
         raise ConfigError(f"{out} lies in the folder of documents", hint="give an --out outside it")
     require_place(out)
     require_models(student, teacher)  # before the documents are read
-    settings = recipe()
+    settings = OwnDocuments.default_recipe()
     settings["world"] |= {} if student is None else {"student": absolute(student)}
     if dry_run:
         _tell(console, folder, settings, teacher, device or "auto")

@@ -70,8 +70,7 @@ def fault(directory: Path, described: Mapping[str, Mapping[str, Any]], *, whole:
 
 def write_beside(directory: Path, pattern: str) -> None:
     """Describe the files of `directory` in a sealed file of it."""
-    record = sealed({"files": describe(directory, pattern)})
-    write_atomic(directory / FILE, to_json(record, indent=1, ensure_ascii=True) + "\n")
+    write_sealed(directory / FILE, {"files": describe(directory, pattern)})
 
 
 def fault_beside(directory: Path) -> str:
@@ -86,6 +85,11 @@ def fault_beside(directory: Path) -> str:
     if is_broken(record):
         return f"{FILE} was changed after it was written (its SHA-256 differs)"
     return fault(directory, record["files"], whole=False)
+
+
+def write_sealed(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON object that `is_broken` can check when it is read."""
+    write_atomic(file, to_json(sealed(record), indent=1, ensure_ascii=True) + "\n")
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:

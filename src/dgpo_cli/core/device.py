@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Literal
 
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,6 @@ def named_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"device {name!r} cannot be used: {str(error).splitlines()[0]}", hint="see `dgpo doctor`; cpu always works"
+            f"device {name!r} cannot be used: {first_line(error)}", hint="see `dgpo doctor`; cpu always works"
         ) from error
     return device

@@ -136,6 +136,16 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+def server_address(text: str) -> urllib.parse.SplitResult | None:
+    """The parts of an http(s) address with a host; None for anything else."""
+    try:
+        parsed = urllib.parse.urlsplit(text)
+        whole = parsed.scheme in ("http", "https") and parsed.hostname and (parsed.port or 1) > 0
+    except ValueError:  # a port that is no number
+        return None
+    return parsed if whole else None
+
+
 def _said(error: urllib.error.HTTPError) -> str:
     """The beginning of what the server wrote, if it came in time."""
     try:

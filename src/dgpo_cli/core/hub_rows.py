@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.hub import unreachable
-from dgpo_cli.errors import InputError
+from dgpo_cli.errors import InputError, first_line
 
 PREFIX = "hf:"
 
@@ -23,6 +23,5 @@ def hub_rows(location: str) -> Any:
         return load_dataset(repo, rest[0] if rest else None, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         reason = None if Path(repo).exists() else unreachable()
-        first = next(iter(str(error).splitlines()), repr(error))
-        what = f"is not cached, and {reason}" if reason else f"cannot be loaded: {first}"
+        what = f"is not cached, and {reason}" if reason else f"cannot be loaded: {first_line(error)}"
         raise InputError(f"{location} {what}", hint="write it like hf:REPO:CONFIG:SPLIT") from error

@@ -1,4 +1,4 @@
-"""Callback type for progress reports."""
+"""Callback types for what long work reports."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 _EVERY_S = 0.5  # seconds between reports while no episode ends
+
+
+Say = Callable[[str], None]
+"""Gets a line that a person may want to know."""
 
 
 class Progress(Protocol):

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from dgpo_cli.core.compression import ERRORS, decompressing
 from dgpo_cli.core.untrusted import lines, open_file, overlong, parse_json
-from dgpo_cli.errors import InputError
+from dgpo_cli.errors import InputError, reason
 
 Made = TypeVar("Made")
 
@@ -31,8 +31,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if line.strip():
                     yield number, parse_line(line, f"{path}:{number}")
     except ERRORS as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{path}: {reason}", hint="give a readable JSONL file, plain, .gz or .zst") from error
+        raise InputError(f"{path}: {reason(error)}", hint="give a readable JSONL file, plain, .gz or .zst") from error
 
 
 def parse_line(line: bytes, place: str) -> dict[str, Any]:

@@ -45,6 +45,12 @@ def attempt_key(question: Question, sample: int) -> str:
     return f"{question.key}/{sample}"
 
 
+def attempts(questions: Iterable[Question], samples: int) -> dict[str, tuple[Question, int]]:
+    """Every question `samples` times in order, as (question, sample number) by `attempt_key`."""
+    pairs = ((question, sample) for question in questions for sample in range(samples))
+    return {attempt_key(*pair): pair for pair in pairs}
+
+
 @dataclass(frozen=True, slots=True)
 class WrittenTurn:
     """A turn that a model wrote, tokens [start, stop) of a trajectory, as its format read it."""

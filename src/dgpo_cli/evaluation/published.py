@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dgpo_cli.qa_sets import QA_SETS
+from dgpo_cli.qa_sets import QA_SETS, SEVEN
 
 WIKI18_PASSAGES = 21_015_324
 TOP_K = 3
 SEARCHES = 4
 SIZE_TOLERANCE = 0.1  # ours: a model within a tenth of a row's size is of that row's class
-
-_SETS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class PublishedRow:
 def _row(
     label: str, method: str | None, parameters: float, em: tuple[float, ...], avg: float, repo: str | None = None
 ) -> PublishedRow:
-    return PublishedRow(label, method, parameters, dict(zip(_SETS, em, strict=True)), avg, repo)
+    return PublishedRow(label, method, parameters, dict(zip(SEVEN, em, strict=True)), avg, repo)
 
 
 ROWS: tuple[PublishedRow, ...] = (

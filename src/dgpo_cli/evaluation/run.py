@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile
-from dgpo_cli.core.trajectory import Trajectory, attempt_key, refuse_broken_search
+from dgpo_cli.core.trajectory import Trajectory, attempts, refuse_broken_search
 from dgpo_cli.core.types import Question
 from dgpo_cli.errors import InputError
 from dgpo_cli.evaluation.outcome import Outcome, grade
@@ -46,32 +46,30 @@ def evaluate(
     Raises InputError for a question that occurs twice, RetrievalError as soon as too many draws failed to search.
     """
     _refuse_repeated(questions)
-    pairs = [(question, sample) for question in questions for sample in range(samples)]
-    keys = [attempt_key(question, sample) for question, sample in pairs]
-    wanted = set(keys)
+    wanted = attempts(questions, samples)
     graded: dict[str, Outcome] = {}
     if records is not None:
         graded = {key: outcome for key, outcome in _recorded(records, with_turns) if key in wanted}
     failures: dict[str, str] = {}
-    missing = [pair for pair, key in zip(pairs, keys, strict=True) if key not in graded]
+    missing = [pair for key, pair in wanted.items() if key not in graded]
     before, right = len(graded), sum(outcome.em for outcome in graded.values())
 
     def tell(done: int, _: int, /, note: str = "") -> None:
         if progress is not None:
             em = f"EM {percent(right / len(graded))}, " if graded else ""
-            progress(before + done, len(pairs), em + note)
+            progress(before + done, len(wanted), em + note)
 
     tell(0, len(missing))
     for trajectory in run_batch(missing, progress=tell) if missing else ():
         if trajectory.failed_search is not None:
             failures[trajectory.key] = trajectory.failed_search
-            refuse_broken_search(list(failures.values()), len(pairs))
+            refuse_broken_search(list(failures.values()), len(wanted))
             continue
         graded[trajectory.key] = outcome = grade(trajectory)
         right += outcome.em
         if records is not None:
             records.append(_record(trajectory, outcome))
-    return Report.of([graded[k] for k in keys if k in graded], [failures[k] for k in keys if k in failures])
+    return Report.of([graded[k] for k in wanted if k in graded], [failures[k] for k in wanted if k in failures])
 
 
 def _refuse_repeated(questions: Sequence[Question]) -> None:

@@ -19,7 +19,7 @@ from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import list_runs, read_run
 from dgpo_cli.core.run_metrics import measured, read_metrics
 from dgpo_cli.core.schema import read_record
-from dgpo_cli.errors import ConfigError, ModelError
+from dgpo_cli.errors import ConfigError, ModelError, first_line
 from dgpo_cli.evaluation.measured import weights_digest
 from dgpo_cli.evaluation.measurement import REPORT
 from dgpo_cli.export.as_gguf import form_of, write_folder
@@ -239,7 +239,7 @@ def push(folder: Path, repo: str, *, public: bool) -> str:
         api.create_repo(repo, private=not public, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repo, commit_message="dgpo export")
     except (HfHubHTTPError, OSError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise ModelError(
             f"{repo} cannot be pushed: {reason}", hint=f"the folder {folder} is complete; try again"
         ) from error

@@ -24,8 +24,8 @@ def open_author(
     from dgpo_cli.engine.turnwise.opening import served_engine
     from dgpo_cli.make_questions.teacher import PLAIN, PlainAsker, Teacher
     from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.devices import inference_dtype, training_device
-    from dgpo_cli.models.load import load_model, load_tokenizer
+    from dgpo_cli.models.devices import load_frozen
+    from dgpo_cli.models.load import load_tokenizer
     from dgpo_cli.models.sources import resolve
 
     slots = settings.wave if at_once is None else min(at_once, settings.wave)
@@ -37,9 +37,12 @@ def open_author(
         server = ModelServer(settings.teacher_url, settings.teacher, key)
         engine, _ = served_engine(server, codec, settings.server, max_tokens=settings.max_tokens, tokenizer=source.name)
     else:
-        device = training_device(settings.device)
-        dtype = inference_dtype(device, None if settings.teacher_8bit else settings.teacher, settings.precision)
-        loaded = load_model(settings.teacher, device=device, dtype=dtype, eight_bit=settings.teacher_8bit)
+        loaded = load_frozen(
+            settings.teacher,
+            device=settings.device,
+            precision=settings.precision,
+            eight_bit=settings.teacher_8bit,
+        )
         codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, PLAIN))
         engine = InProcessEngine(loaded.model, codec, slots=slots, capacity=settings.max_tokens)
     return Teacher(

@@ -15,7 +15,7 @@ from datetime import datetime
 from types import FrameType
 from typing import Any
 
-from dgpo_cli.errors import ModelError
+from dgpo_cli.errors import ModelError, first_line
 
 HINT = "use another tokenizer, or mend the chat_template of this one"
 MOST_STEPS = 5_000_000  # lines of Python, compiling included; templates of released models take under 500,000
@@ -34,7 +34,7 @@ def rendered(render: Callable[[], object]) -> str:
         with _few_steps(), _little_memory():
             text = render()
     except Exception as error:  # the template's own errors, jinja's, and those of what it computes
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         raise ModelError(f"the tokenizer's chat template cannot be used: {reason[:200]}", hint=HINT) from error
     if not isinstance(text, str) or len(text) > LONGEST:
         what = f"{len(text):,} characters, {LONGEST:,} at most" if isinstance(text, str) else type(text).__name__

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from dgpo_cli.core.device import Precision, named_device
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.half import pays_off
-from dgpo_cli.models.load import load_config
+from dgpo_cli.models.load import LoadedModel, load_config, load_model
 from dgpo_cli.models.processes import Processes
 
 # A process that waits for another's share of a step is not stuck; if one dies, the launcher ends the others.
@@ -78,3 +78,17 @@ def inference_dtype(device: torch.device, model: str | None = None, precision: P
     if device.type == "cuda":
         return torch.bfloat16
     return torch.bfloat16 if model is not None and pays_off(device, load_config(model), precision) else torch.float32
+
+
+def load_frozen(
+    name: str,
+    *,
+    device: str,
+    precision: Precision = "auto",
+    eight_bit: bool = False,
+    form: str | None = None,
+) -> LoadedModel:
+    """A model that is asked and not trained, in the dtype of `inference_dtype`. Raises ModelError, see `load_model`."""
+    where = training_device(device)
+    dtype = inference_dtype(where, None if eight_bit else name, precision)
+    return load_model(name, device=where, dtype=dtype, eight_bit=eight_bit, form=form)

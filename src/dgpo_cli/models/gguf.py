@@ -23,7 +23,7 @@ from dgpo_cli.core.hub import quiet_loading
 from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.untrusted import parse_json
-from dgpo_cli.errors import DgpoError, InputError, ModelError
+from dgpo_cli.errors import DgpoError, InputError, ModelError, first_line
 from dgpo_cli.formats.protocol import PROTOCOL_FILE, Protocol
 from dgpo_cli.models.gguf_header import MAGIC, Header, read_header
 
@@ -156,7 +156,7 @@ def _write(path: Path, header: Header, folder: Path, digest: str) -> None:
     except (DgpoError, MemoryError):
         raise
     except Exception as error:  # the libraries raise errors of many kinds for a file that is not what it says
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise ModelError(f"{path} cannot be read: {reason}", hint="download or convert it again") from error
     write_atomic(folder / RECORD_FILE, json.dumps(_record(path, header, digest), indent=1, ensure_ascii=False) + "\n")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from safetensors import SafetensorError
 
-from dgpo_cli.errors import DgpoError, ModelError
+from dgpo_cli.errors import DgpoError, ModelError, first_line
 
 
 def explain(error: Exception, location: str, *, local: bool) -> Exception:
@@ -39,7 +39,7 @@ def explain(error: Exception, location: str, *, local: bool) -> Exception:
         else "delete it from the hub cache and retry"
     )
     if _any(causes, SafetensorError, json.JSONDecodeError):
-        return ModelError(f"{location} is damaged: {_first_line(error)}", hint=again)
+        return ModelError(f"{location} is damaged: {first_line(error)}", hint=again)
     if _any(causes, LocalEntryNotFoundError, ConnectionError, TimeoutError):
         return ModelError(
             f"{location} is not cached completely, and the hub does not answer",
@@ -57,7 +57,7 @@ def explain(error: Exception, location: str, *, local: bool) -> Exception:
         return ModelError(
             f"{location} has no weights as safetensors", hint="convert it, or take another revision of it"
         )
-    return ModelError(f"{location} cannot be loaded: {_first_line(error)}", hint=again)
+    return ModelError(f"{location} cannot be loaded: {first_line(error)}", hint=again)
 
 
 def _any(causes: list[BaseException], *kinds: type[BaseException]) -> bool:
@@ -70,8 +70,3 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while current is not None:
         yield current
         current = current.__cause__ or current.__context__
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from dgpo_cli.errors import TrainingError
+from dgpo_cli.errors import TrainingError, first_line
 
 BUCKET = 2**25  # ours, elements that are summed at once: 128 MiB of float32 beside the gradients
 
@@ -143,7 +143,7 @@ def _all(operation: Any, *arguments: Any) -> None:
         operation(*arguments)
     except (RuntimeError, ValueError) as error:  # the latter after a process has left
         raise TrainingError(
-            f"another process of this run is gone: {str(error).splitlines()[0]}",
+            f"another process of this run is gone: {first_line(error)}",
             hint="what it said before tells why; the same command goes on from what was saved",
         ) from error
 

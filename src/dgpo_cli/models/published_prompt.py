@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.errors import ModelError
+from dgpo_cli.errors import ModelError, first_line
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.formats.tags import DEFAULT
 
@@ -84,7 +84,7 @@ def _first_prompt() -> str:
         row = next(iter(load_dataset(DATASET, split="train", streaming=True)))
         return str(row["prompt"][0]["content"])
     except Exception as error:  # the library raises errors of many families for "not reachable"
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise ModelError(
             f"the prompt of the published checkpoints cannot be read from {DATASET}: {reason}", hint
         ) from error

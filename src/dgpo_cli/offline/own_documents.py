@@ -12,23 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.core.progress import Bar, Progress
-from dgpo_cli.core.recipes import shipped
+from dgpo_cli.core.progress import Bar, Progress, Say
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.untrusted import LARGEST_TABLE, read_bytes
 from dgpo_cli.errors import InputError
-from dgpo_cli.offline.project import PathResult, Say
+from dgpo_cli.offline.project import PathResult
 from dgpo_cli.offline.real import RealPath, RealRow
+from dgpo_cli.qa_sets import QA_SETS
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.index.manifest import FILE as MANIFEST
 from dgpo_cli.retrieval.index.update import update_index
 
-SIDES = ("train", "validation", "test")
-
-
-def recipe() -> dict[str, Any]:
-    return shipped("learn")
+SIDES = QA_SETS["made"].splits
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +41,7 @@ class QuestionMaking:
 class OwnDocuments(RealPath):
     """`documents` is the folder; all that is made lies in `folder`, also where the documents change later."""
 
-    bench = "made"
+    bench, recipe_name = "made", "learn"
 
     def __init__(
         self,
@@ -59,7 +55,7 @@ class OwnDocuments(RealPath):
         bar: Bar,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(folder, documents, seed=seed, device=device, say=say, bar=bar, settings=settings or recipe())
+        super().__init__(folder, documents, seed=seed, device=device, say=say, bar=bar, settings=settings)
         self.documents, self._making = documents, making
 
     def run(self) -> PathResult[RealRow]:

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from dgpo_cli.agent.identity import contents, location_digest
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core import folders, schema
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.locks import Lock, lock_inside
-from dgpo_cli.core.progress import Bar
+from dgpo_cli.core.progress import Bar, Say
+from dgpo_cli.core.recipes import shipped
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_dir import RunDir, differing, read_run
 from dgpo_cli.core.run_identity import Work
@@ -28,8 +29,7 @@ from dgpo_cli.evaluation.measured import MeasuredModel
 from dgpo_cli.evaluation.measurement import measure
 from dgpo_cli.evaluation.suite import Benchmark, EvalSettings
 from dgpo_cli.evaluation.summary import Report
-from dgpo_cli.models.devices import inference_dtype, training_device
-from dgpo_cli.models.load import load_model
+from dgpo_cli.models.devices import load_frozen, training_device
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.training.run.progress_line import best_validation
@@ -37,7 +37,6 @@ from dgpo_cli.training.run.progress_line import best_validation
 _FOLDERS = ("world", "index", "models", "runs")
 _FILES = ("demonstrations.jsonl", "reading.jsonl", "results.json", "budgets.json")
 _MARK = ".stages"  # of a folder whose parts were made here, and may be replaced and deleted
-Say = Callable[[str], None]
 
 _WORLD = schema.record({"digest": schema.text()}, {"seed": schema.maybe(schema.whole())})
 _FINISHED = schema.record({"result": schema.map_of(schema.ANYTHING)})
@@ -66,22 +65,35 @@ class PathResult(Generic[MeasuredRow]):
     reused: list[str]  # stages that were done before
 
 
-class Project:
-    """`folder` keeps everything that is made. `say` gets one line per stage, `bar` makes a progress bar."""
+def read_row(kind: Callable[..., MeasuredRow], record: Mapping[str, Any]) -> MeasuredRow:
+    """A row from the JSON of its dataclass, where the pair of its interval is a list."""
+    return kind(**{**record, "em_interval": tuple(record["em_interval"])})
 
-    bench: str  # what the test questions are called in records
+
+class Project:
+    """`folder` keeps everything that is made. `say` gets one line per stage, `bar` makes a progress bar.
+
+    `settings` have the form of the shipped recipe and stand in its place.
+    """
+
+    bench: ClassVar[str]  # what the test questions are called in records
+    recipe_name: ClassVar[str]  # of the shipped one
 
     def __init__(
-        self, folder: Path, *, seed: int, device: str, say: Say, bar: Bar, settings: Mapping[str, Any]
+        self, folder: Path, *, seed: int, device: str, say: Say, bar: Bar, settings: Mapping[str, Any] | None = None
     ) -> None:
         self.folder, self.seed, self.device = folder, seed, str(training_device(device))
         self._say, self._bar = say, bar
-        self.recipe = dict(settings)
+        self.recipe = dict(settings or self.default_recipe())
         self.rollout = apply_options(RolloutSettings, self.recipe["rollout"])
         self.world_folder, self.index_folder = folder / "world", folder / "index"
         self.reused: list[str] = []
         self.may_replace: Callable[[str], bool] = lambda _: False  # asked once, before finished work is replaced
         self._allowed = False
+
+    @classmethod
+    def default_recipe(cls) -> dict[str, Any]:
+        return shipped(cls.recipe_name)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -232,8 +244,7 @@ class Project:
         )
 
         def work(run: RunDir) -> None:
-            device = training_device(self.device)
-            loaded = load_model(str(model), device=device, dtype=inference_dtype(device, str(model)))
+            loaded = load_frozen(str(model), device=self.device)
             benchmark = Benchmark(self.bench, read_questions(data)[:count], open_index(self.index_folder))
             reports, _ = measure(run, settings, [benchmark], MeasuredModel.of(loaded), bar=self._bar)
             run.finish(summarize(reports[self.bench]))

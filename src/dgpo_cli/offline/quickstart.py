@@ -17,11 +17,10 @@ import torch
 
 from dgpo_cli.core.child import end_with_parent
 from dgpo_cli.core.figures import percent
-from dgpo_cli.core.progress import Bar, Progress
-from dgpo_cli.core.recipes import shipped
+from dgpo_cli.core.progress import Bar, Progress, Say
 from dgpo_cli.errors import DgpoError
 from dgpo_cli.models.devices import training_device
-from dgpo_cli.offline.project import PathResult, Say
+from dgpo_cli.offline.project import PathResult
 from dgpo_cli.offline.stages import Row, Stages, Trial
 
 RL_ROWS = ("ppo", "dgpo_k1", "dgpo")
@@ -29,17 +28,13 @@ BESIDE = ("ppo", "dgpo_k1")  # trained while dgpo and kd_longer are
 ROWS = ("student", "teacher", "kd", "kd_longer", "ppo", "dgpo_k1", "dgpo")
 
 
-def recipe() -> dict[str, Any]:
-    return shipped("quickstart")
-
-
 class Quickstart(Stages):
-    """`settings` has the recipe's form and replaces it."""
+    recipe_name = "quickstart"
 
     def __init__(
         self, folder: Path, *, seed: int, device: str, say: Say, bar: Bar, settings: Mapping[str, Any] | None = None
     ) -> None:
-        super().__init__(folder, seed=seed, device=device, say=say, bar=bar, settings=settings or recipe())
+        super().__init__(folder, seed=seed, device=device, say=say, bar=bar, settings=settings)
         self._made: set[str] = set()  # rows that another process trained during this call
 
     def run(self) -> PathResult[Row]:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.figures import percent
-from dgpo_cli.core.progress import Bar
-from dgpo_cli.core.recipes import shipped
+from dgpo_cli.core.progress import Bar, Say
 from dgpo_cli.core.records import read_records, write_atomic, write_jsonl_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.run_identity import config_digest
@@ -24,7 +23,7 @@ from dgpo_cli.core.types import question_to_json
 from dgpo_cli.evaluation.stats import paired_difference
 from dgpo_cli.evaluation.summary import Report
 from dgpo_cli.models.sources import resolve
-from dgpo_cli.offline.project import PathResult, Say
+from dgpo_cli.offline.project import PathResult, read_row
 from dgpo_cli.offline.stages import Stages
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.qa_sets.real import corpus_rows, files, split
@@ -34,10 +33,6 @@ from dgpo_cli.training.teacher.settings import GOLD, DistillDataSettings
 
 RL_ROWS = ("dgpo", "ppo", "dgpo_k1")
 ROWS = ("raw", "cold-start", "teacher", "student", "kd_longer", "ppo", "dgpo_k1", "dgpo")
-
-
-def recipe() -> dict[str, Any]:
-    return shipped("quickstart-real")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +74,7 @@ class RealRow:
 class RealPath(Stages):
     """`bench_dir` holds questions and corpora; what is made from them lies in `folder`."""
 
-    bench = "real"
+    bench, recipe_name = "real", "quickstart-real"
 
     def __init__(
         self,
@@ -92,7 +87,7 @@ class RealPath(Stages):
         bar: Bar,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(folder, seed=seed, device=device, say=say, bar=bar, settings=settings or recipe())
+        super().__init__(folder, seed=seed, device=device, say=say, bar=bar, settings=settings)
         self.bench_dir = bench_dir
 
     def run(self) -> PathResult[RealRow]:
@@ -240,7 +235,7 @@ class RealPath(Stages):
     def measure(self, name: str, model: Path, count: int | None = None) -> RealRow:
         """Greedy answers to the first `count` test questions."""
         found = self.measured(name, model, count, lambda report: asdict(RealRow.of(report)), stop_repeats=True)
-        row = RealRow(**{**found, "em_interval": tuple(found["em_interval"])})
+        row = read_row(RealRow, found)
         self._say(
             f"{name}: EM {percent(row.em)}, F1 {percent(row.f1)}, {row.searches:.2f} searches, "
             f"{percent(row.answered)} answered, {row.questions} questions"

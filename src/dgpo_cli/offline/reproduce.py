@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from dgpo_cli.core import schema
-from dgpo_cli.core.progress import Bar
+from dgpo_cli.core.progress import Bar, Say
 from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.core.run_identity import config_digest
 from dgpo_cli.core.setting_names import as_first_written
 from dgpo_cli.errors import InputError
 from dgpo_cli.evaluation.stats import nested_interval
 from dgpo_cli.offline.ladder import Difference, LadderRow
-from dgpo_cli.offline.project import Say
+from dgpo_cli.offline.project import read_row
 from dgpo_cli.offline.reproduce_rows import BASE_ROWS, RowSpec, row_specs
 from dgpo_cli.offline.stages import Row, Stages, Trial
 
@@ -220,7 +220,7 @@ def read_record(path: Path) -> Record | None:
     found = _found(path, _RECORD)
     if found is None:
         return None
-    result = Row(**found["result"] | {"em_interval": tuple(found["result"]["em_interval"])})
+    result = read_row(Row, found["result"])
     points = tuple((float(x), float(y)) for x, y in found["validation"])
     return Record(found["row"], found["seed"], found["digest"], result, found["train_seconds"], points)
 

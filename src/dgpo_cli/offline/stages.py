@@ -27,7 +27,7 @@ from dgpo_cli.models.devices import training_device
 from dgpo_cli.models.load import load_tokenizer, save_model
 from dgpo_cli.models.sources import ModelSource
 from dgpo_cli.offline.demonstrations import write_demonstrations, write_reading_exercises
-from dgpo_cli.offline.project import Project
+from dgpo_cli.offline.project import Project, read_row
 from dgpo_cli.offline.world.demonstrator import Demonstrator, Fault
 from dgpo_cli.offline.world.files import write_world
 from dgpo_cli.offline.world.sizes import STUDENT, TEACHER, ModelSize, qwen2_config
@@ -239,7 +239,7 @@ class Stages(Project):
         """EM on held-out test questions, greedy."""
         count = self.recipe["world"]["test_questions"]
         found = self.measured(name, model, count, lambda report: asdict(Row.of(report)), wave=200)
-        return Row(**{**found, "em_interval": tuple(found["em_interval"])})
+        return read_row(Row, found)
 
     def validation_curve(self, stage: str) -> list[tuple[float, float]]:
         """Validation EM over training seconds."""

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.device import Precision
+from dgpo_cli.core.progress import Say
 from dgpo_cli.core.types import Question
 from dgpo_cli.engine.registry import IN_PROCESS, require_engine
 from dgpo_cli.errors import ConfigError, InputError
@@ -41,7 +42,6 @@ from dgpo_cli.training.teacher.trajectory_files import read_trajectories, requir
 
 _log = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
 _SHORTEST = 256  # questions among which the shortest prompt is looked for where none fits
 
 

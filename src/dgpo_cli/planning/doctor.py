@@ -22,7 +22,7 @@ from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core import hub
 from dgpo_cli.core.machine import GIB, free_main, main_memory, num_cores
 from dgpo_cli.core.progress import Progress
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.errors import ConfigError, first_line
 from dgpo_cli.models.aliases import ALIASES
 from dgpo_cli.models.hub import is_cached
 from dgpo_cli.planning.writing import Writing, fitted_wave
@@ -173,7 +173,7 @@ def check_eight_bit(device: Device) -> Check:
         layer: torch.nn.Module = Linear8bitLt(64, 64, bias=False, has_fp16_weights=False)
         layer.to(where)(torch.ones(1, 64, device=where, dtype=torch.bfloat16))
     except (ImportError, OSError, RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return Check("8-bit", "note", f"bitsandbytes does not run on {where}: {reason}", "leave --teacher-8bit out")
     return Check("8-bit", "ok", f"bitsandbytes runs on {where}")
 

@@ -18,7 +18,7 @@ from dgpo_cli.core.compression import ERRORS, decompressing, plain_name
 from dgpo_cli.core.compression import SUFFIXES as PACKED
 from dgpo_cli.core.records import read_jsonl
 from dgpo_cli.core.untrusted import LARGEST_TABLE, open_file, parse_json
-from dgpo_cli.errors import InputError
+from dgpo_cli.errors import InputError, reason
 
 FORM = '{"id": ..., "question": ..., "golden_answers": [...]}'
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
@@ -71,8 +71,7 @@ def _text(path: Path) -> str:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}:{line}: not UTF-8 ({error.reason})", hint="convert the file to UTF-8") from error
     except ERRORS as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{path}: {reason}", hint="give a readable question file") from error
+        raise InputError(f"{path}: {reason(error)}", hint="give a readable question file") from error
 
 
 def _header(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from dgpo_cli.core.config import setting
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.types import Hit
-from dgpo_cli.errors import ConfigError, RetrievalError
+from dgpo_cli.errors import ConfigError, RetrievalError, first_line
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.retrieval.device import device
 
@@ -65,7 +65,7 @@ class Reranked:
                 AutoModelForSequenceClassification, config.model, offline=reason is not None
             )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            what = f"it is not cached, and {reason}" if reason else next(iter(str(error).splitlines()), repr(error))
+            what = f"it is not cached, and {reason}" if reason else first_line(error)
             raise RetrievalError(
                 f"reranker {config.model!r} cannot be loaded: {what}",
                 hint="give -o rerank.model= a cached hub id, or a local folder with safetensors and a tokenizer",

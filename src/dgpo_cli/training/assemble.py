@@ -14,7 +14,7 @@ from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.devices import inference_dtype, training_device, world
+from dgpo_cli.models.devices import load_frozen, training_device, world
 from dgpo_cli.models.half import compute_dtype
 from dgpo_cli.models.load import LoadedModel, keep_tokenizer, load_model
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer
@@ -75,13 +75,13 @@ class Material(Interface):
 
 def load_models(settings: TrainSettings, objective: Objective) -> tuple[LoadedModel, LoadedModel | None]:
     """Student, and teacher where the method needs one. Raises ModelError, and InputError for other tokens."""
-    device = training_device(settings.device)
-    student = load_model(settings.student, device=device, precision=settings.precision)
+    student = load_model(settings.student, device=training_device(settings.device), precision=settings.precision)
     if not needs_teacher(objective):
         return student, None
     assert settings.teacher is not None
-    dtype = inference_dtype(device, None if settings.teacher_8bit else settings.teacher, settings.precision)
-    teacher = load_model(settings.teacher, device=device, dtype=dtype, eight_bit=settings.teacher_8bit)
+    teacher = load_frozen(
+        settings.teacher, device=settings.device, precision=settings.precision, eight_bit=settings.teacher_8bit
+    )
     require_same_tokenizer(student.tokenizer, teacher.tokenizer)
     return student, teacher
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.errors import ConfigError, first_line
 
 TENSORS = ("state1", "state2", "absmax1", "absmax2")  # of one parameter; what else there is follows from them
 
@@ -54,7 +54,7 @@ def _try(adam: Any, device: torch.device) -> None:
         adam([{"params": [parameter], "optim_bits": 8}]).step()
     except (RuntimeError, NotImplementedError, OSError) as error:
         raise ConfigError(
-            f"bitsandbytes has no 8-bit AdamW for {device.type}: {str(error).splitlines()[0]}",
+            f"bitsandbytes has no 8-bit AdamW for {device.type}: {first_line(error)}",
             hint="take -o optimizer=adamw, or another device",
         ) from error
 

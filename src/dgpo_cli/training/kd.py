@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from dgpo_cli.agent.agent import Agent
-from dgpo_cli.core.progress import Progress, Steps
+from dgpo_cli.core.progress import Progress, Say, Steps
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.types import Question
@@ -31,7 +31,7 @@ from dgpo_cli.training.learner import Learner
 from dgpo_cli.training.loop import Plan
 from dgpo_cli.training.run.kept_episodes import KeptEpisodes
 from dgpo_cli.training.run.lifecycle import TrainingResult, begin_with, smaller_next_time
-from dgpo_cli.training.run.open_run import OpenRun, Say
+from dgpo_cli.training.run.open_run import OpenRun
 from dgpo_cli.training.run.progress_line import glimpses
 from dgpo_cli.training.run.validation import evaluator, team
 from dgpo_cli.training.settings import KDSettings

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from dgpo_cli.agent.agent import Agent
-from dgpo_cli.core.progress import Progress, Steps
+from dgpo_cli.core.progress import Progress, Say, Steps
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.types import Question
 from dgpo_cli.formats.protocol import Protocol
@@ -28,7 +28,7 @@ from dgpo_cli.training.learner import Learner
 from dgpo_cli.training.loop import Plan
 from dgpo_cli.training.run.kept_episodes import KeptEpisodes
 from dgpo_cli.training.run.lifecycle import TrainingResult, begin_with, smaller_next_time
-from dgpo_cli.training.run.open_run import OpenRun, Say
+from dgpo_cli.training.run.open_run import OpenRun
 from dgpo_cli.training.run.progress_line import glimpses
 from dgpo_cli.training.run.validation import evaluator, team
 from dgpo_cli.training.settings import RLSettings

@@ -30,10 +30,7 @@ from dgpo_cli.objectives.base import Need, TrainedTokens
 from dgpo_cli.training.batch import Batch, Sample, micro_batches, pack
 from dgpo_cli.training.fsdp import split
 from dgpo_cli.training.learner import Learner, training_mode
-
-# Logits whose losses are computed at once, on a CPU and on CUDA: the former stay in its caches, the latter keep a GPU
-# busy for longer than a launch takes.
-BLOCK_LOGITS = (1 << 20, 1 << 24)
+from dgpo_cli.training.sizes.memory import BLOCK_LOGITS
 
 
 def optimizer_step(learner: Learner, samples: Sequence[Sample], *, policy: bool = True) -> dict[str, float]:

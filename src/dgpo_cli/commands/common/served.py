@@ -58,11 +58,9 @@ def model_server(
 def loaded_to_ask(console: Console, model: str, device: str, precision: Precision) -> tuple[LoadedModel, Codec]:
     """Weights and text of a model that answers; one that was never trained to search is told. Raises DgpoError."""
     from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.devices import inference_dtype, training_device
-    from dgpo_cli.models.load import load_model
+    from dgpo_cli.models.devices import load_frozen
 
-    where = training_device(device)
-    loaded = load_model(model, device=where, dtype=inference_dtype(where, model, precision))
+    loaded = load_frozen(model, device=device, precision=precision)
     if loaded.raw is not None:
         console.warn(loaded.raw)
     return loaded, Codec(loaded.tokenizer, loaded.protocol)

@@ -105,15 +105,14 @@ def measure(
 def _measured(settings: EvalSettings, server: ModelServer | None) -> MeasuredModel:
     from dgpo_cli.engine.registry import IN_PROCESS
     from dgpo_cli.evaluation.measured import MeasuredModel
-    from dgpo_cli.models.devices import inference_dtype, training_device
-    from dgpo_cli.models.load import load_model
+    from dgpo_cli.models.devices import load_frozen
 
     if server is not None:
         return MeasuredModel.served(server, settings.model, settings.format)
     # Other engines load the weights by themselves; here they only identify the model.
-    where = training_device(settings.device if settings.engine == IN_PROCESS else "cpu")
-    dtype = inference_dtype(where, settings.model, settings.precision)
-    return MeasuredModel.of(load_model(settings.model, device=where, dtype=dtype, form=settings.format))
+    where = settings.device if settings.engine == IN_PROCESS else "cpu"
+    loaded = load_frozen(settings.model, device=where, precision=settings.precision, form=settings.format)
+    return MeasuredModel.of(loaded)
 
 
 def show_report(console: Console, report: EvalReport) -> None:

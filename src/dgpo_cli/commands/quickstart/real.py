@@ -32,7 +32,7 @@ def run_real(
 ) -> None:
     """The short path, or with `rl` the longer one; says at the end how to talk to the model."""
     from dgpo_cli.core.config import to_toml
-    from dgpo_cli.offline.real import RealPath, recipe
+    from dgpo_cli.offline.real import RealPath
     from dgpo_cli.qa_sets.real import files
 
     if bench_dir is None:
@@ -42,8 +42,9 @@ def run_real(
         )
     sets = files(bench_dir)
     if dry_run:
-        console.print(to_toml(recipe()))
-        console.result(recipe() | {"sets": list(sets)})
+        settings = RealPath.default_recipe()
+        console.print(to_toml(settings))
+        console.result(settings | {"sets": list(sets)})
         return
     folders = (out.resolve(), bench_dir.resolve())
     work = RealPath(*folders, seed=seed, device=device, say=console.info, bar=console.progress)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 import time
-import urllib.parse
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from typing import Any
 
 from dgpo_cli.core import schema
 from dgpo_cli.core.config import setting
-from dgpo_cli.core.http import JsonClient, RequestFailed, RequestRefused
+from dgpo_cli.core.http import JsonClient, RequestFailed, RequestRefused, server_address
 from dgpo_cli.errors import ConfigError, ModelError
 
 _LISTED = schema.record({"id": schema.text(empty=False)})
@@ -64,13 +63,8 @@ class ModelServer:
 def base_url(location: str) -> str:
     """ "http://host:8000" to "http://host:8000/v1"; a path that is given stays. Raises ConfigError."""
     text = location.strip().rstrip("/").removesuffix("/completions")
-    try:
-        parsed = urllib.parse.urlsplit(text)
-        whole = parsed.scheme in ("http", "https") and parsed.hostname and (parsed.port or 1) > 0
-        whole = whole and not (parsed.username or parsed.password or parsed.query or parsed.fragment)
-    except ValueError:  # a port that is no number
-        whole, parsed = False, urllib.parse.urlsplit("")
-    if not whole:
+    parsed = server_address(text)
+    if parsed is None or parsed.username or parsed.password or parsed.query or parsed.fragment:
         raise ConfigError(
             f"{location.partition('@')[2] or location!r} is no address of a model server",
             hint="write it like http://host:8000/v1, without a key in it",

@@ -18,7 +18,7 @@ from dgpo_cli.core.hub_rows import hub_rows
 from dgpo_cli.core.records import parse_line
 from dgpo_cli.core.types import Passage
 from dgpo_cli.core.untrusted import LONGEST_PASSAGE, lines, open_file, overlong
-from dgpo_cli.errors import InputError
+from dgpo_cli.errors import InputError, first_line, reason
 
 FIELDS = ("id", "_id", "contents", "title", "text")
 HINT = "give a corpus: .jsonl or .parquet, .jsonl.gz, .jsonl.zst, hf:REPO:SPLIT, or a folder of texts"
@@ -82,8 +82,7 @@ class JsonLines:
                         share = min(1.0, max(1, raw.tell()) / size)
                     yield number, line, share
         except ERRORS as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise InputError(f"{self.path}: {reason}", hint=HINT) from error
+            raise InputError(f"{self.path}: {reason(error)}", hint=HINT) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ class Parquet:
                                 number += 1
                                 yield found_in(row, f"row {number}", min(1.0, number / total))
         except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{self.path}: {_first_line(error)}", hint=HINT) from error
+            raise InputError(f"{self.path}: {first_line(error)}", hint=HINT) from error
 
     def hash(self, digest: Digest) -> None:
         try:
@@ -197,7 +196,3 @@ def _line(line: bytes, place: str, share: float) -> Found:
     except InputError as error:
         return Found(place, share, problem=error.message.removeprefix(f"{place}: "))
     return found_in(row, place, share)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), repr(error))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dgpo_cli.core.folders import beside
 from dgpo_cli.core.hub import unreachable
-from dgpo_cli.errors import InputError
+from dgpo_cli.errors import InputError, first_line
 
 ENCODER = "intfloat/e5-base-v2"
 NAME = "wiki-18"
@@ -129,7 +129,7 @@ def _stopping() -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk, not of the hub
         raise InputError(
-            f"the download stopped: {_first_line(error)}", hint="the same command goes on from what is there"
+            f"the download stopped: {first_line(error)}", hint="the same command goes on from what is there"
         ) from error
 
 
@@ -170,12 +170,8 @@ def _listed(repo: str, name: str) -> HubFile:
     try:
         told = hf_hub_download(repo, name, repo_type="dataset", dry_run=True)
     except (OSError, HTTPError) as error:
-        raise InputError(f"{repo}/{name} cannot be fetched: {_first_line(error)}", hint="try again later") from error
+        raise InputError(f"{repo}/{name} cannot be fetched: {first_line(error)}", hint="try again later") from error
     assert not isinstance(told, str), "a dry run tells and fetches nothing"
     if told.file_size is None:
         raise InputError(f"the hub does not state the size of {repo}/{name}", hint="try again later")
     return HubFile(repo, name, told.file_size, told.commit_hash, None)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), repr(error))

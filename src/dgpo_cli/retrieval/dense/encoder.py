@@ -20,7 +20,7 @@ import numpy as np
 from dgpo_cli.core import schema
 from dgpo_cli.core.hub import quiet_loading, unreachable
 from dgpo_cli.core.machine import GIB, MARGIN, free_main
-from dgpo_cli.errors import ConfigError, RetrievalError
+from dgpo_cli.errors import ConfigError, RetrievalError, first_line
 from dgpo_cli.retrieval.device import device
 
 _E5 = re.compile(r"(?:^|[/_-])e5[_-]")
@@ -68,7 +68,7 @@ class Encoder:
             self._tokenizer, self._model, about = load_safely(AutoModel, config.encoder, offline=offline)
             self._model.eval()
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            what = f"it is not cached, and {reason}" if offline else next(iter(str(error).splitlines()), repr(error))
+            what = f"it is not cached, and {reason}" if offline else first_line(error)
             raise RetrievalError(
                 f"encoder {config.encoder!r} cannot be loaded: {what}",
                 hint="give --encoder a cached hub id, or a local folder with safetensors and a tokenizer",

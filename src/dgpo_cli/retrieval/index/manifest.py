@@ -14,7 +14,6 @@ from dgpo_cli.core.checksums import READ_WHOLE, file_digest, sample_digest
 from dgpo_cli.core.config import flat
 from dgpo_cli.core.folders import recover_to_read
 from dgpo_cli.core.locks import lock_beside
-from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.registry import RETRIEVERS, retriever_class
 
@@ -64,7 +63,7 @@ class Manifest:
         return _rebuild_command(directory, asdict(self))
 
     def write(self, directory: Path) -> None:
-        write_atomic(directory / FILE, to_json(checksums.sealed(asdict(self)), indent=1, ensure_ascii=True) + "\n")
+        checksums.write_sealed(directory / FILE, asdict(self))
 
 
 def describe_files(directory: Path) -> dict[str, IndexFile]:

@@ -10,7 +10,6 @@ from typing import Any
 from dgpo_cli.core import checksums, schema
 from dgpo_cli.core.folders import recover_to_read
 from dgpo_cli.core.locks import lock_beside
-from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.corpus.reader import CorpusReport
 from dgpo_cli.retrieval.dense import vectors
@@ -43,7 +42,7 @@ class Part:
         return {name: value for name, value in asdict(self).items() if name not in ("number", "rows", "files")}
 
     def write(self, directory: Path) -> None:
-        write_atomic(directory / FILE, to_json(checksums.sealed(asdict(self)), indent=1, ensure_ascii=True) + "\n")
+        checksums.write_sealed(directory / FILE, asdict(self))
 
     @property
     def report(self) -> CorpusReport:

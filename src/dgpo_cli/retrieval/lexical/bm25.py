@@ -20,12 +20,12 @@ import numpy as np
 from dgpo_cli.core.machine import num_cores
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
-from dgpo_cli.errors import InputError, RetrievalError
+from dgpo_cli.errors import RetrievalError
 from dgpo_cli.retrieval.index.store import PassageStore
 from dgpo_cli.retrieval.lexical.postings import Postings, Variant, build_postings
 from dgpo_cli.retrieval.lexical.ranking import contents, hits, require_bm25_range, sharing, top_rows, with_unscored
 from dgpo_cli.retrieval.lexical.vocabulary import Vocabulary, write_vocabulary
-from dgpo_cli.retrieval.lexical.words import Language, Tokenizer, WordTokenizer, with_words, words_of
+from dgpo_cli.retrieval.lexical.words import Language, Tokenizer, WordTokenizer, require_words, with_words, words_of
 
 # Passages from which on threads help: adding scores up holds the interpreter's lock, and the rest is short below.
 _THREADED = 500_000
@@ -66,11 +66,7 @@ class BM25Retriever:
             return build_postings(directory / _WRITING, texts, words, variant=config.variant, k1=config.k1, b=config.b)
 
         columns, state = with_words(config, postings)
-        if not columns.vocabulary:
-            raise InputError(
-                "no passage holds a word of two letters that is not a stop word",
-                hint="give -o stopwords=none, or a corpus with text in it",
-            )
+        require_words(bool(columns.vocabulary))
         engine = bm25s.BM25(method=config.variant, k1=config.k1, b=config.b)
         engine.scores = {"data": columns.data, "indices": columns.indices, "indptr": columns.indptr}
         engine.scores["num_docs"] = columns.rows

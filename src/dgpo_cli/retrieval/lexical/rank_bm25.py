@@ -17,10 +17,9 @@ import numpy as np
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
-from dgpo_cli.errors import InputError
 from dgpo_cli.retrieval.index.store import PassageStore
 from dgpo_cli.retrieval.lexical.ranking import contents, hits, require_bm25_range, top_rows, with_unscored
-from dgpo_cli.retrieval.lexical.words import Language, Tokenizer, with_words, words_of
+from dgpo_cli.retrieval.lexical.words import Language, Tokenizer, require_words, with_words, words_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +47,7 @@ class RankBM25Retriever:
     ) -> dict[str, Any]:
         """Writes nothing: scores are made when the index is opened. Raises InputError if no passage holds a word."""
         found, state = with_words(config, lambda words: sum(len(words.words(t)) for t in contents(store, progress)))
-        if not found:
-            raise InputError(
-                "no passage holds a word of two letters that is not a stop word",
-                hint="give -o stopwords=none, or a corpus with text in it",
-            )
+        require_words(found > 0)
         return state
 
     def __init__(self, _directory: Path, store: PassageStore, config: RankBM25Config, state: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, TypeVar
 
 from dgpo_cli.core.text import composed
+from dgpo_cli.errors import InputError
 from dgpo_cli.retrieval.lexical import scripts
 
 Language = Literal[
@@ -91,6 +92,15 @@ class WordTokenizer:
 
 
 Made = TypeVar("Made")
+
+
+def require_words(found: bool) -> None:
+    """Raises InputError where no passage holds a word."""
+    if not found:
+        raise InputError(
+            "no passage holds a word of two letters that is not a stop word",
+            hint="give -o stopwords=none, or a corpus with text in it",
+        )
 
 
 def with_words(config: WordConfig, make: Callable[[WordTokenizer], Made]) -> tuple[Made, dict[str, Any]]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 import random
 import time
-import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from dgpo_cli.core.http import JsonClient, RequestFailed, RequestRefused
+from dgpo_cli.core.http import JsonClient, RequestFailed, RequestRefused, server_address
 from dgpo_cli.core.schema import Mismatch, either, maybe, number, record, require, text, whole
 from dgpo_cli.core.types import Hit, Passage
 from dgpo_cli.core.untrusted import LONGEST_PASSAGE
@@ -57,12 +56,8 @@ def split_urls(location: str) -> list[str]:
     """ "http://a,http://b" to the addresses of their /retrieve. Raises ConfigError for anything but http(s)."""
     urls = []
     for part in filter(None, (part.strip().rstrip("/") for part in location.split(","))):
-        try:
-            parsed = urllib.parse.urlsplit(part)
-            whole = parsed.scheme in ("http", "https") and parsed.hostname and (parsed.port or 1) > 0
-        except ValueError:  # a port that is no number
-            whole = False
-        if not whole:
+        parsed = server_address(part)
+        if parsed is None:
             raise ConfigError(f"{part!r} is no address of a search server", hint="write it like http://host:8000")
         urls.append(part if parsed.path.endswith("/retrieve") else f"{part}/retrieve")
     return list(dict.fromkeys(urls))

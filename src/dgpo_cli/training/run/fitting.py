@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 from dgpo_cli.core import schema
 from dgpo_cli.core.machine import GIB
+from dgpo_cli.core.progress import Say
 from dgpo_cli.core.records import to_json, write_atomic
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.engine.base import Engine, Sampling, SlotId
@@ -14,7 +15,6 @@ from dgpo_cli.training.learner import Learner
 from dgpo_cli.training.run.fit import Attempt, Memory, SizeSearch, largest_micro_batch
 
 FILE = "fit.json"
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

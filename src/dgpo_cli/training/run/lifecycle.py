@@ -16,7 +16,7 @@ from dgpo_cli.core import folders
 from dgpo_cli.core.disk import check_space
 from dgpo_cli.core.out_of_memory import is_out_of_memory
 from dgpo_cli.core.run_dir import FollowedRun, RunDir
-from dgpo_cli.errors import ConfigError, DgpoError, TrainingError
+from dgpo_cli.errors import ConfigError, DgpoError, TrainingError, first_line
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.devices import world
 from dgpo_cli.models.load import save_model
@@ -72,7 +72,7 @@ def smaller_next_time(run: RunDir, settings: TrainSettings) -> Iterator[None]:
         sizes = halved(settings)
         if world().first and not settings.fit:
             keep_sizes(run.path, sizes)
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        first = first_line(error)[:120]
         again = f"the same command goes on from the last saved state with {as_options(sizes)}"
         if settings.fit:
             again = "what was saved is kept; start again with a smaller -o fit_gib, or without --fit"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dgpo_cli.core.progress import Steps
+from dgpo_cli.core.progress import Say, Steps
 from dgpo_cli.core.run_dir import RunDir
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dgpo_cli.core.figures import percent
 from dgpo_cli.core.schema import is_number
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.types import Question
+from dgpo_cli.training.source import Roll
 
 # The first of each group that a run logs is shown; `eval_em` and `eval_nll` are added with the best so far.
 _KL = {
@@ -19,8 +20,6 @@ _KL = {
     **dict.fromkeys(("reverse_kl", "forward_kl", "kl_to_target", "kl", "behavior_kl"), "KL"),
 }
 EPISODE_EVERY_S = 300.0  # ours, between two episodes that are shown
-
-Roll = Callable[[Sequence[tuple[Question, int]]], list[Trajectory]]
 
 
 class TrainingLine:

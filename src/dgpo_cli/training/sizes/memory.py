@@ -17,9 +17,10 @@ CUDA_CONTEXT = 1.0e9  # assumed: context, kernels and workspaces of the librarie
 FRAGMENTATION = 0.05  # assumed: share of the rest that PyTorch's caching allocator holds without using it
 LIBRARIES = 0.5e9  # measured, without a GPU: PyTorch and transformers, and what small blocks leave in the allocator
 SAMPLED_LOGITS = 1 << 23  # turned into tokens at once (engine/sampling.py), four float32 buffers of them
-# Logits whose losses are computed at once, on a CPU and on CUDA (training/step.py), and the float32 buffers of that
-# size that are alive at its highest, counted in the code of the losses (docs/plan.md).
+# Logits whose losses are computed at once (training/step.py), on a CPU, in whose caches they stay, and on CUDA, where
+# they keep a GPU busy for longer than a launch takes (models/ways.py may give others).
 BLOCK_LOGITS = (1 << 20, 1 << 24)
+# Float32 buffers of that size that are alive at its highest, counted in the code of the losses (docs/plan.md).
 _BUFFERS_CE, _BUFFERS_POLICY, _BUFFERS_KD, _BUFFERS_FULL_KL = 3.0, 3.25, 4.25, 5.25
 
 

@@ -12,7 +12,7 @@ from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.core.trajectory import Trajectory, attempt_key, refuse_broken_search, write_trajectories
+from dgpo_cli.core.trajectory import Trajectory, attempts, refuse_broken_search, write_trajectories
 from dgpo_cli.core.types import Question
 from dgpo_cli.engine.turnwise.model_server import ModelServer
 from dgpo_cli.formats.abstention import is_unanswerable
@@ -97,17 +97,19 @@ def _teacher(
     from dgpo_cli.engine.registry import IN_PROCESS, loading_engine
     from dgpo_cli.engine.turnwise.opening import served_engine
     from dgpo_cli.models.codec import Codec
-    from dgpo_cli.models.devices import inference_dtype, training_device
-    from dgpo_cli.models.load import load_model, load_tokenizer
+    from dgpo_cli.models.devices import inference_dtype, load_frozen, training_device
+    from dgpo_cli.models.load import load_tokenizer
     from dgpo_cli.training.teacher.written import file_script, gold_script, written_engine
 
     retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
     rollout, seed = settings.rollout, settings.seed
     if not settings.written and settings.teacher_url is None and settings.engine == IN_PROCESS:
-        device = training_device(settings.device)
-        dtype = inference_dtype(device, None if settings.teacher_8bit else settings.teacher, settings.precision)
-        loaded = load_model(
-            settings.teacher, device=device, dtype=dtype, eight_bit=settings.teacher_8bit, form=settings.format
+        loaded = load_frozen(
+            settings.teacher,
+            device=settings.device,
+            precision=settings.precision,
+            eight_bit=settings.teacher_8bit,
+            form=settings.format,
         )
         protocol = _asked(settings, loaded.protocol, questions, trained=loaded.trained_with_protocol)
         codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, protocol))
@@ -175,28 +177,27 @@ def distill_data(
         "tokenizer": agent.codec.digest,
         **(origin or {}),
     }
-    pairs = [(question, sample) for question in questions for sample in range(samples)]
-    keys = [attempt_key(question, sample) for question, sample in pairs]
+    asked = attempts(questions, samples)
     failures: list[str] = []
     with RecordFile(folder / "episodes.jsonl", key="key", schema="trajectories", meta=meta) as records:
-        missing = [pair for pair, key in zip(pairs, keys, strict=True) if key not in records.keys]
-        before, right, made_now = len(pairs) - len(missing), 0, 0
+        missing = [pair for key, pair in asked.items() if key not in records.keys]
+        before, right, made_now = len(asked) - len(missing), 0, 0
 
         def tell(done: int, _: int, /, note: str = "") -> None:
             if progress is not None:
                 share = f"{percent(right / made_now)} right, " if made_now else ""
-                progress(before + done, len(pairs), share + note)
+                progress(before + done, len(asked), share + note)
 
         tell(0, len(missing))
         for trajectory in agent.finished(missing, progress=tell):
             if trajectory.failed_search is not None:  # the next call asks again
                 failures.append(trajectory.failed_search)
-                refuse_broken_search(failures, len(pairs))
+                refuse_broken_search(failures, len(asked))
                 continue
             records.append({"key": trajectory.key} | trajectory.to_json())
             made_now += 1
             right += trajectory.score is not None and trajectory.score.correct
-        place = {key: number for number, key in enumerate(keys)}
+        place = {key: number for number, key in enumerate(asked)}
         made = [t for t in records.made(Trajectory.from_json) if t.key in place]
     made.sort(key=lambda t: place[t.key])
     taken = [t for t in made if kept(t, keep, agent.codec, always_search=always_search)]

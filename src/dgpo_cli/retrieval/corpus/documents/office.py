@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dgpo_cli.core.extras import require
+from dgpo_cli.errors import first_line
 from dgpo_cli.retrieval.corpus.documents.document import Budget, Document, Section, Unreadable
 from dgpo_cli.retrieval.corpus.documents.html import read_html
 from dgpo_cli.retrieval.corpus.documents.tables import MOST_CELLS, table
@@ -39,7 +40,7 @@ def _by_library(content: bytes, module: str, kind: str, read: Callable[[io.Bytes
     except Unreadable:
         raise
     except Exception as error:  # a malformed file raises the libraries' own errors and builtins of every kind
-        raise Unreadable(f"broken {kind} ({next(iter(str(error).splitlines()), repr(error))[:80]})") from error
+        raise Unreadable(f"broken {kind} ({first_line(error)[:80]})") from error
 
 
 def _word(package: io.BytesIO) -> Document:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dgpo_cli.core.extras import require
+from dgpo_cli.errors import first_line
 from dgpo_cli.retrieval.corpus.documents.document import Document, Section, Unreadable, writable
 
 _HYPHENATED = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
@@ -29,7 +30,7 @@ def read_pdf(content: bytes) -> Document:
     except Unreadable:
         raise
     except Exception as error:  # a malformed PDF raises pypdf's own errors and builtins of every kind
-        raise Unreadable(f"broken PDF ({next(iter(str(error).splitlines()), repr(error))[:80]})") from error
+        raise Unreadable(f"broken PDF ({first_line(error)[:80]})") from error
     return Document(writable(title).strip(), [Section("", writable(text))])
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.extras import require
+from dgpo_cli.core.http import server_address
 from dgpo_cli.errors import ConfigError, RetrievalError
 
 CONNECT_S = 10.0
@@ -55,18 +55,14 @@ def checked_uri(uri: str) -> str:
         if not uri.endswith(".db") or uri == ".db":
             raise ConfigError(f"uri = {uri!r} is neither a file FILE.db nor a server's address", hint=allowed)
         return str(Path(uri).resolve())
-    try:
-        parsed = urllib.parse.urlsplit(uri)
-        whole = parsed.scheme in ("http", "https") and parsed.hostname and (parsed.port or 1) > 0
-    except ValueError:  # a port that is no number
-        raise ConfigError(f"uri = {uri!r} is no address of a Milvus server", hint=allowed) from None
+    parsed = server_address(uri)
+    if parsed is None:
+        raise ConfigError(f"uri = {uri!r} is no address of a Milvus server", hint=allowed)
     if parsed.username is not None or parsed.password is not None or parsed.query:
         raise ConfigError(
             "the address of the Milvus server holds a name, a password or a query, which the index would keep",
             hint="leave them out, and put TOKEN or USER:PASSWORD into the environment variable DGPO_MILVUS_TOKEN",
         )
-    if not whole:
-        raise ConfigError(f"uri = {uri!r} is no address of a Milvus server", hint=allowed)
     return uri.rstrip("/")
 
 
