@@ -1,6 +1,7 @@
 """Chat templates are programs that come with a model: run here within limits of work, memory and output.
 
-Jinja's sandbox keeps them from everything but computing; it limits neither their time nor their output.
+Jinja's sandbox keeps them from everything but computing; it limits neither their time nor their output. Steps in Python
+are counted; a single operation that could take for ever is refused before it begins, since nothing can stop it then.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import re
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,7 +22,13 @@ from dgpo_cli.errors import ModelError, first_line
 HINT = "use another tokenizer, or mend the chat_template of this one"
 MOST_STEPS = 5_000_000  # lines of Python, compiling included; templates of released models take under 500,000
 LONGEST = 1_000_000  # characters; the text around one message
+MOST_SECONDS = 10.0  # of the processor; a step may copy a long text
 MOST_MEMORY = 1 << 31  # bytes beyond those that the process has mapped
+_MOST_BITS = 4_096  # of a number
+_LOOKED = 8  # steps between two looks at the clock
+_WIDE = re.compile(r"\d{4}|\*")  # a width or a precision in a format that no template needs
+# Filters whose work has no limit, or grows faster than the text; templates do without them.
+_LEFT_OUT = ("pprint", "round", "urlize", "wordwrap")
 _STATUS = re.compile(r"VmSize:\s+(\d+) kB")
 
 
@@ -57,6 +65,13 @@ def conversation_text(
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset({"*", "**", "%"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            _refuse_endless(operator, left, right)
+            return super().call_binop(context, operator, left, right)
+
     class Generation(Extension):
         """`{% generation %}` marks what an assistant wrote, and writes nothing itself."""
 
@@ -69,10 +84,17 @@ def conversation_text(
     def refuse(message: str) -> None:
         raise ValueError(message)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    for name in _LEFT_OUT:
+        del environment.filters[name]
+    formatted = environment.filters["format"]
+
+    def form(value: object, *given: Any, **named: Any) -> object:
+        _refuse_endless("%", str(value), None)
+        return formatted(value, *given, **named)
+
+    environment.filters["format"] = form
+    environment.filters["tojson"] = lambda value, **how: json.dumps(value, **{"ensure_ascii": False} | how)
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: (now or datetime.now()).strftime(form)
     return environment.from_string(template).render(
@@ -80,15 +102,32 @@ def conversation_text(
     )
 
 
+def _refuse_endless(operator: str, left: Any, right: Any) -> None:
+    """Raises ValueError for a product, a power or a format whose result is larger than any template needs."""
+    if operator == "%":
+        endless = isinstance(left, str) and _WIDE.search(left) is not None
+    elif isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length()
+        endless = (bits + right.bit_length() if operator == "*" else bits * abs(right)) > _MOST_BITS
+    else:  # a text or a list, so many times
+        times = [side for side in (left, right) if isinstance(side, int)]
+        repeated = [side for side in (left, right) if isinstance(side, str | list | tuple)]
+        endless = bool(times and repeated) and times[0] * len(repeated[0]) > LONGEST
+    if endless:
+        raise ValueError(f"its {operator} gives too large a result")
+
+
 @contextmanager
 def _few_steps() -> Iterator[None]:
-    steps = 0
+    steps, began = 0, time.thread_time()
 
     def count(_frame: FrameType, _event: str, _argument: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps > MOST_STEPS:
             raise _Endless(f"it does not end within {MOST_STEPS:,} steps")
+        if steps % _LOOKED == 0 and time.thread_time() - began > MOST_SECONDS:
+            raise _Endless(f"it does not end within {MOST_SECONDS:g} seconds")
         return count
 
     before = sys.gettrace()

@@ -102,11 +102,10 @@ class Frames:
     def _conversation(self, messages: list[dict[str, str]], given: Sequence[Mapping[str, Any]]) -> str:
         """The conversation as the template renders it, on the protocol's date if it has one."""
         tokenizer, date = self._tokenizer, self._protocol.date
-        tools: Any = [dict(tool) for tool in given] or None
-        if date is not None:  # transformers always uses today's date
-            template, special = tokenizer.get_chat_template(tools=tools), tokenizer.special_tokens_map
-            return conversation_text(template, messages, special, tools=tools, now=datetime.fromisoformat(date))
-        return cast(
-            str,
-            tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False),
+        return conversation_text(
+            tokenizer.get_chat_template(tools=cast(Any, given or None)),
+            messages,
+            tokenizer.special_tokens_map,
+            tools=given or None,
+            now=None if date is None else datetime.fromisoformat(date),
         )

@@ -15,7 +15,7 @@ from dgpo_cli.core import schema
 from dgpo_cli.core.untrusted import read_text
 from dgpo_cli.errors import ModelError
 from dgpo_cli.models import hub
-from dgpo_cli.models.chat_template import HINT, conversation_text
+from dgpo_cli.models.chat_template import HINT
 from dgpo_cli.models.sources import ModelSource, resolve
 from dgpo_cli.models.tokenizer_errors import require_light, tokenizer_errors
 
@@ -90,24 +90,6 @@ class TokenizerFile:
         template = self._templates.get("tool_use" if tools else "default", self.chat_template)
         assert template is not None
         return template
-
-    def apply_chat_template(
-        self,
-        conversation: Sequence[Mapping[str, str]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool,
-        tokenize: bool = False,
-    ) -> str:
-        """The text of a conversation, as transformers renders it."""
-        assert not tokenize
-        return conversation_text(
-            self.get_chat_template(tools=tools),
-            conversation,
-            self.special_tokens_map,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-        )
 
 
 def tokenizer_file(name: str | ModelSource) -> PreTrainedTokenizerBase:
