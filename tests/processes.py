@@ -1,12 +1,14 @@
-"""Several processes that work together, forked from the test's own so that nothing is imported twice."""
+"""Processes that are forked from the test's own, so that nothing is imported twice."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -63,3 +65,36 @@ def _work(
     queue.close()
     queue.join_thread()
     os._exit(0)
+
+
+def forked(folder: Path, *arguments: object, prepare: Callable[[], object] | None = None) -> tuple[int, list[str]]:
+    """Status, negative for a signal, and lines of the command in a copy of this process, in which `prepare` was called.
+
+    It works in `folder`, unless `prepare` goes elsewhere.
+    """
+    output = folder / "output"
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        from dgpo_cli.cli import main
+
+        status = 99
+        try:
+            os.chdir(folder)
+            told = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for stream in (1, 2):
+                os.dup2(told, stream)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            if prepare is not None:
+                prepare()
+            main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status, output.read_text().splitlines()

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, NoReturn, cast
 
@@ -130,6 +131,10 @@ def root(
     **chat**. All of it offline, in minutes: **dgpo quickstart**; from your own documents: **dgpo learn**.
     """
     tell_logged()
+    if has_surrogates(folder := str(Path.cwd())):
+        raise ConfigError(
+            f"the working folder is {file_name(folder)}: not UTF-8", hint="rename it: records hold paths as text"
+        )
     if fault := launch_fault():
         raise ConfigError(
             f"{fault}: no place of a process among those of a launch",
@@ -236,9 +241,19 @@ def _fail_by_system(error: OSError) -> NoReturn:
         _fail(f"no permission: {where}", "give a place that you may read and write")
     if error.errno in _BAD_DISK:
         _fail(f"the disk fails: {where}", "see to the disk or its connection; what was saved is kept")
+    if error.errno == errno.ENOENT and not error.filename and not _has_working_folder():
+        _fail("the folder in which this command works is gone", "change into a folder that is there")
     if error.errno in _WRONG_PATH and error.filename:
         _fail(where, "check the path")
     raise error
+
+
+def _has_working_folder() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _fail_memory() -> NoReturn:

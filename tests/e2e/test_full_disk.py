@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from tests.folder_contents import contents, difference
+from tests.processes import forked
 from tests.retrieval_corpora import write_corpus
 from tests.tiny_encoder import WORDS, make_encoder
 
@@ -38,34 +37,6 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for _ in range(mounted):
         subprocess.run(["umount", str(place)], check=True)
-
-
-def forked(folder: Path, *arguments: object) -> tuple[int, list[str]]:
-    """Status, negative for a signal, and error lines of the command in a copy of this process."""
-    output = folder / "output"
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        from dgpo_cli.cli import main
-
-        status = 99
-        try:
-            os.chdir(folder)
-            told = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            for stream in (1, 2):
-                os.dup2(told, stream)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            main([str(argument) for argument in arguments])
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return status, output.read_text().splitlines()
 
 
 @pytest.mark.parametrize("retriever", ["bm25", "dense"])

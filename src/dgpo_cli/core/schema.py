@@ -53,7 +53,8 @@ def read_record(
     try:
         value = parse_json(read_bytes(path, most), f"{path} is damaged")
     except InputError as problem:
-        raise error(problem.message, hint=hint) from problem
+        unread = isinstance(problem.__cause__, OSError)  # which says nothing against its content
+        raise error(problem.message, hint=problem.hint if unread else hint) from problem
     return check(value, kind, f"{path} is damaged", hint=hint, error=error)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ from dgpo_cli.core.schema import map_of, read_record, record, text
 # What is remembered; `model` is what eval, chat and export take, `student` where rl starts,
 # `bench` what eval asks, from the files in `bench_dir`.
 KEYS = ("index", "questions", "trajectories", "teacher", "student", "model", "last_run", "bench", "bench_dir")
+_log = logging.getLogger(__name__)
 _WAIT_S = 10.0  # others hold it for a moment
 
 _WORKSPACE = map_of(record({"value": text(empty=False), "by": text(), "at": text()}))
@@ -40,7 +43,16 @@ class Workspace:
         return content
 
     def remember(self, *, by: str, **values: str | Path | None) -> None:
-        """Keep values under KEYS; None forgets one. `by` is the command, for the next one's message."""
+        """Keep values under KEYS; None forgets one. `by` is the command, for the next one's message.
+
+        Warns where nothing can be kept here: what the command made is there all the same.
+        """
+        try:
+            self._remember(by, values)
+        except PermissionError as error:
+            _log.warning("the next command will not know of this one by itself: %s: %s", error.strerror, error.filename)
+
+    def _remember(self, by: str, values: Mapping[str, str | Path | None]) -> None:
         with Lock(lock_inside(self.path.parent), self.path, wait_s=_WAIT_S):  # values that another command stored stay
             folders.sweep(self.path.parent)
             content = self._read()

@@ -21,6 +21,7 @@ from dgpo_cli.core import folders, schema
 from dgpo_cli.core.extras import require
 from dgpo_cli.core.hub import quiet_loading
 from dgpo_cli.core.locks import Lock
+from dgpo_cli.core.machine_faults import pass_on
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.untrusted import parse_json
 from dgpo_cli.errors import DgpoError, InputError, ModelError, first_line
@@ -153,9 +154,10 @@ def _write(path: Path, header: Header, folder: Path, digest: str) -> None:
             write_atomic(folder / PROTOCOL_FILE, json.dumps(protocol.to_json(), indent=1, ensure_ascii=False) + "\n")
     except InputError as error:
         raise ModelError(f"the agent text of {path}: {error.message}", hint="export it again") from error
-    except (DgpoError, MemoryError):
+    except DgpoError:
         raise
     except Exception as error:  # the libraries raise errors of many kinds for a file that is not what it says
+        pass_on(error)
         reason = first_line(error)
         raise ModelError(f"{path} cannot be read: {reason}", hint="download or convert it again") from error
     write_atomic(folder / RECORD_FILE, json.dumps(_record(path, header, digest), indent=1, ensure_ascii=False) + "\n")

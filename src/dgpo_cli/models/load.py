@@ -27,6 +27,7 @@ from transformers import (
 from dgpo_cli.core import checksums, folders, schema
 from dgpo_cli.core.device import Precision
 from dgpo_cli.core.hub import quiet_loading
+from dgpo_cli.core.machine_faults import require_openable
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import ModelError
 from dgpo_cli.formats.protocol import PROTOCOL_FILE, Protocol
@@ -152,6 +153,7 @@ def _require_readable(source: ModelSource, device: torch.device) -> None:
     folder = Path(source.location)
     if not source.local:
         return
+    require_openable(folder)
     elsewhere = [] if any(folder.glob("*.safetensors")) else sorted(folder.glob("*.gguf"))
     if elsewhere:
         file = elsewhere[0]

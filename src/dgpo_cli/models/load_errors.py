@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Iterator
 
 import torch
 from safetensors import SafetensorError
 
+from dgpo_cli.core.machine_faults import pass_on
 from dgpo_cli.errors import DgpoError, ModelError, first_line
 
 
 def explain(error: Exception, location: str, *, local: bool) -> Exception:
-    """The error to raise for `error`; one of ours, and one of the disk, stays as it is."""
+    """The error to raise for `error`; one of ours stays as it is. Raises a fault of the machine."""
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     causes = list(_causes(error))
     if isinstance(error, DgpoError):
         return error
-    for cause in causes:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return cause
     if _any(causes, torch.OutOfMemoryError):
         return ModelError(
             f"{location} does not fit into the device's memory", hint="load it in 8 bit, or take a smaller one"
         )
+    pass_on(error)
     if _any(causes, GatedRepoError):
         return ModelError(f"{location} is gated", hint="accept its licence on its hub page, then run `hf auth login`")
     if _any(causes, RepositoryNotFoundError):

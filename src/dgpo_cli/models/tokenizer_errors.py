@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from dgpo_cli.core.machine_faults import pass_on
 from dgpo_cli.errors import DgpoError, ModelError, first_line
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def tokenizer_errors(location: str, problem: str = "has a tokenizer that cannot 
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        pass_on(error)
         reason = first_line(error)
         raise ModelError(f"{location} {problem}: {reason[:200]}", hint=_HINT) from error
 

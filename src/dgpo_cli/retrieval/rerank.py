@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dgpo_cli.core.config import setting
 from dgpo_cli.core.hub import unreachable
+from dgpo_cli.core.machine_faults import pass_on
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import ConfigError, RetrievalError, first_line
 from dgpo_cli.retrieval.base import Retriever
@@ -64,7 +65,8 @@ class Reranked:
             self._tokenizer, self._model, about = load_safely(
                 AutoModelForSequenceClassification, config.model, offline=reason is not None
             )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            pass_on(error)
             what = f"it is not cached, and {reason}" if reason else first_line(error)
             raise RetrievalError(
                 f"reranker {config.model!r} cannot be loaded: {what}",

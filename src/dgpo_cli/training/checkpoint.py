@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dgpo_cli.core import checksums, folders
+from dgpo_cli.core.machine_faults import pass_on
 from dgpo_cli.core.records import to_json
 from dgpo_cli.core.schema import ANYTHING, map_of, record, require, text, whole
 from dgpo_cli.core.untrusted import parse_json
@@ -121,6 +122,7 @@ def load_latest(directory: Path, learner: Learner) -> tuple[int, dict[str, Any]]
         if learner.replay is not None:
             learner.replay.load(path / "replay.jsonl")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError, InputError) as error:
+        pass_on(error)
         older = f"delete that folder to go on from {states[-2].name}, or " if states[1:] else ""
         raise InputError(
             f"the saved state {path} cannot be used: {error}", hint=f"{older}start again with --fresh"

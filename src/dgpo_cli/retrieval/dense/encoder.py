@@ -20,6 +20,7 @@ import numpy as np
 from dgpo_cli.core import schema
 from dgpo_cli.core.hub import quiet_loading, unreachable
 from dgpo_cli.core.machine import GIB, MARGIN, free_main
+from dgpo_cli.core.machine_faults import pass_on, require_openable
 from dgpo_cli.errors import ConfigError, RetrievalError, first_line
 from dgpo_cli.retrieval.device import device
 
@@ -67,7 +68,8 @@ class Encoder:
         try:
             self._tokenizer, self._model, about = load_safely(AutoModel, config.encoder, offline=offline)
             self._model.eval()
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            pass_on(error)
             what = f"it is not cached, and {reason}" if offline else first_line(error)
             raise RetrievalError(
                 f"encoder {config.encoder!r} cannot be loaded: {what}",
@@ -165,6 +167,7 @@ def load_safely(kind: Any, name: str, *, offline: bool) -> tuple[Any, Any, Mappi
 
 def _require_room(name: str, offline: bool) -> None:
     """Checks a folder; a model of the hub is checked once it is downloaded."""
+    require_openable(Path(name))
     size = sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
     if not size:
         return

@@ -18,6 +18,7 @@ import numpy as np
 
 from dgpo_cli.core import folders, schema
 from dgpo_cli.core.checksums import file_digest, is_broken, sealed
+from dgpo_cli.core.machine_faults import pass_on
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import RetrievalError
@@ -114,6 +115,7 @@ def open_vectors(directory: Path, rows: int) -> np.ndarray:
     try:
         vectors = open_array(file)
     except (OSError, ValueError) as error:
+        pass_on(error)
         raise RetrievalError(f"{file} is damaged: {error}", hint=again) from error
     if vectors.dtype != np.float16 or vectors.ndim != 2 or len(vectors) != rows:
         raise RetrievalError(f"{file}: {vectors.shape} {vectors.dtype} for {rows} passages", hint=again)

@@ -12,6 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
+from dgpo_cli.core.machine_faults import pass_on
 from dgpo_cli.core.schema import require, text
 from dgpo_cli.core.types import Passage
 from dgpo_cli.core.untrusted import parse_json
@@ -84,6 +85,7 @@ class PassageStore:
             with open(self._file, "rb") as stream:
                 self._bytes = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
+            pass_on(error)
             raise self._damaged(f"and {OFFSETS} cannot be opened: {error}") from error
         if self._offsets.dtype != np.int64 or self._offsets.ndim != 1 or not len(self._offsets):
             raise self._damaged(f"has offsets of another form: {self._offsets.dtype} {self._offsets.shape}")

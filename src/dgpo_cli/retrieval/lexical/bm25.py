@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dgpo_cli.core.machine import num_cores
+from dgpo_cli.core.machine_faults import pass_on
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import RetrievalError
@@ -85,6 +86,7 @@ class BM25Retriever:
             self._engine = bm25s.BM25.load(directory / FOLDER, mmap=True, load_vocab=False, show_progress=False)
             self._vocabulary = Vocabulary(directory / FOLDER)
         except (OSError, ValueError, KeyError, TypeError) as error:
+            pass_on(error)
             raise self._damaged(f"cannot be opened: {error}") from error
         if self._engine.scores["num_docs"] != len(store):
             raise self._damaged(f"is over {self._engine.scores['num_docs']} passages, the index holds {len(store)}")
