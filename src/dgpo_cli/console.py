@@ -17,7 +17,6 @@ import rich.box
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, RenderableType
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
@@ -84,7 +83,7 @@ class Console:
             self._line(self._err, visible(text), "dim")
 
     def warn(self, text: str) -> None:
-        self._line(self._err, f"[yellow]warning:[/yellow] {escape(visible(text))}", None, markup=True)
+        self._line(self._err, Text.assemble(("warning:", "yellow"), f" {visible(text)}"), None)
 
     def print(self, text: str = "", style: str | None = None) -> None:
         """A line of the human-readable result; nothing with --json."""
@@ -98,9 +97,9 @@ class Console:
                 self._out.print(f"{'next:' if not place else '     '} {visible(command)}", markup=False, soft_wrap=True)
 
     @staticmethod
-    def _line(to: RichConsole, text: str, style: str | None, *, markup: bool = False) -> None:
+    def _line(to: RichConsole, text: str | Text, style: str | None) -> None:
         """A terminal gets lines that end between words; what goes elsewhere is left as it is."""
-        to.print(text, style=style, markup=markup, soft_wrap=not to.is_terminal)
+        to.print(text, style=style, markup=False, soft_wrap=not to.is_terminal)
 
     def paragraph(self, text: str, *, indent: int = 0, style: str | None = None, lines: int | None = None) -> None:
         """Text of any length, `indent` blanks before each of its lines; of one line alone, an ellipsis for the rest."""
@@ -126,7 +125,7 @@ class Console:
 
     def ask(self, prompt: str) -> str:
         """One line from the user. Raises EOFError at the end of the input."""
-        return self._out.input(f"[bold]{escape(visible(prompt))}[/bold]")
+        return self._out.input(Text(visible(prompt), "bold"))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Numbers to the right, text to the left; nothing with --json.
@@ -142,7 +141,7 @@ class Console:
         numeric = [bool(rows) and all(_numeric(row[place]) for row in rows) for place in range(len(columns))]
         for number, part in enumerate(_parts([columns, *cells], self.width)):
             table = Table(
-                title=escape(visible(title)) if title and not number else None,
+                title=Text(visible(title), "table.title") if title and not number else None,
                 title_justify="left",
                 box=rich.box.SIMPLE_HEAD,
                 padding=(0, 1, 0, 0),
@@ -150,10 +149,10 @@ class Console:
             )
             for place, width in part:
                 table.add_column(
-                    escape(columns[place]), justify="right" if numeric[place] else "left", width=width, overflow="fold"
+                    Text(columns[place]), justify="right" if numeric[place] else "left", width=width, overflow="fold"
                 )
             for row in cells:
-                table.add_row(*(escape(row[place]) for place, _ in part))
+                table.add_row(*(Text(row[place]) for place, _ in part))
             self._out.print(table, crop=False)
 
     def result(self, values: Mapping[str, Any]) -> None:
@@ -177,7 +176,7 @@ class Console:
 
     def _bar(self, description: str, unit: str) -> Iterator[ProgressCallback]:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=max(8, min(40, self._err.width - 62))),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -186,7 +185,7 @@ class Console:
             TextColumn("left"),
         )
         with _NotedProgress(*columns, console=self._err, transient=True) as bar:
-            task = bar.add_task(escape(visible(description)), total=None, rate="")
+            task = bar.add_task(visible(description), total=None, rate="")
 
             def update(done: int, total: int, /, note: str = "") -> None:
                 speed = bar.tasks[task].speed

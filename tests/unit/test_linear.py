@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from collections.abc import Callable
 
 import pytest
 
+from dgpo_cli.console import Console, _Door
 from dgpo_cli.core.text import composed, contains_answer, f1, normalize_answer, text_key
 from dgpo_cli.core.types import Passage
 from dgpo_cli.core.untrusted import visible, visible_json
@@ -132,6 +134,28 @@ def test_readers_of_text_are_linear(reader: str, shape: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_reader_of_pages_is_linear(page: str) -> None:
     refuse_growth(lambda text: _document(text, ".html"), PAGES[page], (150_000, 300_000, 600_000))
+
+
+def _terminal() -> Console:
+    console = Console()
+    for name in ("_out", "_err"):
+        setattr(console, name, _Door(file=io.StringIO(), force_terminal=True, width=80, highlight=False, emoji=False))
+    return console
+
+
+SHOWN: dict[str, Callable[[str], object]] = {
+    "warn": lambda text: _terminal().warn(text),
+    "print": lambda text: _terminal().print(text),
+    "paragraph": lambda text: _terminal().paragraph(text, indent=2),
+    "stream": lambda text: _terminal().stream(text),
+    "table": lambda text: _terminal().table(text, [text, "b"], [[text, "x"]]),
+}
+
+
+@pytest.mark.parametrize("shape", ["\\", "[", "[red]", "a ", "e\u0301", " "])
+@pytest.mark.parametrize("show", SHOWN)
+def test_what_a_terminal_shows_is_linear(show: str, shape: str) -> None:
+    refuse_growth(SHOWN[show], lambda n: shape * (n // len(shape)) + "x", (2_000, 4_000, 8_000))
 
 
 def test_the_measure_sees_a_quadratic_pattern() -> None:
