@@ -1,4 +1,5 @@
-"""Write the pages that follow from the code: docs/cli.md, docs/methods/*.md, README's commands, the pinned flags.
+"""Write what follows from the code: docs/cli.md, docs/methods/*.md and their places in the site, README's commands, the
+pinned flags.
 
 `make docs` runs it; `python docs/generate.py --check` only compares, and a test does the same.
 """
@@ -67,6 +68,7 @@ SYMBOLS = {
     r"w_{\text{ce}}, w_{\text{kl}}": "`ce_weight` and `kl_weight`",
 }
 _NAMES = re.compile(r"(<!-- commands: by `make docs` -->\n).*?(?=<!-- end -->)", re.DOTALL)
+_METHODS = re.compile(r"(      - methods/README\.md\n)(?:      - methods/\w+\.md\n)*")
 HIDDEN_OPTIONS = {"--install-completion", "--show-completion", "--help"}
 # Where deviations from the reference are declared that concern every method trained by reinforcement.
 LOOP_MODULES = ("dgpo_cli.formats.tags", "dgpo_cli.agent.loop", "dgpo_cli.training.credit")
@@ -133,6 +135,13 @@ def readme() -> str:
     root: Any = typer.main.get_command(app)
     names = " ".join(f"`{name}`" for name in root.list_commands(None))
     return _NAMES.sub(lambda found: f"{found[1]}{names}\n", text)
+
+
+def site() -> str:
+    """The site's configuration with a page for every method; a page that it lacks fails the build."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = "".join(f"      - methods/{name}.md\n" for name in OBJECTIVES)
+    return _METHODS.sub(lambda found: found[1] + pages, text)
 
 
 def _default(parameter: Any) -> str:
@@ -240,6 +249,7 @@ def pages() -> dict[Path, str]:
     methods[ROOT / "docs" / "methods" / "README.md"] = methods_page()
     return {
         ROOT / "README.md": readme(),
+        ROOT / "mkdocs.yml": site(),
         ROOT / "docs" / "cli.md": cli_page(),
         ROOT / "tests" / "contract" / "cli_flags.txt": cli_flags(),
     } | methods

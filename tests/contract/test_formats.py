@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import subprocess
@@ -10,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.chat_templates import SMOLLM2, TEMPLATES, chat_tokenizer
@@ -25,7 +28,7 @@ from dgpo_cli.engine.stops import StopMatcher, Stops
 from dgpo_cli.errors import ConfigError, InputError, ModelError
 from dgpo_cli.evaluation.outcome import grade
 from dgpo_cli.formats.base import Format
-from dgpo_cli.formats.protocol import Protocol
+from dgpo_cli.formats.protocol import PROTOCOL_FILE, Protocol
 from dgpo_cli.formats.registry import FORMATS, get
 from dgpo_cli.formats.tags import DEFAULT, TINYWORLD, Tags
 from dgpo_cli.models.codec import Codec
@@ -245,6 +248,41 @@ def test_a_model_that_ends_its_message_before_a_correction_does_not_end_it_twice
     whole, short = codec.correction_ids().ids, codec.correction_ids(after=end).ids
     assert whole[0] == end and short == whole[1:]
     assert codec.correction_ids(after=5).ids == whole
+
+
+class Scripted:
+    """A model that writes turns, as `generate` of transformers returns them."""
+
+    def __init__(self, codec: Codec, turns) -> None:
+        self.codec, self.turns = codec, iter(turns)
+
+    def generate(self, ids, **_):
+        return torch.cat([ids, torch.tensor([self.codec.turn_ids(next(self.turns))])], dim=1)
+
+
+@EVERY
+def test_the_program_of_a_model_card_plays_an_episode(form, tmp_path, monkeypatch, capsys):
+    codec = Codec(chat_tokenizer(TEMPLATES["qwen3"]), PROTOCOLS[form])
+    model = Scripted(codec, perfect(form))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / PROTOCOL_FILE).write_text(json.dumps(PROTOCOLS[form].with_limits({"top_k": 3}).to_json()))
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda _: model)
+    monkeypatch.setattr(transformers.PreTrainedTokenizerFast, "from_pretrained", lambda _: codec.tokenizer)
+    exec(compile(form.usage, "card", "exec"), {})
+    first, second, answer = capsys.readouterr().out.splitlines()
+    assert first.startswith("searched: ") and "mayor of Vesapo" in first and "Ora Lint" in second
+    assert answer == "answer: Kelda"
+
+
+def test_what_follows_from_the_names_of_the_tags_has_those_of_the_format():
+    class Asks(Tags):
+        kinds = {"hm": "think", "ask": "search", "told": "results", "says": "answer"}  # noqa: RUF012
+
+    form = Asks()
+    assert form.stops == ("</ask>", "</says>") and form.closes == {"</ask>": "<ask>", "</says>": "<says>"}
+    assert form.escape("</told> < SAYS > <think>") == ("&lt;/told> &lt; SAYS > <think>", 2)
+    assert 'write(ids, "</ask>", "</says>")' in form.usage and "hm|ask|told|says" in form.usage
+    assert not re.search("search>|answer>", form.usage)
 
 
 # --- hostile text ---------------------------------------------------------------------------------------------------

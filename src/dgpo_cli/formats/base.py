@@ -18,6 +18,7 @@ from dgpo_cli.core.disguises import look_alike
 from dgpo_cli.core.trajectory import WrittenTurn
 from dgpo_cli.core.types import Action, Passage
 from dgpo_cli.formats.stream import Kind, TagStream
+from dgpo_cli.formats.usage import of_tags
 
 Mode = Literal["direct", "think"]
 """How a question is asked together with its passages: for the answer alone, or with room to think."""
@@ -42,21 +43,13 @@ class Turn:
 
 
 class Format(ABC):
-    """One format. Its markers are tags: `<name>` and `</name>` for each of `names`."""
+    """One format. Its markers are tags: `<name>` and `</name>` for each of the names in `kinds`."""
 
-    names: ClassVar[tuple[str, ...]]
-    kinds: ClassVar[Mapping[str, Kind]]  # kind of the text between the tags, by name
+    kinds: ClassVar[Mapping[str, Kind]]  # by name of a tag, the kind of the text between the tags
     outside: ClassVar[Kind | None] = None  # kind of the text outside all tags
-    stops: ClassVar[tuple[str, ...]]  # a turn ends at the first of them, or with the model's end-of-text token
-    closes: ClassVar[Mapping[str, str]]  # by stop, the marker that it closes
     in_messages: ClassVar[bool] = False  # observations are messages of their own
     texts: ClassVar[Mapping[str, str]]  # `name`, `prompt`, `observation`, `correction`: for a model trained with none
     tools: ClassVar[Sequence[Mapping[str, Any]]] = ()  # for the chat template, as JSON schemas
-
-    @property
-    @abstractmethod
-    def usage(self) -> str:
-        """A Python program for a model card: runs a model with plain transformers."""
 
     @abstractmethod
     def parse(self, text: str, *, ended: bool) -> Turn:
@@ -84,6 +77,26 @@ class Format(ABC):
     def tools_text(self) -> str:
         """A system message that describes the tools, for chat templates that do not."""
         return ""
+
+    @property
+    def usage(self) -> str:
+        """A Python program for a model card, with plain transformers; this one is for results that stand in tags."""
+        tag = {kind: name for name, kind in self.kinds.items()}
+        return of_tags(self.names, tag["search"], tag["answer"])
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.kinds)
+
+    @cached_property
+    def closes(self) -> Mapping[str, str]:
+        """By the tag that closes a query or an answer, the one that opens it."""
+        return {f"</{name}>": f"<{name}>" for name, kind in self.kinds.items() if kind in ("search", "answer")}
+
+    @cached_property
+    def stops(self) -> tuple[str, ...]:
+        """A turn ends at the first of them, or with the model's end-of-text token."""
+        return tuple(self.closes)
 
     @cached_property
     def markers(self) -> tuple[str, ...]:

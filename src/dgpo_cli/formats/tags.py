@@ -15,11 +15,10 @@ from dgpo_cli.formats.base import Format, Mode, Turn
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.formats.registry import get
 from dgpo_cli.formats.stream import Kind
-from dgpo_cli.formats.usage import TAGS as USAGE
 
-_NAMES = ("think", "search", "information", "answer")
+_KINDS: Mapping[str, Kind] = {"think": "think", "search": "search", "information": "results", "answer": "answer"}
 _ACTIONS: tuple[Action, ...] = ("search", "answer")
-_INNER = rf"(?:(?!</?(?:{'|'.join(_NAMES)})>).)*"  # text without a tag
+_INNER = rf"(?:(?!</?(?:{'|'.join(_KINDS)})>).)*"  # text without a tag
 _ALONE = re.compile(
     rf"\s*(?P<thought><think>{_INNER}</think>\s*)?<(?P<action>search|answer)>{_INNER}</(?P=action)>\s*", re.DOTALL
 )
@@ -53,16 +52,7 @@ _READING: Mapping[Mode, str] = {
 
 class Tags(Format):
     texts: ClassVar[Mapping[str, str]] = _TEXTS
-    names = _NAMES
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        "think": "think", "search": "search", "information": "results", "answer": "answer",
-    }  # fmt: skip
-    stops = ("</search>", "</answer>")
-    closes: ClassVar[Mapping[str, str]] = {"</search>": "<search>", "</answer>": "<answer>"}
-
-    @property
-    def usage(self) -> str:
-        return USAGE
+    kinds: ClassVar[Mapping[str, Kind]] = _KINDS
 
     def parse(self, text: str, *, ended: bool = True) -> Turn:
         """Cut at the first `</search>`, else at the first `</answer>`; take the first tag pair in the rest."""

@@ -62,13 +62,10 @@ _READING: Mapping[Mode, str] = {
 
 class ToolCalls(Format):
     texts: ClassVar[Mapping[str, str]] = _TEXTS
-    names = ("think", "tool_call", "tool_response", "tools")
     kinds: ClassVar[Mapping[str, Kind]] = {
         "think": "think", "tool_call": "search", "tool_response": "results", "tools": "results",
     }  # fmt: skip
     outside = "answer"
-    stops = (_CLOSE,)
-    closes: ClassVar[Mapping[str, str]] = {_CLOSE: _OPEN}
     in_messages = True
     tools: ClassVar[Sequence[Mapping[str, Any]]] = (SEARCH,)
 

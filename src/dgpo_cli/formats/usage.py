@@ -1,5 +1,9 @@
 """The program in a model card that runs the model with plain transformers, without this package."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 _BEGINNING = """\
 import json, re
 import torch
@@ -27,8 +31,8 @@ def write(ids, *stops):  # a turn of the model
 
 """
 
-TAGS = (
-    _BEGINNING.replace("[MARKS]", r"\s*/?\s*(think|search|information|answer)\b")
+_TAGS = (
+    _BEGINNING.replace("[MARKS]", r"\s*/?\s*([NAMES])\b")
     + """\
 def encode(text):  # as text, whatever special token it may name
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
@@ -39,15 +43,21 @@ if chat:
     prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
 ids = tokenizer(prompt, add_special_tokens=not chat).input_ids
 for turn in range(agent["max_turns"] + 1):
-    written = write(ids, "</search>", "</answer>")
-    action = re.search(r"^(.*?<(search|answer)>(.*?)</\\2>)", written, re.DOTALL)
-    if action and action[2] == "answer":
+    written = write(ids, "</[SEARCH]>", "</[ANSWER]>")
+    action = re.search(r"^(.*?<([SEARCH]|[ANSWER])>(.*?)</\\2>)", written, re.DOTALL)
+    if action and action[2] == "[ANSWER]":
         print("answer:", action[3].strip())
         break
     print("searched:", action[3].strip()) if action else print("a turn without an action")
     ids += encode(action[1] + observation(search(action[3])) if action else written + agent["correction"])
 """
 )
+
+
+def of_tags(names: Sequence[str], search: str, answer: str) -> str:
+    """The program for a format whose tags are `names`; those of a query and of an answer are two of them."""
+    return _TAGS.replace("[NAMES]", "|".join(names)).replace("[SEARCH]", search).replace("[ANSWER]", answer)
+
 
 # A special token that a passage names is escaped too: the messages become text before they become tokens.
 TOOL_CALLS = (
