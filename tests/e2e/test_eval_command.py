@@ -18,7 +18,7 @@ from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.errors import ConfigError, InputError, ModelError
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.load import save_model
-from dgpo_cli.qa_sets import SEVEN
+from dgpo_cli.qa_sets import SEVEN, load
 from dgpo_cli.retrieval.index.build import build_index
 from tiny import bpe_tokenizer, qwen
 
@@ -293,3 +293,53 @@ def test_arcap_of_a_set_with_gold_passages(made, here):
     assert arcap["gold"]["direct"]["n"] == arcap["gold"]["think"]["n"] == 6
     assert arcap["published"]["steps"] == 2.64 and not arcap["published"]["comparable"]
     assert len(tokens(here / "runs" / "eval-0001" / "gold" / "musique-direct.jsonl")) == 6
+
+
+@pytest.fixture
+def own(here):
+    """A file of two questions of one's own; further ones by name."""
+
+    def write(name):
+        rows = [{"question": f"who built tower {n}?", "golden_answers": ["ada"]} for n in range(2)]
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return name
+
+    return write
+
+
+def on_own(made, bench, *more):
+    return ["--model", str(made / "model"), "--index", str(made / "index"), "--device", "cpu", "--bench", bench, *more]
+
+
+def test_question_files_of_ones_own(made, here, own):
+    """Each is called as its file, and the next call knows it: from its whole path, wherever it is called."""
+    report = json.loads(run(*on_own(made, own("my questions.jsonl"), "--json")).stdout)
+    assert {name: one["n"] for name, one in report["benchmarks"].items()} == {"my-questions": 2}
+    assert (here / "runs" / "eval-0001" / "my-questions.jsonl").is_file()
+    again = run("--model", str(made / "model"), "--index", str(made / "index"), "--device", "cpu")
+    assert "my questions.jsonl (remembered)" in again.stderr
+    both = on_own(made, f"{own('a.jsonl')},nq", "--bench-dir", str(made / "questions"), "--limit", "1", "--json")
+    both[3] = f"a={made / 'index'},nq={made / 'index'}"
+    assert list(json.loads(run(*both).stdout)["benchmarks"]) == ["a", "nq"]
+
+
+def test_a_set_of_the_hub_is_called_as_its_repository(made, here, monkeypatch):
+    monkeypatch.setattr(load, "hub_questions", lambda _: [("row 1", {"question": "who?", "golden_answers": ["ada"]})])
+    report = json.loads(run(*on_own(made, "hf:me/faq:train", "--json")).stdout)
+    assert list(report["benchmarks"]) == ["faq"]
+
+
+@pytest.mark.parametrize(
+    ("bench", "more", "message"),
+    [
+        ("none.jsonl", (), "none.jsonl"),
+        ("x/a.jsonl,a.jsonl", (), "two question sets are called a"),
+        ("a.jsonl", ("--bench-dir", "x"), "has no effect"),
+    ],
+)
+def test_files_that_cannot_be_asked(made, here, own, bench, more, message):
+    own("a.jsonl"), own("x/a.jsonl")
+    result = CliRunner().invoke(app, on_own(made, bench, *more))
+    assert result.exit_code != 0 and message in f"{result.exception}"
+    assert not (here / "runs").exists()

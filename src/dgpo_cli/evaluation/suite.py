@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from dgpo_cli.core.types import Question, question_to_json
 from dgpo_cli.engine.registry import IN_PROCESS, require_engine_name
 from dgpo_cli.engine.turnwise.model_server import ModelServerAccess
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions
+from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions, named, require_effect
 from dgpo_cli.retrieval.open import OpenIndex, check_index, open_index
 from dgpo_cli.retrieval.registry import is_address, is_server
 from dgpo_cli.retrieval.rerank import RerankConfig
@@ -94,17 +94,27 @@ class Benchmark:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def parse_benchmarks(text: str) -> tuple[str, ...]:
-    """QA sets in the order given, each once; `all` is the paper's seven. Raises ConfigError for an unknown one."""
-    names: list[str] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        names += SEVEN if part == "all" else [canonical_name(part)]
-    if not names:
+def parse_benchmarks(text: str) -> dict[str, str]:
+    """By the name of each set, what was asked: names of QA sets, files of questions and hub sets, comma-separated.
+
+    In the order given, each once; `all` is the paper's seven. Raises ConfigError for an unknown set, or for two of one
+    name: their answers would be one file.
+    """
+    asked: dict[str, str] = {}
+    parts = [text] if Path(text).is_file() else text.split(",")  # a comma may stand in the name of a file
+    for part in filter(None, (part.strip() for part in parts)):
+        for one in SEVEN if part == "all" else [part]:
+            name, place = named(one)
+            if asked.setdefault(name, place) != place:
+                raise ConfigError(
+                    f"two question sets are called {name}: {asked[name]} and {place}", hint="rename one of the files"
+                )
+    if not asked:
         raise ConfigError(f"no benchmark in {text!r}", hint="give --bench all, or names such as --bench nq,hotpotqa")
-    return tuple(dict.fromkeys(names))
+    return asked
 
 
-def parse_indexes(text: str, benchmarks: Sequence[str]) -> dict[str, str]:
+def parse_indexes(text: str, benchmarks: Collection[str]) -> dict[str, str]:
     """ "DIR" for every benchmark, "NAME=DIR" for one, or both, comma-separated; addresses in a row are one index.
 
     Raises ConfigError for an unknown benchmark, a second default, or a benchmark that is left without an index.
@@ -116,7 +126,7 @@ def parse_indexes(text: str, benchmarks: Sequence[str]) -> dict[str, str]:
     for part in filter(None, (part.strip() for part in parts)):
         name, separator, location = part.partition("=")
         if separator and "/" not in name and not is_server(part):  # an address may hold = after its first slash
-            last = canonical_name(name)
+            last = name if name in benchmarks else canonical_name(name)
             if last in named:
                 raise ConfigError(f"two indexes for {last}: {named[last]} and {location}", hint="give each set one")
             named[last] = location
@@ -144,8 +154,9 @@ def parse_indexes(text: str, benchmarks: Sequence[str]) -> dict[str, str]:
     return {name: str(location) for name, location in indexes.items()}
 
 
-def open_benchmarks(settings: EvalSettings, bench_dir: Path | None) -> list[Benchmark]:
-    """Questions and open indexes; an index that several benchmarks use is opened once."""
+def open_benchmarks(settings: EvalSettings, asked: Mapping[str, str], bench_dir: Path | None) -> list[Benchmark]:
+    """Questions and open indexes; an index that several benchmarks use is opened once. `asked` as parse_benchmarks."""
+    require_effect(bench_dir, list(asked.values()))
     for location in dict.fromkeys(settings.indexes.values()):
         check_index(location)
     opened = {
@@ -153,6 +164,6 @@ def open_benchmarks(settings: EvalSettings, bench_dir: Path | None) -> list[Benc
         for location in dict.fromkeys(settings.indexes.values())
     }
     return [
-        Benchmark(name, load_questions(name, bench_dir=bench_dir, limit=settings.limit), opened[settings.indexes[name]])
-        for name in settings.benchmarks
+        Benchmark(name, load_questions(one, bench_dir=bench_dir, limit=settings.limit), opened[settings.indexes[name]])
+        for name, one in asked.items()
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -146,6 +147,19 @@ def load_questions(
     return _limited(read_questions(path, known), limit, seed)
 
 
+def named(asked: str) -> tuple[str, str]:
+    """What a set is called in records, and what `load_questions` takes: of a registered set both are its name.
+
+    A file is called as its name without the ending, a set of the hub as its repository. Raises ConfigError otherwise.
+    """
+    if is_hub_set(asked):
+        return set_name(asked), asked
+    if _is_file(asked):
+        return re.sub(r"[^\w.-]+", "-", _stem(Path(asked))).strip("-.") or "questions", asked
+    known = canonical_name(asked)
+    return known, known
+
+
 def _is_file(name: str) -> bool:
     return name.endswith(SUFFIXES) or Path(name).is_file()
 
@@ -202,6 +216,15 @@ def _download(name: str, split: str) -> Path:
     return Path(file)
 
 
+def require_effect(bench_dir: Path | None, asked: Sequence[str]) -> None:
+    """Raises ConfigError for a folder of sets where none of those that are asked is read from it."""
+    if bench_dir is not None and asked and all(_is_file(name) or is_hub_set(name) for name in asked):
+        raise ConfigError(
+            f"bench_dir {bench_dir} has no effect: {', '.join(asked)} names files, and no QA set",
+            hint="name sets that are in it, e.g. nq, or leave --bench-dir out",
+        )
+
+
 def training_set(chosen: str, bench_dir: Path | None = None) -> list[Question]:
     """Training questions: comma-separated names of QA sets (their train split) or question files; or one file.
 
@@ -210,11 +233,7 @@ def training_set(chosen: str, bench_dir: Path | None = None) -> list[Question]:
     questions: list[Question] = []
     parts = [chosen] if Path(chosen).is_file() else chosen.split(",")  # a comma may stand in the name of a file
     names = [name for part in parts if (name := part.strip())]
-    if bench_dir is not None and names and all(map(_is_file, names)):
-        raise ConfigError(
-            f"bench_dir {bench_dir} has no effect: {chosen} names files, and no QA set",
-            hint="name sets that are in it, e.g. --data nq, or leave --bench-dir out",
-        )
+    require_effect(bench_dir, names)
     for name in names:
         questions += load_questions(name, bench_dir=bench_dir, split="train")
     if not questions:

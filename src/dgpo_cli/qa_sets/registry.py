@@ -45,7 +45,8 @@ def canonical_name(name: str) -> str:
     known = ALIASES.get(name, name)
     if known not in QA_SETS:
         near = difflib.get_close_matches(name, [*QA_SETS, *ALIASES], n=2)
+        meant = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
-            f"unknown QA set {name!r}", hint=f"{f'did you mean {near[0]}? ' if near else ''}known: {', '.join(QA_SETS)}"
+            f"unknown QA set {name!r}", hint=f"{meant}known: {', '.join(QA_SETS)}; or give a file of questions"
         )
     return known

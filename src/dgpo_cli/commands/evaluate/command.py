@@ -40,7 +40,7 @@ def evaluate(
     model_name: ModelNameOption = None,
     bench: Annotated[
         str | None,
-        typer.Option(help="`all` (the seven), or names: nq,hotpotqa,made; what was asked last, else all."),
+        typer.Option(help="`all` (the seven), names (nq,hotpotqa,made), or question files; as last time, else all."),
     ] = None,
     bench_dir: BenchDirOption = None,
     index: Annotated[
@@ -85,6 +85,7 @@ def evaluate(
     Interrupted, the same command goes on where it stopped. docs/evaluation.md defines every figure.
 
     Examples: `dgpo eval` · `dgpo eval --model dgpo-qwen-0.5b --bench nq,hotpotqa --limit 200` ·
+    `dgpo eval --bench my-questions.jsonl` ·
     `dgpo eval --samples 8 --temperature 1` · `dgpo eval --compare eval-0001 eval-0002` ·
     `dgpo eval --bench-dir questions --index hotpotqa=indexes/hotpot,musique=indexes/musique --bench hotpotqa,musique`
     """
@@ -101,7 +102,7 @@ def evaluate(
         return
     require_run_place(out, resume, fresh=fresh)
     asked, bench_dir = choose_bench(console, bench, bench_dir)
-    names = parse_benchmarks(asked)
+    sets = parse_benchmarks(asked)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     where = choose_index(console, index)
     given, asked_for = ask_options(options, top_k=top_k, max_turns=max_searches)
@@ -109,8 +110,8 @@ def evaluate(
     limits = trained_limits(console, given, search_limits(chosen), chosen, RolloutSettings()) | given
     settings = EvalSettings(
         model=chosen,
-        benchmarks=names,
-        indexes={name: absolute(location) for name, location in parse_indexes(where, names).items()},
+        benchmarks=tuple(sets),
+        indexes={name: absolute(location) for name, location in parse_indexes(where, sets).items()},
         limit=limit,
         temperature=temperature,
         samples=samples,
@@ -130,7 +131,7 @@ def evaluate(
     )
     settings.rollout()  # refuses impossible values before anything is loaded
     require_engine(settings.engine)
-    benchmarks = open_benchmarks(settings, bench_dir)
+    benchmarks = open_benchmarks(settings, sets, bench_dir)
     at_once = check_eval(
         settings.model,
         settings.rollout(),
@@ -147,7 +148,8 @@ def evaluate(
     if dry_run:
         run.show_plan(console, settings, benchmarks)
         return
-    Workspace().remember(by="dgpo eval", bench=asked, bench_dir=None if bench_dir is None else absolute(str(bench_dir)))
+    own = absolute(asked) if Path(asked).is_file() else asked
+    Workspace().remember(by="dgpo eval", bench=own, bench_dir=None if bench_dir is None else absolute(str(bench_dir)))
     report = run.measure(
         console, settings, benchmarks, server=server, out=out, resume=resume, fresh=fresh, at_once=at_once
     )
