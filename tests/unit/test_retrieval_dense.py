@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoTokenizer
 from dgpo_cli.core.types import Passage
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.dense.encoder import Encoder, EncoderConfig
+from dgpo_cli.retrieval.dense.vectors import open_vectors
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.open import open_index
 
@@ -168,6 +169,68 @@ def test_a_single_changed_weight_changes_the_digest(encoder_folder: Path, tmp_pa
         Encoder(EncoderConfig(encoder=str(f), max_length=40)).digest() for f in (encoder_folder, other, encoder_folder)
     ]
     assert digests[0] == digests[2] != digests[1]
+
+
+CHANGES = {
+    "case": ("tokenizer.json", lambda held: held | {"normalizer": None}),
+    "heads": ("config.json", lambda held: held | {"num_attention_heads": 4}),
+    "activation": ("config.json", lambda held: held | {"hidden_act": "relu"}),
+}
+HARMLESS = {
+    "version": ("config.json", lambda held: held | {"transformers_version": "4.0.0"}),
+    "form": ("tokenizer.json", lambda held: held),
+}
+
+
+def changed(folder: Path, change: tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
+    name, make = change
+    held = json.loads((folder / name).read_text(encoding="utf-8"))
+    (folder / name).write_text(json.dumps(make(held), indent=3), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [*CHANGES, *HARMLESS])
+def test_an_encoder_that_cuts_or_computes_otherwise_is_another_one(
+    build: Callable[..., Path], encoder_folder: Path, tmp_path: Path, name: str
+) -> None:
+    """Its weights and vocabulary are the same, so their digest is."""
+    folder = shutil.copytree(encoder_folder, tmp_path / "mine")
+    index = build(encoder=str(folder))
+    before = open_index(index).retriever.search(["River IN the North"], 3)
+    changed(folder, (CHANGES | HARMLESS)[name])
+    if name in CHANGES:
+        with pytest.raises(RetrievalError, match="other vectors now"):
+            open_index(index)
+    else:
+        assert open_index(index).retriever.search(["River IN the North"], 3) == before
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_build_does_not_go_on_with_what_such_an_encoder_made(
+    build: Callable[..., Path], encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from dgpo_cli.retrieval.dense import retriever
+
+    folder = shutil.copytree(encoder_folder, tmp_path / "mine")
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retriever, "index_vectors", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(encoder=str(folder))
+    changed(folder, CHANGES[name])
+    index = build(encoder=str(folder))
+    fresh = Encoder(EncoderConfig(encoder=str(folder), max_length=40))
+    wanted = fresh.encode([p.contents for p in [*TOWNS, LONG]], "passage: ")
+    assert open_vectors(index, len(wanted)).astype(np.float32) == pytest.approx(wanted, abs=1e-3)
+
+
+def test_letters_have_the_same_vector_however_they_were_composed(tmp_path: Path) -> None:
+    folder = make_encoder(tmp_path / "e", words=["caf\u00e9", "oslo"])
+    encoder = Encoder(EncoderConfig(encoder=str(folder), max_length=40))
+    nfc, nfd, other = encoder.encode(["oslo caf\u00e9", "oslo cafe\u0301", "oslo"], "")
+    assert nfd.tolist() == pytest.approx(nfc.tolist(), abs=1e-6) and np.abs(nfc - other).max() > 0.01
 
 
 def test_impossible_settings_are_refused(build: Callable[..., Path]) -> None:

@@ -16,7 +16,8 @@ from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.retrieval.index.check import self_recall, uncut_share
 from dgpo_cli.retrieval.index.manifest import read_manifest
 from dgpo_cli.retrieval.lexical import scripts
-from dgpo_cli.retrieval.lexical.words import WordTokenizer
+from dgpo_cli.retrieval.lexical.bm25 import BM25Config
+from dgpo_cli.retrieval.lexical.words import WordTokenizer, words_of
 from dgpo_cli.retrieval.open import open_index
 
 # Two passages each, and a question that shares words with the first one alone.
@@ -32,6 +33,15 @@ LANGUAGES = {
     "Lao": ("ວຽງຈັນເປັນນະຄອນຫຼວງຂອງລາວ", "ຫຼວງພະບາງມີວັດຫຼາຍ", "ນະຄອນຫຼວງຂອງລາວ"),
     "Burmese": ("နေပြည်တော်သည်မြန်မာနိုင်ငံ၏မြို့တော်ဖြစ်သည်", "ပုဂံတွင်ဘုရားများရှိသည်", "မြန်မာနိုင်ငံ၏မြို့တော်"),
     "Hindi": ("ओस्लो नॉर्वे की राजधानी है।", "बर्गन बारिश के लिए मशहूर है।", "नॉर्वे की राजधानी"),
+    "Korean": ("오슬로는 노르웨이의 수도이다.", "베르겐에는 어시장이 있다.", "노르웨이 수도가 어디인가?"),
+    "Arabic": ("أُوسْلُو هِيَ عَاصِمَةُ النُّرْوِيج", "بِيرْغِن مَدِينَةُ المَطَر", "عاصمة النرويج"),
+    "Arabic of a PDF": (
+        "\ufecb\ufe8e\ufebb\ufee4\ufe94 \ufe8d\ufedf\ufee8\ufeae\ufeed\ufef3\ufe9e",
+        "\ufee3\ufeaa\ufef3\ufee8\ufe94 \ufe8d\ufedf\ufee4\ufec4\ufeae",
+        "عاصمة النرويج",
+    ),
+    "Hebrew": ("אוֹסְלוֹ הִיא בִּירַת נוֹרְבֶגְיָה", "בֶּרְגֶן הִיא עִיר הַגֶּשֶׁם", "נורבגיה"),
+    "full width": ("ｶﾞﾃﾞｨは１８５２年に生まれた。", "ｵｽﾛは首都である。", "ガディ 1852"),
     "Tamil": ("சென்னை தமிழ்நாட்டின் தலைநகரம்", "மதுரை கோயில்களுக்கு பெயர் பெற்றது", "தலைநகரம் எது"),
 }
 
@@ -114,7 +124,16 @@ def test_any_text_has_the_same_words_in_every_form_of_unicode(text: str) -> None
         ("co\u00adoperate", ["cooperate"]),
         ("東京。大阪", ["東", "京", "東京", "大", "阪", "大阪"]),
         ("x ё й", []),
-        ("שָׁלוֹם", ["שָׁלוֹם"]),
+        ("שָׁלוֹם", ["שלום"]),
+        ("مُحَمَّد", ["محمد"]),
+        ("كتـــاب", ["كتاب"]),
+        ("آب", ["آب"]),  # a letter of its own
+        ("２０２４年 ＯＳＬＯ", ["2024", "年", "oslo"]),
+        ("ｶﾞｲﾄﾞ", ["ガ", "イ", "ド", "ガイ", "イド"]),
+        ("ﬁnland", ["finland"]),
+        ("수도는 강", ["수도", "도는", "강"]),
+        ("İstanbul", ["istanbul"]),
+        ("ﷲ", ["الله"]),
     ],
 )
 def test_words_by_hand(text: str, words: list[str]) -> None:
@@ -125,6 +144,26 @@ def test_uncut_characters_by_hand() -> None:
     assert scripts.uncut("Oslo 奥斯陆 หลวง") == 7
     assert scripts.uncut("की") == 1, "the mark, not the letter"
     assert scripts.uncut("café ёлка αβγ ❤️ 1️⃣ שלום") == 0
+    assert scripts.uncut("수도, ２０ ﬁ！") == 5
+
+
+def test_a_query_of_an_index_by_words_may_be_written_with_signs_or_in_other_forms(tmp_path: Path) -> None:
+    """Passages without them are cut by words, and stay with them."""
+    index = built(tmp_path, "محمد كاتب", "İstanbul is a city", "Finland in 2024", "weavers of Tarn")
+    assert index.manifest.state["tokenizer"] == "words"
+    for query, row in (("مُحَمَّد", "0"), ("istanbul", "1"), ("İSTANBUL", "1"), ("ﬁnland", "2"), ("２０２４", "2")):
+        assert found(index, query) == [row], query
+    words = WordTokenizer(cut="words")
+    assert words.query("Finland Finland — café") == words.words("Finland Finland — café"), "a word counts as often"
+
+
+def test_an_index_of_every_script_that_did_not_fold_is_asked_as_it_was_built(tmp_path: Path) -> None:
+    texts = ("שָׁלוֹם רב", "수도는 서울", "東京 ２０２４")
+    index = built(tmp_path, *texts, tokenizer="unicode")
+    assert index.manifest.state["folds"] is True
+    old = words_of(BM25Config(), {"tokenizer": "unicode"})
+    assert [old.query(text) for text in texts] == [["שָׁלוֹם", "רב"], ["수도는", "서울"], ["東", "京", "東京", "２０２４"]]
+    assert words_of(BM25Config(), index.manifest.state).query("수도는") == ["수도", "도는"]
 
 
 @pytest.mark.parametrize("retriever", ["bm25", "rank-bm25"])

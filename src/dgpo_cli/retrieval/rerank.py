@@ -13,6 +13,7 @@ from pathlib import Path
 from dgpo_cli.core.config import setting
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.machine_faults import pass_on
+from dgpo_cli.core.text import composed
 from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import ConfigError, RetrievalError, first_line
 from dgpo_cli.retrieval.base import Retriever
@@ -104,7 +105,7 @@ class Reranked:
     def _scores(self, pairs: Sequence[tuple[str, Hit]]) -> list[float]:
         import torch
 
-        texts = [(query, f"{hit.passage.title}\n{hit.passage.text}".strip()) for query, hit in pairs]
+        texts = [(composed(q), composed(f"{hit.passage.title}\n{hit.passage.text}".strip())) for q, hit in pairs]
         order = sorted(range(len(texts)), key=lambda place: len(texts[place][0]) + len(texts[place][1]))
         scores = [0.0] * len(texts)
         for start in range(0, len(order), self._config.batch_size):

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from dgpo_cli.core import schema
 from dgpo_cli.core.hub import quiet_loading, unreachable
 from dgpo_cli.core.machine import GIB, MARGIN, free_main
 from dgpo_cli.core.machine_faults import pass_on, require_openable
+from dgpo_cli.core.text import composed
 from dgpo_cli.errors import ConfigError, RetrievalError, first_line
 from dgpo_cli.retrieval.device import device
 
@@ -106,8 +107,10 @@ class Encoder:
         return digest.hexdigest()[:16]
 
     def encode(self, texts: Sequence[str], prefix: str) -> np.ndarray:
-        """Unit vectors [n, H], float32, in the order of `texts`. Raises RetrievalError if one is not finite."""
-        prefixed = [prefix + text for text in texts]
+        """Unit vectors [n, H], float32, in the order of `texts`, which are read in NFC. Raises RetrievalError if one
+        is not finite.
+        """
+        prefixed = [composed(prefix + text) for text in texts]
         order = sorted(range(len(prefixed)), key=lambda place: len(prefixed[place]))  # like lengths, little padding
         size = self._config.batch_size
         parts = [
@@ -122,10 +125,20 @@ class Encoder:
             )
         return vectors
 
+    def one_by_one(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors [n, H] of queries, each encoded alone; no text is counted as cut."""
+        before = self.truncated
+        prefix = self.conventions.query_prefix
+        made = np.concatenate([self._batch([composed(prefix + text)]) for text in texts])
+        self.truncated = before
+        return made
+
     def count_truncated(self, texts: Sequence[str], prefix: str) -> None:
         """Add to `truncated` those of the texts that are longer than `max_length` tokens, as encoding them would."""
         limit = self._config.max_length
-        self.truncated += sum(len(self._tokenizer(prefix + text, verbose=False)["input_ids"]) > limit for text in texts)
+        self.truncated += sum(
+            len(self._tokenizer(composed(prefix + text), verbose=False)["input_ids"]) > limit for text in texts
+        )
 
     def _batch(self, texts: list[str]) -> np.ndarray:
         import torch
@@ -185,18 +198,6 @@ def _require_room(name: str, offline: bool) -> None:
 def encoder_state(encoder: Encoder) -> dict[str, Any]:
     """The record of an encoder in an index."""
     return {"encoder_digest": encoder.digest(), "conventions": asdict(encoder.conventions)}
-
-
-def encoder_of(directory: Path, config: EncoderConfig, state: Mapping[str, Any]) -> Encoder:
-    """The encoder of the index in `directory`, used as it was there. Raises RetrievalError if it is another one."""
-    encoder = Encoder(replace(config, **state["conventions"]))
-    digest = encoder.digest()
-    if digest != state["encoder_digest"]:
-        raise RetrievalError(
-            f"{directory} was built with other {config.encoder} weights: {state['encoder_digest']}, now {digest}",
-            hint="put the encoder back, or build the index again with --overwrite",
-        )
-    return encoder
 
 
 def _conventions(config: EncoderConfig, offline: bool) -> Conventions:

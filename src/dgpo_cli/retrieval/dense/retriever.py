@@ -26,7 +26,8 @@ from dgpo_cli.retrieval.dense.approximate import (
     set_probes,
 )
 from dgpo_cli.retrieval.dense.device_search import DeviceSearch, exact_search
-from dgpo_cli.retrieval.dense.encoder import Encoder, EncoderConfig, encoder_of, encoder_state
+from dgpo_cli.retrieval.dense.encoder import Encoder, EncoderConfig, encoder_state
+from dgpo_cli.retrieval.dense.probe import KEY, encoder_of, probe
 from dgpo_cli.retrieval.dense.vectors import ExactSearch, encode_passages, open_vectors
 from dgpo_cli.retrieval.index.store import PassageStore
 from dgpo_cli.retrieval.lexical.ranking import hits
@@ -114,7 +115,7 @@ def index_vectors(
 
     vectors = open_vectors(directory, len(store))
     factory = default_factory(*vectors.shape) if config.factory == "auto" else config.factory
-    state = encoder_state(encoder) | {"factory": factory}
+    state = encoder_state(encoder) | {"factory": factory, KEY: probe(encoder, store[0].contents)}
     if factory == FLAT:
         return state
     index = build_compressed(vectors, factory, progress)

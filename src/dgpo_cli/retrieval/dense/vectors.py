@@ -21,8 +21,10 @@ from dgpo_cli.core.checksums import file_digest, is_broken, sealed
 from dgpo_cli.core.machine_faults import pass_on
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.errors import RetrievalError
+from dgpo_cli.core.untrusted import parse_json
+from dgpo_cli.errors import InputError, RetrievalError
 from dgpo_cli.retrieval.dense.encoder import Encoder, EncoderConfig
+from dgpo_cli.retrieval.dense.probe import KEY, differs, probe
 from dgpo_cli.retrieval.index.mapped import new_array, open_array
 from dgpo_cli.retrieval.index.store import PASSAGES, SHARDS, PassageStore
 from dgpo_cli.retrieval.lexical.ranking import best_rows, kth_best
@@ -93,7 +95,7 @@ def encode_shards(
 
     Passages whose vectors are `held` are not encoded again.
     """
-    prepare_shards(directory, identity(directory, encoder, config))
+    prepare_shards(directory, identity(directory, encoder, config), encoder, store[0].contents)
     truncated = 0
     for start in range(0, len(store), SHARD):
         rows = range(start, min(start + SHARD, len(store)))
@@ -174,16 +176,29 @@ def encoding(encoder: Encoder, config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def prepare_shards(directory: Path, wanted: Mapping[str, Any]) -> None:
-    """An empty folder for shards, or the one that was left with shards of this very encoding."""
-    text = json.dumps(wanted)
+def prepare_shards(directory: Path, wanted: Mapping[str, Any], encoder: Encoder, passage: str) -> None:
+    """An empty folder for shards, or the one that was left with shards of this very encoding.
+
+    `passage` is one of those that are encoded.
+    """
     file = directory / SHARDS / _IDENTITY
-    if file.is_file() and file.read_bytes() == text.encode():
+    if file.is_file() and _is_same(file, wanted, encoder):
         folders.sweep(file.parent)
         return
     if file.parent.exists():
         shutil.rmtree(file.parent)
-    write_atomic(file, text)
+    write_atomic(file, json.dumps(dict(wanted) | {KEY: probe(encoder, passage)}))
+
+
+def _is_same(file: Path, wanted: Mapping[str, Any], encoder: Encoder) -> bool:
+    try:
+        found = parse_json(file.read_bytes(), str(file))
+    except InputError:
+        return False
+    if not isinstance(found, dict):
+        return False
+    known = found.pop(KEY, None)
+    return found == dict(wanted) and not differs(known, encoder)
 
 
 def shard_file(directory: Path, start: int) -> Path:

@@ -21,6 +21,7 @@ from dgpo_cli.retrieval.corpus.reader import CorpusReport
 from dgpo_cli.retrieval.dense import vectors
 from dgpo_cli.retrieval.dense.approximate import measure, nlist, set_probes
 from dgpo_cli.retrieval.dense.encoder import Encoder, encoder_state
+from dgpo_cli.retrieval.dense.probe import KEY, probe
 from dgpo_cli.retrieval.dense.retriever import FILE, DenseConfig, index_vectors, sample_queries
 from dgpo_cli.retrieval.index.mapped import new_array
 from dgpo_cli.retrieval.index.store import PassageStore
@@ -83,7 +84,8 @@ def _adopt(
         )
     _link(file, directory / FILE)
     probing = _probing(index, sample_queries(store, encoder), config.nprobe)
-    return encoder_state(encoder) | {"factory": name, "adopted": checked, "measured": probing}
+    told = {"factory": name, "adopted": checked, "measured": probing, KEY: probe(encoder, store[0].contents)}
+    return encoder_state(encoder) | told
 
 
 def _read(file: Path) -> Any:

@@ -55,7 +55,8 @@ class Manifest:
     @property
     def digest(self) -> str:
         """Identity of what a search returns: corpus, engine, its settings and its encoder."""
-        text = json.dumps([self.corpus_digest, self.retriever, self.settings, self.state], sort_keys=True)
+        parts = [self.corpus_digest, self.retriever, self.settings, _without_probe(self.state)]
+        text = json.dumps(parts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def rebuild_command(self, directory: Path) -> str:
@@ -64,6 +65,12 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         checksums.write_sealed(directory / FILE, asdict(self))
+
+
+def _without_probe(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state without the vectors that tell an encoder (dense/probe.py): machines round them differently."""
+    inner = {key: _without_probe(item) if isinstance(item, Mapping) else item for key, item in state.items()}
+    return {key: item for key, item in inner.items() if key != "probe"}
 
 
 def describe_files(directory: Path) -> dict[str, IndexFile]:

@@ -125,11 +125,12 @@ def merge_parts(
             )
         with writing_folder(out) as writing:
             _join_passages([directory for directory, _ in placed], writing, first, progress)
-            vectors.prepare_shards(writing, vectors.identity(writing, encoder, encoder_config))
+            joined, wanted = PassageStore(writing), vectors.identity(writing, encoder, encoder_config)
+            vectors.prepare_shards(writing, wanted, encoder, joined[0].contents)
             for start in range(0, first.passages, vectors.SHARD):
                 directory, local = _holder(placed, start)
                 _link(vectors.shard_file(directory, local), vectors.shard_file(writing, start))
-            state = kind.build(writing, PassageStore(writing), config, progress)
+            state = kind.build(writing, joined, config, progress)
             built = write_manifest(writing, first.retriever, config, state, first.corpus, first.report, started)
     return built, False
 

@@ -15,7 +15,7 @@ from dgpo_cli.core.progress import Progress
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.retrieval.corpus.known import read_known
 from dgpo_cli.retrieval.corpus.reader import corpus_digest, recorded_location
-from dgpo_cli.retrieval.dense import vectors
+from dgpo_cli.retrieval.dense import probe, vectors
 from dgpo_cli.retrieval.dense.approximate import FLAT
 from dgpo_cli.retrieval.dense.encoder import Encoder, encoder_state
 from dgpo_cli.retrieval.dense.retriever import DenseConfig
@@ -87,6 +87,8 @@ def _encode_missing(
     encoder = Encoder(config)
     now = encoder_state(encoder)
     if state["factory"] != FLAT or former.vectors_from or {name: state.get(name) for name in now} != now:
+        return len(store)
+    if probe.KEY in state and probe.differs(state[probe.KEY], encoder):
         return len(store)
     made = vectors.open_vectors(out, len(kept))
     held = vectors.HeldVectors(kept, made, any_truncated=bool(state["truncated_passages"]))

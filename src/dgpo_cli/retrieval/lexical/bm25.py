@@ -98,7 +98,7 @@ class BM25Retriever:
 
     def best(self, queries: Sequence[str], k: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per query the rows of its passages and their scores, best first."""
-        words = [self._words.words(query) for query in queries]
+        words = [self._words.query(query) for query in queries]
         columns = iter(self._vocabulary.columns(chain.from_iterable(words)))
         asked = [[column for column in islice(columns, len(of_query)) if column >= 0] for of_query in words]
         threads = min(len(asked), num_cores())

@@ -67,7 +67,7 @@ class RankBM25Retriever:
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         results = []
         for query in queries:
-            words = self._words.words(query)
+            words = self._words.query(query)
             scores = np.asarray(self._engine.get_scores(words))
             rows = top_rows(scores, k)
             if len(rows) < k:

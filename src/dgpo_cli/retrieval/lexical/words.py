@@ -3,7 +3,7 @@
 This is what bm25s does by default (its pattern, its English list, no stemmer), so figures made with it carry over.
 Stemming is Snowball's, after the stop words are gone, as there. Text is brought to NFC first. Of Chinese, Thai or Hindi
 that pattern makes no words (scripts.py), so a corpus that needs it gets words of any script instead; English is cut
-alike by both.
+alike by both. A query of an index by words is looked for without vowel signs and in plain forms too.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class WordConfig(Protocol):
 class WordTokenizer:
     """Counts what it sees. Not for several threads at once: a stemmer keeps a cache.
 
-    `cut` "plain" is bm25s's without NFC, of indexes that do not say how they were made.
+    `cut` "plain" is bm25s's without NFC, of indexes that do not say how they were made; `folds` as in `scripts.cut`.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class WordTokenizer:
         stopwords: Language = "english",
         stemmer: Language = "none",
         cut: Literal["plain", "words", "unicode"] = "plain",
+        *,
+        folds: bool = True,
     ) -> None:
         self._skip = stop_words(stopwords)
         self._stem: Callable[[list[str]], list[str]] | None = None
@@ -64,21 +66,33 @@ class WordTokenizer:
             import Stemmer
 
             self._stem = Stemmer.Stemmer(stemmer).stemWords
-        self.cut = cut
+        self.cut, self._folds = cut, folds
         self.characters = self.uncut = self.lost = 0  # see `state`
 
     def words(self, text: str) -> list[str]:
         self.characters += len(text)
         found = _WORD.findall(text.lower()) if text.isascii() or self.cut == "plain" else self._beyond_ascii(text)
-        kept = [word for word in found if word not in self._skip]
+        return self._kept(found)
+
+    def query(self, text: str) -> list[str]:
+        """Words of a query."""
+        if text.isascii() or self.cut != "words":
+            return self.words(text)
+        lower = composed(text).lower()
+        found, folded = _WORD.findall(lower), scripts.folded(lower)
+        known = set(found)
+        return self._kept([*found, *(word for word in _WORD.findall(folded) if word not in known)])
+
+    def _kept(self, words: list[str]) -> list[str]:
+        kept = [word for word in words if word not in self._skip]
         return kept if self._stem is None else self._stem(kept)
 
     def _beyond_ascii(self, text: str) -> list[str]:
-        text = composed(text).lower()
+        text = scripts.undotted(composed(text).lower()) if self._folds else composed(text).lower()
         uncut = scripts.uncut(text)
         self.uncut += uncut
         self.lost += uncut > _LOST * len(text)
-        return scripts.cut(text) if self.cut == "unicode" else _WORD.findall(text)
+        return scripts.cut(text, folds=self._folds) if self.cut == "unicode" else _WORD.findall(text)
 
     @property
     def share(self) -> float:
@@ -87,8 +101,10 @@ class WordTokenizer:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The record for an index: its name, the share, and the passages that are mostly of such characters."""
-        return {"tokenizer": self.cut, "uncut_share": round(self.share, 6), "uncut_passages": self.lost}
+        """The record for an index: its name, the share, the passages that are mostly of such characters, and whether it
+        folds, which decides nothing in an index by words."""
+        told = {"tokenizer": self.cut, "uncut_share": round(self.share, 6), "uncut_passages": self.lost}
+        return told | ({"folds": True} if self.cut == "unicode" else {})
 
 
 Made = TypeVar("Made")
@@ -119,4 +135,5 @@ def with_words(config: WordConfig, make: Callable[[WordTokenizer], Made]) -> tup
 
 def words_of(config: WordConfig, state: Mapping[str, Any]) -> WordTokenizer:
     """The tokenizer with which an index was built."""
-    return WordTokenizer(config.stopwords, config.stemmer, state.get("tokenizer", "plain"))
+    cut = state.get("tokenizer", "plain")
+    return WordTokenizer(config.stopwords, config.stemmer, cut, folds=cut != "unicode" or bool(state.get("folds")))

@@ -23,7 +23,8 @@ from dgpo_cli.core.types import Hit
 from dgpo_cli.errors import ConfigError, RetrievalError
 from dgpo_cli.retrieval.dense import vectors as files
 from dgpo_cli.retrieval.dense.approximate import EXACT_UP_TO, RECALL_AT
-from dgpo_cli.retrieval.dense.encoder import Encoder, EncoderConfig, encoder_of, encoder_state
+from dgpo_cli.retrieval.dense.encoder import Encoder, EncoderConfig, encoder_state
+from dgpo_cli.retrieval.dense.probe import KEY, encoder_of, probe
 from dgpo_cli.retrieval.dense.retriever import sample_queries
 from dgpo_cli.retrieval.dense.vectors import ExactSearch, encode_passages, open_vectors
 from dgpo_cli.retrieval.hybrid import fuse
@@ -175,6 +176,7 @@ class MilvusRetriever:
         rows = CollectionRows(store, **parts)
         load(collection, fields, rows, shards=config.shards, replicas=config.replicas, progress=progress)
         if config.mode != "bm25":
+            state["dense"][KEY] = probe(encoder, store[0].contents)
             if fields[-1].index != _FLAT:
                 state["dense"]["measured"] = _measured(collection, store, config, encoder, vectors)
             (directory / files.FILE).unlink()
@@ -234,7 +236,7 @@ class MilvusRetriever:
         if self._config.scoring == "milvus":
             found = self._found([query.strip() or None for query in queries], _WORDS, k, exact=True)
             return [(rows, np.abs(scores)) for rows, scores in found]  # milvus-lite gives them below zero
-        asked = [Counter(self._vocabulary[w] for w in self._words.words(q) if w in self._vocabulary) for q in queries]
+        asked = [Counter(self._vocabulary[w] for w in self._words.query(q) if w in self._vocabulary) for q in queries]
         weights = [{word: float(number) for word, number in words.items()} or None for words in asked]
         return self._found(weights, _WORDS, k, exact=True)
 
