@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from dgpo_cli.agent.agent import Agent as Agent
 from dgpo_cli.agent.identity import contents
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.config import apply_options
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.run_dir import RunDir
@@ -21,15 +22,18 @@ from dgpo_cli.evaluation import run
 from dgpo_cli.evaluation.summary import Report as Report
 from dgpo_cli.models.devices import load_frozen
 from dgpo_cli.models.load import LoadedModel as LoadedModel
+from dgpo_cli.models.sources import context_of, search_limits
 from dgpo_cli.objectives.base import Need
 from dgpo_cli.objectives.base import Objective as Objective
 from dgpo_cli.objectives.registry import create
 from dgpo_cli.qa_sets import read_questions as read_questions
 from dgpo_cli.retrieval.open import OpenIndex as OpenIndex
 from dgpo_cli.retrieval.open import open_index as open_index
+from dgpo_cli.training.ingredients import agents
 from dgpo_cli.training.kd import run_kd
 from dgpo_cli.training.rl import run_rl
 from dgpo_cli.training.settings import KDSettings, RLSettings
+from dgpo_cli.training.teacher.trajectory_files import recorded_limits
 
 
 def load_model(name: str, *, device: str = "auto") -> LoadedModel:
@@ -54,14 +58,31 @@ def train(
 ) -> dict[str, Any]:
     """Train by a method of `dgpo kd` or `dgpo rl`, with their settings by name; the best weights are in `out`/best.
 
-    What the commands do: interrupted, the same call goes on. Memory is not checked before. Returns {"steps", "best",
-    "seconds", "path", "untrained_steps"}; raises ConfigError for a setting that does not exist, naming the nearest.
+    What the commands do: interrupted, the same call goes on, and limits of episodes that `rollout` leaves open are
+    those that the models were trained with. Memory is not checked before. Returns {"steps", "best", "seconds",
+    "path", "untrained_steps"}; raises ConfigError for a setting that does not exist, naming the nearest.
     """
     rewarded = Need.REWARD in create(method, settings.get("objective", {})).needs
     values = {"method": method} | settings
     chosen = apply_options(RLSettings, values) if rewarded else apply_options(KDSettings, values)
+    if chosen.index is not None:
+        chosen = replace(chosen, rollout=_as_trained(chosen, settings.get("rollout", {})))
     config = asdict(chosen)
     with RunDir.open("rl" if rewarded else "kd", config, out=Path(out), inputs=contents(config)) as folder:
         if isinstance(chosen, RLSettings):
             return asdict(run_rl(chosen, folder, keep=keep, progress=progress))
         return asdict(run_kd(chosen, folder, keep=keep, progress=progress))
+
+
+def _as_trained(settings: KDSettings | RLSettings, given: Mapping[str, Any]) -> RolloutSettings:
+    """The rollout with the limits that trajectories or models record, but for those of `given`."""
+    if isinstance(settings, RLSettings):
+        limits, _ = search_limits(*agents(settings))
+    else:
+        limits = recorded_limits(Path(settings.trajectories))
+    known: dict[str, Any] = {name: value for name, value in limits.items() if name not in given}
+    rollout = replace(settings.rollout, **known)
+    room = rollout.observation_room(context_of(settings.student))
+    if room is not None and not {"max_observation_tokens"} & {*limits, *given}:
+        rollout = replace(rollout, max_observation_tokens=room)
+    return rollout

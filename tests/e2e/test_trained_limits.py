@@ -122,6 +122,35 @@ def test_every_limit_of_training_reaches_the_next_command_and_can_be_overridden(
     assert "top_k is 3, and 2 would be as " in ended.err
 
 
+def test_python_asks_and_trains_within_the_same_limits_as_the_commands(dgpo, offline, folder, monkeypatch):
+    import torch
+
+    from dgpo_cli import library
+    from dgpo_cli.agent.agent import Agent
+
+    loaded = load_model(str(offline.student), device=torch.device("cpu"))
+    ask = ("eval", "--model", str(offline.student), "--index", str(offline.index), "--bench", "tinyworld")
+    told = json.loads(dgpo(*ask, "--bench-dir", str(offline.folder / "world"), "--dry-run", "--json").out)
+    settings = Agent.open(loaded, None).settings
+    assert settings.max_observation_tokens == told["max_observation_tokens"] < 500, "a quarter of a small context"
+    assert (settings.top_k, settings.max_turns) == (told["top_k"], told["max_searches"]) == (2, 2)
+    assert Agent.open(loaded, None, max_observation_tokens=77).settings.max_observation_tokens == 77
+
+    trained = TINYWORLD.with_limits({"max_observation_tokens": 130, "max_tokens": 190, "max_new_tokens": 12})
+    save_model(folder / "model", loaded.model, loaded.tokenizer, trained)
+    seen = []
+    monkeypatch.setattr(library, "run_rl", lambda chosen, *_, **__: seen.append(chosen.rollout) or chosen.rollout)
+    made_with = {"student": str(folder / "model"), "index": str(offline.index), "questions": "q.jsonl"}
+    library.train("ppo", out=folder / "out", rollout={"max_tokens": 150}, **made_with)
+    (rollout,) = seen
+    assert (rollout.top_k, rollout.max_observation_tokens, rollout.max_new_tokens, rollout.max_tokens) == (
+        2,
+        130,
+        12,
+        150,
+    )
+
+
 def test_a_config_file_names_the_models_too(dgpo, commands, folder, offline):
     """`dgpo rl --config RUN/config.toml` repeats a run, also in a folder that remembers or defaults to other models."""
     dry = dgpo(*commands["rl"], "-orollout.top_k=4", "--dry-run")

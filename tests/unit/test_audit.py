@@ -110,6 +110,36 @@ def test_the_command_writes_what_can_be_answered(dgpo: Callable[..., Any], folde
     assert again.status == 0 and "ceiling of EM, any search" in again.out and "100.0 %" in again.out
 
 
+def test_a_run_is_audited_as_it_read_and_by_what_it_was_asked(
+    dgpo: Callable[..., Any], folder: Path, index: OpenIndex
+) -> None:
+    """The set has another name in the file than in the run, and the run read one passage a search."""
+    from dgpo_cli.core.run_dir import RunDir
+    from dgpo_cli.core.types import question_to_json
+
+    asked = QUESTIONS[:3]
+    write_lines(folder / "mine.jsonl", [question_to_json(each) | {"qa_set": "mine"} for each in asked])
+    with RunDir.open("eval", {"benchmarks": ["towns"], "model": "m"}, out=folder / "runs" / "eval-0001") as run:
+        header = {"schema": "evaluation", "version": 1, "protocol": {}, "settings": {"top_k": 1}}
+        episodes = [
+            Trajectory(q, (1, 2), (False, True), None, (), StopReason.ANSWERED, "x", score=Score(0.0, False))
+            for q in asked
+        ]
+        write_lines(run.path / "towns.jsonl", [header, *({"key": t.key} | t.to_json() for t in episodes)])
+        run.finish({})
+    ended = dgpo("audit", "mine.jsonl", "--run", "eval-0001", "--index", index.location, "--json")
+    assert ended.status == 0, ended.err
+    told = json.loads(ended.out)
+    assert told["wrong_answers"] == {"no_chance": 1, "not_found": 2}
+    assert told["k"] == 1 and "top_k: 1 (as eval-0001 read)" in ended.err
+    assert json.loads(dgpo("audit", "mine.jsonl", "--index", index.location, "--json").out)["k"] == 3
+    write_lines(folder / "other.jsonl", [{"id": "mayor", "question": "Another?", "golden_answers": ["Orlen"]}])
+    ended = dgpo("audit", "other.jsonl", "--run", "eval-0001", "--index", index.location)
+    assert ended.status == 0 and "eval-0001 answered other questions than other.jsonl holds" in " ".join(
+        ended.err.split()
+    )
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [

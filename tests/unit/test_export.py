@@ -130,6 +130,26 @@ def test_a_student_of_a_served_teacher_names_who_wrote_and_no_default(dgpo, fold
     assert "qwen-3b" not in card and "pip install" not in card
 
 
+@pytest.mark.parametrize(
+    ("settings", "who", "whose"),
+    [
+        ({"teacher": "gold"}, "a script that knows the supporting passages", ""),
+        (
+            {"teacher": "demonstrations", "demonstrations": "/home/me/mine.jsonl"},
+            "the demonstrations in mine.jsonl",
+            "; whether the demonstrations in mine.jsonl may be learned from is theirs to say",
+        ),
+    ],
+)
+def test_trajectories_that_no_model_wrote(dgpo, folder, weights, settings, who, whose):
+    with RunDir.open("distill-data", settings | {"tokenizer": "qwen-0.5b"}, out=folder / "made-data") as run:
+        run.finish({})
+    config = {"student": "qwen-0.5b", "method": "seqkd", "trajectories": str(folder / "made-data")}
+    card = card_of(dgpo, folder, config, steps=[(4, 0.5)], weights=weights)
+    assert f"trajectories by {who}\n" in card
+    assert f"- licence of the base model: apache-2.0{whose}\n" in card
+
+
 def test_plain_ppo_has_no_teacher(dgpo, folder, weights):
     config = {"student": "someone/unknown-base", "teacher": "qwen-3b", "method": "ppo", "seed": 0}
     card = card_of(dgpo, folder, config, command="rl", weights=weights)

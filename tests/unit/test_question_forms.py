@@ -179,6 +179,14 @@ def test_beir_queries_with_their_qrels(beir: Path) -> None:
         read_questions(beir)
 
 
+def test_ids_of_queries_match_whatever_stands_around_them(beir: Path) -> None:
+    rows = ({"_id": name, "text": f"claim {name}"} for name in (" 1", "cafe\u0301", "x"))
+    lines(beir / "queries.jsonl", *rows)
+    (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\r\n1\td1\t1\r\ncaf\u00e9\td2\t1\r\n", "utf-8")
+    read = read_questions(beir, answers=False)
+    assert [(q.id, q.supporting_ids) for q in read] == [("1", ("d1",)), ("caf\u00e9", ("d2",))]
+
+
 def test_bad_qrels_are_refused_by_line(beir: Path) -> None:
     (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\td1\tmuch\n")
     with pytest.raises(InputError, match=r"test\.tsv:2: could not convert"):

@@ -48,6 +48,13 @@ class RolloutSettings:
                 f"temperature = {self.temperature} is below {_COLDEST}, where 32 bits lose logits", hint="0 is greedy"
             )
 
+    def observation_room(self, context: int | None) -> int | None:
+        """Tokens of a search's results in a small context, where nobody says how many: a quarter, so that two searches
+        have room. None where the setting is no more than that.
+        """
+        room = self.max_observation_tokens if context is None else min(context, self.max_tokens) // 4
+        return room if room < self.max_observation_tokens else None
+
     def to_json(self, seed: int) -> dict[str, Any]:
         """The record in a file of episodes: these settings and the seed of all draws."""
         return asdict(self) | {"seed": seed}

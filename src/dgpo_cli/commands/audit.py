@@ -14,11 +14,11 @@ from dgpo_cli.core.figures import percent
 from dgpo_cli.errors import ConfigError, RetrievalError
 
 if TYPE_CHECKING:
-    from dgpo_cli.core.trajectory import Trajectory
     from dgpo_cli.core.types import Question
     from dgpo_cli.evaluation.audit import Audit
 
 _SHOWN = 5  # questions without an answer
+_READ = 3  # passages of a search, as in the paper
 
 
 def audit(
@@ -28,7 +28,9 @@ def audit(
     index: Annotated[
         str | None, typer.Option(help="Index folder; the current one by default.", show_default=False)
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Passages that an agent reads per search.")] = 3,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", "-k", help="Passages that an agent reads per search; as in --run, else 3.")
+    ] = None,
     depth: Annotated[int, typer.Option(help="Passages that are looked at per search.")] = 100,
     run: Annotated[
         str | None, typer.Option(help="An evaluation: which of its wrong answers had a chance?", show_default=False)
@@ -55,13 +57,21 @@ def audit(
     from dgpo_cli.core.types import question_to_json
     from dgpo_cli.evaluation.audit import chances, read_through, search, suggestions, summary
     from dgpo_cli.retrieval.open import open_index
+    from dgpo_cli.viewing.run_records import answers
 
     console = Console(json_output=json, quiet=quiet)
-    if not 1 <= top_k <= depth:
-        raise ConfigError(f"-k {top_k} is not between 1 and --depth {depth}", hint="write it like -k 3 --depth 100")
+    if not 1 <= (1 if top_k is None else top_k) <= depth:
+        raise ConfigError(
+            f"-k {_READ if top_k is None else top_k} is not between 1 and --depth {depth}",
+            hint="write it like -k 3 --depth 100",
+        )
     if write is not None:
         _check_place(write, questions)
-    episodes = [] if run is None else _answers(Path(run_or_name(run)))
+    episodes, read = ([], None) if run is None else answers(Path(run_or_name(run)))
+    if top_k is None:
+        top_k = min(depth, read or _READ)
+        if read is not None:
+            console.info(f"top_k: {top_k} (as {run} read)")
     asked = _questions(questions, [episode.question for episode in episodes])
     opened = open_index(choose_index(console, index))
     if opened.passages is None:
@@ -81,6 +91,8 @@ def audit(
     result["without_an_answer"] = [question.key for question in hopeless]
     if episodes:
         counted = chances(episodes, reached)
+        if not counted and any(episode.score is None or not episode.score.correct for episode in episodes):
+            console.warn(f"{run} answered other questions than {questions} holds, by their ids and texts")
         result["wrong_answers"] = {chance.value: count for chance, count in sorted(counted.items())}
         _show_chances(console, result["wrong_answers"])
     with console.progress("trying other settings", "index") as progress:
@@ -107,17 +119,6 @@ def _check_place(write: Path, questions: Path | None) -> None:
         raise ConfigError(f"--write {write} would replace the questions that are read", hint="give another file")
     if write.exists() and (not write.is_file() or write.stat().st_size):
         raise ConfigError(f"{write} is there already", hint="give --write another file, or remove that one")
-
-
-def _answers(run: Path) -> list[Trajectory]:
-    """The answers of a run to question sets; its rollouts in training are none."""
-    from dgpo_cli.errors import InputError
-    from dgpo_cli.viewing.run_records import open_run
-
-    answers = [kept.trajectory for kept in open_run(run).episodes() if kept.key == kept.trajectory.key]
-    if not answers:
-        raise InputError(f"{run} holds no answers of an evaluation", hint="`dgpo runs` lists the runs")
-    return answers
 
 
 def _questions(file: Path | None, of_run: Sequence[Question]) -> list[Question]:

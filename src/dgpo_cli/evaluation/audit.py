@@ -17,7 +17,7 @@ from pathlib import Path
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import write_jsonl_atomic
-from dgpo_cli.core.text import contains_answer, is_empty_answer, normalize_answer
+from dgpo_cli.core.text import contains_answer, is_empty_answer, normalize_answer, text_key
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.types import Hit, Question
 from dgpo_cli.evaluation.outcome import holds_answer
@@ -158,11 +158,14 @@ class Chance(StrEnum):
 
 
 def chances(episodes: Iterable[Trajectory], reached: Sequence[Reach]) -> Counter[Chance]:
-    """Wrong answers of a run by what they could have been made from; episodes of other questions are left out."""
-    known = {each.question.key: each for each in reached}
+    """Wrong answers of a run by what they could have been made from; episodes of other questions are left out.
+
+    A question is known by its id and its text: a set is called otherwise in a file of another name.
+    """
+    known = {_asked(each.question): each for each in reached}
     counted: Counter[Chance] = Counter()
     for episode in episodes:
-        reach = known.get(episode.question.key)
+        reach = known.get(_asked(episode.question))
         if reach is None or (episode.score is not None and episode.score.correct):
             continue
         if not reach.in_text or holds_answer(episode.searches, episode.question.answers):
@@ -170,6 +173,10 @@ def chances(episodes: Iterable[Trajectory], reached: Sequence[Reach]) -> Counter
         else:
             counted[Chance.NONE if reach.hopeless else Chance.UNFOUND] += 1
     return counted
+
+
+def _asked(question: Question) -> tuple[str, str]:
+    return text_key(question.id), text_key(question.text)
 
 
 def suggestions(index: OpenIndex, reached: Sequence[Reach], found: Audit, k: int, depth: int) -> list[str]:

@@ -23,13 +23,14 @@ from dgpo_cli.errors import ConfigError, ModelError, first_line
 from dgpo_cli.evaluation.measured import weights_digest
 from dgpo_cli.evaluation.measurement import REPORT
 from dgpo_cli.export.as_gguf import form_of, write_folder
-from dgpo_cli.export.model_card import CardFacts, Measurement, Stage, render
+from dgpo_cli.export.model_card import SCRIPT, CardFacts, Measurement, Stage, render
 from dgpo_cli.models import gguf
 from dgpo_cli.models.aliases import ALIASES
 from dgpo_cli.models.load import LoadedModel, load_model, write_model
 from dgpo_cli.models.sources import ModelSource, config_values, resolve
 from dgpo_cli.objectives.registry import OBJECTIVES, create
 from dgpo_cli.training.settings import deviations
+from dgpo_cli.training.teacher.settings import GOLD
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPACE_FACTOR = 1.1  # ours: tokenizer and card in addition to the weights
@@ -184,12 +185,17 @@ def _asks_teacher(method: str, config: Mapping[str, Any]) -> bool:
 
 
 def _writer(trajectories: object) -> str | None:
-    """The model that wrote the trajectories of a file or run, if its run still exists."""
+    """Who wrote the trajectories of a file or run, if its run still exists: a model, a script, or a file."""
     if not isinstance(trajectories, str):
         return None
     path = Path(trajectories)
     run = next((place for place in (path, path.parent) if (place / "config.toml").is_file()), None)
-    teacher = None if run is None else load_toml(run / "config.toml").get("teacher")
+    config = {} if run is None else load_toml(run / "config.toml")
+    teacher = config.get("teacher")
+    if teacher == GOLD:
+        return SCRIPT
+    if config.get("demonstrations") is not None:
+        return f"the demonstrations in {_public(config['demonstrations'])}"
     return None if teacher is None else _public(teacher)
 
 

@@ -17,6 +17,8 @@ METHODS = {
     "dgpo": "DGPO, distillation-guided policy optimization (arXiv 2508.20324)",
 }
 
+SCRIPT = "a script that knows the supporting passages"  # `--teacher gold`, which is nobody's
+
 _LIMITS = """\
 - It needs a search engine: without one it was never trained to answer.
 - It knows one agent text, the one in protocol.json; under another prompt it may not search at all.
@@ -139,7 +141,8 @@ def _origin(facts: CardFacts) -> str:
     if facts.read_from is not None:
         lines.append(f"- read from a GGUF file: {inline(facts.read_from)}; its weights were written out as float32")
     lines += [f"- {inline(stage.run)}: {inline(_history(stage))}" for stage in facts.stages]
-    teachers = sorted({name for stage in facts.stages for name in (stage.teacher, stage.source) if name is not None})
+    named = {name for stage in facts.stages for name in (stage.teacher, stage.source)}
+    teachers = sorted(name for name in named if name not in (None, SCRIPT))
     others = f"; whether {inline(' and '.join(teachers))} may be learned from is theirs to say" if teachers else ""
     if facts.licence is not None:
         lines.append(f"- licence of the base model: {facts.licence}{others}")

@@ -17,6 +17,7 @@ from typing import Any
 from dgpo_cli.core.compression import ERRORS, decompressing, plain_name
 from dgpo_cli.core.compression import SUFFIXES as PACKED
 from dgpo_cli.core.records import read_jsonl
+from dgpo_cli.core.text import text_key
 from dgpo_cli.core.untrusted import LARGEST_TABLE, open_file, parse_json
 from dgpo_cli.errors import InputError, reason
 
@@ -176,11 +177,11 @@ def _beir(folder: Path, qrels: Path | None) -> Iterator[Row]:
         try:
             query, passage, score = (row[name] for name in _QRELS_HEADER)
             if float(score) > 0:
-                gold.setdefault(query, []).append(passage)
+                gold.setdefault(text_key(query), []).append(passage)
         except (KeyError, ValueError) as error:
             raise InputError(f"{at(judged, place)}: {what(error)}", hint="write QUERY-ID, CORPUS-ID, SCORE") from error
     for number, row in read_jsonl(queries):
-        identity = str(row.get("_id", row.get("id", "")))
+        identity = text_key(str(row.get("_id", row.get("id", ""))))
         if identity in gold:
             yield f"line {number}", {
                 "id": identity, "question": row.get("text"), "golden_answers": [], "supporting_ids": gold[identity],

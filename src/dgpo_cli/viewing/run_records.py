@@ -111,3 +111,16 @@ def open_run(path: Path) -> RunRecords:
         by_set.setdefault(group, []).append(outcome)
     run.reports = {name: Report.of(outcomes) for name, outcomes in by_set.items()}
     return run
+
+
+def answers(path: Path) -> tuple[list[Trajectory], int | None]:
+    """A run's answers to question sets, and how many passages a search showed; rollouts of training are none.
+
+    Raises as `open_run`, and InputError where there is no answer.
+    """
+    found = [one for one in open_run(path).episodes() if one.key == one.trajectory.key]
+    if not found:
+        raise InputError(f"{path} holds no answers of an evaluation", hint="`dgpo runs` lists the runs")
+    told = {one.header.get("settings", {}).get("top_k") for one in found}
+    known = told.pop() if len(told) == 1 else None
+    return [one.trajectory for one in found], known if type(known) is int and known > 0 else None

@@ -60,11 +60,10 @@ def trained_limits(
         if origin.startswith("as ") and given.get(name, value) != value:
             console.warn(f"{name} is {given[name]}, and {value} would be {origin}: answers may get worse")
     context = context_of(model)
-    if "max_observation_tokens" not in {**given, **chosen} and context is not None:
-        room = min(context, rollout.max_tokens) // 4
-        if room < rollout.max_observation_tokens:
-            console.info(f"max_observation_tokens: {room} (a quarter of {model}'s context)")
-            chosen["max_observation_tokens"] = room
+    room = rollout.observation_room(context)
+    if room is not None and "max_observation_tokens" not in {**given, **chosen}:
+        console.info(f"max_observation_tokens: {room} (a quarter of {model}'s context)")
+        chosen["max_observation_tokens"] = room
     return chosen
 
 
