@@ -49,7 +49,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         settings["cold-start"] |= {"batch_size": 4}
         return settings
 
-    monkeypatch.setattr("dgpo_cli.offline.own_documents.shipped", made)
+    monkeypatch.setattr("dgpo_cli.offline.project.shipped", made)
 
 
 @pytest.mark.slow

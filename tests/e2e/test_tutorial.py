@@ -66,7 +66,7 @@ def test_the_tutorial_runs(dgpo: Any, folder: Path, monkeypatch: pytest.MonkeyPa
     untrained(folder / "model")
     for command, shown in steps((DOCS / "tutorial.md").read_text(encoding="utf-8")):
         if command == "dgpo learn docs":
-            monkeypatch.setattr("dgpo_cli.offline.own_documents.shipped", small)
+            monkeypatch.setattr("dgpo_cli.offline.project.shipped", small)
         check(dgpo, command, shown)
 
 

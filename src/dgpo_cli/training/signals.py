@@ -20,7 +20,8 @@ from dgpo_cli.training.step import critic_values
 
 def fill(learner: Learner, trajectories: Sequence[Trajectory], samples: Sequence[Sample]) -> list[ScoredEpisode]:
     """Episodes with what `objective.needs` names. The teacher reads only the sequences that the objective wants it for.
-    `samples` are those of the trajectories.
+    `samples` are those of the trajectories. The teacher's distribution over the vocabulary is no part of an episode:
+    `step.py` computes it where the credit gives an episode a `kl_weight`.
 
     `behavior_logprobs` are recomputed here, as the reference does, so that the first ratio is exactly 1, or are those
     that the engine told, which differ by its rounding.
