@@ -99,6 +99,21 @@ def test_a_command_without_its_extra_ends_before_it_does_anything(
     assert list(folder.iterdir()) == []
 
 
+def test_pages_and_the_image_name_extras_that_exist() -> None:
+    pages = [ROOT / "Dockerfile", *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    named = [one for page in pages for one in re.findall(r"'\.\[([a-z,]+)\]'", page.read_text(encoding="utf-8"))]
+    assert len(named) > 5
+    assert {extra for one in named for extra in one.split(",")} - PROJECT["optional-dependencies"].keys() == set()
+
+
+def test_the_image_is_built_from_all_that_the_wheel_needs() -> None:
+    image = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", image, re.MULTILINE) for name in line.split()}
+    needed = {"pyproject.toml", "constraints.txt", "src", PROJECT["readme"], *PROJECT["license-files"]}
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
+    assert needed == copied == allowed
+
+
 def test_a_missing_extra_is_one_line_that_names_it() -> None:
     require("json", "pdf", "x")
     with pytest.raises(ConfigError, match="a PDF file needs no_such_module, which is not installed") as caught:
