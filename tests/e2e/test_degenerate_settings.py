@@ -131,3 +131,48 @@ def test_a_folder_of_an_earlier_version_is_known_by_its_world(folder: Path) -> N
     (folder / "runs").mkdir()
     with project.alone():
         pass
+
+
+ASKED = {
+    "eval": ("eval", "--bench", "tinyworld", "--bench-dir", "{world}", "--dry-run"),
+    "chat": ("chat",),
+    "distill-data": ("distill-data", "--data", "{train}", "--dry-run"),
+}
+
+
+@pytest.mark.parametrize("command", ASKED)
+@pytest.mark.parametrize("limit", ["max_prompt_tokens=3", "max_tokens=2"])
+def test_a_prompt_that_cannot_fit_is_one_line_before_a_model_is_loaded(
+    dgpo: Dgpo, offline: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, command: str, limit: str
+) -> None:
+    """Also where an observation's share of so short an episode would be none, and where the questions come later."""
+    from tests.tiny import bpe_tokenizer, qwen
+
+    from dgpo_cli.formats.tags import DEFAULT
+    from dgpo_cli.models import load
+
+    tokenizer = bpe_tokenizer(chat=True)
+    load.save_model(folder / "model", qwen(len(tokenizer)), tokenizer, DEFAULT)
+    monkeypatch.setattr(load, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    model = "--teacher" if command == "distill-data" else "--model"
+    argv = [part.format(world=offline.folder / "world", train=offline.questions("train")) for part in ASKED[command]]
+    ended = dgpo(*argv, model, str(folder / "model"), "--index", str(offline.index), "-o", f"rollout.{limit}")
+    assert ended.status == 1 and len(ended.errors) == 1, ended.err
+    assert ended.errors[0].startswith("error: no prompt fits: the shortest has "), ended.err
+
+
+@pytest.mark.parametrize("command", ["eval", "distill-data"])
+def test_results_have_room_in_short_episodes_whoever_asks(dgpo: Dgpo, offline: Any, folder: Path, command: str) -> None:
+    argv = [part.format(world=offline.folder / "world", train=offline.questions("train")) for part in ASKED[command]]
+    model = "--teacher" if command == "distill-data" else "--model"
+    where = (model, str(offline.student), "--index", str(offline.index), "-o", "rollout.max_tokens=80", "--json")
+    told = json.loads(dgpo(*argv, *where).out)
+    assert told.get("rollout", told)["max_observation_tokens"] == 20
+
+
+def test_a_model_that_learned_without_a_search_is_read_again() -> None:
+    from dgpo_cli.formats.protocol import Protocol
+    from dgpo_cli.formats.tags import DEFAULT
+
+    trained = DEFAULT.with_limits({"max_turns": 0})
+    assert Protocol.from_json(trained.to_json()) == trained

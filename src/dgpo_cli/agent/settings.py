@@ -52,7 +52,7 @@ class RolloutSettings:
         """Tokens of a search's results in a small context, where nobody says how many: a quarter, so that two searches
         have room. None where the setting is no more than that.
         """
-        room = self.max_observation_tokens if context is None else min(context, self.max_tokens) // 4
+        room = self.max_observation_tokens if context is None else max(1, min(context, self.max_tokens) // 4)
         return room if room < self.max_observation_tokens else None
 
     def to_json(self, seed: int) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Protocol:
     @classmethod
     def from_json(cls, record: Any) -> Protocol:
         """Raises InputError for a record of another form."""
-        limits = dict.fromkeys(("top_k", "max_turns"), schema.whole(1))
+        limits = {"top_k": schema.whole(1), "max_turns": schema.whole(0)}
         limits |= dict.fromkeys(LIMITS[2:], schema.maybe(schema.whole(1)))
         kind = schema.of(cls, name=schema.text(empty=False), date=schema.maybe(schema.text()), **limits)
         hint = "write the protocol again with `dgpo export`, or use the dgpo version that made it"

@@ -174,6 +174,7 @@ def check_chat(
 ) -> int:  # fmt: skip
     """As `check_distill`, for `rollout.wave` chats at once; if not `loaded`, a server runs the model."""
     codec = _codec(model)
+    check_prompts([Question("", "", (), "")], codec, rollout, longest_episode(rollout, model))
     if not loaded:
         return rollout.wave
     writing = _writing(model, rollout, (), codec, device, precision)

@@ -60,7 +60,8 @@ def trained_limits(
         if origin.startswith("as ") and given.get(name, value) != value:
             console.warn(f"{name} is {given[name]}, and {value} would be {origin}: answers may get worse")
     context = context_of(model)
-    room = rollout.observation_room(context)
+    longest = {**given, **chosen}.get("max_tokens", rollout.max_tokens)
+    room = replace(rollout, max_tokens=longest).observation_room(context)
     if room is not None and "max_observation_tokens" not in {**given, **chosen}:
         console.info(f"max_observation_tokens: {room} (a quarter of {model}'s context)")
         chosen["max_observation_tokens"] = room
