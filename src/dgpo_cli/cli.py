@@ -44,7 +44,7 @@ from dgpo_cli.commands.make_questions import command as make_questions
 from dgpo_cli.commands.quickstart import command as quickstart
 from dgpo_cli.commands.serve import command as serve
 from dgpo_cli.console import say_error, tell_logged
-from dgpo_cli.core import interrupts
+from dgpo_cli.core import interrupts, streams
 from dgpo_cli.core.disk import system_error
 from dgpo_cli.core.figures import shortened
 from dgpo_cli.core.out_of_memory import is_out_of_memory
@@ -153,6 +153,18 @@ def root(
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line; exit 1 for an error that the user can fix, 2 for wrong usage, 130 when interrupted."""
+    try:
+        _run(argv)
+    except SystemExit as ended:
+        lost = streams.flush()
+        if lost is None or ended.code:
+            raise
+        if not isinstance(lost, BrokenPipeError):
+            _fail_by_system(lost)
+        sys.exit(1)
+
+
+def _run(argv: list[str] | None) -> NoReturn:
     if os.environ.get("DGPO_DEBUG"):
         sys.exit(app(argv, prog_name="dgpo"))
     for stream in (sys.stdout, sys.stderr):  # a terminal whose encoding has no such letter still gets the line
@@ -166,7 +178,6 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         status = interrupts.STATUS
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except MemoryError:
         _fail_memory()

@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import rich.box
@@ -38,7 +38,8 @@ _FIGURE = re.compile(r"[-+<≤~]? ?[-+]?[\d,.]+( ?(%|s|min|h|d|B|M|KB|MB|GB|GiB|
 
 def say_error(line: str) -> None:
     """One line on stderr from a process that has no console: before there is one, or after it failed."""
-    sys.stderr.write(f"{visible(line)}\n")
+    with suppress(OSError):  # on a full disk there is nowhere left to say it
+        sys.stderr.write(f"{visible(line)}\n")
 
 
 class _Door(RichConsole):

@@ -27,6 +27,20 @@ def test_a_command_works_and_its_status_tells_how_it_ended(closed: str, tmp_path
     assert "Traceback" not in fine.stderr + wrong.stderr
 
 
+@pytest.mark.parametrize(("full", "status"), [(">/dev/full", 1), ("2>/dev/full", 0), (">/dev/full 2>&1", 1)])
+@pytest.mark.parametrize("command", ["runs", "--help", "recipes --json"])
+def test_a_stream_on_a_full_disk_is_one_line(command: str, full: str, status: int, tmp_path: Path) -> None:
+    ended = shell(f"-m dgpo_cli {command}", full, tmp_path)
+    assert ended.returncode == status
+    told = [line for line in ended.stderr.splitlines() if not line.startswith("hint:")]
+    assert told == (["error: no room to write: No space left on device"] if full == ">/dev/full" else [])
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    ended = shell("-m dgpo_cli recipes", "2>&1 | true; exit ${PIPESTATUS[0]}", tmp_path)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
 def test_no_file_gets_the_number_of_a_stream(tmp_path: Path) -> None:
     assert shell(f'-c "{FIRST_FILE}"', ">&- 2>&- <&-", tmp_path).returncode == 0
     assert int((tmp_path / "f").read_text()) > 2
