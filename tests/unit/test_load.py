@@ -19,6 +19,7 @@ from dgpo_cli.models.load import load_config, load_model, load_tokenizer, save_m
 from dgpo_cli.models.shapes import shape_of
 from dgpo_cli.models.sources import load_protocol, resolve
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer
+from dgpo_cli.retrieval.dense.encoder import load_safely
 from tiny import bpe_tokenizer, qwen
 
 CPU = torch.device("cpu")
@@ -358,10 +359,12 @@ def test_a_replacement_that_fails_after_a_killed_one_still_loses_nothing(tmp_pat
 @pytest.mark.parametrize(
     ("index", "told"),
     [
-        ({"metadata": {}, "weight_map": {"a": "../outside.safetensors"}}, "is no name of a file in it"),
-        ({"metadata": {}, "weight_map": {"a": "/etc/passwd"}}, "is no name of a file in it"),
+        ({"metadata": {}, "weight_map": {"a": "../outside.safetensors"}}, "is no safetensors file in it"),
+        ({"metadata": {}, "weight_map": {"a": "/etc/passwd"}}, "is no safetensors file in it"),
         ({"metadata": {}, "weight_map": {"a": "gone.safetensors"}}, "is missing"),
         ({"metadata": {}, "weight_map": {"a": 5}}, "`weight_map.a` is 5, not a non-empty text"),
+        ({"metadata": {}, "weight_map": {"a": "config.json"}}, "is no safetensors file in it"),
+        ({"metadata": {}, "weight_map": {}}, "`weight_map` is a dict of 0, not an object of at least 1"),
         ({"metadata": {}}, "`weight_map` is missing"),
         ([], "it is a list of 0"),
     ],
@@ -371,6 +374,16 @@ def test_the_list_of_shards_names_files_of_its_own_folder(copy, index, told):
     (copy / "model.safetensors").rename(copy.parent / "outside.safetensors")
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     fails(copy, "model.safetensors.index.json", told)
+
+
+def test_pickled_weights_are_not_read_as_a_shard_of_an_encoder(copy):
+    """transformers would unpickle what the list of shards names, with `use_safetensors` too."""
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    names = dict.fromkeys(load_file(copy / "model.safetensors"), "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is no safetensors file"):
+        load_safely(AutoModelForCausalLM, str(copy), offline=True)
 
 
 def test_weights_that_were_saved_quantized_are_refused_on_a_cpu(copy):

@@ -65,6 +65,15 @@ def test_a_panic_is_one_line(sound: Path, tmp_path: Path, kind: str, load: Calla
 
 
 @pytest.mark.parametrize("load", [tokenizer_file, load_tokenizer])
+def test_ids_full_of_holes_are_refused(sound: Path, tmp_path: Path, load: Callable[[str], Any]) -> None:
+    """Saving such a tokenizer takes minutes that nothing interrupts: its library looks at every id."""
+    model = json.loads((sound / "tokenizer.json").read_text())["model"]
+    spoiled = model | {"vocab": model["vocab"] | {"a": 10**9}}
+    with pytest.raises(ModelError, match=r"has a token with the id 1,000,000,000, 16,777,216 at most"):
+        load(_spoil(sound, tmp_path / "m", "tokenizer.json", {"model": spoiled}))
+
+
+@pytest.mark.parametrize("load", [tokenizer_file, load_tokenizer])
 def test_text_that_a_tokenizer_puts_in_front_is_bounded(
     sound: Path, tmp_path: Path, load: Callable[[str], Any]
 ) -> None:

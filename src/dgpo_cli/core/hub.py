@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+from dgpo_cli.errors import ModelError
+
 TIMEOUT_S = 4.0
 
 
@@ -29,6 +31,27 @@ def unreachable() -> str | None:
     except (OSError, ValueError) as error:
         return f"{constants.ENDPOINT} does not answer ({error})"
     return None
+
+
+@contextmanager
+def without_pickle() -> Iterator[None]:
+    """Refuse weights that are no safetensors: a list of shards may name any file, and transformers unpickles those of
+    other kinds even where safetensors are asked for. Raises ModelError.
+    """
+    import torch
+
+    def refuse(file: object, *_: object, **__: object) -> None:
+        raise ModelError(
+            f"{getattr(file, 'name', file)} is no safetensors file, and other weights are never read",
+            hint="convert it, or take another revision of it",
+        )
+
+    before = torch.load
+    torch.load = refuse
+    try:
+        yield
+    finally:
+        torch.load = before
 
 
 @contextmanager

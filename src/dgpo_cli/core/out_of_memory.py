@@ -12,6 +12,7 @@ _SAYS = (
     "cannot allocate memory",
     "unable to allocate",
     "alloc_failed",
+    "failed to map segment",  # of a library that is imported
 )
 
 
@@ -21,7 +22,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno == errno.ENOMEM):
             return True
-        if isinstance(seen, RuntimeError) and any(text in str(seen).lower() for text in _SAYS):
+        if isinstance(seen, RuntimeError | ImportError) and any(text in str(seen).lower() for text in _SAYS):
             return True
         seen = seen.__cause__
     return False

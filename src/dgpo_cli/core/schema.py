@@ -210,12 +210,12 @@ def _list(expected: str, holds: Callable[[Any], bool], item: FieldKind) -> Field
     return FieldKind(expected, fault)
 
 
-def map_of(kind: FieldKind) -> FieldKind:
-    """An object whose every value is of one kind."""
-    expected = f"an object ({kind.expected} by name)"
+def map_of(kind: FieldKind, *, least: int = 0) -> FieldKind:
+    """An object whose every value is of one kind, of `least` entries or more."""
+    expected = f"an object{f' of at least {least}' if least else ''} ({kind.expected} by name)"
 
     def fault(value: Any, where: str) -> str:
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or len(value) < least:
             return f"{_field(where)} is {shown(value)}, not {expected}"
         return next((found for name, item in value.items() if (found := kind.fault(item, _inside(where, name)))), "")
 

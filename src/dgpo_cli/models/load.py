@@ -26,7 +26,7 @@ from transformers import (
 
 from dgpo_cli.core import checksums, folders, schema
 from dgpo_cli.core.device import Precision
-from dgpo_cli.core.hub import quiet_loading
+from dgpo_cli.core.hub import quiet_loading, without_pickle
 from dgpo_cli.core.machine_faults import require_openable
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.errors import ModelError
@@ -144,7 +144,7 @@ def load_model(
 
 _SHARDS = "model.safetensors.index.json"
 _INDEX = schema.record(
-    {"metadata": schema.map_of(schema.ANYTHING), "weight_map": schema.map_of(schema.text(empty=False))}
+    {"metadata": schema.map_of(schema.ANYTHING), "weight_map": schema.map_of(schema.text(empty=False), least=1)}
 )
 
 
@@ -162,8 +162,9 @@ def _require_readable(source: ModelSource, device: torch.device) -> None:
     if (folder / _SHARDS).is_file():
         index = schema.read_record(folder / _SHARDS, _INDEX, hint=hint, error=ModelError)
         for name in sorted(set(index["weight_map"].values())):
-            if Path(name).name != name or not (folder / name).is_file():
-                state = "is no name of a file in it" if Path(name).name != name else "is missing"
+            named = Path(name).name == name and name.endswith(".safetensors")
+            if not named or not (folder / name).is_file():
+                state = "is missing" if named else "is no safetensors file in it"
                 raise ModelError(f"{folder / _SHARDS}: the shard {name!r} {state}", hint=hint)
     values = config_values(source) or {}
     if device.type == "cpu" and values.get("quantization_config") is not None:
@@ -230,7 +231,7 @@ def _options(source: ModelSource) -> dict[str, Any]:
 def _explained(source: ModelSource) -> Iterator[None]:
     """Turn any error in reading foreign files into one line about them."""
     try:
-        with quiet_loading():
+        with quiet_loading(), without_pickle():
             yield
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise explain(error, source.location, local=source.local) from error

@@ -16,6 +16,7 @@ _HINT = "export the model again, or take another"
 _LARGEST_STEP = 1 << 20  # characters of a normalizer or of a splitter, ours; SentencePiece's table of letters has half
 _TOKENS_PER_BYTE = 16  # ours; byte-level BPE makes one at most, of letters that its normalizer takes apart a few more
 _SPARE = 64
+_LARGEST_ID = 1 << 24  # ours; the largest vocabulary known has not 300,000 tokens
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def tokenizer_errors(location: str, problem: str = "has a tokenizer that cannot 
 
 
 def require_light(backend: Tokenizer, location: str) -> None:
-    """Raises ModelError for a tokenizer that would put a book in front of every word."""
+    """Raises ModelError for a tokenizer that would put a book in front of every word, or that has ids full of holes."""
     for what in ("normalizer", "pre_tokenizer", "post_processor"):
         step = getattr(backend, what)
         size = 0 if step is None else len(step.__getstate__())
@@ -43,6 +44,11 @@ def require_light(backend: Tokenizer, location: str) -> None:
                 f"the tokenizer of {location} has a {what} of {size:,} characters, {_LARGEST_STEP:,} at most",
                 hint=_HINT,
             )
+    last = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
+    if last > _LARGEST_ID:  # the library looks at every id below it when it saves the tokenizer
+        raise ModelError(
+            f"the tokenizer of {location} has a token with the id {last:,}, {_LARGEST_ID:,} at most", _HINT
+        )
 
 
 def require_few(tokens: int, text: str, location: str) -> None:

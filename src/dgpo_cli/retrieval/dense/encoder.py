@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dgpo_cli.core import schema
-from dgpo_cli.core.hub import quiet_loading, unreachable
+from dgpo_cli.core.hub import quiet_loading, unreachable, without_pickle
 from dgpo_cli.core.machine import GIB, MARGIN, free_main
 from dgpo_cli.core.machine_faults import pass_on, require_openable
 from dgpo_cli.core.text import composed
@@ -171,7 +171,7 @@ def load_safely(kind: Any, name: str, *, offline: bool) -> tuple[Any, Any, Mappi
     _require_room(name, offline)
     safe = {"trust_remote_code": False, "local_files_only": offline}
     tokenizer = AutoTokenizer.from_pretrained(name, **safe)
-    with quiet_loading():
+    with quiet_loading(), without_pickle():
         model, about = kind.from_pretrained(
             name, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **safe
         )
