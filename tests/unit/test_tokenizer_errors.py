@@ -48,6 +48,14 @@ def test_odd_added_tokens(sound: Path, tmp_path: Path, added: Any) -> None:
     assert str(tmp_path / "m") in e.value.message and "\n" not in e.value.message
 
 
+@pytest.mark.parametrize("file", ["special_tokens_map.json", "added_tokens.json", "tokenizer_config.json"])
+def test_half_of_a_surrogate_pair_is_no_text(sound: Path, tmp_path: Path, file: str) -> None:
+    shutil.copytree(sound, tmp_path / "m")
+    (tmp_path / "m" / file).write_text('{"eos_token": "\\ud800"}')
+    with pytest.raises(ModelError, match=f"{file} is damaged: not UTF-8"):
+        load_tokenizer(str(tmp_path / "m"))
+
+
 PANICS: dict[str, dict[str, Any]] = {
     "empty pattern": {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "x"}},
     "regex without end": {

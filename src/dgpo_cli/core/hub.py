@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 from dgpo_cli.errors import ModelError
 
@@ -46,12 +47,13 @@ def without_pickle() -> Iterator[None]:
             hint="convert it, or take another revision of it",
         )
 
-    before = torch.load
-    torch.load = refuse
+    library: Any = torch
+    before = library.load
+    library.load = refuse
     try:
         yield
     finally:
-        torch.load = before
+        library.load = before
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from dgpo_cli.models.load_errors import explain
 from dgpo_cli.models.lora import has_adapter, merged_parameters
 from dgpo_cli.models.sources import ModelSource, config_values, load_protocol, resolve
 from dgpo_cli.models.tokenizer_errors import require_light, tokenizer_errors
+from dgpo_cli.models.tokenizer_file import require_sound_texts
 
 KEPT_TOKENIZER = "tokenizer"  # folder of a run
 
@@ -70,6 +71,7 @@ def load_tokenizer(name: str | ModelSource) -> PreTrainedTokenizerBase:
     """
     source = resolve(name) if isinstance(name, str) else name
     options = _options(source)
+    require_sound_texts(source)
     with tokenizer_errors(source.location), _explained(source):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(source.location, **options)
     require_light(tokenizer.backend_tokenizer, source.location)

@@ -169,6 +169,12 @@ def _file(source: ModelSource, name: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def require_sound_texts(source: ModelSource) -> None:
+    """Raises ModelError for a small file of a tokenizer that is no JSON of ours, as by half of a surrogate pair."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        _json(source, name)
+
+
 def _json(source: ModelSource, name: str) -> dict[str, Any]:
     path = _file(source, name)
     if path is None:
