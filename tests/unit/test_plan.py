@@ -178,6 +178,14 @@ def test_a_cpu_and_a_model_of_ones_own(dgpo, offline, folder):
         2 * parameters,
     )
     assert card_of("cpu").gib > 0.1 and not card_of("cpu").accelerated
+    told = json.loads(ended.out)["assumptions"]
+    assert not [line for line in told if "CUDA" in line or "GPU" in line or "card" in line]
+    card = json.loads(dgpo("plan", "own.toml", "--gpu", "24GB", "--json").out)["assumptions"]
+    assert [line for line in card if "CUDA" in line] and not [
+        line for line in card if "CPU" in line or "a core" in line
+    ]
+    unnamed = dgpo("plan", "own.toml")
+    assert unnamed.status == 1 and unnamed.errors == ["error: own.toml names no card"]
 
 
 def test_the_command_adds_up_and_refuses_what_does_not_fit(dgpo):

@@ -9,6 +9,7 @@ import typer
 from dgpo_cli.commands.common.options import JsonFlag, SetOption
 from dgpo_cli.console import Console
 from dgpo_cli.core.machine import GIB
+from dgpo_cli.errors import ConfigError
 
 
 def plan(
@@ -24,15 +25,17 @@ def plan(
     from dgpo_cli.core.config import parse_options
     from dgpo_cli.core.recipes import load
     from dgpo_cli.planning import plan as plans
-    from dgpo_cli.planning.timing import ASSUMPTIONS
+    from dgpo_cli.planning.timing import assumptions
 
     console = Console(json_output=json)
     chosen = load(recipe)
+    if not (gpu or chosen.card):
+        raise ConfigError(f"{recipe} names no card", hint="give --gpu: a memory such as 24GB or cpu:16GB, a100, or cpu")
     card = plans.card_of(gpu or chosen.card)
     stages = plans.plan(chosen, parse_options(set_ or ()), card)
     for stage in stages:
         _show(console, stage, card.gib)
-    console.print("assumed:\n" + "\n".join(f"- {line}" for line in ASSUMPTIONS))
+    console.print("assumed:\n" + "\n".join(f"- {line}" for line in assumptions(card)))
     plans.require_fit(stages, card)
     console.result(
         {
@@ -53,7 +56,7 @@ def plan(
                 }
                 for stage in stages
             ],
-            "assumptions": list(ASSUMPTIONS),
+            "assumptions": list(assumptions(card)),
         }
     )
 

@@ -17,16 +17,21 @@ LAYER_SECONDS = 0.05e-3  # assumed: one layer of one decoding step costs at leas
 EAGER_LAYER_SECONDS = 0.8e-3  # assumed: and this where kernels are launched one by one, as for an 8-bit model
 WRONG = 0.6  # assumed share of episodes that the teacher reads; the paper's students have 0.4 EM in training
 
-ASSUMPTIONS = (
+_ASSUMED = (
     f"episodes of {PROMPT_TOKENS} prompt tokens, {SEARCHES} searches and {SEARCHES + 1} turns of {TURN_TOKENS} tokens",
     f"passages of {PASSAGE_TOKENS} tokens, an observation no longer than the setting allows",
-    f"{ARITHMETIC:.0%} of the card's bf16 arithmetic and {MEMORY:.0%} of its memory bandwidth are reached",
-    f"a core of a CPU reaches {CORE_FLOPS / 1e9:.0f} GFLOP/s in float32",
     f"a decoding step takes at least {1e3 * LAYER_SECONDS:.2f} ms a layer, in 8 bit {1e3 * EAGER_LAYER_SECONDS:.1f} ms",
     f"the teacher of rl reads {WRONG:.0%} of the episodes; search, evaluation and saving are not counted",
-    "memory is that of the longest sequences, but where a model only writes on a CPU of episodes of that length",
+)
+_ASSUMED_OF_CARDS = (
+    f"{ARITHMETIC:.0%} of the card's bf16 arithmetic and {MEMORY:.0%} of its memory bandwidth are reached",
+    "memory is that of the longest sequences",
     "CUDA's context takes 1 GB and the allocator 5 % on top",
     "no figure was measured on a GPU",
+)
+_ASSUMED_OF_CPUS = (
+    f"a core reaches {CORE_FLOPS / 1e9:.0f} GFLOP/s in float32, and {MEMORY:.0%} of the memory's bandwidth are reached",
+    "memory is that of the longest sequences, but where a model only writes of episodes of that length",
 )
 
 
@@ -45,6 +50,11 @@ class Card:
     @property
     def device(self) -> str:
         return "cuda" if self.accelerated else "cpu"
+
+
+def assumptions(card: Card) -> tuple[str, ...]:
+    """What the figures of a plan rest on."""
+    return _ASSUMED + (_ASSUMED_OF_CARDS if card.accelerated else _ASSUMED_OF_CPUS)
 
 
 @dataclass(frozen=True, slots=True)
