@@ -63,6 +63,24 @@ def require_reranked(episodes: Iterable[dict[str, Any]], offline: Any, cross: Pa
     assert moved, "no passage moved, which a plain search would have passed too"
 
 
+def require_told(dgpo: Callable[..., Any], run: Path, offline: Any, cross: Path, options: Any) -> None:
+    """What asks or trains the model without the reranker that it was trained with says so."""
+    index, train = str(offline.index), str(offline.questions("train"))
+    ask = ("eval", "--model", str(run), "--index", index, "--bench", "tinyworld")
+    commands = (
+        (*ask, "--bench-dir", str(offline.folder / "world"), "--dry-run"),
+        ("distill-data", "--teacher", str(run), "--index", index, "--data", train, "--dry-run"),
+        ("chat", "--model", str(run), "--index", index),
+    )
+    for command in commands:
+        with pytest.MonkeyPatch.context() as patch:  # nobody asks the chat
+            patch.setattr("sys.stdin", io.StringIO(""))
+            without, alike = dgpo(*command), dgpo(*command, *options)
+        said = " ".join(without.err.split())
+        assert f"passages were reranked by {cross.name} when {run} was trained, and are not here" in said
+        assert without.status == alike.status == 0 and "reranked" not in alike.err, alike.err
+
+
 def records(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()[1:]]
 
@@ -144,6 +162,7 @@ def test_distill_data_and_kd(
     )
     assert ended.status == 0, ended.err
     require_reranked(records(folder / "kd" / "validation.jsonl"), offline, cross)
+    require_told(dgpo, folder / "kd", offline, cross, options)
     refused = dgpo(*kd, "--out", "none", *options)
     assert refused.errors == [
         "error: rerank.depth has no effect: method kd searches nothing, and there is no eval_data"
@@ -162,6 +181,7 @@ def test_rl(dgpo: Callable[..., Any], folder: Path, offline: Any, searcher: Path
         "model": str(cross), "depth": DEPTH, "max_length": 512, "batch_size": 64,
     }  # fmt: skip
     require_reranked(records(folder / "rl" / "validation.jsonl"), offline, cross)
+    require_told(dgpo, folder / "rl", offline, cross, options)
 
 
 def test_index_check_measures_both(dgpo: Callable[..., Any], offline: Any, cross: Path, options: Any) -> None:

@@ -93,7 +93,7 @@ def _tools(
             raise ConfigError("-o rollout has no effect without a model", hint="give --model NAME")
         return Tools(open_index(where, device=device, rerank=asked.rerank).retriever, top_k=top_k)
     chosen = choose(console, "model", model, hint="give --model NAME")
-    settings = asking_rollout(console, given, chosen, wave=1)
+    settings = asking_rollout(console, given, chosen, wave=1, rerank=asked.rerank)
     make = agent_maker(console, chosen, where, settings, asked, seed=0, device=device, server=server)
     from dgpo_cli.serving.mcp_tools import Tools
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core import schema
@@ -22,6 +23,7 @@ from dgpo_cli.formats.base import Format
 ALWAYS_SEARCH = "Always search before you answer, also where you believe that you know the answer."
 PROTOCOL_FILE = "protocol.json"  # in the folder of a model
 _TAGS = "tags"
+_TEXT = schema.maybe(schema.text())
 # Settings of a rollout that shape an episode: a model should be used with those it was trained with.
 LIMITS = ("top_k", "max_turns", "max_new_tokens", "max_observation_tokens", "max_prompt_tokens", "max_tokens")
 
@@ -44,6 +46,7 @@ class Protocol:
     max_prompt_tokens: int | None = None
     max_tokens: int | None = None
     date: str | None = None  # that a chat template is rendered with, YYYY-MM-DD; None for today
+    reranker: str | None = None  # name of the cross-encoder that ordered the passages in training
     format: str = _TAGS  # a name of `formats.registry`
 
     def __post_init__(self) -> None:
@@ -95,7 +98,7 @@ class Protocol:
         """Raises InputError for a record of another form."""
         limits = {"top_k": schema.whole(1), "max_turns": schema.whole(0)}
         limits |= dict.fromkeys(LIMITS[2:], schema.maybe(schema.whole(1)))
-        kind = schema.of(cls, name=schema.text(empty=False), date=schema.maybe(schema.text()), **limits)
+        kind = schema.of(cls, name=schema.text(empty=False), date=_TEXT, reranker=_TEXT, **limits)
         hint = "write the protocol again with `dgpo export`, or use the dgpo version that made it"
         protocol = cls(**schema.check(record, kind, "the protocol", hint=hint))
         try:
@@ -113,6 +116,10 @@ class Protocol:
         """The same text with these LIMITS recorded; other names in the mapping are ignored."""
         return replace(self, **{name: limits[name] for name in LIMITS if name in limits})
 
+    def reranked_by(self, model: str | None) -> Protocol:
+        """The same text with the cross-encoder that orders passages; a folder counts by its name."""
+        return replace(self, reranker=None if model is None else reranker_name(model))
+
     def always_searching(self) -> Protocol:
         """The same with a sentence before the question's line that asks for a search before every answer."""
         return self._saying(ALWAYS_SEARCH)
@@ -128,10 +135,16 @@ class Protocol:
         return replace(self, prompt=f"{self.prompt[:start]}{sentence}\n{self.prompt[start:]}")
 
     def same_text(self, other: Protocol) -> bool:
-        """Whether a model of one can read the other's episodes, whatever their limits and dates."""
-        return self == replace(other, date=self.date, **{name: getattr(self, name) for name in LIMITS})
+        """Whether a model of one can read the other's episodes, whatever their limits, dates and order of passages."""
+        limits: dict[str, Any] = {name: getattr(self, name) for name in LIMITS}
+        return self == replace(other, date=self.date, reranker=self.reranker, **limits)
 
     @property
     def digest(self) -> str:
         """Short hash for manifests: two files with the same digest hold the same agent text."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def reranker_name(model: str) -> str:
+    """What records call a cross-encoder: a hub id as it is, a folder of this machine by its last part."""
+    return Path(model).name if Path(model).exists() or model.startswith((".", "/", "~")) else model

@@ -141,6 +141,13 @@ def search_limits(*names: str) -> tuple[dict[str, int], str]:
     return DEFAULT.limits, "the paper's"
 
 
+def trained_reranker(name: str) -> str | None:
+    """The cross-encoder that ordered the passages when a model was trained, where it records one."""
+    source = resolve(name)
+    file = _protocol_file(source) if source.local or hub.is_readable(source.location) else None
+    return None if file is None else read_protocol(file).reranker
+
+
 _CONFIG = schema.record({}, {"text_config": schema.maybe(schema.map_of(schema.ANYTHING))})
 
 

@@ -94,7 +94,8 @@ class Questions:
         return student.protocol
 
     def recorded(self, codec: Codec, student: LoadedModel) -> Protocol:
-        return student.protocol.with_limits(asdict(self.settings.rollout))
+        trained = student.protocol.with_limits(asdict(self.settings.rollout))
+        return trained.reranked_by(self.settings.rerank.model)
 
     @property
     def steps_per_pass(self) -> int:

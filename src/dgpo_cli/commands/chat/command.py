@@ -63,7 +63,7 @@ def chat(
     where = choose_index(console, index)
     given, asked = ask_options(options, top_k=top_k, max_turns=max_searches)
     server = model_server(console, model_url, model_name, asked)
-    settings = asking_rollout(console, given, chosen, wave=1, temperature=temperature)
+    settings = asking_rollout(console, given, chosen, wave=1, rerank=asked.rerank, temperature=temperature)
     make = agent_maker(console, chosen, where, settings, asked, seed=seed, device=device or "auto", server=server)
 
     from dgpo_cli.viewing.chat import Chat  # after the checks: it imports libraries that compute

@@ -12,6 +12,7 @@ from dgpo_cli.console import Console
 
 if TYPE_CHECKING:
     from dgpo_cli.agent.settings import RolloutSettings
+    from dgpo_cli.retrieval.rerank import RerankConfig
     from dgpo_cli.training.settings import AskSettings, KDSettings, RLSettings
     from dgpo_cli.training.teacher.settings import DistillDataSettings
 
@@ -68,8 +69,28 @@ def trained_limits(
     return chosen
 
 
+def tell_reranker(console: Console, model: str, rerank: RerankConfig) -> None:
+    """Warn where passages were in the order of a cross-encoder when the model was trained, and are in another one."""
+    from dgpo_cli.formats.protocol import reranker_name
+    from dgpo_cli.models.sources import trained_reranker
+
+    trained = trained_reranker(model)
+    if trained is not None and (rerank.model is None or reranker_name(rerank.model) != trained):
+        here = "are not here" if rerank.model is None else f"are by {reranker_name(rerank.model)} here"
+        console.warn(
+            f"passages were reranked by {trained} when {model} was trained, and {here}: "
+            f"answers may get worse (-o rerank.model=...)"
+        )
+
+
 def asking_rollout(
-    console: Console, given: Mapping[str, Any], model: str, *, wave: int, temperature: float = 0.0
+    console: Console,
+    given: Mapping[str, Any],
+    model: str,
+    *,
+    wave: int,
+    rerank: RerankConfig,
+    temperature: float = 0.0,
 ) -> RolloutSettings:
     """How a model is asked by people and programs: within the limits that it was trained with, unless others are given.
 
@@ -79,6 +100,7 @@ def asking_rollout(
     from dgpo_cli.models.sources import search_limits
 
     limits = trained_limits(console, given, search_limits(model), model, RolloutSettings()) | dict(given)
+    tell_reranker(console, model, rerank)
     return RolloutSettings(**limits, temperature=temperature, wave=wave, stop_repeats=True)
 
 
@@ -89,4 +111,5 @@ def as_trained(
     # -o gives texts: the settings have the numbers that they mean.
     given = {name: getattr(settings.rollout, name) for name in before.get("rollout", {})}
     changes = trained_limits(console, given, limits, model, settings.rollout)
+    tell_reranker(console, model, settings.rerank)
     return replace(settings, rollout=replace(settings.rollout, **changes))  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from dgpo_cli.commands.common.options import (
 )
 from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption, model_server
 from dgpo_cli.commands.common.teacher import EngineOption, FormatOption
-from dgpo_cli.commands.common.trained import AskOption, ask_options, trained_limits
+from dgpo_cli.commands.common.trained import AskOption, ask_options, tell_reranker, trained_limits
 from dgpo_cli.commands.evaluate import run
 from dgpo_cli.console import Console
 from dgpo_cli.core import shell
@@ -108,6 +108,7 @@ def evaluate(
     given, asked_for = ask_options(options, top_k=top_k, max_turns=max_searches)
     server = model_server(console, model_url, model_name, asked_for)
     limits = trained_limits(console, given, search_limits(chosen), chosen, RolloutSettings()) | given
+    tell_reranker(console, chosen, asked_for.rerank)
     settings = EvalSettings(
         model=chosen,
         benchmarks=tuple(sets),

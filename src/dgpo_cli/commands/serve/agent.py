@@ -54,7 +54,7 @@ def choose_agent(
     server = model_server(console, url, url_name, settings)
     chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
     given = {name: value for name, value in asdict(settings.rollout).items() if value is not None}
-    rollout = asking_rollout(console, given, chosen, wave=settings.max_episodes)
+    rollout = asking_rollout(console, given, chosen, wave=settings.max_episodes, rerank=settings.rerank)
     check_index(index)
     wave = check_chat(
         chosen, rollout, device=device, precision=settings.precision, loaded=server is None,

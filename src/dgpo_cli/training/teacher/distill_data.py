@@ -142,8 +142,9 @@ def _teacher(
 def _asked(
     settings: DistillDataSettings, protocol: Protocol, questions: Sequence[Question], *, trained: bool
 ) -> Protocol:
-    """The text of a model that has none of its own may ask for a search before every answer, and says how to abstain
-    where some of the questions are unanswerable."""
+    """The text, and by what passages are reranked. That of a model that has none of its own may ask for a search before
+    every answer, and says how to abstain where some of the questions are unanswerable."""
+    protocol = protocol.reranked_by(settings.rerank.model)
     if trained:
         return protocol
     searching = protocol.always_searching() if settings.always_search else protocol
