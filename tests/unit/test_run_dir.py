@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.disk import check_space
@@ -292,3 +293,16 @@ def test_an_unfinished_run_that_does_not_go_on_is_named_with_the_reason(folder):
             run.finish({})
         with RunDir.open("kd", config | changed, inputs=of) as again:
             assert again.left == ""
+
+
+def test_a_run_of_other_settings_is_met_with_options_that_the_command_has(tmp_path):
+    from dgpo_cli.cli import app
+
+    known = typer.main.get_command(app).commands
+    for command in ("make-questions", "distill-data", "kd", "rl", "eval"):
+        RunDir.open(command, {"seed": 1}, out=tmp_path / command).close()
+        with pytest.raises(ConfigError) as caught:
+            RunDir.open(command, {"seed": 2}, out=tmp_path / command)
+        has_config = any("--config" in parameter.opts for parameter in known[command].params)
+        assert ("--config" in caught.value.hint) is has_config
+        assert has_config or ("--out" in caught.value.hint and "--fresh" in caught.value.hint)

@@ -34,6 +34,7 @@ from dgpo_cli.core.versions import git_commit, versions
 from dgpo_cli.errors import BusyError, ConfigError
 
 _DISCARDED = "discarded"  # status of a run that another one replaces in its folder
+_WITH_CONFIG = ("make-questions", "distill-data", "kd", "rl")  # commands that have the option
 _WHEN_BUSY = "wait for it, or start a second run with --fresh and, where you gave --out, in another folder"
 _RUN = schema.record(
     {
@@ -288,7 +289,9 @@ def _require_same(path: Path, work: Work) -> None:
     if read_run(path)["digest"] != work.digest:
         raise ConfigError(
             f"the run {path} has other settings than this command: {differing(path, work)}",
-            hint=f"repeat its settings: {shell.command('--config', path / 'config.toml')}",
+            hint=f"repeat its settings: {shell.command('--config', path / 'config.toml')}"
+            if work.command in _WITH_CONFIG
+            else "give the options that it began with, or start anew with another --out, or with --fresh",
         )
 
 
