@@ -101,6 +101,21 @@ def test_the_card_tells_origin_results_and_settings_and_no_folder_of_this_machin
     assert str(runs) not in card and "transformers " in body.splitlines()[-1]
 
 
+def test_the_card_tells_limits_that_an_evaluation_did_not_take_from_the_model(dgpo, runs):
+    """A figure of one token a turn is none of the model as it is asked; it stands beside the other one."""
+    for path in sorted((runs / "runs").glob("eval-*"))[:2]:
+        file = path / "report.json"
+        report = json.loads(file.read_text())
+        limits = {"top_k": TINYWORLD.top_k, "max_turns": TINYWORLD.max_turns, "max_new_tokens": 500}
+        report["rollout"] = limits | ({"max_new_tokens": 1} if path.name.endswith("1") else {})
+        file.write_text(json.dumps(report))
+    dgpo("export", "rl-0001", "agent")
+    rows = [line for line in (runs / "agent" / "README.md").read_text().splitlines() if line.startswith("| nq |")]
+    assert [row.split("|")[3].strip() for row in rows] == ["10.0 %", "25.0 %"]
+    assert "greedy, max_new_tokens 1, bm25 over 1,000 passages" in rows[0]
+    assert "greedy, bm25 over 1,000 passages" in rows[1]
+
+
 def test_without_evaluations_the_card_says_so(dgpo, runs):
     for path in (runs / "runs").glob("eval-*"):
         shutil.rmtree(path)

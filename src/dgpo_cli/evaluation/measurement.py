@@ -182,7 +182,8 @@ REPORT = schema.record(  # what others than its writer read of report.json
                 }
             )
         ),
-    }
+    },
+    {"rollout": schema.map_of(schema.ANYTHING)},
 )
 
 

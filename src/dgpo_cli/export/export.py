@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core import folders
 from dgpo_cli.core.config import load_toml, to_toml
 from dgpo_cli.core.disk import check_space
@@ -24,6 +25,7 @@ from dgpo_cli.evaluation.measured import weights_digest
 from dgpo_cli.evaluation.measurement import REPORT
 from dgpo_cli.export.as_gguf import form_of, write_folder
 from dgpo_cli.export.model_card import SCRIPT, CardFacts, Measurement, Stage, render
+from dgpo_cli.formats.protocol import LIMITS
 from dgpo_cli.models import gguf
 from dgpo_cli.models.aliases import ALIASES
 from dgpo_cli.models.load import LoadedModel, load_model, write_model
@@ -128,7 +130,7 @@ def facts(name: str, loaded: LoadedModel, runs_root: Path) -> CardFacts:
         usage=loaded.protocol.agent_format.usage,
         stages=stages,
         measurements=measurements(
-            weights_digest(loaded), {runs_root} if newest is None else {runs_root, newest.parent}
+            weights_digest(loaded), {runs_root} if newest is None else {runs_root, newest.parent}, _usual(loaded)
         ),
         validation_em=None if newest is None else _validation_em(newest),
         versions={} if newest is None else read_run(newest).get("versions", {}),
@@ -205,8 +207,18 @@ def _best_step(rows: Sequence[Mapping[str, Any]]) -> int | None:
     return int(max(scored, key=lambda row: row["eval_score"])["step"]) if scored else None
 
 
-def measurements(weights: str, roots: Collection[Path]) -> list[Measurement]:
-    """Results of the finished `dgpo eval` runs of exactly these weights; of one benchmark the newest."""
+def _usual(loaded: LoadedModel) -> dict[str, Any]:
+    """Limits of episodes under which `dgpo eval` asks the model by itself."""
+    room = RolloutSettings().observation_room(getattr(loaded.model.config, "max_position_embeddings", None))
+    fitted = {} if room is None else {"max_observation_tokens": room}
+    return asdict(RolloutSettings()) | fitted | loaded.protocol.limits
+
+
+def measurements(weights: str, roots: Collection[Path], usual: Mapping[str, Any] | None = None) -> list[Measurement]:
+    """Results of the finished `dgpo eval` runs of exactly these weights; of one benchmark and one way the newest.
+
+    Limits of episodes that are not `usual` are told.
+    """
     newest: dict[tuple[str, str], Measurement] = {}
     for run in (run for root in sorted({root.resolve() for root in roots}) for run in list_runs(root)):
         file = run / "report.json"
@@ -217,6 +229,8 @@ def measurements(weights: str, roots: Collection[Path]) -> list[Measurement]:
             continue
         temperature = report["decoding"]["temperature"]
         decoding = "greedy" if temperature == 0 else f"temperature {temperature:g}"
+        asked, known = report.get("rollout", {}), usual or {}
+        decoding += "".join(f", {n} {asked[n]}" for n in LIMITS if n in asked and asked[n] != known.get(n, asked[n]))
         for name, values in report["benchmarks"].items():
             passages = values["index"].get("passages")
             corpus = "" if passages is None else f", {values['index']['retriever']} over {passages:,} passages"
