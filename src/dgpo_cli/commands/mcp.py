@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgpo_cli import __version__
-from dgpo_cli.commands.common.options import DeviceOption, QuietFlag, choose, choose_index
+from dgpo_cli.commands.common.options import DeviceOption, QuietFlag, choose_index
 from dgpo_cli.commands.common.search_environment import TOKEN_VARIABLE, require_token_beyond_loopback, server_token
-from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption, agent_maker, model_server
+from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption, agent_maker, choose_model, model_server
 from dgpo_cli.commands.common.trained import AskOption, ask_options, asking_rollout
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
@@ -92,7 +92,7 @@ def _tools(
         if given:
             raise ConfigError("-o rollout has no effect without a model", hint="give --model NAME")
         return Tools(open_index(where, device=device, rerank=asked.rerank).retriever, top_k=top_k)
-    chosen = choose(console, "model", model, hint="give --model NAME")
+    chosen = choose_model(console, model)
     settings = asking_rollout(console, given, chosen, wave=1, rerank=asked.rerank)
     make = agent_maker(console, chosen, where, settings, asked, seed=0, device=device, server=server)
     from dgpo_cli.serving.mcp_tools import Tools

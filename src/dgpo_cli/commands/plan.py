@@ -14,7 +14,9 @@ from dgpo_cli.errors import ConfigError
 
 def plan(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe of `dgpo recipes`, or a file like it.")],
-    gpu: Annotated[str | None, typer.Option(help="24GB, 80GB, rtx4090, a100, h100, h200; the recipe's card.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="24GB, 80GB, rtx4090, a100, h100, h200, cpu, cpu:16GB; the recipe's card.")
+    ] = None,
     set_: SetOption = None,
     json: JsonFlag = False,
 ) -> None:

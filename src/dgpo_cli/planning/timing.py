@@ -31,7 +31,7 @@ _ASSUMED_OF_CARDS = (
 )
 _ASSUMED_OF_CPUS = (
     f"a core reaches {CORE_FLOPS / 1e9:.0f} GFLOP/s in float32, and {MEMORY:.0%} of the memory's bandwidth are reached",
-    "memory is that of the longest sequences, but where a model only writes of episodes of that length",
+    "memory is that of the longest sequences; where a model only writes, of episodes of the length above",
 )
 
 

@@ -14,11 +14,10 @@ from dgpo_cli.commands.common.options import (
     DeviceOption,
     JsonFlag,
     QuietFlag,
-    choose,
     choose_index,
     within_64_bits,
 )
-from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption, agent_maker, model_server
+from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption, agent_maker, choose_model, model_server
 from dgpo_cli.commands.common.trained import AskOption, ask_options, asking_rollout
 from dgpo_cli.console import Console
 from dgpo_cli.errors import InputError
@@ -59,7 +58,7 @@ def chat(
     Examples: `dgpo chat` · `echo "Where was the director of Vertigo born?" | dgpo chat --model dgpo-qwen-0.5b`
     """
     console = Console(json_output=json, quiet=quiet)
-    chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
+    chosen = choose_model(console, model)
     where = choose_index(console, index)
     given, asked = ask_options(options, top_k=top_k, max_turns=max_searches)
     server = model_server(console, model_url, model_name, asked)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dgpo_cli.commands.common.options import choose
 from dgpo_cli.commands.common.search_environment import sendable_token
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
@@ -53,6 +54,11 @@ def model_server(
     server = choose_model(url, name, key, asked.server, MODEL)
     console.info(f"model: {server.model} at {server.url}")
     return server
+
+
+def choose_model(console: Console, given: str | None) -> str:
+    """The model that answers: given, or the last that was made here. Raises ConfigError without one."""
+    return choose(console, "model", given, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
 
 
 def loaded_to_ask(console: Console, model: str, device: str, precision: Precision) -> tuple[LoadedModel, Codec]:

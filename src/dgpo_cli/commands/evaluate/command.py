@@ -18,11 +18,10 @@ from dgpo_cli.commands.common.options import (
     QuietFlag,
     ResumeOption,
     absolute,
-    choose,
     choose_index,
     within_64_bits,
 )
-from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption, model_server
+from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption, choose_model, model_server
 from dgpo_cli.commands.common.teacher import EngineOption, FormatOption
 from dgpo_cli.commands.common.trained import AskOption, ask_options, tell_reranker, trained_limits
 from dgpo_cli.commands.evaluate import run
@@ -103,7 +102,7 @@ def evaluate(
     require_run_place(out, resume, fresh=fresh)
     asked, bench_dir = choose_bench(console, bench, bench_dir)
     sets = parse_benchmarks(asked)
-    chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
+    chosen = choose_model(console, model)
     where = choose_index(console, index)
     given, asked_for = ask_options(options, top_k=top_k, max_turns=max_searches)
     server = model_server(console, model_url, model_name, asked_for)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.commands.common.examples import example_questions
-from dgpo_cli.commands.common.options import choose
-from dgpo_cli.commands.common.served import codec_to_ask, loaded_to_ask, model_server
+from dgpo_cli.commands.common.served import choose_model, codec_to_ask, loaded_to_ask, model_server
 from dgpo_cli.commands.common.trained import asking_rollout
 from dgpo_cli.console import Console
 
@@ -52,7 +51,7 @@ def choose_agent(
     from dgpo_cli.retrieval.open import check_index
 
     server = model_server(console, url, url_name, settings)
-    chosen = choose(console, "model", model, hint="give --model NAME, or train one: `dgpo quickstart`, `dgpo rl`")
+    chosen = choose_model(console, model)
     given = {name: value for name, value in asdict(settings.rollout).items() if value is not None}
     rollout = asking_rollout(console, given, chosen, wave=settings.max_episodes, rerank=settings.rerank)
     check_index(index)
