@@ -1,7 +1,7 @@
 """Settings of BM25 chosen by questions: what is best on one half of them, and what that gains on the other half.
 
 BM25 as it comes is seldom the best that it can be (arXiv 2605.10848: 18 points on BrowseComp-Plus by tuning). First
-the words (stemmer and stop words), then k1 and b with the best words. Passage length is not tried: cutting anew would
+the words (stemmer and stop words), then k1 and b with the best words. Passage length is not tried: cutting again would
 change what the gold passages are.
 """
 

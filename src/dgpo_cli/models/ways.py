@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @dataclass(slots=True)
 class Ways:
-    cudnn_attention: bool = False  # for the engine's masked attention; cuDNN plans anew for every shape
+    cudnn_attention: bool = False  # for the engine's masked attention; cuDNN plans again for every shape
     fused_adam: bool = True  # one kernel for a list of tensors, without a temporary of their size
     steps_per_doubling: int = 4  # sizes of windows and of keys that are captured; fewer graphs, more idle rows
     block_logits: int = 1 << 24  # whose losses are computed at once: fewer launches, more memory

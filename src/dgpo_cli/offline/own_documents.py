@@ -97,4 +97,4 @@ class OwnDocuments(RealPath):
         if update is None:
             self._reuse("index")
         else:
-            self._say(f"index: {update.files_read:,} of {update.files:,} files were read anew")
+            self._say(f"index: {update.files_read:,} of {update.files:,} files were read again")

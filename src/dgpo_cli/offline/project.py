@@ -180,7 +180,7 @@ class Project:
                     f"{path} is finished and would be replaced: {why}",
                     hint="give --replace to make it and what follows from it again, or another --out",
                 )
-        self._say(f"{path.name}: made anew ({why})")
+        self._say(f"{path.name}: made again ({why})")
 
     def result(self, stage: str) -> Mapping[str, Any]:
         path = self.path(stage)

@@ -30,7 +30,7 @@ def show_build(console: Console, target: Path, manifest: Manifest, reused: bool)
     if adopted := dense.get("adopted"):
         alike = "" if adopted["cosine"] is None else f", median cosine {adopted['cosine']}"
         console.info(
-            f"{percent(adopted['own_row'])} of {adopted['sample']} passages encoded anew lie at their row{alike}"
+            f"{percent(adopted['own_row'])} of {adopted['sample']} passages encoded again lie at their row{alike}"
         )
     if "recall" in (measured := dense.get("measured", {})):
         console.info(

@@ -94,8 +94,8 @@ def fetch_corpus(file: HubFile) -> Path:
 def fetch_flat(parts: Sequence[HubFile], flat: Path) -> None:
     """Put the parts together in `flat`, going on after the last byte that is there, also after `kill -9`.
 
-    They do not go through the hub's cache, which would hold a second copy, and which begins a file that was interrupted
-    anew. Raises InputError.
+    They do not go through the hub's cache: it would hold a second copy, and begins an interrupted file from the start.
+    Raises InputError.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get

@@ -144,14 +144,14 @@ def _check(
     checked = {"sample": len(rows), "own_row": round(share, 4), "cosine": None if cosine is None else round(cosine, 4)}
     if share < _OWN:
         raise InputError(
-            f"{file} is not by this encoder over these passages: of {len(rows)} that were encoded anew, "
+            f"{file} is not by this encoder over these passages: of {len(rows)} that were encoded again, "
             f"{share:.0%} lie at their own row (cosine {checked['cosine']})",
             hint=_OTHER_ENCODER,
         )
     if cosine is not None and _bytes_per_number(index) >= 1:
         if cosine < _ALIKE:
             raise InputError(
-                f"{file} was encoded in another way: the median cosine with {len(rows)} passages encoded anew is "
+                f"{file} was encoded in another way: the median cosine with {len(rows)} passages encoded again is "
                 f"{cosine:.3f}, below {_ALIKE}",
                 hint=_OTHER_ENCODER,
             )
