@@ -212,6 +212,9 @@ def test_an_index_of_an_earlier_version_opens_and_searches_as_it_did(tmp_path: P
     [
         ("rank-bm25", {}),
         ("rank-bm25", {"idf": "lucene"}),
+        ("rank-bm25", {"k1": 0}),
+        ("rank-bm25", {"k1": 0, "b": 1}),
+        ("bm25", {"k1": 0}),
         ("bm25", {"variant": "robertson"}),
         ("bm25", {"variant": "atire"}),
         ("bm25", {}),
@@ -234,6 +237,8 @@ def test_a_passage_matches_where_it_shares_a_word(
         assert found(index, title) == [str(row)], "its own title and nothing else"
         assert found(index, f"{title} {text.split()[1]} Norway")[0] == str(row)
     assert sorted(found(index, "Norway")) == [str(n) for n in range(count)], "a word in every passage"
+    if count > 1:
+        assert sorted(found(index, "Bergen Oslo")) == ["0", "1"], "each holds one of the words"
     assert found(index, "Stockholm") == [] and found(index, "the") == []
     best = index.retriever.search(["Norway Oslo"], 1)[0]
     assert [hit.rank for hit in best] == [1]

@@ -21,6 +21,9 @@ from dgpo_cli.retrieval.index.store import PassageStore
 from dgpo_cli.retrieval.lexical.ranking import contents, hits, require_bm25_range, top_rows, with_unscored
 from dgpo_cli.retrieval.lexical.words import Language, Tokenizer, require_words, with_words, words_of
 
+# The library divides by k1 and the count of a word, and would make NaN of passages without it.
+_LEAST_K1 = 1e-12
+
 
 @dataclass(frozen=True, slots=True)
 class RankBM25Config:
@@ -56,7 +59,7 @@ class RankBM25Retriever:
         self._store = store
         self._words = words_of(config, state)
         corpus = [self._words.words(passage.contents) for passage in store]
-        self._engine = BM25Okapi(corpus, k1=config.k1, b=config.b)
+        self._engine = BM25Okapi(corpus, k1=max(config.k1, _LEAST_K1), b=config.b)
         if config.idf == "lucene":
             frequencies: dict[str, int] = {}
             for counts in self._engine.doc_freqs:
