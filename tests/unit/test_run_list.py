@@ -164,6 +164,24 @@ def test_every_listed_name_is_the_run_that_it_names(folder: Path) -> None:
     assert [find_run(name) for name in short_names(paths)] == paths
 
 
+def test_runs_behind_links_are_found_once_and_by_their_own_name(tmp_path: Path, folder: Path) -> None:
+    """As where they were moved to a larger disk, one by one or all of them."""
+    store = tmp_path.parent / f"{tmp_path.name}-store"
+    make("kd", 1).parent.rename(store)
+    Path("runs").symlink_to(store)
+    Path("latest").symlink_to("runs/kd-0001")
+    assert find_runs() == [Path("runs/kd-0001")] and summarize_runs(Path())[0].name == "kd-0001"
+    Path("runs").unlink()
+    Path("runs").mkdir()
+    make("rl", 2)
+    for name, target in (("kd-0001", store / "kd-0001"), ("gone", "nowhere"), ("loop", "loop"), ("runs", ".")):
+        (Path("runs") / name).symlink_to(target)
+    assert find_runs() == [Path("runs/kd-0001"), Path("runs/rl-0001")]
+    Path("data").symlink_to(store)
+    assert len(find_runs()) == 2, "other links are not looked into"
+    assert find_run("kd-0001") == Path("runs/kd-0001")
+
+
 def test_a_wide_folder_is_left_after_a_while(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in range(30):
         Path(f"d{place:02d}/deep").mkdir(parents=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dgpo_cli.errors import ConfigError
@@ -18,36 +19,64 @@ _MOST_FOLDERS = 5000  # ours; looked into, nearest first, so that a name is foun
 
 
 def find_runs(root: Path = Path()) -> list[Path]:
-    """Run folders below `root`, in the order of their paths; hidden folders and links to folders are passed over."""
+    """Run folders below `root`, in the order of their paths, each once; hidden folders are passed over.
+
+    Links are followed where they are called `runs` or lead to a run, as where runs were moved to a larger disk.
+    """
     return sorted(_walk(root))
 
 
 def _walk(root: Path) -> Iterator[Path]:
     level, looked = [root], 0
+    links: list[Path] = []
+    seen: set[tuple[int, int]] = set()
     for _ in range(_DEEPEST + 1):
         below: list[Path] = []
         for folder in level:
             looked += 1
             if looked > _MOST_FOLDERS:
                 return
-            names, folders = _content(folder)
+            names, folders, linked = _content(folder)
+            links += linked
             if "run.json" in names:
+                seen.add(_identity(folder))
                 yield folder
             elif not names & {"pyvenv.cfg", "manifest.json", "config.json"}:  # no runs in an environment, index, model
                 below += folders
         level = below
+    links.sort(key=lambda link: ROOT.name not in (link.name, link.parent.name))
+    for link in links:  # last, so that a run is known by its own name
+        inside = [link] if link.name != ROOT.name else [link / folder.name for folder in _content(link)[1]]
+        for folder in inside:
+            with suppress(OSError):  # it leads nowhere, or where one may not read
+                if (folder / "run.json").is_file() and (key := _identity(folder)) not in seen:
+                    seen.add(key)
+                    yield folder
 
 
-def _content(folder: Path) -> tuple[set[str], list[Path]]:
-    """Names of the files and the folders to look into; of a folder that cannot be read, nothing."""
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def _content(folder: Path) -> tuple[set[str], list[Path], list[Path]]:
+    """Names of the files, the folders to look into, and links; of a folder that cannot be read, nothing."""
+    names: set[str] = set()
+    folders, links = [], []
     try:
         with os.scandir(folder) as entries:
-            found = [(e.name, e.is_dir(follow_symlinks=False)) for e in entries if not e.name.startswith(".")]
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(folder / entry.name)
+                else:
+                    names.add(entry.name)
+                if entry.is_symlink():
+                    links.append(folder / entry.name)
     except OSError:
-        return set(), []
-    return {name for name, is_folder in found if not is_folder}, [
-        folder / name for name, is_folder in found if is_folder
-    ]
+        return set(), [], []
+    return names, folders, links
 
 
 def find_run(name: str | Path, root: Path = ROOT) -> Path | None:
