@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dgpo_cli.core import http
+from dgpo_cli.core import http, hub
 from dgpo_cli.core.http import JsonClient, RequestFailed, RequestRefused
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -109,3 +109,16 @@ def test_a_reply_that_cannot_be_used(
     url = serve(lambda c: c.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body))
     with pytest.raises(kind, match=said):
         JsonClient(url, timeout_s=10).ask(url)
+
+
+def test_a_hub_that_drips_is_soon_said_not_to_answer(
+    serve: Callable[[Callable[[socket.socket], None]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", serve(lambda connection: drip(connection, HEAD + b"X: " + b"y" * 200)))
+    monkeypatch.setattr(hub, "TIMEOUT_S", 0.4)
+    began = time.monotonic()
+    assert "does not answer" in (hub.unreachable.__wrapped__() or "")
+    assert time.monotonic() - began < 10

@@ -53,6 +53,7 @@ def audit(
     """
     from dataclasses import asdict
 
+    from dgpo_cli.core.folders import sole_writer
     from dgpo_cli.core.records import write_jsonl_atomic
     from dgpo_cli.core.types import question_to_json
     from dgpo_cli.evaluation.audit import chances, read_through, search, suggestions, summary
@@ -101,10 +102,12 @@ def audit(
     for suggestion in result["suggestions"]:
         console.print(suggestion)
     if write is not None:
-        kept = [each.question for each in reached if not each.hopeless]
+        kept = [question_to_json(each.question) for each in reached if not each.hopeless]
         if not kept:
             raise ConfigError("no question can be answered from this corpus", hint="give the index of another corpus")
-        write_jsonl_atomic(write, [question_to_json(question) for question in kept])
+        with sole_writer(write):
+            _check_place(write, questions)  # again: another process may have been faster
+            write_jsonl_atomic(write, kept)
         console.print(f"{len(kept):,} of {len(reached):,} questions are in {write}")
         result["written"] = str(write)
     console.result(result)
@@ -153,6 +156,5 @@ def _show_chances(console: Console, counted: dict[str, int]) -> None:
         "not_found": "the corpus holds it, no search of the episode found it",
         "was_read": "it was read, or none has to be (yes, no, unanswerable)",
     }
-    total = sum(counted.values())
-    rows = [[words[name], count, percent(count / total)] for name, count in counted.items()]
-    console.table(f"{total:,} wrong answers", ["why", "number", "share"], rows)
+    rows = [[words[name], count, percent(count / sum(counted.values()))] for name, count in counted.items()]
+    console.table(f"{sum(counted.values()):,} wrong answers", ["why", "number", "share"], rows)

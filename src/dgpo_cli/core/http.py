@@ -38,6 +38,11 @@ class RequestRefused(Exception):
         self.status = status
 
 
+def opener(*handlers: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:
+    """Opens addresses with a timeout for the whole of a reply, however slowly it drips."""
+    return urllib.request.build_opener(_Http(), _Https(), *handlers)
+
+
 class JsonClient:
     """Asks one server; safe to use from several threads. `timeout_s` is for the connection, and for a whole reply.
 
@@ -53,7 +58,7 @@ class JsonClient:
         self._timeout_s = timeout_s
         # A proxy of the environment cannot reach this machine's own addresses.
         proxies = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
-        self._opener = urllib.request.build_opener(_NoRedirect(), _Http(), _Https(), *proxies)
+        self._opener = opener(_NoRedirect(), *proxies)
 
     def ask(self, url: str, body: Mapping[str, Any] | None = None) -> tuple[Mapping[str, str], dict[str, Any]]:
         """Headers and JSON object of the reply to a POST of `body`, or to a GET. Raises Failed or Refused."""

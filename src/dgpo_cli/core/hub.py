@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from dgpo_cli.core.http import opener
 from dgpo_cli.errors import ModelError
 
 TIMEOUT_S = 4.0
@@ -24,7 +25,7 @@ def unreachable() -> str | None:
         return "HF_HUB_OFFLINE is set"
     try:
         request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        urllib.request.urlopen(request, timeout=TIMEOUT_S).close()
+        opener().open(request, timeout=TIMEOUT_S).close()
     except urllib.error.HTTPError:
         return None  # it answered
     except urllib.error.URLError as error:
