@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dgpo_cli.objectives.registry import OBJECTIVES
+
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
@@ -59,6 +61,11 @@ def _code(page: str) -> str:
     blocks = re.findall(r"^```\w*\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     rest = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
     return "\n".join([*blocks, *re.findall(r"`([^`]+)`", rest)])
+
+
+def test_the_first_page_names_every_method_and_where_it_is_explained() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in OBJECTIVES if f"[`{name}`](docs/methods/{name}.md)" not in page] == []
 
 
 def test_the_architecture_page_names_what_exists() -> None:
