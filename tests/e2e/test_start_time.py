@@ -44,6 +44,7 @@ COMMANDS = {
     "eval": "eval --model {student} --index {index} --bench tinyworld --bench-dir {world} --device cpu --dry-run",
     "quickstart": "quickstart --dry-run",
     "reproduce": "reproduce --dry-run",
+    "learn": "learn {world} --student {student} --dry-run",
 }
 
 

@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from dgpo_cli.offline.real import RealRow
     from dgpo_cli.planning.plan import StagePlan
 
-# The usual demonstration of the gold teacher about two documents: a search for each, a sentence or two a turn.
-DEMONSTRATED = {"max_turns": 2, "max_new_tokens": 50}
+DEMONSTRATED = {"max_turns": 2, "max_new_tokens": 50}  # by the gold teacher mostly: a search in each of two documents
 
 
 def learn(
@@ -63,8 +62,8 @@ def learn(
     A second call reuses what is done, an interrupted one goes on. The evaluation asks about documents that the training
     did not see. Example: `dgpo learn ~/notes --dry-run`, then `dgpo learn ~/notes`
     """
+    from dgpo_cli.core.recipes import shipped
     from dgpo_cli.models.sources import require_models
-    from dgpo_cli.offline.own_documents import OwnDocuments
 
     console = Console(json_output=json, quiet=quiet)
     if not folder.is_dir():
@@ -73,11 +72,13 @@ def learn(
         raise ConfigError(f"{out} lies in the folder of documents", hint="give an --out outside it")
     require_place(out)
     require_models(student, teacher)  # before the documents are read
-    settings = OwnDocuments.default_recipe()
+    settings = shipped("learn")
     settings["world"] |= {} if student is None else {"student": absolute(student)}
     if dry_run:
         _tell(console, folder, settings, teacher, device or "auto")
         return
+    from dgpo_cli.offline.own_documents import OwnDocuments  # after the checks: it imports libraries that compute
+
     making = _making(settings, place / "index", None if teacher is None else absolute(teacher), seed, device or "auto")
     work = OwnDocuments(
         place, folder.resolve(), making, seed=seed, device=device or "auto", say=console.info, bar=console.progress,
@@ -112,8 +113,8 @@ def _making(settings: Mapping[str, Any], index: Path, teacher: str | None, seed:
 
 def _tell(console: Console, folder: Path, settings: Mapping[str, Any], teacher: str | None, device: str) -> None:
     """What would be read and made at most, and the memory and the time of the training."""
+    from dgpo_cli.core.machine import free_on
     from dgpo_cli.core.recipes import Recipe
-    from dgpo_cli.models.devices import training_device
     from dgpo_cli.planning.plan import card_of, plan
     from dgpo_cli.retrieval.corpus.folder import Folder
 
@@ -123,11 +124,10 @@ def _tell(console: Console, folder: Path, settings: Mapping[str, Any], teacher: 
     episodes, cold = settings["demonstrations"]["questions"], settings["cold-start"]
     steps = math.ceil(episodes * (1 - cold["validation_share"]) / cold["batch_size"])
     name = settings["world"]["student"]
-    card = card_of("cpu" if training_device(device).type == "cpu" else "80GB")
 
     def planned(rollout: Mapping[str, Any]) -> StagePlan:
         recipe = Recipe("learn", "", "", "", {"kd": cold | {"student": name, "rollout": rollout}})
-        return plan(recipe, {}, card)[0]
+        return plan(recipe, {}, card_of("cpu" if free_on(device)[0] == "cpu" else "80GB"))[0]
 
     longest = planned(settings["rollout"])
     seconds = steps * sum(planned(settings["rollout"] | DEMONSTRATED).seconds.values())

@@ -32,7 +32,7 @@ def run_real(
 ) -> None:
     """The short path, or with `rl` the longer one; says at the end how to talk to the model."""
     from dgpo_cli.core.config import to_toml
-    from dgpo_cli.offline.real import RealPath
+    from dgpo_cli.core.recipes import shipped
     from dgpo_cli.qa_sets.real import files
 
     if bench_dir is None:
@@ -42,10 +42,12 @@ def run_real(
         )
     sets = files(bench_dir)
     if dry_run:
-        settings = RealPath.default_recipe()
+        settings = shipped("quickstart-real")
         console.print(to_toml(settings))
         console.result(settings | {"sets": list(sets)})
         return
+    from dgpo_cli.offline.real import RealPath
+
     folders = (out.resolve(), bench_dir.resolve())
     work = RealPath(*folders, seed=seed, device=device, say=console.info, bar=console.progress)
     work.may_replace = replacing(console, replace)
