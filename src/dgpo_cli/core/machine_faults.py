@@ -21,7 +21,7 @@ _OF_THE_MACHINE = frozenset((
 
 def pass_on(error: BaseException) -> None:
     """Raises the fault of the machine behind an error, as OSError or MemoryError; returns where there is none."""
-    for cause in _causes(error):
+    for cause in causes_of(error):
         if not isinstance(cause, Exception):
             continue
         if is_out_of_memory(cause):
@@ -38,7 +38,7 @@ def require_openable(folder: Path) -> None:
             pass
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes_of(error: BaseException) -> Iterator[BaseException]:
     """An error and those that it was raised from, or while they were handled, as libraries do to theirs."""
     current: BaseException | None = error
     while current is not None:

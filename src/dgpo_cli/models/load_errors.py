@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import torch
 from safetensors import SafetensorError
 
-from dgpo_cli.core.machine_faults import pass_on
+from dgpo_cli.core.machine_faults import causes_of, pass_on
 from dgpo_cli.errors import DgpoError, ModelError, first_line
 
 
@@ -16,7 +15,7 @@ def explain(error: Exception, location: str, *, local: bool) -> Exception:
     """The error to raise for `error`; one of ours stays as it is. Raises a fault of the machine."""
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    causes = list(_causes(error))
+    causes = list(causes_of(error))  # transformers wraps the hub's errors in an OSError
     if isinstance(error, DgpoError):
         return error
     if _any(causes, torch.OutOfMemoryError):
@@ -60,11 +59,3 @@ def explain(error: Exception, location: str, *, local: bool) -> Exception:
 
 def _any(causes: list[BaseException], *kinds: type[BaseException]) -> bool:
     return any(isinstance(cause, kinds) for cause in causes)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and the errors that it was raised from: transformers wraps the hub's errors in an OSError."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__ or current.__context__
