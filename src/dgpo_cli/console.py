@@ -81,10 +81,14 @@ class Console:
 
     def info(self, text: str) -> None:
         if not self.quiet:
-            self._line(self._err, visible(text), "dim")
+            self._remark(visible(text), "dim")
 
     def warn(self, text: str) -> None:
-        self._line(self._err, Text.assemble(("warning:", "yellow"), f" {visible(text)}"), None)
+        self._remark(Text.assemble(("warning:", "yellow"), f" {visible(text)}"), None)
+
+    def _remark(self, text: str | Text, style: str | None) -> None:
+        with suppress(OSError):  # long work does not end because its log is on a full disk
+            self._line(self._err, text, style)
 
     def print(self, text: str = "", style: str | None = None) -> None:
         """A line of the human-readable result; nothing with --json."""

@@ -36,6 +36,11 @@ def test_a_stream_on_a_full_disk_is_one_line(command: str, full: str, status: in
     assert told == (["error: no room to write: No space left on device"] if full == ">/dev/full" else [])
 
 
+def test_work_goes_on_where_its_remarks_cannot_be_written(tmp_path: Path) -> None:
+    work = "from dgpo_cli.console import Console; c = Console(); c.info('x'); c.warn('y'); c.print('the result')"
+    assert shell(f'-c "{work}"', "2>/dev/full", tmp_path).stdout == "the result\n"
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     ended = shell("-m dgpo_cli recipes", "2>&1 | true; exit ${PIPESTATUS[0]}", tmp_path)
     assert (ended.returncode, ended.stderr) == (1, "")
