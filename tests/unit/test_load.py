@@ -268,12 +268,13 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_briefly(tmp_path):
 def test_the_hub_is_asked_once_per_process(monkeypatch):
     asked = []
 
-    def refuse(request, timeout):
-        asked.append(timeout)
-        raise urllib.error.URLError("no route")
+    class Refusing:
+        def open(self, request, timeout):
+            asked.append(timeout)
+            raise urllib.error.URLError("no route")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr(core_hub, "opener", Refusing)
     core_hub.unreachable.cache_clear()
     try:
         assert {core_hub.unreachable(), core_hub.unreachable()} == {f"{ENDPOINT} does not answer (no route)"}
