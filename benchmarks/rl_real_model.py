@@ -85,10 +85,11 @@ def dgpo(options: argparse.Namespace, precision: str) -> dict[str, float]:
         "mini_batches": 1,
         "warmup_steps": 0,
         "eval_every": 1000,
+        "eval_limit": 1,  # at the end; both runs do it
         "save_every": 1000,
         "keep_episodes": 0,
         "micro_batch_tokens": 2048,
-        "precision": precision,
+        "precision": "auto" if precision == "bf16" else precision,  # bf16 where the processor has it
         "rollout.wave": options.episodes,
         "objective.reduction": "tokens",
         "objective.kl_coef": 0.0,
