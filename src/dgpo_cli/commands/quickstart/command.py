@@ -54,7 +54,7 @@ def quickstart(
     search: Annotated[bool, typer.Option("--search", help="Try the recipe's learning rates for the RL rows.")] = False,
     real: Annotated[
         bool,
-        typer.Option("--real", help="With a real language model and real questions (not timed when idle)."),
+        typer.Option("--real", help="With a real language model and real questions (some ten minutes on two cores)."),
     ] = False,
     rl: Annotated[
         bool, typer.Option("--rl", help="With --real: go on with a teacher and rows of rewards, for hours.")
