@@ -81,8 +81,4 @@ def _as_trained(settings: KDSettings | RLSettings, given: Mapping[str, Any]) -> 
     else:
         limits = recorded_limits(Path(settings.trajectories))
     known: dict[str, Any] = {name: value for name, value in limits.items() if name not in given}
-    rollout = replace(settings.rollout, **known)
-    room = rollout.observation_room(context_of(settings.student))
-    if room is not None and not {"max_observation_tokens"} & {*limits, *given}:
-        rollout = replace(rollout, max_observation_tokens=room)
-    return rollout
+    return replace(settings.rollout, **known).in_context(context_of(settings.student), {**limits, **given})

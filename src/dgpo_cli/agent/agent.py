@@ -69,10 +69,8 @@ class Agent:
         """
         codec = Codec(loaded.tokenizer, loaded.protocol)
         chosen = {"temperature": 0.0, "stop_repeats": True} | loaded.protocol.limits | settings
-        rollout = apply_options(RolloutSettings, chosen)
-        room = rollout.observation_room(getattr(loaded.model.config, "max_position_embeddings", None))
-        if room is not None and "max_observation_tokens" not in chosen:
-            rollout = replace(rollout, max_observation_tokens=room)
+        context = getattr(loaded.model.config, "max_position_embeddings", None)
+        rollout = apply_options(RolloutSettings, chosen).in_context(context, chosen)
         return cls.of(loaded.model, codec, retriever, rollout, seed=seed)
 
     def ask(self, question: str) -> Trajectory:

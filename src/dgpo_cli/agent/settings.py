@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dgpo_cli.core.config import setting
@@ -54,6 +55,13 @@ class RolloutSettings:
         """
         room = self.max_observation_tokens if context is None else max(1, min(context, self.max_tokens) // 4)
         return room if room < self.max_observation_tokens else None
+
+    def in_context(self, context: int | None, given: Collection[str]) -> RolloutSettings:
+        """The settings with that room for results, unless it is among the names that were `given`."""
+        room = self.observation_room(context)
+        if room is None or "max_observation_tokens" in given:
+            return self
+        return replace(self, max_observation_tokens=room)
 
     def to_json(self, seed: int) -> dict[str, Any]:
         """The record in a file of episodes: these settings and the seed of all draws."""

@@ -14,7 +14,7 @@ from dgpo_cli.core.types import Question, question_to_json
 from dgpo_cli.engine.registry import IN_PROCESS, require_engine_name
 from dgpo_cli.engine.turnwise.model_server import ModelServerAccess
 from dgpo_cli.errors import ConfigError
-from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions, named, require_effect
+from dgpo_cli.qa_sets import SEVEN, canonical_name, load_questions, name_and_place, require_asked_of
 from dgpo_cli.retrieval.open import OpenIndex, check_index, open_index
 from dgpo_cli.retrieval.registry import is_address, is_server
 from dgpo_cli.retrieval.rerank import RerankConfig
@@ -104,7 +104,7 @@ def parse_benchmarks(text: str) -> dict[str, str]:
     parts = [text] if Path(text).is_file() else text.split(",")  # a comma may stand in the name of a file
     for part in filter(None, (part.strip() for part in parts)):
         for one in SEVEN if part == "all" else [part]:
-            name, place = named(one)
+            name, place = name_and_place(one)
             if asked.setdefault(name, place) != place:
                 raise ConfigError(
                     f"two question sets are called {name}: {asked[name]} and {place}", hint="rename one of the files"
@@ -156,7 +156,7 @@ def parse_indexes(text: str, benchmarks: Collection[str]) -> dict[str, str]:
 
 def open_benchmarks(settings: EvalSettings, asked: Mapping[str, str], bench_dir: Path | None) -> list[Benchmark]:
     """Questions and open indexes; an index that several benchmarks use is opened once. `asked` as parse_benchmarks."""
-    require_effect(bench_dir, list(asked.values()))
+    require_asked_of(bench_dir, list(asked.values()))
     for location in dict.fromkeys(settings.indexes.values()):
         check_index(location)
     opened = {

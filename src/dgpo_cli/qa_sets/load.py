@@ -147,7 +147,7 @@ def load_questions(
     return _limited(read_questions(path, known), limit, seed)
 
 
-def named(asked: str) -> tuple[str, str]:
+def name_and_place(asked: str) -> tuple[str, str]:
     """What a set is called in records, and what `load_questions` takes: of a registered set both are its name.
 
     A file is called as its name without the ending, a set of the hub as its repository. Raises ConfigError otherwise.
@@ -216,7 +216,7 @@ def _download(name: str, split: str) -> Path:
     return Path(file)
 
 
-def require_effect(bench_dir: Path | None, asked: Sequence[str]) -> None:
+def require_asked_of(bench_dir: Path | None, asked: Sequence[str]) -> None:
     """Raises ConfigError for a folder of sets where none of those that are asked is read from it."""
     if bench_dir is not None and asked and all(_is_file(name) or is_hub_set(name) for name in asked):
         raise ConfigError(
@@ -233,7 +233,7 @@ def training_set(chosen: str, bench_dir: Path | None = None) -> list[Question]:
     questions: list[Question] = []
     parts = [chosen] if Path(chosen).is_file() else chosen.split(",")  # a comma may stand in the name of a file
     names = [name for part in parts if (name := part.strip())]
-    require_effect(bench_dir, names)
+    require_asked_of(bench_dir, names)
     for name in names:
         questions += load_questions(name, bench_dir=bench_dir, split="train")
     if not questions:

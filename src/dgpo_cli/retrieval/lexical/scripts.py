@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import cache
+from typing import NamedTuple
 
 from dgpo_cli.core.text import composed
 
@@ -68,7 +69,7 @@ def cut(text: str, *, folds: bool = True) -> list[str]:
     if not _PERHAPS.search(text):
         return _WORD.findall(text)
     found: list[str] = []
-    for match in _patterns()[0 if folds else 4].finditer(text):
+    for match in (_patterns().cut if folds else _patterns().cut_unfolded).finditer(text):
         if match[1] is not None:
             found += _characters(match[1])
         elif folds and match[2] is not None:
@@ -80,7 +81,7 @@ def cut(text: str, *, folds: bool = True) -> list[str]:
 
 def spaceless_runs() -> re.Pattern[str]:
     """Stretches of a script without spaces."""
-    return _patterns()[1]
+    return _patterns().run
 
 
 def uncut(text: str) -> int:
@@ -90,33 +91,38 @@ def uncut(text: str) -> int:
     cut a word into pieces.
     """
     perhaps = _PERHAPS.findall(text)
-    return sum(map(len, _patterns()[2].findall("".join(perhaps)))) if perhaps else 0
+    return sum(map(len, _patterns().uncut.findall("".join(perhaps)))) if perhaps else 0
 
 
 def _characters(run: str) -> list[str]:
     """Every character of a run, and every pair of neighbours."""
-    single: list[str] = _patterns()[3].findall(run)
+    single: list[str] = _patterns().character.findall(run)
     return [*single, *map(str.__add__, single, single[1:])]
 
 
-@cache
-def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """Of a run, Korean or a word, of a run, of what is uncut, of a letter with its marks, and the first without Korean.
+class _Patterns(NamedTuple):
+    cut: re.Pattern[str]  # a run of a script without spaces (group 1), Korean (group 2), or a word
+    cut_unfolded: re.Pattern[str]  # a run (group 1), or a word, Korean ones too
+    run: re.Pattern[str]
+    uncut: re.Pattern[str]
+    character: re.Pattern[str]  # a letter with its marks
 
-    Made when first needed.
-    """
+
+@cache
+def _patterns() -> _Patterns:
+    """Made when first needed."""
     marks = _marks()
     run = f"[{_SPACELESS}][{_SPACELESS}{marks}]*"
 
     def word(without: str) -> str:
         return rf"[^\W{without}](?:[^\W{without}]|(?![{without}])[{marks}])+"
 
-    return (
-        re.compile(f"({run})|([{_HANGUL}]+)|{word(_SPACELESS + _HANGUL)}"),
-        re.compile(run),
-        re.compile(f"[{_SPACELESS}{_HANGUL}{_FORMS}{marks}]+"),
-        re.compile(f"[^{marks}][{marks}]*|[{marks}]+"),
-        re.compile(f"({run})|{word(_SPACELESS)}"),
+    return _Patterns(
+        cut=re.compile(f"({run})|([{_HANGUL}]+)|{word(_SPACELESS + _HANGUL)}"),
+        cut_unfolded=re.compile(f"({run})|{word(_SPACELESS)}"),
+        run=re.compile(run),
+        uncut=re.compile(f"[{_SPACELESS}{_HANGUL}{_FORMS}{marks}]+"),
+        character=re.compile(f"[^{marks}][{marks}]*|[{marks}]+"),
     )
 
 
