@@ -82,7 +82,7 @@ def make_chat(codec, shelf, script):
     return Chat(lambda: Agent(ScriptedEngine(codec, script), codec, shelf, settings))
 
 
-def converse(capsys, talk, *lines, examples=(), answering=nullcontext):
+def converse(capsys, talk, *lines, examples=(), answering=nullcontext, limits=({}, "")):
     """What a person sees who types `lines`."""
     waiting = iter(lines)
 
@@ -94,7 +94,7 @@ def converse(capsys, talk, *lines, examples=(), answering=nullcontext):
             raise line
         return line
 
-    conversation(Console(), talk, ask, answering, examples)
+    conversation(Console(), talk, ask, answering, examples, limits)
     captured = capsys.readouterr()
     return captured.out, captured.err
 
@@ -123,6 +123,13 @@ def test_failed_searches_turns_without_action_and_missing_answers_are_shown(caps
     assert out.count("this turn had no action") == 3  # the fifth turn is the last and needs no correction
     assert DEFAULT.correction.strip() in out and "(no answer: no turns were left)" in out
     assert "nothing found" in out and "unknown" in out
+
+
+def test_another_number_of_passages_than_in_training_is_told(capsys, talk):
+    out, err = converse(capsys, talk, "/k 1", "/k 2", limits=({"top_k": 2, "max_turns": 4}, "as m was trained"))
+    assert "1 passage per search\n" in out and "2 passages per search\n" in out
+    assert err.count("answers may get worse") == 1 and "top_k is 1, and 2 would be as m was trained" in err
+    assert converse(capsys, talk, "/k 9", limits=({"top_k": 3}, "the paper's"))[1] == ""
 
 
 def test_the_commands(capsys, talk, shelf, tmp_path):
@@ -278,7 +285,7 @@ def test_the_command_with_a_real_model(tmp_path, monkeypatch):
         CliRunner().invoke(app, [*args, "--temperature", "1", "--json"], input="who?\n").stdout for _ in range(2)
     ]
     assert sampled[0] == sampled[1] and json.loads(sampled[0])["answers"][0]["question"] == "who?"
-    with pytest.raises(ConfigError, match="no index was given"):
+    with pytest.raises(ConfigError, match="no index given"):
         CliRunner().invoke(app, args[:2], input="", catch_exceptions=False)
 
 

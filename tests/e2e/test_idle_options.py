@@ -129,6 +129,15 @@ def test_a_method_that_reads_no_teacher_names_none(
     assert "teacher: qwen-3b (default)" in ended.err, "a method that does says whose it is"
 
 
+@pytest.mark.parametrize("argv", [GRPO, SEQKD, RL + "--method ppo --teacher {teacher} "])
+def test_a_teacher_that_is_not_read_is_left_out_of_the_record(
+    dgpo: Dgpo, folder: Path, places: dict[str, Path], argv: str
+) -> None:
+    ended = dgpo(*argv.format(**places).split(), "--json")
+    assert ended.status == 0 and json.loads(ended.out)["teacher"] is None
+    assert "reads no teacher" in ended.err and "is left out" in ended.err, ended.err
+
+
 @pytest.mark.parametrize("argv", [LOADED, GOLD, WRITTEN, GRPO, SEQKD, EVAL + "--index {index}"])
 def test_without_it_the_command_goes_on(dgpo: Dgpo, folder: Path, places: dict[str, Path], argv: str) -> None:
     ended = dgpo(*argv.format(**places).split())

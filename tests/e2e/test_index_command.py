@@ -193,7 +193,7 @@ def test_options_before_the_corpus_and_settings(dgpo: Callable[..., Any], folder
         (["c.jsonl", "--retriever", "hybrid", "-o", "dense.factor=x"], "has no option 'factor'"),
         (["c.jsonl", "--out", "full"], "full exists and is not an index"),
         (["c.jsonl", "--colour"], "--colour"),
-        (["check"], "no index was given and none is remembered"),
+        (["check"], "no index given, and none remembered"),
         (["check", "--index", "full"], "full is not an index"),
         (["check", "--questions", "q.jsonl", "-k", "two"], "-k 'two' is not a list of numbers"),
         (["check", "--questions", "q.jsonl", "-k", "0"], "below 1"),

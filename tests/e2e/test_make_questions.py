@@ -109,7 +109,7 @@ def test_a_loaded_teacher_that_knows_nothing_keeps_nothing(dgpo, folder: Path, o
         ("{index} --no-model -k 0", "top_k = 0 leaves nothing"),
         ("{index} --no-model -o hops=3", "hops = '3' is not"),
         ("{index} --no-model -o waves=3", "has no option 'waves'"),
-        ("--no-model", "no index was given and none is remembered"),
+        ("--no-model", "no index given, and none remembered"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_run(dgpo, folder: Path, offline, given: str, said: str) -> None:

@@ -104,4 +104,4 @@ def test_help_starts_at_once(tmp_path: Path) -> None:
 
 def test_chat_without_a_model_says_so_at_once(tmp_path: Path) -> None:
     status, heavy, said = started(["chat", "-q"], tmp_path, START_UNITS)
-    assert (status, heavy) == (1, []) and said.startswith("error: no model was given")
+    assert (status, heavy) == (1, []) and said.startswith("error: no model given")

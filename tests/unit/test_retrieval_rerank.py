@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +78,21 @@ def test_what_is_recorded_tells_rerankers_apart(folder: Path, tmp_path: Path) ->
     assert all(digest.startswith(f"{plain}+") for digest in digests)
     assert open_index(folder / "index", rerank=RerankConfig()).digest == plain
     assert open_index(folder / "index", rerank=replace(config, batch_size=1)).digest in digests
+
+
+def test_another_tokenizer_is_another_reranker(folder: Path, tmp_path: Path) -> None:
+    """The same weights read other pieces in other rows, so that the passages come in another order."""
+    other = shutil.copytree(folder / "cross", tmp_path / "other")
+    pieces = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = pieces["model"]["vocab"]
+    first, second = sorted(vocabulary, key=vocabulary.get)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(pieces))
+    digests = [
+        open_index(folder / "index", rerank=RerankConfig(model=str(model))).digest
+        for model in (folder / "cross", other, shutil.copytree(folder / "cross", tmp_path / "same"))
+    ]
+    assert digests[0] != digests[1] and digests[0] == digests[2]
 
 
 def test_what_is_no_reranker_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ def test_text_is_shown_as_it_is() -> None:
 def test_a_byte_order_mark_is_no_text() -> None:
     assert decoded(b"\xef\xbb\xbfWhere?", "x") == "Where?"
     assert parse_json(b"\xef\xbb\xbf[1]", "x") == [1]
+    assert decoded(b"\xef\xbb\xbf\xef\xbb\xbfWhere?", "x") == "Where?", "of two files that were put together"
+    assert parse_json(b"\xef\xbb\xbf\xef\xbb\xbf[1]", "x") == [1]
 
 
 @pytest.mark.parametrize("content", [b"caf\xe9", b"\xff\xfea\0", b"a\0b", b"\xed\xa0\x80"])

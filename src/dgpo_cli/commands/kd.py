@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgpo_cli.commands.common.given import given_names, said_names
+from dgpo_cli.commands.common.methods import describe_methods, require_method
 from dgpo_cli.commands.common.options import (
     ConfigOption,
     DeviceOption,
@@ -36,7 +37,6 @@ from dgpo_cli.commands.common.training_options import (
     OnCollapseOption,
     ReportToOption,
     Teacher8bitFlag,
-    describe_methods,
     follow,
     training_run,
     with_teacher,
@@ -94,13 +94,13 @@ def kd(
     from dgpo_cli.core.run_dir import require_run_place
     from dgpo_cli.planning.checks import check_kd
     from dgpo_cli.planning.effects import require_effect
-    from dgpo_cli.training.ingredients import kd_objective, needs_teacher
     from dgpo_cli.training.run.tracking import parse_trackers
     from dgpo_cli.training.settings import KDSettings
 
     trackers = parse_trackers(report_to)
     require_run_place(out, resume, fresh=fresh)
     before = recorded(config, set_, "kd")
+    require_method(method)
     values: dict[str, Any] = {
         "student": choose(console, "student", student or before.get("student"), "qwen-0.5b", hint="give --student"),
         "teacher": teacher,
@@ -141,8 +141,7 @@ def kd(
             result = run_kd(
                 settings, run, keep=keep, progress=progress, warn=console.warn, say=console.info, show=show, sizes=sizes
             )
-        teacher = settings.teacher if needs_teacher(kd_objective(settings)) else None
-        follow(console, "kd", run, result, {"index": settings.index, "teacher": teacher})
+        follow(console, "kd", run, result, {"index": settings.index, "teacher": settings.teacher})
 
 
 def _with_index(console: Console, settings: KDSettings, before: dict[str, Any]) -> KDSettings:

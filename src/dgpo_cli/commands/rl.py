@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgpo_cli.commands.common.given import given_names, said_names
+from dgpo_cli.commands.common.methods import describe_methods, require_method
 from dgpo_cli.commands.common.options import (
     BenchDirOption,
     ConfigOption,
@@ -40,7 +41,6 @@ from dgpo_cli.commands.common.training_options import (
     Teacher8bitFlag,
     TeacherOption,
     choose_questions,
-    describe_methods,
     follow,
     training_run,
     with_teacher,
@@ -112,6 +112,7 @@ def rl(
     objective = {"kl_form": kl_form, "kl_coef": kl_coef, "kl_gate": kl_gate}
     require_run_place(out, resume, fresh=fresh)
     before = recorded(config, set_, "rl")
+    require_method(method)
     values: dict[str, Any] = {
         "student": choose(console, "student", student or before.get("student"), "qwen-0.5b-kd", hint="give --student"),
         "teacher": teacher,

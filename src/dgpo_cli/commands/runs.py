@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,6 +46,7 @@ def runs(
     console = Console(json_output=json, quiet=quiet)
     if root is not None and not root.is_dir():
         raise ConfigError(f"{root} is no folder", hint="give --root a folder with runs below it")
+    os.scandir(root or ".").close()  # Raises OSError where one may not read: that says nothing about runs
     if not prune:
         if keep is not None or yes:
             raise ConfigError("--keep and --yes belong to --prune", hint="dgpo runs --prune --keep 3")

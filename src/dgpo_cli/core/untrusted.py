@@ -56,10 +56,17 @@ def file_name(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def unmarked(content: bytes) -> bytes:
+    """Without byte order marks in front; files that were put together leave several."""
+    while content.startswith(codecs.BOM_UTF8):
+        content = content.removeprefix(codecs.BOM_UTF8)
+    return content
+
+
 def decoded(content: bytes, place: str) -> str:
     """UTF-8 with or without a byte order mark. Raises InputError that names the place."""
     try:
-        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        text = unmarked(content).decode("utf-8")
     except UnicodeDecodeError as error:
         byte = f"byte 0x{error.object[error.start]:02x} at {error.start}: {error.reason}"
         raise InputError(f"{place}: not UTF-8 ({byte})", hint="convert it to UTF-8") from error
@@ -136,7 +143,7 @@ def parse_json(content: bytes | str, place: str, hint: str = "give the file that
     NaN and the infinities are read, as Python writes them: where they may not stand, a schema says so.
     """
     try:
-        text = content if isinstance(content, str) else content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        text = content if isinstance(content, str) else unmarked(content).decode("utf-8")
         value = json.loads(text)
         if "\\ud" in text or "\\uD" in text:  # an escaped half of a surrogate pair is legal JSON and no text
             json.dumps(value, ensure_ascii=False).encode()

@@ -14,6 +14,7 @@ from dgpo_cli.core import folders, schema
 from dgpo_cli.core.extras import installing
 from dgpo_cli.core.locks import lock_beside, lock_inside
 from dgpo_cli.core.run_names import find_run, find_runs
+from dgpo_cli.core.schema import shown
 from dgpo_cli.errors import ConfigError, InputError, ModelError
 from dgpo_cli.formats.protocol import PROTOCOL_FILE, Protocol
 from dgpo_cli.formats.registry import get
@@ -165,9 +166,17 @@ def config_values(source: ModelSource) -> dict[str, Any] | None:
 
 
 def context_of(name: str) -> int | None:
-    """Context length of a model; None if its configuration does not state it or cannot be read."""
+    """Context length of a model; None if its configuration does not state it or cannot be read.
+
+    Raises ModelError where it states something else.
+    """
     value = (config_values(resolve(name)) or {}).get("max_position_embeddings")
-    return value if type(value) is int and value > 0 else None
+    if value is not None and not (type(value) is int and value > 0):
+        raise ModelError(
+            f"{name}: config.json has max_position_embeddings = {shown(value)}, which is no number of tokens",
+            hint="export the model again, or take another",
+        )
+    return value
 
 
 def read_protocol(file: Path) -> Protocol:

@@ -17,10 +17,10 @@ from dgpo_cli.core.types import Question
 from dgpo_cli.engine.registry import IN_PROCESS, require_engine
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.formats.protocol import Protocol
-from dgpo_cli.models import hub
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.sources import ModelSource, context_of, load_protocol, resolve
+from dgpo_cli.models.sources import load_protocol
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer, tokenizer_file
+from dgpo_cli.planning.models import longest_episode, readable, rolled_out
 from dgpo_cli.planning.writing import Writing, fitted_wave, prompt_tokens, weights_bytes
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import check_index
@@ -54,7 +54,7 @@ def check_rl(settings: RLSettings, *, given: Collection[str] = (), say: Say | No
     assert settings.index is not None
     check_index(settings.index)
     rewards.weighted(settings.reward)
-    student = readable(settings.student)
+    student = rolled_out(settings.student)
     tokenizer, text = tokenizer_file(student), load_protocol(student)
     if needs_teacher(objective):
         assert settings.teacher is not None
@@ -81,7 +81,8 @@ def check_kd(settings: KDSettings, *, given: Collection[str] = (), say: Say | No
     data = read_trajectories(Path(settings.trajectories))
     if not data.trajectories:
         raise ConfigError(f"{data.path} holds no trajectory", hint="make some with `dgpo distill-data`")
-    student = readable(settings.student)
+    writes = searches(objective) or settings.eval_data is not None
+    student = (rolled_out if writes else readable)(settings.student)
     tokenizer = tokenizer_file(student)
     codec = Codec(tokenizer, Protocol.from_json(data.protocol))
     if data.tokenizer not in (None, codec.digest):
@@ -91,7 +92,7 @@ def check_kd(settings: KDSettings, *, given: Collection[str] = (), say: Say | No
         )
     if needs_teacher(objective):
         assert settings.teacher is not None
-        teacher = readable(settings.teacher)
+        teacher = (rolled_out if objective.teacher_writes else readable)(settings.teacher)
         require_same_tokenizer(tokenizer, tokenizer_file(teacher))
         require_known_tokens(data, teacher)
     require_known_tokens(data, student)
@@ -208,7 +209,7 @@ def _writing(
         eight_bit=eight_bit,
         precision=precision,
         prompt=prompt_tokens(questions, len(codec.prompt_ids("").ids)),
-        file=weights_bytes(readable(name)),
+        file=weights_bytes(rolled_out(name)),
     )
 
 
@@ -224,20 +225,6 @@ def _codec(model: str, form: str | None = None) -> Codec:
     """`form` is the format of a model that was trained with none."""
     source = readable(model)
     return Codec(tokenizer_file(source), load_protocol(source, form)[0])
-
-
-def readable(name: str) -> ModelSource:
-    """Raises ModelError for a model that is neither here nor can be downloaded."""
-    source = resolve(name)
-    if not source.local:
-        hub.must_be_local(source.location)
-    return source
-
-
-def longest_episode(rollout: RolloutSettings, model: str) -> int:
-    """Tokens that an episode may have: the settings' limit, or the model's context where that is less."""
-    context = context_of(model)
-    return rollout.max_tokens if context is None else min(context, rollout.max_tokens)
 
 
 def check_prompts(

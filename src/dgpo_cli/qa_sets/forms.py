@@ -18,7 +18,7 @@ from dgpo_cli.core.compression import ERRORS, decompressing, plain_name
 from dgpo_cli.core.compression import SUFFIXES as PACKED
 from dgpo_cli.core.records import read_jsonl
 from dgpo_cli.core.text import text_key
-from dgpo_cli.core.untrusted import LARGEST_TABLE, open_file, parse_json
+from dgpo_cli.core.untrusted import LARGEST_TABLE, open_file, parse_json, unmarked
 from dgpo_cli.errors import InputError, reason
 
 FORM = '{"id": ..., "question": ..., "golden_answers": [...]}'
@@ -67,7 +67,7 @@ def _text(path: Path) -> str:
             content = decompressing(raw, path).read(LARGEST_TABLE + 1)
         if len(content) > LARGEST_TABLE:
             raise InputError(f"{path}: more than {LARGEST_TABLE:,} bytes", hint="divide it, or write it as .jsonl")
-        return content.decode("utf-8-sig")
+        return unmarked(content).decode("utf-8")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}:{line}: not UTF-8 ({error.reason})", hint="convert the file to UTF-8") from error

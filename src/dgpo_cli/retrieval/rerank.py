@@ -85,10 +85,13 @@ class Reranked:
 
     @property
     def digest(self) -> str:
-        """Hash of the weights and of the settings that the order depends on."""
+        """Hash of the weights, the vocabulary and the settings that the order depends on."""
+        from dgpo_cli.retrieval.dense.encoder import vocabulary
+
         digest = hashlib.sha256(f"{self._config.depth} {self._length}".encode())
         for name, parameter in sorted(self._model.state_dict().items()):
             digest.update(name.encode() + parameter.cpu().numpy().tobytes())
+        digest.update(vocabulary(self._tokenizer))
         return digest.hexdigest()[:16]
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:

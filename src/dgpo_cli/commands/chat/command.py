@@ -69,19 +69,20 @@ def chat(
 
     talk = Chat(make)
     if console.interactive and not json:
-        _converse(console, talk, Path(where).parent)
+        _converse(console, talk, Path(where).parent, chosen)
     elif not _piped(console, talk):
         raise typer.Exit(1)
 
 
-def _converse(console: Console, talk: Chat, project: Path) -> None:
+def _converse(console: Console, talk: Chat, project: Path, model: str) -> None:
     """With a person. Everything that only a terminal needs is imported here."""
     from dgpo_cli.commands.chat.history import kept_history
     from dgpo_cli.commands.chat.prompt import asking, unheard_keyboard
     from dgpo_cli.commands.chat.talk import COMMANDS, converse
+    from dgpo_cli.models.sources import search_limits
 
     ask = asking(kept_history(console), {name: argument for name, (argument, _) in COMMANDS.items()})
-    converse(console, talk, ask, unheard_keyboard, example_questions(project, 3))
+    converse(console, talk, ask, unheard_keyboard, example_questions(project, 3), search_limits(model))
 
 
 def _piped(console: Console, talk: Chat) -> bool:

@@ -50,7 +50,9 @@ class Screen:
         """Show how it ended, and the passage that holds its answer."""
         self.end()
         if episode.truncated_observations:
-            self._console.print(f"{episode.truncated_observations} search results were cut to fit", style="yellow")
+            number = episode.truncated_observations
+            what = "search result was" if number == 1 else "search results were"
+            self._console.print(f"{number} {what} cut to fit", style="yellow")
         self._console.print()
         found = episode.answer is not None
         self._console.print(f"  {transcript.outcome(episode)}  ", style="bold reverse green" if found else "bold red")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dgpo_cli.agent import transcript
 from dgpo_cli.commands.chat.screen import Screen, found_passages, show_passages
+from dgpo_cli.commands.common.trained import tell_other_limits
 from dgpo_cli.console import Console
 from dgpo_cli.core.text import composed
 from dgpo_cli.core.trajectory import Trajectory
@@ -36,8 +37,12 @@ def converse(
     ask: Callable[[], str],
     answering: Callable[[], AbstractContextManager[None]],
     examples: Sequence[str] = (),
+    limits: tuple[dict[str, int], str] = ({}, ""),
 ) -> None:
-    """Ask and answer until the user leaves. `answering` holds while the model works."""
+    """Ask and answer until the user leaves. `answering` holds while the model works.
+
+    `limits` are those that the model was trained with, as `search_limits` tells them.
+    """
     console.print(
         "Ask a question; /help lists what else there is. Each question is a fresh episode: the model does not know "
         "what you asked before."
@@ -63,7 +68,7 @@ def converse(
             return
         try:
             if line.startswith("/"):
-                _command(console, talk, line)
+                _command(console, talk, line, limits)
             else:
                 with answering():
                     episode = talk.ask(line, screen)
@@ -84,7 +89,7 @@ def _warn(console: Console, error: DgpoError) -> None:
     console.warn(error.message + (f" ({error.hint})" if error.hint else ""))
 
 
-def _command(console: Console, talk: Chat, line: str) -> None:
+def _command(console: Console, talk: Chat, line: str, limits: tuple[dict[str, int], str]) -> None:
     """Raises ConfigError or InputError for what cannot be done; the conversation goes on."""
     name, _, rest = line.partition(" ")
     name, rest = SAME.get(name, name), rest.strip()
@@ -100,7 +105,8 @@ def _command(console: Console, talk: Chat, line: str) -> None:
         _trace(console, talk)
     elif name == "/k":
         talk.top_k = _number(rest, "/k", f"now {talk.top_k}; write it like /k 5")
-        console.print(f"{talk.top_k} passages per search")
+        console.print(f"{talk.top_k} passage{'' if talk.top_k == 1 else 's'} per search")
+        tell_other_limits(console, {"top_k": talk.top_k}, limits)
     elif name == "/save":
         if not rest:
             raise ConfigError("/save needs a file name", hint="write it like /save chat.md")

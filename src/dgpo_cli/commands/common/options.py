@@ -90,7 +90,7 @@ def choose(console: Console, key: str, given: str | None, default: str | None = 
     """A value given, remembered or default, in that order, as `absolute`; says its origin. ConfigError without one."""
     resolved = Workspace().resolve(key, given, default)
     if resolved.value is None:
-        raise ConfigError(f"no {key} was given and none is remembered in this folder", hint=hint)
+        raise ConfigError(f"no {key} given, and none remembered in this folder", hint=hint)
     if resolved.origin != "given":
         console.info(f"{key}: {resolved.value} ({resolved.origin})")
     tell_origin(console, key, resolved.value)

@@ -57,9 +57,7 @@ def trained_limits(
     chosen = {name: value for name, value in values.items() if name not in given}
     if chosen:
         console.info(", ".join(f"{name}: {value}" for name, value in chosen.items()) + f" ({origin})")
-    for name, value in values.items():
-        if origin.startswith("as ") and given.get(name, value) != value:
-            console.warn(f"{name} is {given[name]}, and {value} would be {origin}: answers may get worse")
+    tell_other_limits(console, given, limits)
     context = context_of(model)
     longest = {**given, **chosen}.get("max_tokens", rollout.max_tokens)
     room = replace(rollout, max_tokens=longest).observation_room(context)
@@ -67,6 +65,14 @@ def trained_limits(
         console.info(f"max_observation_tokens: {room} (a quarter of {model}'s context)")
         chosen["max_observation_tokens"] = room
     return chosen
+
+
+def tell_other_limits(console: Console, given: Mapping[str, Any], limits: tuple[dict[str, int], str]) -> None:
+    """Warn of each limit that was given and is not as the model was trained; `limits` as `search_limits` tells them."""
+    values, origin = limits
+    for name, value in values.items():
+        if origin.startswith("as ") and given.get(name, value) != value:
+            console.warn(f"{name} is {given[name]}, and {value} would be {origin}: answers may get worse")
 
 
 def tell_reranker(console: Console, model: str, rerank: RerankConfig) -> None:

@@ -58,36 +58,22 @@ def choose_teacher(console: Console, given: str | None) -> str:
 
 
 def with_teacher(console: Console, settings: Settings) -> Settings:
-    """The settings with a teacher, where their method reads one and none was given. Raises ConfigError."""
+    """The settings with a teacher where their method reads one, else without: a run's record names no other model.
+
+    Raises ConfigError.
+    """
     from dgpo_cli.objectives.registry import create
     from dgpo_cli.training.ingredients import needs_teacher
 
-    if settings.teacher is None and not needs_teacher(create(settings.method, settings.objective)):
-        return settings
+    if not needs_teacher(create(settings.method, settings.objective)):
+        if settings.teacher is not None:
+            console.warn(f"method {settings.method} reads no teacher: {settings.teacher} is left out")
+        return replace(settings, teacher=None)
     return replace(settings, teacher=choose_teacher(console, settings.teacher))
 
 
 def choose_questions(console: Console, given: str | None) -> str:
     return choose(console, "questions", given, "nq,hotpotqa", hint="give --data")
-
-
-def describe_methods(console: Console, name: str | None, *, rewards: bool) -> dict[str, Any]:
-    """The methods of a command, or the settings of one with default and source."""
-    from dgpo_cli.core.config import describe
-    from dgpo_cli.objectives.base import Need
-    from dgpo_cli.objectives.registry import OBJECTIVES, create, objective_class
-
-    if name is None:
-        chosen = [known for known in OBJECTIVES if (Need.REWARD in create(known, {}).needs) == rewards]
-        console.table("", ["method"], [[known] for known in chosen])
-        return {"methods": chosen}
-    notes = describe(objective_class(name).Config)
-    console.table(
-        f"-o objective.NAME=VALUE for method {name}",
-        ["name", "type", "default", "source", "what"],
-        [[note.name, note.type, str(note.default), note.source, note.help] for note in notes],
-    )
-    return {"method": name, "options": {note.name: note.default for note in notes}}
 
 
 @contextmanager

@@ -16,36 +16,22 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from dgpo_cli.engine.in_process.cache import SlotCache
+from dgpo_cli.engine.in_process.families import require_supported
 from dgpo_cli.engine.in_process.passes import Pass, Several, Single
 from dgpo_cli.engine.in_process.sizes import aligned, pass_tokens
 from dgpo_cli.engine.in_process.weights import Weights
-from dgpo_cli.errors import ModelError
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # the same layer; they differ in biases and norms
 
 
 class Decoder:
     """A model and the keys and values that it keeps of every slot, in `dtype` (see `Weights`).
 
-    Raises ModelError for a model of another family, for sliding-window attention, and for rotary embeddings that depend
-    on the length of the text.
+    Raises ModelError for a model that is not supported (see `require_supported`).
     """
 
     def __init__(self, model: PreTrainedModel, slots: int, capacity: int, dtype: torch.dtype | None = None) -> None:
         config = model.config.get_text_config()
-        sliding = [kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"]
-        if config.model_type not in FAMILIES or sliding or getattr(config, "sliding_window", None):
-            kind = "sliding-window or linear attention" if config.model_type in FAMILIES else "another architecture"
-            raise ModelError(
-                f"{config.model_type}: {kind} is not supported by the rollout engine",
-                hint=f"use a model of the {', '.join(FAMILIES)} families with full attention",
-            )
+        require_supported(model.config.name_or_path or config.model_type, config.to_dict())
         rotary = model.get_decoder().rotary_emb
-        if getattr(rotary, "rope_type", "default") in ("dynamic", "longrope"):
-            raise ModelError(
-                f"rotary embeddings of type {rotary.rope_type} are not supported by the rollout engine",
-                hint="use a model whose rotary embeddings do not depend on the length of the text",
-            )
         self.weights = Weights(model, dtype)
         device = self.weights.device
         self._heads, self._shared = config.num_attention_heads, config.num_key_value_heads

@@ -103,7 +103,7 @@ class Encoder:
         for name, parameter in sorted(self._model.state_dict().items()):
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
             digest.update(parameter.cpu().numpy().tobytes())
-        digest.update(json.dumps(self._tokenizer.get_vocab(), sort_keys=True).encode())
+        digest.update(vocabulary(self._tokenizer))
         return digest.hexdigest()[:16]
 
     def encode(self, texts: Sequence[str], prefix: str) -> np.ndarray:
@@ -157,6 +157,11 @@ class Encoder:
             pooled = (hidden * mask).sum(1) / mask.sum(1)
         vectors: np.ndarray = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
         return vectors
+
+
+def vocabulary(tokenizer: Any) -> bytes:
+    """The pieces that a tokenizer knows, as bytes to be hashed."""
+    return json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()
 
 
 def load_safely(kind: Any, name: str, *, offline: bool) -> tuple[Any, Any, Mapping[str, Any]]:
