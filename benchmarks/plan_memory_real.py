@@ -29,11 +29,12 @@ def child() -> None:
     import atexit
 
     from dgpo_cli.training.sizes import memory
+    from dgpo_cli.training.sizes.job import Job
 
     counted: list[dict[str, float]] = []
     in_process = memory.in_process
 
-    def listening(job: memory.Job) -> dict[str, float]:
+    def listening(job: Job) -> dict[str, float]:
         counted.append(in_process(job))
         return counted[-1]
 

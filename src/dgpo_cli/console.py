@@ -17,19 +17,19 @@ import rich.box
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from dgpo_cli.core.figures import duration, shortened
+from dgpo_cli.core.figures import shortened
+from dgpo_cli.core.progress import Estimate, Lines
 from dgpo_cli.core.progress import Progress as ProgressCallback
 from dgpo_cli.core.records import to_json
 from dgpo_cli.core.untrusted import visible, visible_json
 from dgpo_cli.core.wrapping import Flow, Piece, first_line, wrapped
 from dgpo_cli.launch import is_first_process
 
-_FIRST_LINE_S, _LINE_S = 5.0, 60.0  # when progress first speaks without a terminal, and how often then
 _UNBOUNDED = 100_000
 _LEAST_ROOM = 20  # characters of a line, however narrow the terminal
 _WHOLE = 16  # characters of a cell that is not broken
@@ -177,51 +177,29 @@ class Console:
         elif self._err.is_terminal:
             yield from self._bar(description, unit)
         else:
-            yield self._lines(description, unit)
+            with Lines(description, unit, self.info) as lines:
+                yield lines
 
     def _bar(self, description: str, unit: str) -> Iterator[ProgressCallback]:
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=max(8, min(40, self._err.width - 62))),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            TextColumn("{task.fields[left]}", markup=False),
         )
         with _NotedProgress(*columns, console=self._err, transient=True) as bar:
-            task = bar.add_task(visible(description), total=None, rate="")
+            task, estimate = bar.add_task(visible(description), total=None, rate="", left=""), Estimate(visible(unit))
 
             def update(done: int, total: int, /, note: str = "") -> None:
-                speed = bar.tasks[task].speed
+                now = time.monotonic()
+                estimate.report(done, now)
                 bar.note = note
-                bar.update(task, completed=done, total=total or None, rate=_rate(speed, unit) if speed else "")
+                rate, left = estimate.rate(now), estimate.left(total, now)
+                bar.update(task, completed=done, total=total or None, rate=rate, left=left)
 
             yield update
-
-    def _lines(self, description: str, unit: str) -> ProgressCallback:
-        began = shown = time.monotonic()
-        wait = _FIRST_LINE_S
-        first: int | None = None
-        last = 0
-
-        def update(done: int, total: int, /, note: str = "") -> None:
-            nonlocal began, shown, first, last, wait
-            now = time.monotonic()
-            if first is None:
-                first = done
-            elif done < last:  # another pass over the same things has a rate of its own
-                first, began = done, now
-            last = done
-            if now - shown < wait:
-                return
-            shown, wait = now, _LINE_S
-            speed = (done - first) / max(1e-9, now - began)
-            left = f", {duration((total - done) / speed)} left" if speed and total else ""
-            rate = f" ({_rate(speed, unit)}{left})" if speed else ""
-            self.info(f"{description}: {done:,}/{f'{total:,}' if total else '?'}{rate}{f'; {note}' if note else ''}")
-
-        return update
 
 
 class _Told(logging.Handler):
@@ -247,10 +225,6 @@ class _NotedProgress(Progress):
         yield self.make_tasks_table(self.tasks)
         if self.note:
             yield Text(visible(self.note), style="dim")
-
-
-def _rate(per_second: float, unit: str) -> str:
-    return f"{per_second:,.1f} {unit}/s" if per_second >= 1 else f"{1 / per_second:,.1f} s/{unit}"
 
 
 def _parts(lines: Sequence[Sequence[str]], room: int) -> Iterator[list[tuple[int, int]]]:

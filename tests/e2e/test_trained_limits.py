@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -122,7 +123,7 @@ def test_every_limit_of_training_reaches_the_next_command_and_can_be_overridden(
     assert "top_k is 3, and 2 would be as " in ended.err
 
 
-def test_python_asks_and_trains_within_the_same_limits_as_the_commands(dgpo, offline, folder, monkeypatch):
+def test_python_asks_and_trains_within_the_same_limits_as_the_commands(dgpo, offline, folder, monkeypatch, caplog):
     import torch
 
     from dgpo_cli import library
@@ -131,7 +132,11 @@ def test_python_asks_and_trains_within_the_same_limits_as_the_commands(dgpo, off
     loaded = load_model(str(offline.student), device=torch.device("cpu"))
     ask = ("eval", "--model", str(offline.student), "--index", str(offline.index), "--bench", "tinyworld")
     told = json.loads(dgpo(*ask, "--bench-dir", str(offline.folder / "world"), "--dry-run", "--json").out)
+    caplog.clear()
     settings = Agent.open(loaded, None).settings
+    assert not caplog.records
+    Agent.open(replace(loaded, trained_with_protocol=False), None)
+    assert "was never trained to search" in caplog.text
     assert settings.max_observation_tokens == told["max_observation_tokens"] < 500, "a quarter of a small context"
     assert (settings.top_k, settings.max_turns) == (told["top_k"], told["max_searches"]) == (2, 2)
     assert Agent.open(loaded, None, max_observation_tokens=77).settings.max_observation_tokens == 77
@@ -183,4 +188,9 @@ def test_a_model_that_was_never_trained_to_search_is_told_of(dgpo, offline, fold
     steps = ("--steps", "1", "-oeval_limit=2")
     raw = [part.replace("prompt_tokens=64", "prompt_tokens=300") for part in commands["rl"]]  # its text is longer
     ended = dgpo(*raw, "--student", "./raw", "--method", "ppo", *steps)
-    assert line in " ".join(ended.err.split())
+    assert " ".join(ended.err.split()).count(line) == 1
+    raw = [part.replace("prompt_tokens=64", "prompt_tokens=300") for part in commands["distill-data"]]
+    ended = dgpo(*raw, "--teacher", "./raw", "--limit", "1", "--out", "asked")
+    assert ended.status == 0 and " ".join(ended.err.split()).count(line) == 1, ended.err
+    ended = dgpo(*commands["distill-data"], "--limit", "1", "--out", "trained")
+    assert ended.status == 0 and "never trained" not in ended.err

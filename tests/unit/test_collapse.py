@@ -53,6 +53,21 @@ def test_an_alarm_rings_once_and_says_what_it_saw(
     assert f"{collapsed:.4g}" in str(alarm)
 
 
+@pytest.mark.parametrize(
+    ("values", "threshold"),
+    [
+        ([4.2, 4.1, 1.8, 4.2, 4.1, 4.3, 4.2, 4.2], None),  # one step of a few short texts
+        ([4.2, 4.1, 1.8, 1.7, 4.2, 4.1, 4.3], 3.8),  # two are what the run had learned
+        ([0.0, 4.2, 4.1, 4.2, 4.3, 4.2, 4.1], None),  # a raw model whose first step wrote next to nothing
+        ([0.0, 4.2, 4.1, 4.2, 7.0, 7.1, 7.2], 6.2),
+        ([0.3, 3.0, 5.0, 7.0, 9.0], 2.3),  # ruined at once
+    ],
+)
+def test_the_lowest_so_far_is_that_of_no_single_odd_step(values: list[float], threshold: float | None) -> None:
+    alarms = ringing("entropy", list(values))
+    assert [alarm.threshold for alarm in alarms] == ([] if threshold is None else [pytest.approx(threshold)])
+
+
 @pytest.mark.parametrize(("name", "metric", "healthy", "collapsed", "threshold"), CASES, ids=lambda v: str(v))
 def test_what_was_never_healthy_or_always_is_raises_none(
     name: str, metric: str, healthy: float, collapsed: float, threshold: float

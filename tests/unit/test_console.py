@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 
 import pytest
 import rich.console
@@ -116,6 +117,8 @@ def test_lines_on_a_terminal_end_between_words(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_bar_has_its_figures_below_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     console, shown = screen(monkeypatch)
+    clock = iter([0.0, 60.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
     with console.progress("teacher's episodes", "episode") as progress:
         progress(3, 12000)
         progress(2500, 12000, "EM 45.0 %, 1,234 tokens/s")
@@ -136,9 +139,61 @@ def test_progress_without_a_terminal_speaks_soon_and_then_once_a_minute(
         progress(200, 4100, "EM 45.0 %")
         progress(650, 4100, "EM 46.0 %")
     assert capsys.readouterr().err.splitlines() == [
-        "reading: 50/4,100 (8.3 passage/s, 8 min left)",
-        "reading: 650/4,100 (9.8 passage/s, 6 min left); EM 46.0 %",
+        "reading: 50/4,100 (10.0 passage/s, 7 min left)",
+        "reading: 650/4,100 (10.0 passage/s, 6 min left); EM 46.0 %",
     ]
+
+
+def test_progress_speaks_while_nothing_is_reported(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that loads, and a step that takes minutes, say nothing: the line comes all the same, until the end."""
+    monkeypatch.setattr("dgpo_cli.core.progress._FIRST_LINE_S", 0.05)
+    monkeypatch.setattr("dgpo_cli.core.progress._LINE_S", 0.2)
+
+    def said(lines: int) -> list[str]:
+        until, found = time.monotonic() + 20, ""
+        while found.count("\n") < lines and time.monotonic() < until:
+            time.sleep(0.01)
+            found += capsys.readouterr().err
+        return found.splitlines()
+
+    with Console().progress("kd (kd)", "step") as progress:
+        assert said(1) == ["kd (kd): 0 s so far"]
+        progress(0, 60)
+        assert said(2)[-1] == "kd (kd): 0/60 (0 s so far)"
+        progress(1, 60, "loss 2.500")
+        assert re.fullmatch(r"kd \(kd\): 1/60 \([\d.]+ s/step, \d+ (s|min) left\); loss 2.500", said(7)[-1])
+    capsys.readouterr()
+    time.sleep(0.5)
+    assert capsys.readouterr().err == ""
+    with Console(quiet=True).progress("kd (kd)", "step"):
+        time.sleep(0.3)
+    assert capsys.readouterr().err == ""
+
+
+def test_work_that_goes_on_counts_its_own_share_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading takes 100 s; 900 of 1,000 were there, and 10 more take 60 s."""
+    clock = iter([0.0, 100.0, 160.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with Console().progress("questions", "question") as progress:
+        progress(900, 1000)
+        progress(910, 1000)
+    assert capsys.readouterr().err.splitlines()[-1] == "questions: 910/1,000 (6.0 s/question, 9 min left)"
+
+
+def test_a_bar_knows_the_time_left_of_steps_that_take_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, shown = screen(monkeypatch)
+    clock = iter([0.0, 600.0, 900.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with console.progress("rl (dgpo)", "step") as progress:
+        progress(20, 60)
+        progress(21, 60)
+        progress(21, 60, "episodes 3/8")
+    bars = [line for line in text_of(shown) if "21/60" in line]
+    assert "900.0 s/step" in bars[-1] and "9 h 45 min left" in bars[-1] and len(bars[-1]) <= 80
 
 
 def test_json_holds_what_python_cannot_confuse() -> None:

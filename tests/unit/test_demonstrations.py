@@ -366,3 +366,80 @@ def test_a_prompt_asks_once_for_a_search():
     asked = DEFAULT.always_searching()
     assert asked.prompt.splitlines()[-2:] == [ALWAYS_SEARCH, "Question: {question}"]
     assert asked.always_searching() == asked and asked.prompt.replace(ALWAYS_SEARCH + "\n", "") == DEFAULT.prompt
+
+
+def written(made, *rows):
+    (made / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ("--demonstrations", "d.jsonl", "--dry-run")
+
+
+WORDS = " ".join(f"n{number}" for number in range(150))
+LONG = ROW | {"id": "long", "steps": [{"think": WORDS, "search": "Ora Lint"}, {"answer": "Kelda"}]}
+MANY = ROW | {"id": "many", "steps": [*({"search": f"Kelda {n}"} for n in range(5)), {"answer": "Kelda"}]}
+
+
+def test_what_does_not_fit_into_an_episode_is_left_out_and_told_by_line(made, dgpo):
+    """Cut short, the first would teach a turn without an action; the second would end with a search."""
+    (made / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (ROW, LONG, MANY)))
+    ended = run(dgpo, "--demonstrations", "d.jsonl", "--keep", "all")
+    told = " ".join(ended.err.split())
+    assert "2 of 3 demonstrations do not fit into an episode and are left out, the first on line 2: step 1 has" in told
+    assert "and max_new_tokens = 500 (-o rollout.max_new_tokens=" in told
+    found = read_trajectories(made / "run").trajectories
+    assert [t.question.id for t in found] == ["1"] and found[0].invalid_actions == 0
+    more = ("-o", "rollout.max_new_tokens=1000", "-o", "rollout.max_turns=5", "--fresh")
+    whole = run(dgpo, "--demonstrations", "d.jsonl", *more)
+    assert "left out" not in whole.err
+    found = read_trajectories(made / "run").trajectories
+    assert [(t.question.id, len(t.searches)) for t in found] == [("1", 2), ("long", 1), ("many", 5)]
+
+
+def test_what_a_person_wrote_is_no_loop(made, dgpo):
+    table = ROW | {"id": "t", "steps": [{"think": "| - " * 60, "search": "Ora Lint"}, {"answer": "Kelda"}]}
+    (made / "d.jsonl").write_text(json.dumps(table) + "\n")
+    run(dgpo, "--demonstrations", "d.jsonl", "--keep", "searched")
+    (found,) = read_trajectories(made / "run").trajectories
+    assert found.stop is StopReason.ANSWERED
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [(MANY, "d.jsonl:1: it searches 5 times, and max_turns = 4"), (LONG, "d.jsonl:1: step 1 has ")],
+)
+def test_where_none_fits_the_dry_run_says_so(made, dgpo, row, told):
+    ended = dgpo(*BASE, *written(made, row))
+    assert ended.status == 1 and len(ended.errors) == 1 and told in ended.errors[0], ended.err
+
+
+def test_what_is_not_kept_is_told_by_reason_and_line(made, dgpo):
+    rows = [
+        ROW,
+        ROW | {"id": "2", "steps": [{"search": "Kelda"}, {"answer": "Ora Lint"}]},
+        ROW | {"id": "3", "steps": [{"answer": "Kelda"}]},
+        ROW | {"id": "4", "steps": [{"search": "Vesapo"}, {"answer": "Kelda"}]},
+    ]
+    (made / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ended = run(dgpo, "--demonstrations", "d.jsonl", "--keep", "searched")
+    told = " ".join(ended.err.split())
+    assert "3 of 4 demonstrations are not kept" in told
+    assert "the answer is none of golden_answers (1, first on line 2)" in told
+    assert "the answer was not read (2, first on line 3)" in told
+    (made / "d.jsonl").write_text(json.dumps(rows[1]) + "\n")
+    ended = dgpo(*BASE, "--demonstrations", "d.jsonl", "--fresh")
+    assert ended.status == 1 and len(ended.errors) == 1, ended.err
+    assert "d.jsonl: 1 of 1 demonstrations are not kept: the answer is none of golden_answers" in ended.errors[0]
+
+
+def test_a_demonstration_may_say_that_nobody_knows(tmp_path):
+    (tmp_path / "d.jsonl").write_text(
+        json.dumps({"question": "Who?", "unanswerable": True, "steps": [{"answer": "not in the documents"}]}) + "\n"
+    )
+    (found,) = read_demonstrations(tmp_path / "d.jsonl")
+    assert found.question.answers == ("not in the documents",)
+
+
+def test_a_question_without_an_id_that_occurs_twice(tmp_path):
+    row = {name: value for name, value in ROW.items() if name != "id"}
+    (tmp_path / "d.jsonl").write_text(2 * (json.dumps(row) + "\n"))
+    with pytest.raises(InputError, match=r"d\.jsonl:2: the question, which has no id, is also on line 1"):
+        read_demonstrations(tmp_path / "d.jsonl")

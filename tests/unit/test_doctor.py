@@ -40,6 +40,17 @@ def test_free_memory_is_compared_and_not_all_of_it() -> None:
     assert doctor.check_memory(64.0, 1.0).status == "problem"
 
 
+def test_memory_that_a_gpu_shares_is_counted_as_by_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start knows CUDA and takes all else as main memory: no context of CUDA, and no allocator of its own."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    found = doctor.find_device(16.0, 12.0)
+    assert (found.room.device, found.room.bytes, found.room.accelerated) == ("mps", 12 * 10**9, False)
+    assert Device("H100", 80.0, accelerated=True).room.device == "cuda"
+
+
 def test_a_model_that_is_neither_here_nor_to_be_reached_works_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device("H100", 80.0, accelerated=True)
     monkeypatch.setattr(doctor, "is_cached", lambda repo: "0.5B" in repo)

@@ -16,8 +16,10 @@ from transformers import (
 )
 
 from dgpo_cli.engine.base import Sampling, TurnEnd
+from dgpo_cli.engine.in_process import sizes
 from dgpo_cli.engine.in_process.decoder import Decoder
 from dgpo_cli.engine.in_process.engine import Blend, InProcessEngine
+from dgpo_cli.engine.in_process.passes import Pass
 from dgpo_cli.engine.sampling import sample, stream_key, uniforms
 from dgpo_cli.errors import ModelError
 from dgpo_cli.formats.tags import DEFAULT
@@ -363,3 +365,48 @@ def test_a_blend_draws_from_the_mixture_of_both_models(setup, temperature):
                 assert abs(float(mixed.log()) - logprob) < 2e-5
                 differences.append(abs(float(own[place - 1, token].log()) - logprob))
     assert max(differences) > 0.1
+
+
+@pytest.mark.parametrize("burst", [1, 8])
+def test_a_long_text_is_read_in_pieces_and_writes_the_same(setup, monkeypatch, burst):
+    """The mask of a pass never grows with the square of a text: prompts, what they share, and observations."""
+    model, codec = setup
+    chance = random.Random(4)
+    common = [chance.randrange(3, 300) for _ in range(90)]
+    texts = [[*common, *(chance.randrange(3, 300) for _ in range(size))] for size in (1, 60, 130)]
+    pairs = []
+
+    def write():
+        pairs.clear()
+        engine = InProcessEngine(model, codec, slots=3, capacity=500, burst=burst)
+        slots = [engine.open(text, Sampling(1.0, 6, (), seed=3, key=str(len(text)))) for text in texts]
+        written, turns = {slot: [] for slot in slots}, dict.fromkeys(slots, 0)
+        while events := engine.step():
+            for event in events:
+                written[event.slot] += zip(event.token_ids, event.logprobs, strict=True)
+                turns[event.slot] += event.end is not None
+                if event.end is not None and turns[event.slot] == 1:
+                    engine.extend(event.slot, texts[2][: 100 + event.slot])
+        return list(written.values())
+
+    made = Pass.of.__func__
+
+    def counted(cls, new, rows, starts, *rest):
+        pairs.extend(len(ids) * (start + len(ids)) for ids, start in zip(new, starts, strict=True))
+        return made(cls, new, rows, starts, *rest)
+
+    monkeypatch.setattr(Pass, "of", classmethod(counted))
+    whole = write()
+    assert max(pairs) > 20_000
+    monkeypatch.setattr(sizes, "_MASK_PAIRS", 4000)
+    monkeypatch.setattr(sizes, "_LEAST_PIECE", 8)
+    pieces = write()
+    assert max(pairs) <= 4000
+    for one, other in zip(whole, pieces, strict=True):
+        assert len(one) == 12 and [token for token, _ in one] == [token for token, _ in other]
+        assert np.allclose([p for _, p in one], [p for _, p in other], atol=2e-5)
+
+
+def test_texts_of_an_episodes_usual_limits_are_read_at_once():
+    assert sizes.piece(4096, 0) == 4096 and sizes.piece(500, 3596) == 500
+    assert sizes.piece(30_000, 0) == 559 and sizes.piece(1_000_000, 0) == 64

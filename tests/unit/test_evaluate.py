@@ -4,10 +4,12 @@ import json
 import random
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from tests.eval_reports import eval_report
 
+from dgpo_cli.agent.agent import Agent
 from dgpo_cli.agent.loop import finished_episodes
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.progress import Pace, Steps
@@ -15,7 +17,7 @@ from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.types import Hit, Passage, Question, StopReason
 from dgpo_cli.engine.scripted import ScriptedEngine, turns_by_question
 from dgpo_cli.errors import InputError, RetrievalError
-from dgpo_cli.evaluation import run
+from dgpo_cli.evaluation import measurement, run
 from dgpo_cli.evaluation.beside_paper import PublishedEM
 from dgpo_cli.evaluation.published import ARCAP, ROWS, WIKI18_PASSAGES, Conditions, differences, row_for
 from dgpo_cli.evaluation.stats import Interval, bootstrap_interval
@@ -214,6 +216,26 @@ def test_progress_is_told_by_episode_with_tokens_per_second(codec, tmp_path):
         evaluate(asked, run_batch=told(codec, script), records=records, progress=lambda *told: seen.append(told))
     assert (seen[0][0], seen[-1][:2]) == (5, (20, 20)) and len(seen) >= 3
     assert all(re.fullmatch(r"EM \d+\.\d %, [\d,]+ tokens/s", note) for _, _, note in seen[1:])
+
+
+def test_sets_that_were_answered_before_count_from_the_start(codec, tmp_path):
+    """Two searches of the first set failed: the second one, which is done, is no time that is left."""
+    first, second = questions(4), [replace(q, qa_set="hotpotqa") for q in questions(30)]
+    index = SimpleNamespace(retriever=Retriever())
+    sets = [SimpleNamespace(name=name, questions=asked, index=index) for name, asked in (("a", first), ("b", second))]
+    script = answers(second, lambda i: True)
+
+    def agent(asked):
+        return Agent(ScriptedEngine(codec, turns_by_question(asked)), codec, None, RolloutSettings(temperature=0))
+
+    measurement.run_benchmarks(agent(script), sets[1:], tmp_path, {"b": {}})
+    told = []
+    measurement.run_benchmarks(
+        agent(answers(first, lambda i: True)), sets, tmp_path, {"a": {}, "b": {}},
+        progress=lambda done, total, /, note="": told.append((done, total)),
+    )  # fmt: skip
+    assert told[0] == (30, 34) and told[-1] == (34, 34)
+    assert min(told) == (30, 34) and {total for _, total in told} == {34}
 
 
 def test_between_two_episodes_progress_is_told_by_the_clock():

@@ -21,16 +21,18 @@ from dgpo_cli.errors import ConfigError, ModelError
 from dgpo_cli.models import half
 from dgpo_cli.models.shapes import SHAPES, shape_from
 from dgpo_cli.planning import checks
+from dgpo_cli.planning.effects import require_effect
 from dgpo_cli.planning.writing import Writing, fitted_wave, prompt_tokens
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.training.settings import KDSettings, RLSettings
 from dgpo_cli.training.sizes import memory
+from dgpo_cli.training.sizes.job import Job
 from dgpo_cli.training.sizes.jobs import Account, Room, training_job, with_sizes
 
 SMALL = SHAPES["smollm2-135m"]
 PAIR = {"student": "smollm2-135m", "teacher": "qwen-0.5b", "trajectories": ""}
 P, V, H = 134_515_008, 49_152, 576
-JOB = memory.Job(
+JOB = Job(
     student=SMALL, reader=None, reader_8bit=False, distribution=False, rl=False, reference=False, tokens=1024,
     trained=1024, chunk=256, slots=8, capacity=2048, checkpointing=False, accelerated=False,
 )  # fmt: skip
@@ -86,6 +88,34 @@ def test_the_precision_is_that_of_the_run(bf16):
     assert not job(precision="float32").half and not job(precision="float32").reader_half
     on_gpu = training_job(KDSettings(**PAIR), student="smollm2-135m", device="cuda")
     assert not on_gpu.half and on_gpu.compute == 2
+
+
+def test_a_method_without_a_critic_takes_no_memory_for_one():
+    """By hand: weights and two moments of the student, and no value that is not the student's."""
+    made = RLSettings(student="smollm2-135m", index="", questions="", method="grpo", batch_size=4)
+    job = training_job(made, student="smollm2-135m", device="cpu")
+    parts = memory.by_part(job)
+    assert "critic weights" not in parts
+    assert parts["student weights"] == 4 * P and parts["optimizer"] == 8 * P
+    assert memory.trained_values(job) == P
+    with_one = training_job(replace(made, method="ppo"), student="smollm2-135m", device="cpu")
+    assert memory.activations(with_one) == 2 * memory.activations(replace(with_one, critic=False))
+
+
+def test_a_teacher_that_writes_has_a_cache_of_its_own():
+    """Blended token by token both are full at once; written one after the other a CPU has given the first back."""
+    student, teacher = 2 * 30 * 192 * 4, 2 * 24 * 128 * 4  # bytes of a token in float32
+
+    def job(method, device="cpu", **objective):
+        made = KDSettings(**PAIR, index="x", method=method, objective=objective, precision="float32")
+        return training_job(made, student="smollm2-135m", device=device)
+
+    tokens = 64 * 4096
+    assert memory.kv_cache(job("opd")) == student * tokens
+    assert memory.kv_cache(job("minillm", teacher_share=0.2)) == (student + teacher) * tokens
+    assert memory.kv_cache(job("minillm", teacher_share=0.0)) == student * tokens
+    assert memory.kv_cache(job("gkd", seq_kd=True)) == student * tokens > teacher * tokens
+    assert memory.kv_cache(job("gkd", "cuda", seq_kd=True)) == (student + teacher) / 2 * tokens
 
 
 def test_no_more_episodes_are_open_than_there_are():
@@ -166,12 +196,16 @@ OPTIONS = {
 }
 
 
-def account(kind, room, named):
+def account(kind, room, named, rolls=True):
+    """`rolls`: the run writes its sequences itself; else they are of 4,096 tokens, whatever an episode may have."""
+
     def longest(tried):
-        return tried.rollout.max_tokens
+        return tried.rollout.max_tokens if rolls else 4096
 
     def parts(tried):
-        return memory.in_process(training_job(tried, student="smollm2-135m", device=room.device))
+        return memory.in_process(
+            training_job(tried, student="smollm2-135m", device=room.device, longest=longest(tried))
+        )
 
     return Account(parts, longest, room, named)
 
@@ -188,14 +222,16 @@ def test_what_a_refusal_names_does_fit(method, teacher, device, gib, options):
     """Whatever is set and free: either sizes are found that fit, or the named settings do, taken as a user would."""
     rl = method in ("ppo", "dgpo", "grpo")
     kind = RLSettings if rl else KDSettings
-    needed = {"student": "smollm2-135m", "teacher": teacher, "method": method, "index": "x"}
+    needed = {"student": "smollm2-135m", "teacher": teacher, "method": method}
+    rolls = rl or method == "opd"
+    needed |= {"index": "x"} if rolls else {}
     needed |= {"questions": ""} if rl else {"trajectories": ""}
     room = Room(device, gib * GIB // 4)
 
     def start(given_options):
         words = [f"{name}={value}" for name, value in given_options.items()]
         made = apply_options(kind, needed | parse_options(words))
-        demand = account(kind, room, given_names(None, words, "rl" if rl else "kd", kind))
+        demand = account(kind, room, given_names(None, words, "rl" if rl else "kd", kind), rolls)
         return made, demand, demand.fitted(made)
 
     try:
@@ -206,6 +242,7 @@ def test_what_a_refusal_names_does_fit(method, teacher, device, gib, options):
         hint = error.hint.partition("would fit: ")[2].replace("--teacher-8bit", "-o teacher_8bit=true")
         again = dict(word.split("=") for word in hint.split() if word != "-o")
         made, demand, sizes = start(options | again)
+        require_effect(made, again)
     assert demand.fits(with_sizes(made, sizes))
     assert not set(sizes) & set(demand.given)
 

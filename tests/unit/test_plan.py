@@ -24,10 +24,11 @@ from dgpo_cli.models.ways import WAYS
 from dgpo_cli.planning.plan import CARDS, card_of, plan
 from dgpo_cli.planning.timing import Card, Speed, episode_tokens, seconds_by_phase
 from dgpo_cli.training.sizes import memory
+from dgpo_cli.training.sizes.job import Job
 
 BENCH = Path(__file__).parents[2] / "benchmarks" / "plan_memory.py"
 QWEN = SHAPES["qwen-0.5b"]
-JOB = memory.Job(
+JOB = Job(
     student=QWEN, reader=SHAPES["qwen-3b"], reader_8bit=False, distribution=False, rl=True, reference=False,
     tokens=4096, trained=4096, chunk=256, slots=16, capacity=4096, checkpointing=True, accelerated=True,
 )  # fmt: skip
@@ -186,6 +187,21 @@ def test_a_cpu_and_a_model_of_ones_own(dgpo, offline, folder):
     ]
     unnamed = dgpo("plan", "own.toml")
     assert unnamed.status == 1 and unnamed.errors == ["error: own.toml names no card"]
+
+
+def test_a_plan_counts_episodes_that_the_models_context_holds(dgpo, offline, folder):
+    """As the start of the run does: a context of 256 tokens holds no 4,096."""
+    config = offline.student / "config.json"
+    context = json.loads(config.read_text())["max_position_embeddings"]
+    assert context < 4096
+    Path("own.toml").write_text(f'[rl]\nstudent = "{offline.student}"\nteacher = "{offline.teacher}"\nbatch_size = 8\n')
+    ended = dgpo("plan", "own.toml", "--gpu", "24GB", "--json")
+    assert ended.status == 0, ended.err
+    (stage,) = json.loads(ended.out)["stages"]
+    shape = shape_of(str(offline.student))
+    assert stage["memory_bytes"]["KV cache"] == memory.kv_cache(
+        replace(JOB, student=shape, slots=64, capacity=context, accelerated=True)
+    )
 
 
 def test_the_command_adds_up_and_refuses_what_does_not_fit(dgpo):

@@ -12,6 +12,9 @@ from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.agent.transcript import outcome
 from dgpo_cli.core.types import StopReason
 from dgpo_cli.engine.in_process.engine import InProcessEngine
+from dgpo_cli.engine.scripted import ScriptedEngine
+from dgpo_cli.formats.protocol import Protocol
+from dgpo_cli.models.codec import Codec
 
 RAW = "I am a model that knows of no tags."
 
@@ -21,7 +24,7 @@ def some(count, seed=0):
     return [chance.randrange(1000) for _ in range(count)]
 
 
-@pytest.mark.parametrize("cycle", [1, 2, 3, 7, 16, 17, 33, 64])
+@pytest.mark.parametrize("cycle", [1, 2, 3, 7, 16, 17, 33, 64, 65, 120, 256])
 @pytest.mark.parametrize("before", [0, 5, 31, 100])
 def test_a_loop_is_found_within_a_check_of_its_fourth_time(cycle, before):
     turn = some(before) + 100 * some(cycle, seed=1)
@@ -38,7 +41,7 @@ def test_a_loop_is_found_within_a_check_of_its_fourth_time(cycle, before):
         some(4000),
         some(40) + 3 * some(64, seed=1) + some(40, seed=2),  # three times only
         some(40) + 63 * [5] + some(40, seed=2),
-        20 * some(65, seed=1),  # a longer cycle
+        20 * some(257, seed=1),  # a longer cycle
         [i % 60 for i in range(180)] + [7],
         [x for i in range(300) for x in (1, 2, i)],  # a list that counts
     ],
@@ -55,6 +58,35 @@ def test_a_turn_without_an_action_that_comes_again_ends_the_episode():
     assert trajectory.score.total == 0
     untouched, _ = run(turns)
     assert untouched.turns == 5 and untouched.answer == "x"
+
+
+def test_a_paragraph_that_is_written_again_and_again_ends_the_episode():
+    told = "the river 0. town lies 1. in the north 2. "
+    turns = [SEARCH, f"<think>{4 * told} {30 * f'So {told * 3}'}", ANSWER]
+    assert len(CODEC.text_ids(f"So {told * 3}")) > 64
+    trajectory, _ = run(turns, stop_repeats=True, max_new_tokens=2000)
+    assert trajectory.stop is StopReason.LOOP and trajectory.num_written < 1000
+
+
+@pytest.mark.parametrize("call", ['{"name": "search", "arguments": {}}', '{"name": "look"', "no call"])
+def test_a_tool_call_that_is_none_and_comes_again_ends_the_episode_too(call):
+    codec = Codec(bpe_tokenizer(chat=True), Protocol.of("tool_calls"))
+    turn = f"<think>\nhm\n</think>\n\n<tool_call>\n{call}\n</tool_call>"
+    engine = ScriptedEngine(codec, lambda prompt, read: turn)
+    settings = RolloutSettings(max_turns=4, stop_repeats=True)
+    (made,) = run_episodes([(question(), 0)], engine=engine, codec=codec, retriever=Library(), settings=settings)
+    assert made.stop is StopReason.REPEATED_TURN and (made.turns, made.invalid_actions) == (2, 2)
+
+
+@pytest.mark.parametrize("cycle", [2, 3])
+def test_turns_without_an_action_that_come_in_a_cycle_end_the_episode(cycle):
+    """A corrected model that goes round in a few turns is as stuck as one that writes the same again."""
+    turns = [f"{RAW} {number}" for number in range(cycle)]
+    trajectory, _ = run([SEARCH, *turns, turns[0], SEARCH, ANSWER], stop_repeats=True, max_turns=8)
+    assert trajectory.stop is StopReason.REPEATED_TURN and trajectory.answer is None
+    assert (trajectory.turns, trajectory.invalid_actions) == (cycle + 2, cycle + 1)
+    untouched, _ = run([SEARCH, *turns, turns[0], SEARCH, ANSWER], max_turns=8)
+    assert untouched.answer == "x"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
@@ -21,6 +22,8 @@ from dgpo_cli.models.load import LoadedModel
 from dgpo_cli.retrieval.base import Retriever
 from dgpo_cli.rewards import exact_match
 from dgpo_cli.rewards.registry import Reward
+
+_log = logging.getLogger(__name__)
 
 
 class _Means(TypedDict):
@@ -65,8 +68,11 @@ class Agent:
     def open(cls, loaded: LoadedModel, retriever: Retriever, *, seed: int = 0, **settings: Any) -> Agent:
         """An agent that answers as `dgpo eval` does: greedily, within the limits that the model was trained with.
 
-        `settings` are those of RolloutSettings that differ; `seed` is that of the draws above temperature 0.
+        `settings` are those of RolloutSettings that differ; `seed` is that of the draws above temperature 0. Warns of a
+        model that was never trained to search.
         """
+        if loaded.raw is not None:
+            _log.warning("%s", loaded.raw)
         codec = Codec(loaded.tokenizer, loaded.protocol)
         chosen = {"temperature": 0.0, "stop_repeats": True} | loaded.protocol.limits | settings
         context = getattr(loaded.model.config, "max_position_embeddings", None)

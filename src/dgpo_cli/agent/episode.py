@@ -27,7 +27,7 @@ class RunningEpisode:
     truncated_observations: int = 0
     escaped_tags: int = 0
     query: str | None = None  # searched for, without a result yet
-    invalid_turn: str | None = None  # text of the last turn, if it had no action
+    invalid_since: set[str] = field(default_factory=set)  # texts of the turns since the last one that had an action
     stop: StopReason | None = None
     answer: str | None = None
     answer_logprob: float | None = None
@@ -56,6 +56,16 @@ class RunningEpisode:
     def end_turn(self, turn: Turn) -> None:
         """End the current turn, which was parsed as `turn`."""
         self.written_turns.append(turn.at(self.turn_start, len(self.token_ids)))
+
+    def comes_again(self, turn: Turn) -> bool:
+        """Whether a turn without an action was written since the last action already, in whatever cycle."""
+        if turn.action is not None:
+            self.invalid_since.clear()
+            return False
+        text = turn.kept.strip()
+        known = text in self.invalid_since
+        self.invalid_since.add(text)
+        return known
 
     def give(self, answer: str, tokens: slice) -> None:
         """Keep the answer, which stands in these tokens of the current turn."""

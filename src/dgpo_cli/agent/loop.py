@@ -212,8 +212,7 @@ class Rollout:
     def _end_turn(self, episode: RunningEpisode, end: TurnEnd) -> None:
         turn = self.codec.parse(episode.turn, ended=end is TurnEnd.STOP)
         episode.end_turn(turn)
-        before, episode.invalid_turn = episode.invalid_turn, None if turn.action else turn.kept.strip()
-        repeated = self.settings.stop_repeats and not turn.action and episode.invalid_turn == before
+        repeated = self.settings.stop_repeats and episode.comes_again(turn)
         final = episode.turns > self.settings.max_turns
         if turn.action == "answer":
             episode.give(turn.content, self.codec.answer_tokens(episode.turn, turn))

@@ -48,6 +48,11 @@ def duration(seconds: float) -> str:
     return f"{days} d {hours} h" if hours else f"{days} d"
 
 
+def rate(per_second: float, unit: str) -> str:
+    """Work in its own unit: "4.2 question/s", or below one a second "1.6 s/question"."""
+    return f"{per_second:,.1f} {unit}/s" if per_second >= 1 else f"{1 / per_second:,.1f} s/{unit}"
+
+
 def age(moment: str, now: datetime | None = None) -> str:
     """How long ago an ISO time was, its largest unit only: "3 min", "5 h", "12 d"; "" for what is no time."""
     try:

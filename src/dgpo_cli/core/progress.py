@@ -1,13 +1,17 @@
-"""Callback types for what long work reports."""
+"""What long work reports, to whom, and how long it will take."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, Self
+
+from dgpo_cli.core.figures import duration, rate
 
 _EVERY_S = 0.5  # seconds between reports while no episode ends
+_FIRST_LINE_S, _LINE_S = 5.0, 60.0  # when progress first speaks without a terminal, and how often then
 
 
 Say = Callable[[str], None]
@@ -64,3 +68,82 @@ class Steps:
                 self._progress(*self._at, f"{self._note}; {own}" if self._note else own)
 
         return tell
+
+
+class Estimate:
+    """Rate and time left of counted work, as texts: by what was done since the first report, at `now` seconds.
+
+    What was done before is no work of this process, and loading before it is none of that work.
+    """
+
+    def __init__(self, unit: str) -> None:
+        self._unit, self._began = unit, 0.0
+        self._first: int | None = None
+        self._last = 0
+
+    def report(self, done: int, now: float) -> None:
+        if self._first is None or done < self._last:  # another pass over the same things has a rate of its own
+            self._first, self._began = done, now
+        self._last = done
+
+    def rate(self, now: float) -> str:
+        speed = self._speed(now)
+        return rate(speed, self._unit) if speed else ""
+
+    def left(self, total: int, now: float) -> str:
+        speed = self._speed(now)
+        return f"{duration((total - self._last) / speed)} left" if speed and total else ""
+
+    def _speed(self, now: float) -> float:
+        """0 where it is not known yet: of less than a second it would be a guess."""
+        if self._first is None or now - self._began < 1:
+            return 0.0
+        return (self._last - self._first) / (now - self._began)
+
+
+class Lines:
+    """Progress where no bar can be drawn: a line soon and then one a minute, also while nothing is reported."""
+
+    def __init__(self, description: str, unit: str, say: Say) -> None:
+        self._description, self._say, self._estimate = description, say, Estimate(unit)
+        self._began = self._told_at = time.monotonic()
+        self._wait = _FIRST_LINE_S
+        self._at: tuple[int, int, str] | None = None
+        self._lock, self._ended = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._remind, name="progress", daemon=True).start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._ended.set()
+
+    def __call__(self, done: int, total: int, /, note: str = "") -> None:
+        with self._lock:
+            now = time.monotonic()
+            self._at = done, total, note
+            self._estimate.report(done, now)
+            self._speak(now)
+
+    def _remind(self) -> None:
+        left = self._wait
+        while not self._ended.wait(left):
+            with self._lock:
+                now = time.monotonic()
+                if not self._ended.is_set():
+                    self._speak(now)
+                left = max(0.0, self._told_at + self._wait - now)
+
+    def _speak(self, now: float) -> None:
+        if now - self._told_at < self._wait:
+            return
+        self._told_at, self._wait = now, _LINE_S
+        so_far = f"{duration(now - self._began)} so far"
+        if self._at is None:
+            self._say(f"{self._description}: {so_far}")
+            return
+        done, total, note = self._at
+        figures = ", ".join(filter(None, (self._estimate.rate(now), self._estimate.left(total, now)))) or so_far
+        counted = f"{done:,}/{f'{total:,}' if total else '?'} ({figures})"
+        self._say(f"{self._description}: {counted}{f'; {note}' if note else ''}")

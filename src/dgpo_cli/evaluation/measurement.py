@@ -141,13 +141,16 @@ def run_benchmarks(
     from dgpo_cli.models.load import keep_tokenizer
 
     keep_tokenizer(folder, agent.codec.tokenizer)
-    total, before = sum(len(benchmark.questions) for benchmark in benchmarks) * samples, 0
+    draws = {benchmark.name: len(benchmark.questions) * samples for benchmark in benchmarks}
+    # Those of sets whose turn has not come yet count from the start: they take no time.
+    done_of = {b.name: min(answered(folder, [b]), draws[b.name]) for b in benchmarks}
     reports = {}
     for benchmark in benchmarks:
 
-        def tell(done: int, _: int, /, note: str = "", *, before: int = before) -> None:
+        def tell(done: int, _: int, /, note: str = "", *, name: str = benchmark.name) -> None:
+            done_of[name] = done
             if progress is not None:
-                progress(before + done, total, note)
+                progress(sum(done_of.values()), sum(draws.values()), note)
 
         path, header = folder / f"{benchmark.name}.jsonl", headers[benchmark.name]
         with RecordFile(path, key="key", schema="evaluation", meta=header) as records:
@@ -159,7 +162,6 @@ def run_benchmarks(
                 records=records,
                 progress=tell,
             )
-        before += len(benchmark.questions) * samples
     return reports
 
 

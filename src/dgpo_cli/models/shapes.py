@@ -83,6 +83,11 @@ SHAPES: dict[str, Shape] = {
 _SAME = {"qwen-3b-instruct": "qwen-3b", "qwen-0.5b-kd": "qwen-0.5b", "dgpo-qwen-0.5b": "qwen-0.5b"}
 
 
+def is_listed(name: str) -> bool:
+    """Whether the shape is known by the name alone."""
+    return _SAME.get(name, name) in SHAPES
+
+
 def shape_of(name: str) -> Shape:
     """The shape of an alias, a GGUF file, or a folder, run or hub id whose configuration can be read.
 

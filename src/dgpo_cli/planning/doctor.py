@@ -59,11 +59,13 @@ class Device:
     memory_gb: float  # of the accelerator, or the machine's where there is none
     accelerated: bool
     free_gb: float | None = None  # of it; all by default
+    shares_memory: bool = False  # with the processor, as Apple's do: counted as a start counts it
 
     @property
     def room(self) -> Room:
         free = self.memory_gb if self.free_gb is None else self.free_gb
-        return Room("cuda" if self.accelerated else "cpu", int(free * 1e9))
+        kind = "cpu" if not self.accelerated else "mps" if self.shares_memory else "cuda"
+        return Room(kind, int(free * 1e9))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def find_device(memory: float, free: float) -> Device:
         free = torch.cuda.mem_get_info(0)[0] / 1e9
         return Device(properties.name, properties.total_memory / 1e9, accelerated=True, free_gb=free)
     if torch.backends.mps.is_available():
-        return Device("Apple GPU (mps)", memory, accelerated=True, free_gb=free)
+        return Device("Apple GPU (mps)", memory, accelerated=True, free_gb=free, shares_memory=True)
     return Device("CPU", memory, accelerated=False, free_gb=free)
 
 

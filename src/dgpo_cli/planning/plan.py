@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from dgpo_cli.agent.settings import RolloutSettings
@@ -13,6 +14,9 @@ from dgpo_cli.core.machine import GIB, free_main, num_cores
 from dgpo_cli.core.recipes import Recipe, merged
 from dgpo_cli.core.setting_names import as_today
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.models import gguf
+from dgpo_cli.models.shapes import is_listed
+from dgpo_cli.models.sources import context_of
 from dgpo_cli.planning.timing import CORE_FLOPS, Card, Speed, seconds_by_phase
 from dgpo_cli.planning.writing import Writing
 from dgpo_cli.training.settings import KDSettings, RLSettings
@@ -97,9 +101,19 @@ def plan(recipe: Recipe, options: Mapping[str, Any], card: Card) -> list[StagePl
     return made
 
 
+def _in_context(settings: Any, name: str) -> Any:
+    """The settings with episodes that the context of a folder, run or cached model holds, as a start counts them."""
+    known = is_listed(name) or gguf.is_gguf(Path(name).expanduser())
+    context = None if known else context_of(name)
+    if context is None or context >= settings.rollout.max_tokens:
+        return settings
+    return replace(settings, rollout=replace(settings.rollout, max_tokens=context))
+
+
 def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
-    rollout: RolloutSettings = settings.rollout
     if stage == "distill-data":
+        settings = _in_context(settings, settings.teacher)
+        rollout: RolloutSettings = settings.rollout
         writing = Writing.of(
             settings.teacher,
             rollout,
@@ -124,6 +138,8 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
         )
     rl = stage == "rl"
     name = settings.student or student
+    settings = _in_context(settings, name)
+    rollout = settings.rollout
     job = training_job(settings, student=name, device=card.device)
     teacher = None if job.reader is None else settings.teacher
     speed = Speed(
@@ -134,7 +150,7 @@ def _stage(stage: str, settings: Any, student: str, card: Card) -> StagePlan:
         card,
         eight_bit=settings.teacher_8bit,
         critic=rl,
-        shared_critic=job.shared_critic,
+        shared_critic=not job.own_critic,
         reference=job.reference,
         checkpointing=job.checkpointing,
     )
@@ -166,7 +182,7 @@ def _remedies(settings: Any) -> dict[str, str]:
         found["KV cache"] = f"-o rollout.wave={settings.rollout.wave // 2}"
     if isinstance(settings, DistillDataSettings):
         return found
-    if settings.lora.rank is None:
+    if settings.lora.rank is None and not settings.freeze_embeddings:
         found["gradients"] = "-o lora.rank=16"
     if settings.optimizer == "adamw":
         found["optimizer"] = "-o optimizer=adamw-8bit"

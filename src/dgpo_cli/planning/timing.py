@@ -68,7 +68,7 @@ class Speed:
     card: Card
     eight_bit: bool = False
     critic: bool = False
-    shared_critic: bool = False  # a head on the writer's hidden states
+    shared_critic: bool = False  # a head on the writer's hidden states, or none
     reference: bool = False
     checkpointing: bool = False
 

@@ -22,6 +22,7 @@ from dgpo_cli.models.shapes import Shape, shape_of
 from dgpo_cli.models.sources import ModelSource
 from dgpo_cli.planning.timing import PROMPT_TOKENS, episode_tokens
 from dgpo_cli.training.sizes import memory
+from dgpo_cli.training.sizes.job import Job
 from dgpo_cli.training.sizes.jobs import Room, needed
 
 _BYTES_PER_TOKEN = 3  # ours, of questions, rounded down
@@ -70,7 +71,7 @@ class Writing:
         """
         accelerated = self.device == "cuda"
         length = self.capacity if longest or accelerated else self.usual
-        job = memory.Job(
+        job = Job(
             student=self.shape, reader=self.shape, reader_8bit=self.eight_bit, distribution=False, rl=False,
             reference=False, tokens=0, trained=0, chunk=0, slots=slots, capacity=length, checkpointing=False,
             accelerated=accelerated, half=self.half, reader_half=self.half,

@@ -25,8 +25,11 @@ _STEP = schema.record(
     other=None,
 )
 _DEMONSTRATION = schema.record(
-    {"steps": schema.list_of(_STEP, least=1), "question": schema.ANYTHING, "golden_answers": schema.ANYTHING},
-    dict.fromkeys(("id", "hops", "supporting_titles", "supporting_ids", "metadata"), schema.ANYTHING)
+    {"steps": schema.list_of(_STEP, least=1), "question": schema.ANYTHING},
+    dict.fromkeys(
+        ("golden_answers", "id", "hops", "supporting_titles", "supporting_ids", "metadata", "unanswerable"),
+        schema.ANYTHING,
+    )
     | {"qa_set": schema.maybe(schema.text())},
     other=None,
 )
@@ -47,6 +50,7 @@ class Demonstration:
 
     question: Question
     steps: tuple[Step, ...]
+    line: int  # of its file
 
 
 def read_demonstrations(path: Path) -> list[Demonstration]:
@@ -61,12 +65,13 @@ def read_demonstrations(path: Path) -> list[Demonstration]:
         except ValueError as error:
             raise InputError(f"{path}:{line}: not a demonstration: {error}", hint=f"write lines like {FORM}") from error
         if question.key in lines:
+            known = f"id {question.id!r}" if "id" in row else "the question, which has no id,"
             raise InputError(
-                f"{path}:{line}: id {question.id!r} is also on line {lines[question.key]}",
+                f"{path}:{line}: {known} is also on line {lines[question.key]}",
                 hint="give every demonstration its own id",
             )
         lines[question.key] = line
-        found.append(Demonstration(question, steps))
+        found.append(Demonstration(question, steps, line))
     if not found:
         raise InputError(f"{path} holds no demonstration", hint=f"write lines like {FORM}")
     return found

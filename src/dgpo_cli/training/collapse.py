@@ -93,7 +93,8 @@ class Rule:
     alive: float | None = None
     from_start: bool = False  # armed before any step was healthy
     drop: float | None = None  # `low` is the best mean so far less this
-    rise: float | None = None  # `high` is the lowest value so far plus this
+    rise: float | None = None  # `high` is the lowest value so far, of those from `low` on, plus this
+    lasting: int = 1  # steps in a row that are as low count as low, at the start fewer
     window: int | None = None  # of this alarm, instead of the settings'
 
 
@@ -101,11 +102,12 @@ def rules(settings: CollapseSettings) -> tuple[Rule, ...]:
     """The alarms, in the order in which they are reported."""
     s = settings
     return (
+        # Of the student's own text one step alone says little: it may have written a few short texts (`lasting`).
         Rule("reward gone", "reward", low=s.reward_floor, alive=s.reward_alive),
-        Rule("entropy out of its band", "entropy", low=s.entropy_min, rise=s.entropy_rise),
+        Rule("entropy out of its band", "entropy", low=s.entropy_min, rise=s.entropy_rise, lasting=2),
         Rule("policy jumps", "behavior_kl", high=s.behavior_kl_max, from_start=True),
-        Rule("far from the teacher", "teacher_k1_wrong", rise=s.teacher_kl_rise),
-        Rule("far from the teacher (exact KL)", "gated_reverse_kl", rise=s.teacher_kl_rise),
+        Rule("far from the teacher", "teacher_k1_wrong", rise=s.teacher_kl_rise, lasting=2),
+        Rule("far from the teacher (exact KL)", "gated_reverse_kl", rise=s.teacher_kl_rise, lasting=2),
         Rule("blank queries", "blank_queries", high=s.blank_queries_max),
         Rule("repeated queries", "repeated_queries", high=s.repeated_queries_max),
         Rule("invalid actions", "valid_actions", low=1 - s.invalid_actions_max),
@@ -150,8 +152,10 @@ class Guard:
         self.windows[rule.name] = window
         low, high = rule.low, rule.high
         if rule.rise is not None:
-            lowest = self.best[rule.name] = min(value, self.best.get(rule.name, value))
-            high = lowest + rule.rise
+            if value >= low:
+                seen = max(window[-rule.lasting :])
+                self.best[rule.name] = min(seen, self.best.get(rule.name, seen))
+            high = self.best.get(rule.name, math.inf) + rule.rise
         if (low if rule.alive is None else rule.alive) <= value <= high:
             self.armed[rule.name] = True
         if len(window) < size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +36,8 @@ from dgpo_cli.training.settings import RLSettings
 from dgpo_cli.training.sizes.jobs import Sizes, with_sizes
 from dgpo_cli.training.source import Rollouts, Source, require_batch
 
+_log = logging.getLogger(__name__)
+
 
 def run_rl(
     settings: RLSettings,
@@ -60,8 +63,8 @@ def run_rl(
     student, teacher = load_models(settings, material.objective)
     if teacher is not None:
         student = with_agent_text(student, teacher)
-    if student.raw is not None and warn is not None:
-        warn(f"{student.raw}; without a search there is little to reward")
+    if student.raw is not None:
+        _log.warning("%s; without a search there is little to reward", student.raw)
     with smaller_next_time(run, settings):
         return assemble(settings, opened, material, student, teacher, retriever)
 

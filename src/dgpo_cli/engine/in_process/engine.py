@@ -20,6 +20,7 @@ from dgpo_cli.engine.in_process.graphs import Burst, burst_of
 from dgpo_cli.engine.in_process.passes import Pass
 from dgpo_cli.engine.in_process.rows import Rows
 from dgpo_cli.engine.in_process.schedule import SHARED_TOKENS, Slot, common_prefix, moves, passes
+from dgpo_cli.engine.in_process.sizes import piece
 from dgpo_cli.engine.sampling import stream_key, uniforms
 from dgpo_cli.engine.stops import StopMatcher, Stops
 from dgpo_cli.models.codec import Codec
@@ -133,6 +134,8 @@ class InProcessEngine:
 
     def _advance(self, running: Sequence[Slot]) -> list[Event]:
         self._share_prompts([slot for slot in running if not slot.length])
+        for slot in running:  # all but the last piece of a long text
+            self._read(slot, len(slot.pending) - piece(len(slot.pending), slot.length))
         if self._burst is not None:
             reading = [slot for slot in running if len(slot.pending) > 1]
             if not reading:
@@ -186,7 +189,7 @@ class InProcessEngine:
             shared = min(common_prefix(donor.prompt, slot.prompt[:-1]) for slot in fresh)
             if len(fresh) == 1 or shared < SHARED_TOKENS:
                 return
-            self._read(donor, donor.prompt[:shared])
+            self._read(donor, shared)
         for slot in fresh:
             shared = min(common_prefix(donor.prompt, slot.prompt[:-1]), donor.length)
             if slot is not donor and shared >= SHARED_TOKENS:
@@ -194,12 +197,15 @@ class InProcessEngine:
                     decoder.cache.copy([donor.row], [slot.row], shared)
                 slot.length, slot.pending = shared, list(slot.prompt[shared:])
 
-    def _read(self, slot: Slot, ids: Sequence[int]) -> None:
-        """Read the first pending tokens of a slot into the cache, without drawing a token."""
-        for decoder in self._decoders:
-            decoder.last_hidden(Pass.of([ids], [slot.row], [slot.length], self._device, self._dtype))
-        slot.length += len(ids)
-        slot.pending = slot.pending[len(ids) :]
+    def _read(self, slot: Slot, count: int) -> None:
+        """Read the first `count` pending tokens of a slot into the cache, without drawing a token."""
+        while count:
+            ids = slot.pending[: piece(count, slot.length)]
+            for decoder in self._decoders:
+                decoder.last_hidden(Pass.of([ids], [slot.row], [slot.length], self._device, self._dtype))
+            slot.length += len(ids)
+            slot.pending = slot.pending[len(ids) :]
+            count -= len(ids)
 
     def _draw(self, slots: Sequence[Slot]) -> tuple[list[int], list[float]]:
         """Run the pending tokens, and draw the token after each slot's last."""

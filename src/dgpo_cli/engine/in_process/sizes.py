@@ -13,6 +13,10 @@ _PASS_BYTES_CPU = 1 << 26  # of a layer's activations in one pass, where tokens 
 _LEAST_PASS = 1_024  # tokens
 STEPS = 4  # sizes of windows per doubling; on a GPU each is captured once
 _LEAST_LENGTH = 512  # tokens
+# Pairs of a new token and a key that one row's mask has, ours: 4,096 tokens are read in one pass, as many as an episode
+# has by default. Of longer texts the mask would grow with the square of the length.
+_MASK_PAIRS = 1 << 24
+_LEAST_PIECE = 64  # tokens
 
 
 def bucket(size: int, limit: int, steps: int = STEPS) -> int:
@@ -31,6 +35,11 @@ def pass_tokens(hidden: int, intermediate: int, itemsize: int, *, accelerated: b
         return PASS_TOKENS
     per_token = 3 * (hidden + intermediate) * itemsize
     return max(_LEAST_PASS, min(PASS_TOKENS, _PASS_BYTES_CPU // per_token))
+
+
+def piece(tokens: int, held: int) -> int:
+    """How many of the `tokens` that are new in a row, which holds `held`, are read in one pass."""
+    return min(tokens, max(_LEAST_PIECE, _MASK_PAIRS // (held + tokens)))
 
 
 def grown(rows: int, tokens: int, *, slots: int, capacity: int) -> tuple[int, int]:

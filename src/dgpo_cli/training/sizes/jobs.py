@@ -20,7 +20,8 @@ from dgpo_cli.models.shapes import shape_of
 from dgpo_cli.objectives.base import Need
 from dgpo_cli.objectives.registry import create
 from dgpo_cli.training.settings import RLSettings, TrainSettings
-from dgpo_cli.training.sizes.memory import Job, adapter_values
+from dgpo_cli.training.sizes.job import Job
+from dgpo_cli.training.sizes.memory import adapter_values
 
 FILE = "sizes.json"  # of a run folder
 _LEAST_CHUNK, _LEAST_WAVE = 32, 8
@@ -78,10 +79,13 @@ def training_job(settings: TrainSettings, *, student: str, device: str, longest:
         accelerated=device == "cuda",
         half=pays_off_for(device, shape.hidden, settings.precision),
         reader_half=reader is not None and pays_off_for(device, reader.hidden, settings.precision),
+        critic=Need.VALUES in objective.needs,
         shared_critic=isinstance(settings, RLSettings) and settings.critic == "shared",
         adam_8bit=settings.optimizer == "adamw-8bit",
         adapter=0 if rank is None else adapter_values(shape, rank, settings.lora.maps),
         frozen_embeddings=settings.freeze_embeddings,
+        reader_writes=objective.teacher_writes or bool(objective.sampled_from_teacher),
+        blended=bool(objective.sampled_from_teacher),
     )
 
 

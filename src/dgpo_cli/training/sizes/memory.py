@@ -7,12 +7,11 @@ widths of vocabulary, hidden state, feed-forward layer and queries. All figures 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from dgpo_cli.engine.in_process import sizes
 from dgpo_cli.models.shapes import Shape
+from dgpo_cli.training.sizes.job import FLOAT, HALF, Job
 
-FLOAT, HALF = 4, 2  # bytes
 CUDA_CONTEXT = 1.0e9  # assumed: context, kernels and workspaces of the libraries
 FRAGMENTATION = 0.05  # assumed: share of the rest that PyTorch's caching allocator holds without using it
 LIBRARIES = 0.5e9  # measured, without a GPU: PyTorch and transformers, and what small blocks leave in the allocator
@@ -24,56 +23,10 @@ BLOCK_LOGITS = (1 << 20, 1 << 24)
 _BUFFERS_CE, _BUFFERS_POLICY, _BUFFERS_KD, _BUFFERS_FULL_KL = 3.0, 3.25, 4.25, 5.25
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Memory contents of a training stage. `reader` is a frozen teacher, `reference` a frozen copy of
-    the student.
-    """
-
-    student: Shape
-    reader: Shape | None
-    reader_8bit: bool
-    distribution: bool  # the loss compares whole distributions with the reader's
-    rl: bool  # a critic, advantages and rollouts
-    reference: bool
-    tokens: int  # M
-    trained: int  # N
-    chunk: int  # n
-    slots: int  # episodes that run together; 0 without rollouts
-    capacity: int  # tokens of one episode
-    checkpointing: bool
-    accelerated: bool  # CUDA: bf16 linear maps over float32 weights, frozen models in bf16, captured graphs
-    half: bool = False  # the same of the student's linear maps on a CPU whose processor has bf16
-    reader_half: bool = False  # and of the teacher there
-    shared_critic: bool = False  # a head on the student's hidden states instead of a model
-    adam_8bit: bool = False
-    adapter: int = 0  # values of an adapter that is trained instead of the student, and of the critic; 0 without one
-    frozen_embeddings: bool = False  # of both, and the output layer
-
-    @property
-    def frozen(self) -> bool:
-        """Whether embeddings and output layers are not trained."""
-        return self.frozen_embeddings or bool(self.adapter)
-
-    @property
-    def own_critic(self) -> bool:
-        return self.rl and not self.shared_critic
-
-    @property
-    def compute(self) -> int:
-        """Bytes of what the student's linear maps read."""
-        return HALF if self.accelerated or self.half else FLOAT
-
-    @property
-    def reader_compute(self) -> int:
-        """Dtype in which the teacher computes; around 8-bit weights a CPU uses float32."""
-        return HALF if self.accelerated or (self.reader_half and not self.reader_8bit) else FLOAT
-
-
 def by_part(job: Job) -> dict[str, float]:
     """Bytes by part at the highest point of a step. Parts add up to the total; what never coincides counts once."""
     student = job.student
-    critic = critic_trained(student) if job.own_critic else student.hidden + 1 if job.rl else 0
+    critic = critic_trained(student) if job.own_critic else job.critic_head
     frozen_head = (
         student.head_parameters if job.own_critic and not student.tied else 0
     )  # the critic's unused output layer
@@ -99,7 +52,7 @@ def by_part(job: Job) -> dict[str, float]:
 def trained_values(job: Job) -> int:
     """Trained values of student and critic: all, all but embeddings and output layers, or the adapters."""
     student = job.student
-    head = student.hidden + 1 if job.rl else 0
+    head = job.critic_head
     bodies = 2 if job.own_critic else 1
     if job.adapter:
         return bodies * job.adapter + head
@@ -154,21 +107,31 @@ def reader_bytes(job: Job) -> float:
 
 
 def kv_cache(job: Job) -> float:
-    """Keys and values of all episodes of a wave, each at its longest."""
-    return sizes.cache_bytes(
-        [job.capacity] * job.slots,
-        layers=job.student.layers,
-        kv_width=job.student.kv_width,
-        itemsize=job.compute,
-        slots=job.slots,
-        capacity=job.capacity,
-        accelerated=job.accelerated,
-    )
+    """Keys and values of all episodes of a wave, each at its longest; of two models that write one after the other a
+    CPU holds those of one at a time.
+    """
+    caches = [
+        sizes.cache_bytes(
+            [job.capacity] * job.slots,
+            layers=shape.layers,
+            kv_width=shape.kv_width,
+            itemsize=itemsize,
+            slots=job.slots,
+            capacity=job.capacity,
+            accelerated=job.accelerated,
+        )
+        for shape, itemsize in job.writers
+    ]
+    return sum(caches) if job.blended or job.accelerated else max(caches)
 
 
 def writing_copy(job: Job) -> float:
-    """The copy that generates: rounded from float32 masters to 16 bit, or with an adapter merged."""
-    return job.compute * job.student.parameters if job.slots and (job.compute == HALF or job.adapter) else 0.0
+    """The copy that generates: rounded from float32 masters to 16 bit, or with an adapter merged.
+
+    Validation has an engine of its own beside one that blends.
+    """
+    copies = 2 if job.blended else 1
+    return copies * job.compute * job.student.parameters if job.slots and (job.compute == HALF or job.adapter) else 0.0
 
 
 def captured(job: Job) -> float:
@@ -275,15 +238,18 @@ def prefill(job: Job) -> float:
     """Activations of one layer in a reading pass."""
     if not job.slots:
         return 0.0
-    shape = job.student
-    most = sizes.pass_tokens(shape.hidden, shape.intermediate, job.compute, accelerated=job.accelerated)
-    tokens = min(max(most, job.capacity), job.slots * job.capacity)
-    return job.compute * tokens * (3 * shape.hidden + 3 * shape.intermediate)
+
+    def of(shape: Shape, itemsize: int) -> float:
+        most = sizes.pass_tokens(shape.hidden, shape.intermediate, itemsize, accelerated=job.accelerated)
+        tokens = min(max(most, job.capacity), job.slots * job.capacity)
+        return itemsize * tokens * (3 * shape.hidden + 3 * shape.intermediate)
+
+    return max(of(*writer) for writer in job.writers)
 
 
 def drawn(job: Job) -> float:
     """The logits of a token of every slot, and what becomes of them."""
-    return 3.0 * FLOAT * job.slots * job.student.vocabulary
+    return (6.0 if job.blended else 3.0) * FLOAT * job.slots * job.student.vocabulary
 
 
 def in_process(job: Job) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,21 @@ from dgpo_cli.core.types import Question
 from dgpo_cli.engine.turnwise.model_server import ModelServer
 from dgpo_cli.formats.abstention import is_unanswerable
 from dgpo_cli.formats.protocol import Protocol
+from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.sources import context_of, load_protocol, resolve
+from dgpo_cli.models.tokenizer_file import tokenizer_file
 from dgpo_cli.qa_sets import training_set
-from dgpo_cli.qa_sets.demonstrations import read_demonstrations
+from dgpo_cli.qa_sets.demonstrations import Demonstration, read_demonstrations
 from dgpo_cli.retrieval.open import open_index
+from dgpo_cli.training.teacher.demonstrated import playable, require_shown
 from dgpo_cli.training.teacher.keeping import Keep, kept, require_found, supported
 from dgpo_cli.training.teacher.settings import GOLD, DistillDataSettings
 
 if TYPE_CHECKING:
     from dgpo_cli.agent.agent import Agent
     from dgpo_cli.engine.base import Engine
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +57,16 @@ class Distilled:
 def questions_of(settings: DistillDataSettings) -> list[Question]:
     """The questions that are answered. Raises InputError where the teacher cannot answer any."""
     if settings.demonstrations is not None:
-        return [entry.question for entry in read_demonstrations(Path(settings.demonstrations))]
+        return [entry.question for entry in _demonstrated(settings)]
     questions = training_set(settings.questions, None if settings.bench_dir is None else Path(settings.bench_dir))
     return supported(questions) if settings.written else questions
+
+
+def _demonstrated(settings: DistillDataSettings) -> list[Demonstration]:
+    assert settings.demonstrations is not None and settings.tokenizer is not None
+    path, source = Path(settings.demonstrations), resolve(settings.tokenizer)
+    codec = Codec(tokenizer_file(source), load_protocol(source, settings.format)[0])
+    return playable(path, read_demonstrations(path), codec, settings.rollout)
 
 
 def run_distill_data(
@@ -85,6 +98,9 @@ def run_distill_data(
     )
     if settings.teacher == GOLD:
         require_found(summary.episodes, summary.kept, run.path)
+    if settings.demonstrations is not None:
+        path = Path(settings.demonstrations)
+        require_shown(path, read_demonstrations(path), run.path)
     run.finish(summary.to_json())
     return summary
 
@@ -96,9 +112,8 @@ def _teacher(
     from dgpo_cli.agent.agent import Agent
     from dgpo_cli.engine.registry import IN_PROCESS, loading_engine
     from dgpo_cli.engine.turnwise.opening import served_engine
-    from dgpo_cli.models.codec import Codec
     from dgpo_cli.models.devices import inference_dtype, load_frozen, training_device
-    from dgpo_cli.models.load import load_tokenizer
+    from dgpo_cli.models.load import load_tokenizer, untrained
     from dgpo_cli.training.teacher.written import file_script, gold_script, written_engine
 
     retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
@@ -111,6 +126,8 @@ def _teacher(
             eight_bit=settings.teacher_8bit,
             form=settings.format,
         )
+        if loaded.raw is not None:
+            _log.warning("%s", loaded.raw)
         protocol = _asked(settings, loaded.protocol, questions, trained=loaded.trained_with_protocol)
         codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, protocol))
         return Agent.of(loaded.model, codec, retriever, rollout, seed=seed, at_once=at_once), {}
@@ -123,10 +140,13 @@ def _teacher(
         script = gold_script(questions, codec) if file is None else file_script(file, codec.format)
         capacity = min(rollout.max_tokens, context_of(source.name) or rollout.max_tokens)
         engine: Engine = written_engine(codec, script, capacity)
+        rollout = replace(rollout, stop_repeats=False)  # what a person or a rule wrote again was meant
         return Agent(engine, codec, retriever, rollout, seed=seed), {
             "written_by": settings.demonstrations or settings.teacher
         }
     if settings.teacher_url is None:
+        if not trained:
+            _log.warning("%s", untrained(settings.teacher))
         weights = str(inference_dtype(training_device(settings.device))).removeprefix("torch.")
         engine = loading_engine(settings.engine).open(
             source, codec, max_tokens=rollout.max_tokens, dtype=weights, seed=seed
