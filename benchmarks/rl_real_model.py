@@ -6,15 +6,15 @@ token-mean GRPO loss without a KL term, on one thread of a CPU. All sides start 
 loop under the limits that the model was trained with, and sample at temperature 1; what they sample differs by chance,
 so written tokens and searches are told too. TRL needs 7 GB for the model of 135M and 8 episodes.
 
-- `dgpo`: `dgpo rl --method grpo`, a process of N + 1 steps beside one of 1 step: the difference is N steps without what
-  starting costs. It reads every episode once more for the log-probabilities of the policy that wrote it, which
-  GRPOTrainer leaves out by default. `precision` is that of the setting.
+- `dgpo`: `dgpo rl --method grpo`. It reads every episode once more for the log-probabilities of the policy that wrote
+  it, which GRPOTrainer leaves out by default. `precision` is that of the setting.
 - `trl`: GRPOTrainer with a `rollout_func` that writes each turn by transformers' `generate` for all open episodes at
   once, with the ends of a turn as `stop_strings`: the closing tags are several tokens of this tokenizer, so that they
-  cannot be end-of-sequence tokens as in `rl_end_to_end.py`. Its first step is not counted. `bf16` is autocast, in the
-  rollouts too.
+  cannot be end-of-sequence tokens as in `rl_end_to_end.py`. `bf16` is autocast, in the rollouts too.
 
-CPU seconds, since other work may share the core. Each run is a process of its own.
+The sides are processes that run in turns of a few seconds, each stopped while another runs: on a shared machine a
+second is worth less in one minute than in the next, for all sides alike then. CPU seconds from the end of the first
+step on; the sides of one call lie in memory together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import argparse
 import json
 import os
 import platform
-import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -35,6 +35,7 @@ from typing import Any
 
 SIDES = ("dgpo bf16", "dgpo float32", "trl bf16", "trl float32")
 GROUP, LR = 8, 1e-6
+TURN = 5.0  # seconds
 
 
 def main() -> None:
@@ -48,15 +49,13 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", default=SIDES)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--trl", choices=("bf16", "float32"), help="be this side, in this process")
+    parser.add_argument("--told", type=Path, help="where that side tells its steps")
     options = parser.parse_args()
     if options.trl:
-        print(json.dumps(trl(options)))
+        trl(options)
         return
-    rows = {}
-    for side in options.sides:
-        name, _, precision = side.partition(" ")
-        rows[side] = dgpo(options, precision) if name == "dgpo" else beside(options, precision)
-        print(side, json.dumps(rows[side]), file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measured(options, Path(folder))
     about = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     about |= {name: version(name) for name in ("torch", "transformers", "trl")}
     if options.json is not None:
@@ -68,24 +67,84 @@ def main() -> None:
         print(f"| {side} | {row['cpu_seconds']:.1f} | {options.episodes} | {counts} |")
 
 
-def child(command: list[str]) -> tuple[str, float]:
-    """What it prints, and its CPU seconds."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    ended = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        sys.exit(f"{' '.join(command)}: {ended.stdout[-2000:]}{ended.stderr[-2000:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return ended.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+class Side:
+    """A side's process, stopped but in its turns, and its CPU seconds at the end of each step."""
+
+    def __init__(self, command: list[str], folder: Path, steps: Path) -> None:
+        self._steps, self._said = steps, folder / "said.txt"
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+        with self._said.open("w") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, *command], env=environment, stdout=said, stderr=subprocess.STDOUT
+            )
+        self._process.send_signal(signal.SIGSTOP)
+        self.cpu: list[float] = []
+
+    def turn(self, wanted: int) -> bool:
+        """Run for a few seconds; False once `wanted` steps are done, and the process ended."""
+        self._process.send_signal(signal.SIGCONT)
+        until = time.monotonic() + TURN
+        while time.monotonic() < until and len(self.cpu) < wanted:
+            time.sleep(0.1)
+            if self._process.poll() is not None:
+                sys.exit(f"a side ended early: {self._said.read_text()[-3000:]}")
+            while len(self.cpu) < len(self.rows()):
+                self.cpu.append(self._spent())
+        if len(self.cpu) < wanted:
+            self._process.send_signal(signal.SIGSTOP)
+            return True
+        self.end()
+        return False
+
+    def rows(self) -> list[dict[str, float]]:
+        """What each step told of itself."""
+        written = self._steps.read_text() if self._steps.exists() else ""
+        lines = written.rpartition("\n")[0].splitlines()  # the last line may be on its way
+        return [row for row in map(json.loads, lines) if "searches" in row]
+
+    def _spent(self) -> float:
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
-def dgpo(options: argparse.Namespace, precision: str) -> dict[str, float]:
+def measured(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    """By side, means over the steps after the first."""
+    sides = {}
+    for name in options.sides:
+        own = folder / name.replace(" ", "-")
+        own.mkdir()
+        program, _, precision = name.partition(" ")
+        sides[name] = (dgpo if program == "dgpo" else beside)(options, precision, own)
+    waiting = dict(sides)
+    try:
+        while waiting:
+            waiting = {name: side for name, side in waiting.items() if side.turn(options.steps + 1)}
+    finally:
+        for side in sides.values():
+            side.end()
+    rows = {}
+    for name, side in sides.items():
+        counted = side.rows()[1 : options.steps + 1]
+        rows[name] = {
+            "cpu_seconds": (side.cpu[options.steps] - side.cpu[0]) / options.steps,
+            "written": statistics.mean(row["written_tokens"] for row in counted) * options.episodes,
+            "searches": statistics.mean(row["searches"] for row in counted) * options.episodes,
+            "em": statistics.mean(row["em"] for row in counted),
+        }
+    return rows
+
+
+def dgpo(options: argparse.Namespace, precision: str, folder: Path) -> Side:
     settings = {
         "samples": GROUP,
         "mini_batches": 1,
         "warmup_steps": 0,
         "eval_every": 1000,
-        "eval_limit": 1,  # at the end; both runs do it
+        "eval_limit": 1,
         "save_every": 1000,
         "keep_episodes": 0,
         "micro_batch_tokens": 2048,
@@ -95,34 +154,18 @@ def dgpo(options: argparse.Namespace, precision: str) -> dict[str, float]:
         "objective.kl_coef": 0.0,
         "objective.entropy_coef": 0.0,
     }
-    taken = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for steps in (1, 1 + options.steps):
-            run = Path(folder, str(steps))
-            command = ["-m", "dgpo_cli", "rl", "--method", "grpo", "--student", options.model, "--index", options.index]
-            command += ["--data", str(options.questions), "--batch-size", str(options.episodes // GROUP)]
-            command += ["--steps", str(steps), "--lr", str(LR), "--device", "cpu", "--quiet", "--out", str(run)]
-            _, taken[steps] = child(command + [f"-o{name}={value}" for name, value in settings.items()])
-        metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    counted = [row for row in metrics if "written_tokens" in row][1:]
-
-    def mean(key: str) -> float:
-        return statistics.mean(row[key] for row in counted)
-
-    return {
-        "cpu_seconds": (taken[1 + options.steps] - taken[1]) / options.steps,
-        "written": options.episodes * mean("written_tokens"),
-        "searches": options.episodes * mean("searches"),
-        "em": mean("em"),
-    }
+    run = folder / "run"
+    command = ["-m", "dgpo_cli", "rl", "--method", "grpo", "--student", options.model, "--index", options.index]
+    command += ["--data", str(options.questions), "--batch-size", str(options.episodes // GROUP)]
+    command += ["--steps", str(options.steps + 2), "--lr", str(LR), "--device", "cpu", "--quiet", "--out", str(run)]
+    return Side([*command, *(f"-o{name}={value}" for name, value in settings.items())], folder, run / "metrics.jsonl")
 
 
-def beside(options: argparse.Namespace, precision: str) -> dict[str, float]:
+def beside(options: argparse.Namespace, precision: str, folder: Path) -> Side:
     given = ["--model", options.model, "--index", options.index, "--questions", str(options.questions)]
-    given += ["--episodes", str(options.episodes), "--steps", str(options.steps), "--micro", str(options.micro)]
-    printed, _ = child([__file__, "--trl", precision, *given])
-    rows = json.loads(printed.splitlines()[-1])[1:]
-    return {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
+    given += ["--episodes", str(options.episodes), "--steps", str(options.steps + 2), "--micro", str(options.micro)]
+    told = folder / "steps.jsonl"
+    return Side([__file__, "--trl", precision, "--told", str(told), *given], folder, told)
 
 
 class GenerateWriter:
@@ -166,7 +209,7 @@ class GenerateWriter:
         ]
 
 
-def trl(options: argparse.Namespace) -> list[dict[str, float]]:
+def trl(options: argparse.Namespace) -> None:
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -183,7 +226,7 @@ def trl(options: argparse.Namespace) -> list[dict[str, float]]:
     from dgpo_cli.training.source import draw
 
     torch.set_num_threads(1)
-    steps, bf16 = options.steps + 1, options.trl == "bf16"
+    steps, bf16 = options.steps, options.trl == "bf16"
     loaded = load_model(options.model, device=torch.device("cpu"))
     codec = Codec(loaded.tokenizer, loaded.protocol)
     limits, _ = search_limits(options.model)
@@ -195,7 +238,6 @@ def trl(options: argparse.Namespace) -> list[dict[str, float]]:
     questions = read_questions(options.questions)
     drawn = [q for step in range(steps) for q, _ in draw(questions, options.episodes // GROUP, step, 0)]
     by_text = {question.text: question for question in drawn}
-    rows: list[dict[str, float]] = []
     counts: dict[str, float] = {}
 
     def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
@@ -205,8 +247,8 @@ def trl(options: argparse.Namespace) -> list[dict[str, float]]:
         trainer.model.train()
         starts = [len(codec.prompt_ids(text).ids) for text in prompts]
         counts.update(
-            written=sum(t.num_written for t in done),
-            searches=sum(len(t.searches) for t in done),
+            written_tokens=statistics.mean(t.num_written for t in done),
+            searches=statistics.mean(len(t.searches) for t in done),
             em=statistics.mean(float(t.score is not None and t.score.correct) for t in done),
         )
         return {
@@ -218,16 +260,9 @@ def trl(options: argparse.Namespace) -> list[dict[str, float]]:
         }
 
     class Steps(TrainerCallback):
-        cpu = 0.0
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.cpu = time.process_time()
-
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            now = time.process_time()
-            rows.append({"cpu_seconds": now - self.cpu, **counts})
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-            self.cpu = now
+            with options.told.open("a") as told:
+                told.write(json.dumps(counts) + "\n")
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
@@ -259,7 +294,6 @@ def trl(options: argparse.Namespace) -> list[dict[str, float]]:
             ),
         )
         trainer.train()
-    return rows
 
 
 if __name__ == "__main__":
