@@ -192,7 +192,7 @@ def test_every_setting_has_a_source_and_an_explanation(name):
         ("dgpo", {"kl_gate": "sometimes"}, "never"),
         ("seqkd", {"ce_weight": "1"}, "no options"),
         ("gkd", {"beta": "1.5"}, "0 to 1"),
-        ("distillm", {"capacity": "0"}, "1 or more"),
+        ("distillm", {"capacity": "0"}, "above 0"),
         ("distillm", {"divergence": "kl"}, "skew-forward-kl"),
         ("taid", {"t_start": "0.9", "t_end": "0.5"}, "t_start <= t_end"),
         ("taid", {"alpha": "fast"}, "auto"),

@@ -32,7 +32,8 @@ class FieldNote:
     help: str
 
 
-Range = Literal["positive", "not negative", "share"]  # above 0; 0 or more; from 0 up to below 1
+# Above 0; 0 or more; 0 or more, infinite too; from 0 up to below 1; from 0 to 1.
+Range = Literal["positive", "not negative", "bound", "share", "up to 1"]
 
 
 def note(help: str = "", *, source: str = "", range: Range | None = None) -> dict[str, str]:
@@ -54,7 +55,7 @@ def require_ranges(settings: object) -> None:
     """Raises ConfigError for a number out of its range; None is in every one, and no range has a NaN."""
     for name, metadata in _metadata(type(settings)).items():
         value = getattr(settings, name)
-        if value is None:
+        if not isinstance(value, int | float):  # a word may stand in the place of a number
             continue
         if "range" in metadata and _LARGEST < value < math.inf:
             raise ConfigError(f"{name} = {value:g} is too large", hint=f"give {name} a smaller value")
@@ -63,6 +64,10 @@ def require_ranges(settings: object) -> None:
                 raise ConfigError(f"{name} = {value} is not positive", hint=f"give {name} a value above 0")
             case "not negative" if not 0 <= value < math.inf:
                 raise ConfigError(f"{name} = {value} is negative", hint=f"give {name} 0 or more")
+            case "bound" if not value >= 0:
+                raise ConfigError(f"{name} = {value} is negative", hint=f"give {name} 0 or more")
+            case "up to 1" if not 0 <= value <= 1:
+                raise ConfigError(f"{name} = {value} is out of range", hint=f"give {name} from 0 to 1")
             case "share" if not 0 <= value < 1:
                 raise ConfigError(f"{name} = {value}", hint=f"give {name} a value from 0 up to below 1")
 

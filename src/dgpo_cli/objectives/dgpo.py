@@ -10,9 +10,10 @@ tokens count.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from dgpo_cli.core.config import setting
 from dgpo_cli.core.types import Score
 from dgpo_cli.objectives.base import Need, ScoredEpisode, TokenBatch
 from dgpo_cli.objectives.divergence import kl
@@ -34,16 +35,13 @@ class DGPO(PPO):
 
     @dataclass(frozen=True)
     class Config(PPO.Config):
-        kl_form: Literal["k1-reward", "k3-reward", "k1-token", "k2-loss", "k3-loss", "full-loss"] = field(  # type: ignore[assignment]
-            default="k1-reward",
-            metadata={
-                "source": "reference recipe (arXiv 2508.20324, train_dgpo.sh); full-loss is ours",
-                "help": "log-ratio of the sampled token in the reward, the exact KL as a loss, or another estimate",
-            },
+        kl_form: Literal["k1-reward", "k3-reward", "k1-token", "k2-loss", "k3-loss", "full-loss"] = setting(  # type: ignore[assignment]
+            "k1-reward",
+            "log-ratio of the sampled token in the reward, the exact KL as a loss, or another estimate",
+            source="reference recipe (arXiv 2508.20324, train_dgpo.sh); full-loss is ours",
         )
-        kl_gate: Literal["wrong", "always", "never"] = field(
-            default="wrong",
-            metadata={"source": "arXiv 2508.20324", "help": "which episodes follow the teacher, by their answer"},
+        kl_gate: Literal["wrong", "always", "never"] = setting(
+            "wrong", "which episodes follow the teacher, by their answer", source="arXiv 2508.20324"
         )
 
     config: Config

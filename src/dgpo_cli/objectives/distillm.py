@@ -11,10 +11,10 @@ optional language-model loss on a pre-training corpus is left out.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.core.config import setting
 from dgpo_cli.objectives import divergence
 from dgpo_cli.objectives.base import Need, Objective, TokenBatch, TokenLoss
 
@@ -34,30 +34,23 @@ class DistiLLM(Objective):
 
     @dataclass(frozen=True)
     class Config:
-        divergence: Literal["skew-forward-kl", "skew-reverse-kl", "total-variation"] = field(
-            default="skew-forward-kl", metadata={"source": "TAID's code (a062892)", "help": "what is minimized"}
+        divergence: Literal["skew-forward-kl", "skew-reverse-kl", "total-variation"] = setting(
+            "skew-forward-kl", "what is minimized", source="TAID's code (a062892)"
         )
-        alpha: float = field(default=0.1, metadata={"source": _CODE, "help": "skew; 0 is the plain KL"})
-        initial_share: float = field(
-            default=0.0, metadata={"source": _CODE, "help": "share of student-written sequences at the start"}
+        alpha: float = setting(0.1, "skew; 0 is the plain KL", source=_CODE, range="up to 1")
+        initial_share: float = setting(
+            0.0, "share of student-written sequences at the start", source=_CODE, range="up to 1"
         )
-        increment: float = field(
-            default=0.1, metadata={"source": _CODE, "help": "added to the share when the validation loss rises"}
+        increment: float = setting(
+            0.1, "added to the share when the validation loss rises", source=_CODE, range="up to 1"
         )
-        tolerance: float = field(
-            default=0.1, metadata={"source": _CODE, "help": "rise of the validation loss, in nats per token"}
+        tolerance: float = setting(
+            0.1, "rise of the validation loss, in nats per token", source=_CODE, range="not negative"
         )
-        schedule: Literal["decreasing", "constant", "increasing"] = field(
-            default="decreasing", metadata={"source": _CODE, "help": "how the newly written part of it moves"}
+        schedule: Literal["decreasing", "constant", "increasing"] = setting(
+            "decreasing", "how the newly written part of it moves", source=_CODE
         )
-        capacity: int = field(default=1000, metadata={"source": _CODE, "help": "sequences that the buffer keeps"})
-
-        def __post_init__(self) -> None:
-            for name in ("alpha", "initial_share", "increment"):
-                if not 0 <= getattr(self, name) <= 1:
-                    raise ConfigError(f"{name} = {getattr(self, name)} is no share", hint=f"give {name} from 0 to 1")
-            if self.capacity < 1:
-                raise ConfigError(f"capacity = {self.capacity} keeps nothing", hint="give 1 or more")
+        capacity: int = setting(1000, "sequences that the buffer keeps", source=_CODE, range="positive")
 
     config: Config
     evaluates_first = True

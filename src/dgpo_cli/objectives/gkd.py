@@ -9,9 +9,9 @@ and gradients 5 to 15 times smaller than the ends: the learning rate has to foll
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.core.config import setting
 from dgpo_cli.objectives.base import Need, Objective, TokenBatch, TokenLoss
 from dgpo_cli.objectives.divergence import generalized_jsd
 
@@ -29,20 +29,13 @@ class GKD(Objective):
 
     @dataclass(frozen=True)
     class Config:
-        beta: float = field(
-            default=0.5, metadata={"source": _PAPER, "help": "0 is KL(teacher || student), 1 KL(student || teacher)"}
+        beta: float = setting(
+            0.5, "0 is KL(teacher || student), 1 KL(student || teacher)", source=_PAPER, range="up to 1"
         )
-        student_share: float = field(
-            default=0.5, metadata={"source": _PAPER, "help": "share of the sequences that the student writes"}
+        student_share: float = setting(
+            0.5, "share of the sequences that the student writes", source=_PAPER, range="up to 1"
         )
-        seq_kd: bool = field(
-            default=False, metadata={"source": "TRL", "help": "the teacher generates the others at every step"}
-        )
-
-        def __post_init__(self) -> None:
-            for name in ("beta", "student_share"):
-                if not 0 <= getattr(self, name) <= 1:
-                    raise ConfigError(f"{name} = {getattr(self, name)} is no share", hint=f"give {name} from 0 to 1")
+        seq_kd: bool = setting(False, "the teacher generates the others at every step", source="TRL")
 
     config: Config
 

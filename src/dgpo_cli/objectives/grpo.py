@@ -13,9 +13,10 @@ Deviation from DAPO: its penalty on overlong answers acts on the number of writt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from dgpo_cli.core.config import setting
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.advantage import clipped_policy_loss, group_advantages
 from dgpo_cli.objectives.base import Credit, Need, ScoredEpisode, TokenBatch
@@ -55,50 +56,37 @@ class GRPO(PPO):
 
     @dataclass(frozen=True)
     class Config(PPO.Config):
-        variant: Literal["grpo", "dr_grpo", "dapo", "gspo", "rloo"] = field(
-            default="grpo", metadata={"source": _SEARCH_R1, "help": "sets the defaults of the other settings"}
+        variant: Literal["grpo", "dr_grpo", "dapo", "gspo", "rloo"] = setting(
+            "grpo", "sets the defaults of the other settings", source=_SEARCH_R1
         )
-        kl_form: Literal["k1-reward", "k3-reward", "k1-token", "k2-loss", "k3-loss"] = field(
-            default="k3-loss", metadata={"source": _SEARCH_R1, "help": "how the KL is estimated, and where it acts"}
+        kl_form: Literal["k1-reward", "k3-reward", "k1-token", "k2-loss", "k3-loss"] = setting(
+            "k3-loss", "how the KL is estimated, and where it acts", source=_SEARCH_R1
         )
-        advantage: Literal["standardized", "centred", "leave-one-out"] = field(
-            default="standardized", metadata={"source": _VARIANT, "help": "how a reward is compared with its group"}
+        advantage: Literal["standardized", "centred", "leave-one-out"] = setting(
+            "standardized", "how a reward is compared with its group", source=_VARIANT
         )
-        reduction: Literal["sequences", "tokens", "constant"] = field(
-            default="sequences",
-            metadata={"source": _VARIANT, "help": "mean of sequence means, of tokens, or sum / constant_length"},
+        reduction: Literal["sequences", "tokens", "constant"] = setting(
+            "sequences", "mean of sequence means, of tokens, or sum / constant_length", source=_VARIANT
         )
-        constant_length: int = field(
-            default=2000, metadata={"source": "ours, four turns of 500", "help": "tokens that a full sequence has"}
+        constant_length: int = setting(
+            2000, "tokens that a full sequence has", source="ours, four turns of 500", range="positive"
         )
-        ratio: Literal["token", "sequence"] = field(
-            default="token", metadata={"source": _VARIANT, "help": "what the probability ratio is taken over"}
+        ratio: Literal["token", "sequence"] = setting(
+            "token", "what the probability ratio is taken over", source=_VARIANT
         )
-        clip_high: float | None = field(
-            default=None, metadata={"source": _VARIANT, "help": "upper clip; that of `clip` by default"}
+        clip_high: float | None = setting(None, "upper clip; that of `clip` by default", source=_VARIANT, range="bound")
+        dual_clip: float | None = setting(None, "bound on the cost of a negative advantage", source=_VARIANT)
+        replace_uninformative: bool = setting(
+            False, "other questions for groups all right or all wrong", source=_VARIANT
         )
-        dual_clip: float | None = field(
-            default=None, metadata={"source": _VARIANT, "help": "bound on the cost of a negative advantage"}
+        overlong_from: int | None = setting(
+            None, "written tokens from which length is penalized", source="Yu et al. 2025, eq. 13"
         )
-        replace_uninformative: bool = field(
-            default=False, metadata={"source": _VARIANT, "help": "other questions for groups all right or all wrong"}
-        )
-        overlong_from: int | None = field(
-            default=None,
-            metadata={"source": "Yu et al. 2025, eq. 13", "help": "written tokens from which length is penalized"},
-        )
-        overlong_to: int = field(
-            default=2000, metadata={"source": "ours, four turns of 500", "help": "written tokens that cost 1"}
-        )
+        overlong_to: int = setting(2000, "written tokens that cost 1", source="ours, four turns of 500")
 
         def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.clip_high is not None and self.clip_high < 0:
-                raise ConfigError(f"clip_high = {self.clip_high} is negative", hint="give 0 or more")
             if self.dual_clip is not None and self.dual_clip <= 1:
                 raise ConfigError(f"dual_clip = {self.dual_clip} bounds every cost", hint="give a number above 1")
-            if self.constant_length < 1:
-                raise ConfigError(f"constant_length = {self.constant_length}", hint="give 1 or more")
             if self.overlong_from is not None and not 0 <= self.overlong_from < self.overlong_to:
                 raise ConfigError(
                     f"overlong_from = {self.overlong_from}, overlong_to = {self.overlong_to}",

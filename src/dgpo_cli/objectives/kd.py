@@ -7,8 +7,9 @@ and reaches 0; its gradient is the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from dgpo_cli.core.config import setting
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.base import Need, Objective, TokenBatch, TokenLoss
 from dgpo_cli.objectives.divergence import kl
@@ -24,17 +25,12 @@ class KD(Objective):
 
     @dataclass(frozen=True)
     class Config:
-        ce_weight: float = field(
-            default=1.0, metadata={"source": "arXiv 2508.20324", "help": "weight of -log p(token)"}
-        )
-        kl_weight: float = field(
-            default=1.0, metadata={"source": "arXiv 2508.20324", "help": "weight of KL(teacher || student)"}
+        ce_weight: float = setting(1.0, "weight of -log p(token)", source="arXiv 2508.20324", range="not negative")
+        kl_weight: float = setting(
+            1.0, "weight of KL(teacher || student)", source="arXiv 2508.20324", range="not negative"
         )
 
         def __post_init__(self) -> None:
-            for name in ("ce_weight", "kl_weight"):
-                if getattr(self, name) < 0:
-                    raise ConfigError(f"{name} = {getattr(self, name)} is negative", hint="give 0 or more")
             if not self.ce_weight and not self.kl_weight:
                 raise ConfigError(
                     "ce_weight and kl_weight are both 0", hint="nothing would be learned; give one of them"

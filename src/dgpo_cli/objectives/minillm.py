@@ -11,10 +11,10 @@ optional loss on a pre-training corpus is left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.core.config import setting
 from dgpo_cli.objectives.advantage import clipped_policy_loss, k1
 from dgpo_cli.objectives.base import Credit, Need, Objective, ScoredEpisode, TokenBatch, TokenLoss
 from dgpo_cli.objectives.deferred import torch
@@ -41,30 +41,17 @@ class MiniLLM(Objective):
 
     @dataclass(frozen=True)
     class Config:
-        teacher_share: float = field(
-            default=0.2, metadata={"source": "Gu et al. 2024", "help": "of the mixture that draws the tokens"}
+        teacher_share: float = setting(
+            0.2, "of the mixture that draws the tokens", source="Gu et al. 2024", range="share"
         )
-        gamma: float = field(default=0.95, metadata={"source": _CODE, "help": "discount per written token"})
-        reward_scale: float = field(default=0.5, metadata={"source": _CODE, "help": "divisor of the log-ratio"})
-        reward_clip: float = field(default=100.0, metadata={"source": _CODE, "help": "largest size of a reward"})
-        clip: float = field(default=0.2, metadata={"source": _CODE, "help": "the ratio counts within 1 +- clip"})
-        length_normalized: bool = field(
-            default=True, metadata={"source": "Gu et al. 2024", "help": "divide a return by the tokens that remain"}
+        gamma: float = setting(0.95, "discount per written token", source=_CODE, range="up to 1")
+        reward_scale: float = setting(0.5, "divisor of the log-ratio", source=_CODE, range="positive")
+        reward_clip: float = setting(100.0, "largest size of a reward", source=_CODE, range="bound")
+        clip: float = setting(0.2, "the ratio counts within 1 +- clip", source=_CODE, range="bound")
+        length_normalized: bool = setting(True, "divide a return by the tokens that remain", source="Gu et al. 2024")
+        single_step_weight: float = setting(
+            1.0, "weight of KL(student || teacher) at each token", source="Gu et al. 2024", range="not negative"
         )
-        single_step_weight: float = field(
-            default=1.0, metadata={"source": "Gu et al. 2024", "help": "weight of KL(student || teacher) at each token"}
-        )
-
-        def __post_init__(self) -> None:
-            if not 0 <= self.teacher_share < 1:
-                raise ConfigError(f"teacher_share = {self.teacher_share}", hint="give a share from 0 to below 1")
-            if self.reward_scale <= 0:
-                raise ConfigError(f"reward_scale = {self.reward_scale}", hint="give a number above 0")
-            if not 0 <= self.gamma <= 1:
-                raise ConfigError(f"gamma = {self.gamma} is no discount", hint="give gamma from 0 to 1")
-            for name in ("reward_clip", "clip", "single_step_weight"):
-                if getattr(self, name) < 0:
-                    raise ConfigError(f"{name} = {getattr(self, name)} is negative", hint="give 0 or more")
 
     config: Config
 

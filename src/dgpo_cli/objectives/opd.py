@@ -8,9 +8,9 @@ answer was right does not enter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.core.config import setting
 from dgpo_cli.objectives.advantage import k1
 from dgpo_cli.objectives.base import Credit, Need, Objective, ScoredEpisode, TokenBatch, TokenLoss
 from dgpo_cli.objectives.deferred import torch
@@ -28,11 +28,7 @@ class OPD(Objective):
 
     @dataclass(frozen=True)
     class Config:
-        coef: float = field(default=1.0, metadata={"source": _CODE, "help": "weight of the log-ratio"})
-
-        def __post_init__(self) -> None:
-            if self.coef <= 0:
-                raise ConfigError(f"coef = {self.coef} teaches nothing", hint="give a weight above 0")
+        coef: float = setting(1.0, "weight of the log-ratio", source=_CODE, range="positive")
 
     config: Config
     whitens_advantages = False

@@ -13,11 +13,11 @@ gradient, a loss) exactly that of KL(student || other) at the visited states; `k
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from dgpo_cli.core.config import setting
 from dgpo_cli.core.types import Score
-from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.advantage import clipped_policy_loss, clipped_value_loss, gae, k1, k3
 from dgpo_cli.objectives.base import Credit, Need, Objective, ScoredEpisode, TokenBatch, TokenLoss
 from dgpo_cli.objectives.deferred import torch
@@ -47,35 +47,17 @@ class PPO(Objective):
 
     @dataclass(frozen=True)
     class Config:
-        clip: float = field(
-            default=0.2,
-            metadata={"source": _RECIPE, "help": "the probability ratio counts within 1 - clip and 1 + clip"},
+        clip: float = setting(
+            0.2, "the probability ratio counts within 1 - clip and 1 + clip", source=_RECIPE, range="up to 1"
         )
-        value_clip: float = field(
-            default=0.5, metadata={"source": _RECIPE, "help": "how far from its old value a value counts"}
+        value_clip: float = setting(0.5, "how far from its old value a value counts", source=_RECIPE, range="bound")
+        gamma: float = setting(1.0, "discount per written token", source=_RECIPE, range="up to 1")
+        lam: float = setting(1.0, "lambda of generalized advantages", source=_RECIPE, range="up to 1")
+        entropy_coef: float = setting(0.001, "weight of the entropy bonus", source=_RECIPE, range="not negative")
+        kl_coef: float = setting(
+            0.001, "weight of the KL to the reference, or to the teacher", source=_RECIPE, range="not negative"
         )
-        gamma: float = field(default=1.0, metadata={"source": _RECIPE, "help": "discount per written token"})
-        lam: float = field(default=1.0, metadata={"source": _RECIPE, "help": "lambda of generalized advantages"})
-        entropy_coef: float = field(default=0.001, metadata={"source": _RECIPE, "help": "weight of the entropy bonus"})
-        kl_coef: float = field(
-            default=0.001, metadata={"source": _RECIPE, "help": "weight of the KL to the reference, or to the teacher"}
-        )
-        kl_form: KLForm = field(
-            default="k1-reward", metadata={"source": _RECIPE, "help": "how the KL is estimated, and where it acts"}
-        )
-
-        def __post_init__(self) -> None:
-            for name, low, high in (
-                ("clip", 0.0, 1.0),
-                ("value_clip", 0.0, float("inf")),
-                ("gamma", 0.0, 1.0),
-                ("lam", 0.0, 1.0),
-                ("entropy_coef", 0.0, float("inf")),
-                ("kl_coef", 0.0, float("inf")),
-            ):
-                value = getattr(self, name)
-                if not low <= value <= high:
-                    raise ConfigError(f"{name} = {value} is out of range", hint=f"give {name} from {low:g} to {high:g}")
+        kl_form: KLForm = setting("k1-reward", "how the KL is estimated, and where it acts", source=_RECIPE)
 
     config: Config
 

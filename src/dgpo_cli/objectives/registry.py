@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dgpo_cli.core import registry
-from dgpo_cli.core.config import apply_options
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.core.config import apply_options, require_ranges
 
 if TYPE_CHECKING:
     from dgpo_cli.objectives.base import Objective
-
-_LARGEST = 1e9  # ours
 
 OBJECTIVES: dict[str, str] = {
     "seqkd": "dgpo_cli.objectives.seqkd:SeqKD",
@@ -37,13 +34,6 @@ def create(name: str, options: Mapping[str, object]) -> Objective:
     """The objective `name` with `options` over its defaults. Raises ConfigError for an unknown name or option."""
     objective = objective_class(name)
     config = apply_options(objective.Config, objective.configure(dict(options)))
-    _require_weights(config)
+    require_ranges(config)
     result: Objective = objective(config)
     return result
-
-
-def _require_weights(config: Any) -> None:
-    """Raises ConfigError for a number that makes losses infinite; a clip may be, since it is a bound."""
-    for name, value in vars(config).items():
-        if isinstance(value, float) and abs(value) > _LARGEST and "clip" not in name:
-            raise ConfigError(f"{name} = {value:g} is more than a loss can hold", hint=f"give {name} a smaller value")

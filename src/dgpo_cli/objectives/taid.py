@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from dgpo_cli.core.config import setting
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.base import Need, Objective, TokenBatch, TokenLoss
 from dgpo_cli.objectives.divergence import kl, log_probs
@@ -32,19 +33,17 @@ class TAID(Objective):
 
     @dataclass(frozen=True)
     class Config:
-        t_start: float = field(default=0.4, metadata={"source": _CODE, "help": "t of the first step"})
-        t_end: float = field(default=1.0, metadata={"source": _CODE, "help": "largest t, reached at the end"})
-        alpha: float | Literal["auto"] = field(
-            default="auto",
-            metadata={"source": "ours; 5e-4 in Shing et al. 2025", "help": "how far t may run ahead of its line"},
+        t_start: float = setting(0.4, "t of the first step", source=_CODE)
+        t_end: float = setting(1.0, "largest t, reached at the end", source=_CODE)
+        alpha: float | Literal["auto"] = setting(
+            "auto",
+            "how far t may run ahead of its line",
+            source="ours; 5e-4 in Shing et al. 2025",
+            range="not negative",
         )
-        momentum: float = field(
-            default=0.99, metadata={"source": _CODE, "help": "of the loss's relative change (the paper's beta)"}
-        )
+        momentum: float = setting(0.99, "of the loss's relative change (the paper's beta)", source=_CODE, range="share")
 
         def __post_init__(self) -> None:
-            if not 0 <= self.momentum < 1:
-                raise ConfigError(f"momentum = {self.momentum}", hint="give momentum from 0 to below 1")
             if not 0 <= self.t_start <= self.t_end <= 1:
                 raise ConfigError(
                     f"t_start = {self.t_start}, t_end = {self.t_end}", hint="give 0 <= t_start <= t_end <= 1"
