@@ -145,7 +145,7 @@ def _show(console: Console, found: Audit, k: int, depth: int) -> None:
     rows.append(["answered by yes or no", percent(found.yes_no / found.questions)])
     if found.unanswerable:
         rows.append(["unanswerable, by the question file", percent(found.unanswerable / found.questions)])
-    rows.append([f"ceiling of EM, {k} passages a search", percent(found.ceiling)])
+    rows.append([f"ceiling of EM, {k} passage{'' if k == 1 else 's'} a search", percent(found.ceiling)])
     rows.append(["ceiling of EM, any search", percent(found.highest)])
     console.table(f"{found.questions:,} questions", ["the answer is", "share"], rows)
 
