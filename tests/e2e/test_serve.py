@@ -218,7 +218,7 @@ def test_requests_in_flight_are_answered_before_it_stops(offline, in_process, by
         said = server.stop(by)
         asking.join()
         assert replies[0].json == {"result": [scored(hits) for hits in in_process.retriever.search(QUERIES, 3)]}
-        assert "stopped after 1 requests, 0 of them errors" in said
+        assert "stopped after 1 request, 0 of them errors" in said
         with pytest.raises(OSError, match="refused"):
             ask(f"{server.url}/health")
 

@@ -61,3 +61,10 @@ def test_ages_have_one_unit() -> None:
 def test_the_middle_of_a_long_name_gives_way() -> None:
     assert figures.shortened("eval-0001", 9) == "eval-0001"
     assert figures.shortened("quickstart/runs/eval-dgpo", 13) == "quicks…l-dgpo"
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(0, "0 passages"), (1, "1 passage"), (2, "2 passages"), (9_819, "9,819 passages")]
+)
+def test_what_is_counted_is_in_the_right_number(number: int, told: str) -> None:
+    assert figures.counted(number, "passage") == told

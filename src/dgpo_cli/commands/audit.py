@@ -10,7 +10,7 @@ import typer
 
 from dgpo_cli.commands.common.options import JsonFlag, QuietFlag, choose_index, run_or_name
 from dgpo_cli.console import Console
-from dgpo_cli.core.figures import percent
+from dgpo_cli.core.figures import counted, percent
 from dgpo_cli.errors import ConfigError, RetrievalError
 
 if TYPE_CHECKING:
@@ -145,16 +145,16 @@ def _show(console: Console, found: Audit, k: int, depth: int) -> None:
     rows.append(["answered by yes or no", percent(found.yes_no / found.questions)])
     if found.unanswerable:
         rows.append(["unanswerable, by the question file", percent(found.unanswerable / found.questions)])
-    rows.append([f"ceiling of EM, {k} passage{'' if k == 1 else 's'} a search", percent(found.ceiling)])
+    rows.append([f"ceiling of EM, {counted(k, 'passage')} a search", percent(found.ceiling)])
     rows.append(["ceiling of EM, any search", percent(found.highest)])
-    console.table(f"{found.questions:,} questions", ["the answer is", "share"], rows)
+    console.table(counted(found.questions, "question"), ["the answer is", "share"], rows)
 
 
-def _show_chances(console: Console, counted: dict[str, int]) -> None:
+def _show_chances(console: Console, found: dict[str, int]) -> None:
     words = {
         "no_chance": "the corpus does not hold the answer",
         "not_found": "the corpus holds it, no search of the episode found it",
         "was_read": "it was read, or none has to be (yes, no, unanswerable)",
     }
-    rows = [[words[name], count, percent(count / sum(counted.values()))] for name, count in counted.items()]
-    console.table(f"{sum(counted.values()):,} wrong answers", ["why", "number", "share"], rows)
+    rows = [[words[name], count, percent(count / sum(found.values()))] for name, count in found.items()]
+    console.table(f"{sum(found.values()):,} wrong answers", ["why", "number", "share"], rows)

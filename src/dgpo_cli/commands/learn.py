@@ -23,7 +23,7 @@ from dgpo_cli.commands.common.options import (
 from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.console import Console
 from dgpo_cli.core import shell
-from dgpo_cli.core.figures import percent, percent_range
+from dgpo_cli.core.figures import counted, percent, percent_range
 from dgpo_cli.core.folders import require_place
 from dgpo_cli.errors import ConfigError
 
@@ -150,7 +150,7 @@ def _tell(console: Console, folder: Path, settings: Mapping[str, Any], teacher: 
 def _show(console: Console, out: Path, result: PathResult[RealRow]) -> None:
     model, row = result.models["cold-start"], result.rows["cold-start"]
     console.print(
-        f"{row.questions} questions about documents that the training did not see: EM {percent(row.em)} "
+        f"{counted(row.questions, 'question')} about documents that the training did not see: EM {percent(row.em)} "
         f"({percent_range(*row.em_interval)}), F1 {percent(row.f1)}, answer retrieved "
         f"{percent(row.retrieved)}, {row.searches:.2f} searches a question"
     )

@@ -10,6 +10,7 @@ import typer
 
 from dgpo_cli.commands.common.options import JsonFlag, QuietFlag
 from dgpo_cli.console import Console
+from dgpo_cli.core.figures import counted
 from dgpo_cli.errors import ConfigError
 
 _PAGE = Path("report.html")
@@ -62,7 +63,9 @@ def report(
         console.warn(warning)
     if not runs:
         console.info(f"of the last runs: {', '.join(result.names)}")
-    counts = f"{len(result.runs)} runs, {result.questions} questions, {result.bytes / 1e6:,.1f} MB"
+    counts = (
+        f"{counted(len(result.runs), 'run')}, {counted(result.questions, 'question')}, {result.bytes / 1e6:,.1f} MB"
+    )
     console.print(f"{target}: {counts}; open it in a browser")
     console.result(asdict(result))
 

@@ -9,6 +9,7 @@ import typer
 from dgpo_cli.commands.common.options import DeviceOption, JsonFlag, QuietFlag, choose_index
 from dgpo_cli.commands.common.search_options import RerankOption, rerank_config
 from dgpo_cli.console import Console
+from dgpo_cli.core.figures import counted
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def search(
         _show(console, hits)
     if escaped:
         console.info(f"{escaped} look-alikes of the agent's tags are escaped in what an agent reads")
-    console.info(f"{len(hits)} passages in {1000 * seconds:.1f} ms")
+    console.info(f"{counted(len(hits), 'passage')} in {1000 * seconds:.1f} ms")
     console.result(
         {
             "query": query,

@@ -34,6 +34,11 @@ def p_value(value: float | None) -> str:
     return f"< {SMALLEST_P}" if value < SMALLEST_P else f"{value:.3f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with what it counts: 1 passage, 9,819 passages."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """Two units at most: "42 s", "12 min", "3 h 20 min", "5 d 4 h"."""
     minutes = round(seconds / 60)

@@ -20,6 +20,7 @@ from dgpo_cli.commands.common.options import (
 from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption, agent_maker, choose_model, model_server
 from dgpo_cli.commands.common.trained import AskOption, ask_options, asking_rollout
 from dgpo_cli.console import Console
+from dgpo_cli.core.figures import counted
 from dgpo_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _piped(console: Console, talk: Chat) -> bool:
             episode = talk.ask(question)
             episodes.append(episode)
             if episode.invalid_actions:
-                console.warn(f"{question}: {episode.invalid_actions} turns had no action")
+                console.warn(f"{question}: {counted(episode.invalid_actions, 'turn')} had no action")
             if episode.answer is None:
                 failed = next((f": {call.error}" for call in episode.searches if call.error), "")
                 console.warn(f"{question}: {outcome(episode)}{failed}")

@@ -10,6 +10,7 @@ from dgpo_cli.agent import transcript
 from dgpo_cli.commands.chat.screen import Screen, found_passages, show_passages
 from dgpo_cli.commands.common.trained import tell_other_limits
 from dgpo_cli.console import Console
+from dgpo_cli.core.figures import counted
 from dgpo_cli.core.text import composed
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.untrusted import decoded
@@ -105,13 +106,13 @@ def _command(console: Console, talk: Chat, line: str, limits: tuple[dict[str, in
         _trace(console, talk)
     elif name == "/k":
         talk.top_k = _number(rest, "/k", f"now {talk.top_k}; write it like /k 5")
-        console.print(f"{talk.top_k} passage{'' if talk.top_k == 1 else 's'} per search")
+        console.print(f"{counted(talk.top_k, 'passage')} per search")
         tell_other_limits(console, {"top_k": talk.top_k}, limits)
     elif name == "/save":
         if not rest:
             raise ConfigError("/save needs a file name", hint="write it like /save chat.md")
         talk.save(Path(rest).expanduser())
-        console.print(f"saved {len(talk.episodes)} episodes to {rest}")
+        console.print(f"saved {counted(len(talk.episodes), 'episode')} to {rest}")
 
 
 def _number(text: str, command: str, hint: str) -> int:

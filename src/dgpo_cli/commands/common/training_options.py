@@ -13,7 +13,7 @@ import typer
 from dgpo_cli.commands.common.next_steps import after_kd, after_rl
 from dgpo_cli.commands.common.options import absolute, choose, tell_run
 from dgpo_cli.console import Console
-from dgpo_cli.core.figures import duration
+from dgpo_cli.core.figures import counted, duration
 from dgpo_cli.launch import is_first_process, processes
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def follow(
     if idle := result.untrained_steps:
         console.warn(f"{idle} of {result.steps} steps trained nothing: no text was written in them")
     best = best_validation(result.best, run.metrics())
-    console.print(f"{run.path}: {result.steps:,} steps in {duration(result.seconds)}{best}")
+    console.print(f"{run.path}: {counted(result.steps, 'step')} in {duration(result.seconds)}{best}")
     teacher = Workspace().resolve("teacher", None).value is not None
     console.next(*(after_rl() if command == "rl" else after_kd(teacher=teacher)))
     console.result(asdict(result) | {"run": str(run.path)})

@@ -12,7 +12,7 @@ from dgpo_cli.commands.common.options import DeviceOption, JsonFlag, QuietFlag, 
 from dgpo_cli.commands.common.search_options import RerankOption, rerank_config
 from dgpo_cli.commands.index.result import tokenizer_setting
 from dgpo_cli.console import Console
-from dgpo_cli.core.figures import percent
+from dgpo_cli.core.figures import counted, percent
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def check(
         passages = check_integrity(opened, progress)
     assert opened.manifest is not None, "check_integrity refuses a server"
     settings = ", ".join(f"{name} {value}" for name, value in opened.manifest.settings.items())
-    console.print(f"{opened.location}: {passages:,} passages, whole; {opened.manifest.retriever} ({settings})")
+    console.print(f"{opened.location}: {counted(passages, 'passage')}, whole; {opened.manifest.retriever} ({settings})")
     result: dict[str, Any] = {
         "index": opened.location,
         "passages": passages,
@@ -113,7 +113,7 @@ def _show(
     """A row for each depth of the index alone and, where there is a second quality, of it reranked."""
     alone = qualities[0]
     console.table(
-        f"{alone.questions:,} questions, {alone.with_gold:,} with gold passages",
+        f"{counted(alone.questions, 'question')}, {alone.with_gold:,} with gold passages",
         ["k", "recall", "answer in passages", *(["recall, reranked", "answer, reranked"] if qualities[1:] else [])],
         [
             [depth, *(percent(s.get(depth)) for each in qualities for s in (each.recall, each.answer_hit))]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dgpo_cli.commands.common.options import absolute
 from dgpo_cli.console import Console
-from dgpo_cli.core.figures import percent
+from dgpo_cli.core.figures import counted, percent
 from dgpo_cli.core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def show_build(console: Console, target: Path, manifest: Manifest, reused: bool)
             "of the best 10 that all lists hold"
         )
     what = "is up to date and used as it is" if reused else f"built in {manifest.seconds:.1f} s"
-    size = f"{manifest.passages:,} passages, {manifest.bytes / 1e6:.1f} MB"
+    size = f"{counted(manifest.passages, 'passage')}, {manifest.bytes / 1e6:.1f} MB"
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in manifest.skipped_by_kind.items())
     console.print(f"{target} {what}: {size}, {manifest.skipped:,} skipped{f': {kinds}' if kinds else ''}")
     console.result(

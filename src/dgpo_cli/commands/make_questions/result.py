@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dgpo_cli.commands.common.next_steps import after_make_questions
 from dgpo_cli.commands.common.options import absolute
 from dgpo_cli.console import Console
+from dgpo_cli.core.figures import counted
 from dgpo_cli.core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -26,9 +27,11 @@ def show(console: Console, made: MadeQuestions, folder: Path) -> None:
         if any(made.fates[number][fate] for number in hops)
     ]
     names = {1: "one hop", 2: "two hops"}
-    console.table(f"{made.passages:,} passages", ["what became of it", *(names[number] for number in hops)], rows)
+    console.table(counted(made.passages, "passage"), ["what became of it", *(names[number] for number in hops)], rows)
     for side, count in made.files.items():
-        console.print(f"{side}: {count:,} questions in {folder / side}.jsonl" if count else f"{side}: no question")
+        console.print(
+            f"{side}: {counted(count, 'question')} in {folder / side}.jsonl" if count else f"{side}: no question"
+        )
 
 
 def remember(console: Console, settings: MakeQuestionsSettings, folder: Path, made: MadeQuestions) -> None:

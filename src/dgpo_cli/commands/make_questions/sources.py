@@ -10,6 +10,7 @@ from dgpo_cli.commands.common.options import absolute, choose
 from dgpo_cli.commands.common.teacher import teacher_values
 from dgpo_cli.console import Console
 from dgpo_cli.core import shell
+from dgpo_cli.core.figures import counted
 from dgpo_cli.core.places import portable
 from dgpo_cli.errors import ConfigError
 
@@ -62,6 +63,6 @@ def index_documents(console: Console, corpus: str, target: Path) -> None:
             again = f"`{shell.command('dgpo', 'index', corpus, '--out')} DIR`, then `dgpo make-questions DIR`"
             raise ConfigError(error.message, hint=again) from error
     place = portable(str(target))
-    console.info(f"index: {place}, {manifest.passages:,} passages{' (was there)' if reused else ''}")
+    console.info(f"index: {place}, {counted(manifest.passages, 'passage')}{' (was there)' if reused else ''}")
     if manifest.skipped:
         console.warn(f"{manifest.skipped:,} not usable, the first: {manifest.problems[0]}")

@@ -12,6 +12,7 @@ from dgpo_cli.commands.common.search_environment import TOKEN_VARIABLE, require_
 from dgpo_cli.commands.common.served import ModelNameOption, ModelUrlOption
 from dgpo_cli.commands.serve.agent import agent_server, choose_agent
 from dgpo_cli.console import Console
+from dgpo_cli.core.figures import counted
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def serve(
 
         def ready() -> None:
             secret = "; clients must send the token" if token is not None else ""
-            passages = "" if opened.manifest is None else f" ({opened.manifest.passages:,} passages)"
+            passages = "" if opened.manifest is None else f" ({counted(opened.manifest.passages, 'passage')})"
             agents = "" if agent is None else f"{agent.name}, which searches "
             console.info(f"serving {agents}{where}{passages} on {place}{secret}; Ctrl-C stops")
             if agent is not None:
@@ -115,11 +116,11 @@ def serve(
 
 def _stopped(metrics: Metrics, agent: AgentServer | None) -> str:
     requests, errors = metrics.total("dgpo_requests_total"), metrics.total("dgpo_request_errors_total")
-    line = f"stopped after {requests:,} requests, {errors:,} of them errors"
+    line = f"stopped after {counted(requests, 'request')}, {errors:,} of them errors"
     if agent is None:
         return line
     questions, failed = metrics.total("dgpo_questions_total"), metrics.total("dgpo_question_errors_total")
-    return f"{line}; {questions:,} questions, {failed:,} of them errors"
+    return f"{line}; {counted(questions, 'question')}, {failed:,} of them errors"
 
 
 def _probe(opened: OpenIndex) -> Probe | None:
