@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.offline import write_one_trajectory
 
-from dgpo_cli.core import machine
+from dgpo_cli.core import extras, machine
 from dgpo_cli.core.records import write_jsonl_atomic
+from dgpo_cli.core.run_dir import RunDir
 
 RL = "rl --student {student} --teacher {teacher} --index {index} --data {train} --device cpu --steps 1 --batch-size 4 "
 KD = "kd --student {student} --teacher {teacher} --data {trajectories} --device cpu --steps 1 "
@@ -160,3 +162,54 @@ def test_out_of_memory_ends_in_one_line_and_the_same_command_goes_on_with_less(
     again = dgpo(*argv)
     assert again.status == 0, again.err
     assert "as this run began: -o micro_batch_tokens=8192" in again.err
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry", "real"])
+@pytest.mark.parametrize("argv", ["quickstart --out mine", "learn docs --out mine", "reproduce --out mine --seeds 2"])
+def test_a_folder_of_others_is_refused_alike(dgpo, folder: Path, argv: str, dry: list[str]) -> None:
+    inside = folder / "mine" / ("fair/seed-1" if "reproduce" in argv else "")
+    (inside / "index").mkdir(parents=True)
+    (folder / "docs").mkdir()
+    (folder / "docs" / "a.txt").write_text("A town.")
+    ended = dgpo(*argv.split(), *dry)
+    assert ended.status == 1 and ended.errors[0].endswith("index was not made by this command, which would replace it")
+    assert [path.name for path in inside.iterdir()] == ["index"]
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry", "real"])
+def test_documents_of_which_none_can_be_read_are_refused_alike(dgpo, folder: Path, dry: list[str]) -> None:
+    (folder / "docs").mkdir()
+    (folder / "docs" / "picture.png").write_bytes(b"x")
+    ended = dgpo("learn", "docs", *dry)
+    assert (ended.status, ended.errors) == (1, ["error: docs has no file that can be read"])
+    assert not (folder / "agent").exists()
+
+
+def test_a_dry_run_needs_what_the_run_will_need(dgpo, folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    for dry in (["--dry-run"], []):
+        ended = dgpo("reproduce", *dry)
+        assert ended.status == 1 and "needs matplotlib, which is not installed" in ended.errors[0]
+
+
+@pytest.mark.parametrize("dry", ["--dry-run", ""], ids=["dry", "real"])
+@pytest.mark.parametrize("place", ["--out mine", "--resume mine"])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        DISTILL + "--temperature 0.5",
+        "make-questions {index} --no-model --passages 5",
+        RL + "--lr 1e-5",
+        KD + "--lr 1e-5",
+    ],
+    ids=["distill-data", "make-questions", "rl", "kd"],
+)
+@pytest.mark.usefixtures("no_weights")
+def test_a_run_of_other_settings_is_refused_alike(
+    dgpo, folder: Path, places: dict[str, Path], argv: str, place: str, dry: str
+) -> None:
+    RunDir.open(argv.split()[0], {"seed": 7}, out=Path("mine")).close()
+    before = sorted(Path("mine").iterdir())
+    ended = dgpo(*f"{argv} {place} {dry}".format(**places).split())
+    assert ended.status == 1 and "the run mine has other settings than this command" in ended.errors[0], ended.err
+    assert sorted(Path("mine").iterdir()) == before

@@ -278,6 +278,20 @@ def test_a_damaged_record_names_its_line(codec, tmp_path):
             evaluate(questions(1), run_batch=asker(codec, {}, Retriever()), records=records)
 
 
+def test_a_record_under_the_key_of_another_question_is_refused(codec, tmp_path):
+    asked = questions(2)
+    run_batch = asker(codec, answers(asked, lambda i: True), Retriever())
+    with RecordFile(tmp_path / "nq.jsonl", key="key", schema="evaluation") as records:
+        evaluate(asked, run_batch=run_batch, records=records)
+    file = tmp_path / "nq.jsonl"
+    file.write_text(file.read_text().replace('"key": "nq/q1/0"', '"key": "nq/q9/0"'))
+    with (
+        RecordFile(file, key="key", schema="evaluation") as records,
+        pytest.raises(InputError, match=r"nq\.jsonl:3: .*`key` is 'nq/q9/0', and the episode is 'nq/q1/0'"),
+    ):
+        evaluate(asked, run_batch=run_batch, records=records)
+
+
 def test_the_average_counts_every_benchmark_the_same(codec):
     reports = {}
     for name, count, right in (("nq", 8, 2), ("popqa", 2, 2)):

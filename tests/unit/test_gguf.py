@@ -65,8 +65,9 @@ def model_of(kind: str, vocabulary: int, *, tied: bool = False):
 
 
 def write(path: Path, kind: str = "llama", *, quantize: str | None = None, tied: bool = False, **changes):
-    """A small model as a GGUF file; returns the model. `changes` replace keys (with `__` for the dot)."""
-    tokenizer = bpe_tokenizer(chat=True)
+    """A small model as a GGUF file; returns the model. `changes` replace keys (with `__` for the dot), `lists` those
+    of the tokenizer."""
+    tokenizer, lists = bpe_tokenizer(chat=True), changes.pop("lists", {})
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     model = model_of(kind, len(tokenizer), tied=tied)
     config = model.config
@@ -84,9 +85,13 @@ def write(path: Path, kind: str = "llama", *, quantize: str | None = None, tied:
     writer.add_string("tokenizer.ggml.model", "gpt2")
     writer.add_string("tokenizer.ggml.pre", "qwen2")
     vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
-    writer.add_array("tokenizer.ggml.tokens", vocabulary)
-    writer.add_array("tokenizer.ggml.token_type", [3 if t.startswith("<|") else 1 for t in vocabulary])
-    writer.add_array("tokenizer.ggml.merges", [" ".join(pair) for pair in backend["model"]["merges"]])
+    held = {
+        "tokens": vocabulary, "token_type": [3 if t.startswith("<|") else 1 for t in vocabulary],
+        "merges": [" ".join(pair) for pair in backend["model"]["merges"]],
+    }  # fmt: skip
+    for key, value in (held | lists).items():
+        add = writer.add_uint32 if isinstance(value, int) else writer.add_array
+        add(f"tokenizer.ggml.{key}", value)
     writer.add_uint32("tokenizer.ggml.eos_token_id", vocabulary.index("<|im_end|>"))
     writer.add_uint32("tokenizer.ggml.padding_token_id", vocabulary.index("<|endoftext|>"))
     writer.add_string("tokenizer.chat_template", tokenizer.chat_template)
@@ -247,6 +252,24 @@ def test_sizes_that_are_not_those_of_the_tensors(tmp_path, changes):
     """Such a model would be made at random, or fill the memory."""
     write(tmp_path / "m.gguf", **changes)
     assert str(tmp_path) in refusal(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("lists", "told"),
+    [
+        ({"tokens": 7}, "tokens is no list of str"),
+        ({"tokens": [1, 2, 3]}, "tokens is no list of str"),
+        ({"merges": 7}, "merges is no list of str"),
+        ({"merges": [1, 2]}, "merges is no list of str"),
+        ({"merges": ["there-is no-such-token"]}, "cannot be read"),
+        ({"merges": ["alone"]}, "cannot be read"),
+        ({"token_type": ["a", "b"]}, "token_type is no list of int"),
+        ({"token_type": [1]}, "its lists of tokens do not fit together"),
+    ],
+)
+def test_lists_of_tokens_that_are_none(tmp_path, lists, told):
+    write(tmp_path / "m.gguf", lists=lists)
+    assert told in refusal(tmp_path / "m.gguf")
 
 
 def test_tensors_that_share_their_bytes(tmp_path):

@@ -95,6 +95,16 @@ def test_what_a_killed_run_kept_beyond_its_saved_step_is_cut_back(tmp_path: Path
     assert (tmp_path / "rollouts.jsonl").read_bytes() == whole
 
 
+@pytest.mark.parametrize("step", ["null", '"a"', "Infinity", "1.5"])
+def test_a_row_of_no_step_is_named_when_a_run_goes_on(tmp_path: Path, step: str) -> None:
+    trajectory, sample = made(0, right=False)
+    kept(tmp_path, 1, 10).add(1, [trajectory], [sample])
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text(file.read_text().replace('"step": 1', f'"step": {step}', 1))
+    with pytest.raises(InputError, match=r"rollouts\.jsonl:2: not a record of rollouts: `step` is"):
+        kept(tmp_path, 1, 10).cut(1)
+
+
 def test_the_report_shows_rollouts_apart_from_evaluations(tmp_path: Path) -> None:
     pairs = [made(0, right=True), made(1, right=False)]
     with RunDir.open("rl", {"method": "dgpo", "student": "s"}, out=tmp_path / "rl") as run:

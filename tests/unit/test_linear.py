@@ -6,6 +6,7 @@ import io
 import re
 import time
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 
@@ -156,6 +157,26 @@ SHOWN: dict[str, Callable[[str], object]] = {
 @pytest.mark.parametrize("show", SHOWN)
 def test_what_a_terminal_shows_is_linear(show: str, shape: str) -> None:
     refuse_growth(SHOWN[show], lambda n: shape * (n // len(shape)) + "x", (2_000, 4_000, 8_000))
+
+
+def slide_of(rows: int) -> bytes:
+    """A slide with a table."""
+    from pptx import Presentation
+
+    deck, made = Presentation(), io.BytesIO()
+    table = deck.slides.add_slide(deck.slide_layouts[6]).shapes.add_table(2, 1, 0, 0, 1, 1).table
+    table.cell(0, 0).text, table.cell(1, 0).text = "Town", "Vesapo"
+    for _ in range(rows):
+        table._tbl.append(deepcopy(table._tbl.tr_lst[1]))
+    deck.save(made)
+    return made.getvalue()
+
+
+def test_the_table_of_a_slide_is_read_row_by_row() -> None:
+    made = {str(rows): slide_of(rows) for rows in (400, 800, 1600)}
+    (section,) = read_document(made["400"], ".pptx").sections
+    assert section.text == "\n\n".join(["Town", *["Vesapo"] * 401])
+    refuse_growth(lambda rows: read_document(made[rows], ".pptx"), str, (400, 800, 1600))
 
 
 def test_the_measure_sees_a_quadratic_pattern() -> None:

@@ -351,6 +351,21 @@ def test_going_on_after_a_stop_at_any_place_gives_the_same_files(tmp_path: Path)
         assert {file.name: file.read_bytes() for file in sorted((tmp_path / "killed").iterdir())} == content
 
 
+@pytest.mark.parametrize(
+    "change", [{"fate": "LOST"}, {"fate": 3}, {"side": "none"}, {"hops": "1"}, {"question": []}, {"question": None}]
+)
+def test_a_damaged_record_of_a_candidate_is_named(tmp_path: Path, change: dict[str, object]) -> None:
+    index, chosen = many(tmp_path), settings(passages=20, wave=16)
+    make_questions(index, Templates(0), chosen, tmp_path / "made")
+    file = tmp_path / "made" / RECORDS
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    number = next(place for place, row in enumerate(rows) if row.get("fate") == "KEPT")
+    rows[number] |= change
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=rf"{RECORDS}:{number + 1}: not a record of made questions"):
+        make_questions(index, Templates(0), chosen, tmp_path / "made")
+
+
 def test_made_files_are_question_files_of_documents_that_no_other_side_has(tmp_path: Path) -> None:
     make_questions(many(tmp_path), Templates(0), settings(passages=90, test=0.3), tmp_path / "made")
     sides = {side: read_questions(tmp_path / "made" / f"{side}.jsonl") for side in ("train", "validation", "test")}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dgpo_cli.commands.common.options import absolute
 from dgpo_cli.core.types import Question
 from dgpo_cli.errors import InputError
-from dgpo_cli.evaluation.suite import parse_indexes
+from dgpo_cli.evaluation.suite import parse_benchmarks, parse_indexes
 from dgpo_cli.formats.abstention import ABSTENTION, is_unanswerable
 from dgpo_cli.qa_sets import load_questions, read_questions, training_set
 
@@ -149,6 +151,13 @@ def test_bad_json_is_refused(tmp_path: Path, content: Any, problem: str) -> None
         read_questions(path)
 
 
+def test_a_small_file_that_unpacks_to_a_large_one_is_not_read(tmp_path: Path) -> None:
+    for name in ("bad.json.gz", "bad.csv.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"[" + b"0," * 9_000_000))
+        with pytest.raises(InputError, match=r"more than 16,777,216 bytes in it"):
+            read_questions(tmp_path / name)
+
+
 def test_a_json_list_of_rows(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps([ROW, ROW | {"id": "q2"}], indent=2), encoding="utf-8")
@@ -206,6 +215,95 @@ def test_a_path_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [q.id for q in training_set("b.jsonl, c.jsonl,questions")] == ["q2", "q3", "q4"]
     (tmp_path / "wiki,small").mkdir()
     assert parse_indexes("wiki,small", ["nq"]) == {"nq": "wiki,small"}
+    many = [f"a-file-of-questions-{n:02}" for n in range(20)]  # together longer than the name of a file may be
+    for n, name in enumerate(many):
+        lines(tmp_path / f"{name}.jsonl", ROW | {"id": f"m{n}"})
+    files = ",".join(f"{name}.jsonl" for name in many)
+    assert len(training_set(files)) == 20 and absolute(files) == files
+    assert list(parse_benchmarks(files)) == many
+    assert list(parse_indexes(",".join(f"{name}=i" for name in many), many)) == many
+
+
+FACTS = [["Ona", 0], ["Vesapo", 2], ["Ona", 1]]
+PARAGRAPHS = [{"title": t, "is_supporting": t != "Kelda", "paragraph_text": "x"} for t in ("Ona", "Kelda", "Vesapo")]
+TRIVIA = {"Value": "Vesapo", "Aliases": ["Vesapo", "", "The Vesapo"], "NormalizedAliases": ["vesapo"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": "who?", "answer": ["Holt", "M. Holt"]}, Question("", "who?", ("Holt", "M. Holt"), "own")),
+        ({"question": "who?", "answer": "Holt", "id": 3}, Question("3", "who?", ("Holt",), "own")),
+        (
+            {"question": "who?", "id": "x", "answers": {"text": ["Holt"], "answer_start": [1]}},
+            Question("x", "who?", ("Holt",), "own"),
+        ),
+        (  # HotpotQA, 2WikiMultiHopQA
+            {"_id": "5a", "question": "who?", "answer": "yes", "supporting_facts": FACTS, "context": [["Ona", ["x"]]]},
+            Question("5a", "who?", ("yes",), "own", supporting_titles=("Ona", "Vesapo")),
+        ),
+        (
+            {"id": "5a", "question": "who?", "answer": "Holt", "supporting_facts": {"title": ["Ona"], "sent_id": [0]}},
+            Question("5a", "who?", ("Holt",), "own", supporting_titles=("Ona",)),
+        ),
+        (  # MuSiQue
+            {"id": "2hop__1", "question": "who?", "answer": "Holt", "answer_aliases": ["M. Holt", "Holt"],
+             "answerable": True, "paragraphs": PARAGRAPHS},
+            Question("2hop__1", "who?", ("Holt", "M. Holt"), "own", supporting_titles=("Ona", "Vesapo")),
+        ),
+        (
+            {"id": "2hop__1", "question": "who?", "answer": "Holt", "answer_aliases": [], "answerable": False},
+            Question("2hop__1", "who?", (ABSTENTION,), "own"),
+        ),
+        (  # TriviaQA, a file's and the hub's
+            {"Question": "where?", "QuestionId": "tc_1", "Answer": TRIVIA},
+            Question("tc_1", "where?", ("Vesapo", "The Vesapo"), "own"),
+        ),
+        (
+            {"question": "where?", "question_id": "tc_1", "answer": {k.lower(): v for k, v in TRIVIA.items()}},
+            Question("tc_1", "where?", ("Vesapo", "The Vesapo"), "own"),
+        ),
+    ],
+)  # fmt: skip
+def test_rows_of_the_sets_own_files(tmp_path: Path, row: dict[str, Any], expected: Question) -> None:
+    (tmp_path / "own.json").write_text(json.dumps([row]), encoding="utf-8")
+    for path in (lines(tmp_path / "own.jsonl", row), tmp_path / "own.json"):
+        (found,) = read_questions(path)
+        assert replace(found, id=expected.id or found.id) == replace(expected, id=expected.id or found.id)
+
+
+def test_the_file_of_triviaqa(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    held = {"Data": [{"Question": "where?", "QuestionId": "tc_1", "Answer": TRIVIA}], "Version": 1.0}
+    path.write_text(json.dumps(held), encoding="utf-8")
+    assert read_questions(path) == [Question("tc_1", "where?", ("Vesapo", "The Vesapo"), "own")]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"question": "who?", "answer": True}, "`golden_answers` is True, not a list"),
+        ({"question": "who?", "answer": 1969}, "`golden_answers` is 1969, not a list"),
+        ({"question": "who?", "answer": [1969]}, r"`golden_answers\[0\]` is 1969, not a non-empty text"),
+        ({"question": "who?", "answer": {"aliases": ["x"]}}, "`golden_answers` is None, not a list"),
+        ({"question": "who?", "answer": "x", "supporting_facts": [[["a"], 0]]}, r"`supporting_titles\[0\]` is a list"),
+        ({"question": "who?"}, "`golden_answers` is missing"),
+    ],
+)
+def test_rows_of_no_known_form_are_refused_for_what_they_hold(
+    tmp_path: Path, row: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(InputError, match=rf"own\.jsonl:1: not a question: {problem}"):
+        read_questions(lines(tmp_path / "own.jsonl", row))
+
+
+def test_a_table_as_a_european_spreadsheet_writes_it_and_one_with_a_column_twice(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("question;answer\nwho, then?;Holt\n", encoding="utf-8")
+    assert [(q.text, q.answers) for q in read_questions(path)] == [("who, then?", ("Holt",))]
+    path.write_text("question,answer,Answer\nwho?,Holt,Lint\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"own\.csv:1: two columns are called answer"):
+        read_questions(path)
 
 
 def test_answers_of_which_nothing_is_left_are_counted_in_one_line(

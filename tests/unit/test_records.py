@@ -202,6 +202,13 @@ def test_a_torn_header_starts_anew(tmp_path: Path) -> None:
     assert file.read_text() == '{"schema": "rows", "version": 1}\n'
 
 
+def test_blank_lines_alone_are_no_header(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n \n")
+    make(file).close()
+    assert file.read_text() == '{"schema": "rows", "version": 1}\n'
+
+
 def test_a_torn_line_longer_than_a_block_is_dropped(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     with make(file) as first:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from tests.tiny import bpe_tokenizer
 
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import keep_tokenizer
@@ -244,6 +246,52 @@ def test_damaged_runs_are_left_out_of_the_last_ones_and_named(dgpo, folder: Path
     for name in ("first", "second"):
         (folder / "runs" / name / "run.json").write_text("{")
     assert "error: Left out, since damaged: first, second, train" in " ".join(dgpo("report").errors)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("first/config.toml", lambda _: "method = 3\n", "`method` is 3, not a text"),
+        ("first/config.toml", lambda _: "benchmarks = 3\n", "`benchmarks` is 3, not a list"),
+        ("first/config.toml", lambda _: 'benchmarks = ["a", 3]\n', "`benchmarks[1]` is 3, not a text"),
+        ("train/config.toml", lambda _: "objective = 3\n", "`objective` is 3, not an object"),
+        ("train/metrics.jsonl", lambda text: text + '{"step": 30, "alarm": "x"}\n', "`metric` is missing"),
+        (
+            "train/metrics.jsonl",
+            lambda text: text + '{"step": 3, "alarm": "", "metric": "", "action": "", "mean": "x", "threshold": 1}\n',
+            "`mean` is 'x', not a finite number",
+        ),
+        ("first/hand.jsonl", lambda text: text.replace('"protocol"', '"protokoll"', 1), "`protocol` is missing"),
+        ("first/hand.jsonl", lambda text: re.sub('"settings": {[^}]*}', '"settings": [3]', text), "`settings` is a"),
+    ],
+)  # fmt: skip
+def test_a_damaged_record_of_a_run_is_one_line(
+    dgpo, folder: Path, file: str, change: Callable[[str], str], told: str
+) -> None:
+    make(folder / "runs")
+    place = folder / "runs" / file
+    place.write_text(change(place.read_text()))
+    ended = dgpo("report", place.parent.name)
+    assert ended.status == 1 and len(ended.errors) == 1
+    assert file in ended.errors[0] and told in ended.errors[0]
+    assert dgpo("runs").status == 0
+    assert dgpo("audit", "--run", place.parent.name, "--index", "none").errors[0].startswith("error: ")
+
+
+def test_a_rollout_of_no_step_and_a_turn_that_nobody_knows(tmp_path: Path) -> None:
+    first, _, train = make(tmp_path)
+    header, row, *_ = (first / "hand.jsonl").read_text().splitlines()
+    header = header.replace('"schema": "evaluation"', '"schema": "rollouts"')
+    for step in ("Infinity", "NaN", '"a"', "1.5", "null", "-1"):
+        (train / "rollouts.jsonl").write_text(f'{header}\n{row[:-1]}, "step": {step}}}\n')
+        with pytest.raises(InputError, match=r"rollouts\.jsonl:2: not an episode"):
+            report.open_run(train)
+    opened = report.open_run(first)
+    opened.name = "first"
+    file, told = first / "hand.jsonl", json.loads(row)
+    file.write_text(f"{header.replace('rollouts', 'evaluation')}\n{json.dumps(told | {'written_turns': []})}\n")
+    (question,) = report.gather([opened], 10).questions
+    assert {step.kind for step in question.attempts["0"].steps} >= {"prompt", "think"}
 
 
 def test_two_evaluations_differ_only_over_the_sets_that_both_answered(tmp_path: Path) -> None:

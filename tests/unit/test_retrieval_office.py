@@ -192,6 +192,32 @@ def test_one_long_text_is_not_given_a_million_times(monkeypatch: pytest.MonkeyPa
     assert problem(zipped(docx_files(twice, notes)), ".docx") == "broken DOCX (a note with 2 references)"
 
 
+def test_addresses_and_names_of_styles_are_not_given_a_million_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document, "MOST_CHARACTERS", 1_000)
+    too_much = "oversized text (more than 1,000 characters)"
+    made = zipped(docx_files(paragraph("x", "Titel") * 20 + paragraph("y")))
+    assert read_document(made, ".docx").sections
+    named = rewritten(made, "word/styles.xml", lambda text: text.replace('w:val="Title"', f'w:val="{"n" * 90}"'))
+    assert problem(named, ".docx") == too_much
+    link = f'<w:p><w:hyperlink w:anchor="{"n" * 90}"><w:r><w:t>x</w:t></w:r></w:hyperlink></w:p>'
+    assert problem(zipped(docx_files(link * 20)), ".docx") == too_much
+    noted = f'<w:footnote w:id="2">{link * 20}</w:footnote>'
+    once = '<w:p><w:r><w:footnoteReference w:id="2"/></w:r></w:p>'
+    assert problem(zipped(docx_files(once, noted)), ".docx") == too_much
+
+
+def field(*kinds: str) -> str:
+    return "".join(f'<w:r><w:fldChar w:fldCharType="{kind}"/><w:instrText>PAGE</w:instrText></w:r>' for kind in kinds)
+
+
+def test_fields_of_a_document_end() -> None:
+    whole = f"<w:p>{field('begin', 'separate', 'end') * 500}</w:p>{paragraph('town')}"
+    assert [section.text.strip() for section in read_document(zipped(docx_files(whole)), ".docx").sections] == ["town"]
+    for kinds in (["begin"] * 101, ["&#98;egin"] * 101, ["begin"] + ["separate"] * 101):
+        told = problem(zipped(docx_files(f"<w:p>{field(*kinds)}</w:p>")), ".docx")
+        assert told == "broken DOCX (word/document.xml has more than 100 fields inside each other)"
+
+
 def test_a_sheet_is_as_wide_as_its_last_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dgpo_cli.retrieval.corpus.documents.office.MOST_CELLS", 20_000)
     wide = rewritten(

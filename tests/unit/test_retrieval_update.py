@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -183,13 +184,37 @@ def test_passages_that_moved_are_read_again(tmp_path: Path) -> None:
     assert contents(index) == contents(fresh)
 
 
+def test_a_project_that_moved_is_updated_and_a_copy_is_not_taken_for_it(tmp_path: Path, read: list[bytes]) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    build_index(texts(here / "texts"), here / "index")
+    shutil.copytree(here, tmp_path / "copy")
+    assert update_index(tmp_path / "copy" / "texts", tmp_path / "copy" / "index")[1] is None
+    change(tmp_path / "copy" / "texts")
+    with pytest.raises(ConfigError, match="holds an index of another corpus"):
+        update_index(tmp_path / "copy" / "texts", tmp_path / "copy" / "index")
+    there = here.rename(tmp_path / "there")
+    change(there / "texts")
+    read.clear()
+    _, done = update_index(there / "texts", there / "index")
+    assert done is not None and done.files_read == len(read) < done.files
+    build_index(there / "texts", tmp_path / "fresh")
+    assert contents(there / "index") == contents(tmp_path / "fresh")
+    assert read_manifest(there / "index").corpus == str(there / "texts")
+    build_index(write_corpus(tmp_path / "corpus.jsonl"), tmp_path / "of a file")
+    (tmp_path / "corpus.jsonl").unlink()
+    with pytest.raises(ConfigError, match="holds an index of another corpus"):
+        update_index(there / "texts", tmp_path / "of a file")
+
+
 def test_what_cannot_be_updated_is_refused(tmp_path: Path) -> None:
     folder, index = texts(tmp_path / "texts"), tmp_path / "index"
     with pytest.raises(RetrievalError, match="does not exist"):
         update_index(folder, index)
     build_index(folder, index)
+    change(texts(tmp_path / "others"))
     with pytest.raises(ConfigError, match="holds an index of another corpus"):
-        update_index(texts(tmp_path / "others"), index)
+        update_index(tmp_path / "others", index)
     with pytest.raises(ConfigError, match="is no folder"):
         update_index(write_corpus(tmp_path / "towns.jsonl"), index)
     with pytest.raises(InputError, match=r"broken\.json: broken JSON"):

@@ -267,6 +267,14 @@ def test_a_damaged_record_is_named(folder: Path, content: str) -> None:
     assert caught.value.hint == "move the folder runs/kd-0001 away"
 
 
+@pytest.mark.parametrize("content", ["method = 3", "lr = ", "[rollout]\nx = [[[\n"])
+def test_damaged_settings_of_an_unfinished_run_hold_up_no_new_one(folder: Path, content: str) -> None:
+    first = begin()
+    (first.path / "config.toml").write_text(content)
+    with RunDir.open("kd", CONFIG | {"lr": 0.2}) as second:
+        assert not second.resumed and "config.toml" in second.left
+
+
 def test_space_is_checked_before_it_runs_out(folder: Path) -> None:
     check_space(folder, 1)
     with pytest.raises(ConfigError, match="GB of disk") as caught:

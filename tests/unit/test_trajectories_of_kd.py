@@ -13,7 +13,7 @@ from dgpo_cli.core.types import Question, StopReason
 from dgpo_cli.errors import InputError
 from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.sources import ModelSource
-from dgpo_cli.training.teacher.trajectory_files import read_trajectories, require_known_tokens
+from dgpo_cli.training.teacher.trajectory_files import read_trajectories, recorded_limits, require_known_tokens
 
 GOOD = Trajectory(
     Question("1", "Who?", ("A",), "x"), (5, 6, 7), (False, True, True), (0.0, -1.0, -0.5), (), StopReason.ANSWERED, "A"
@@ -68,8 +68,9 @@ def test_what_no_model_wrote_is_left_out_and_counted(tmp_path: Path) -> None:
 
 
 def test_a_header_without_a_protocol_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"t\.jsonl:1: `protocol` is \[?.*not an object"):
-        read_trajectories(write(tmp_path / "t.jsonl", row(), header={"protocol": 3}))
+    for read in (read_trajectories, recorded_limits):
+        with pytest.raises(InputError, match=r"t\.jsonl:1: `protocol` is \[?.*not an object"):
+            read(write(tmp_path / "t.jsonl", row(), header={"protocol": 3}))
 
 
 def test_token_ids_are_those_of_the_model(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgpo_cli.commands.common.given import given_names, said_names
+from dgpo_cli.commands.common.going_on import show_planned
 from dgpo_cli.commands.common.next_steps import after_distill_data
 from dgpo_cli.commands.common.options import (
     BenchDirOption,
@@ -25,7 +26,6 @@ from dgpo_cli.commands.common.options import (
     choose_index,
     recorded,
     settings_from,
-    show_settings,
     tell_run,
 )
 from dgpo_cli.commands.common.teacher import (
@@ -138,7 +138,8 @@ def distill_data(
     chosen = given_names(config, set_, "distill-data", DistillDataSettings)
     at_once = check_distill(settings, questions, given=chosen, say=console.info)
     if dry_run:
-        console.result(show_settings(console, settings) | {"num_questions": len(questions)})
+        more = {"num_questions": len(questions)}
+        show_planned(console, "distill-data", settings, more, out=out, resume=resume, fresh=fresh)
         return
     values = asdict(settings)
     with RunDir.open("distill-data", values, out=out, resume=resume, fresh=fresh, inputs=contents(values)) as run:
@@ -148,11 +149,8 @@ def distill_data(
                 settings, run, questions=questions, progress=progress, key=teacher_key(), at_once=at_once
             )
         remember_data(settings, run.path)
-    console.table(
-        "",
-        ["episodes", "EM", "kept", "searches", "tokens"],
-        [[summary.episodes, percent(summary.em), summary.kept, summary.searches, summary.tokens]],
-    )
+    row = [summary.episodes, percent(summary.em), summary.kept, summary.searches, summary.tokens]
+    console.table("", ["episodes", "EM", "kept", "searches", "tokens"], [row])
     if summary.origin.get("token_ids") == "from text":
         console.info("the server returned text, not token ids, so the trajectories hold no log-probabilities")
     console.print(f"kept trajectories: {summary.path}")

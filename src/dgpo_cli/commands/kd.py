@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgpo_cli.commands.common.given import given_names, said_names
+from dgpo_cli.commands.common.going_on import show_planned
 from dgpo_cli.commands.common.methods import describe_methods, require_method
 from dgpo_cli.commands.common.options import (
     ConfigOption,
@@ -25,7 +26,6 @@ from dgpo_cli.commands.common.options import (
     choose_index,
     recorded,
     settings_from,
-    show_settings,
 )
 from dgpo_cli.commands.common.trained import as_trained
 from dgpo_cli.commands.common.training_options import (
@@ -131,7 +131,7 @@ def kd(
     given = given_names(config, set_, "kd", KDSettings)
     sizes = check_kd(settings, given=given, say=console.info, processes=processes())
     if dry_run:
-        console.result(show_settings(console, settings) | {"fitted": sizes})
+        show_planned(console, "kd", settings, {"fitted": sizes}, out=out, resume=resume, fresh=fresh)
         return
     from dgpo_cli.training.kd import run_kd
 

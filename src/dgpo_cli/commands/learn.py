@@ -24,8 +24,7 @@ from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.console import Console
 from dgpo_cli.core import shell
 from dgpo_cli.core.figures import counted, percent, percent_range
-from dgpo_cli.core.folders import require_place
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from dgpo_cli.core.progress import Progress
@@ -64,18 +63,22 @@ def learn(
     """
     from dgpo_cli.core.recipes import shipped
     from dgpo_cli.models.sources import require_models
+    from dgpo_cli.offline.ownership import require_stages_place
+    from dgpo_cli.retrieval.corpus.folder import Folder
 
     console = Console(json_output=json, quiet=quiet)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder", hint="give a folder of documents")
     if (place := out.resolve()).is_relative_to(folder.resolve()):
         raise ConfigError(f"{out} lies in the folder of documents", hint="give an --out outside it")
-    require_place(out)
+    require_stages_place(place)
+    if not (files := Folder(folder).readable()):
+        raise InputError(f"{folder} has no file that can be read", hint="put .md, .txt, .pdf or other texts there")
     require_models(student, teacher)  # before the documents are read
     settings = shipped("learn")
     settings["world"] |= {} if student is None else {"student": absolute(student)}
     if dry_run:
-        _tell(console, folder, settings, teacher, device or "auto")
+        _tell(console, files, settings, teacher, device or "auto")
         return
     from dgpo_cli.offline.own_documents import OwnDocuments  # after the checks: it imports libraries that compute
 
@@ -111,19 +114,16 @@ def _making(settings: Mapping[str, Any], index: Path, teacher: str | None, seed:
     return QuestionMaking(asdict(made), work)
 
 
-def _tell(console: Console, folder: Path, settings: Mapping[str, Any], teacher: str | None, device: str) -> None:
+def _tell(console: Console, files: list[Path], settings: Mapping[str, Any], teacher: str | None, device: str) -> None:
     """What would be read and made at most, and the memory and the time of the training."""
     from dgpo_cli.core.machine import free_on
     from dgpo_cli.core.recipes import Recipe
     from dgpo_cli.planning.plan import card_of, plan
-    from dgpo_cli.retrieval.corpus.folder import Folder
 
-    files = Folder(folder).readable()
     kinds = Counter(path.suffix.lower() for path in files)
     size = sum(path.stat().st_size for path in files) / 1e6
-    episodes, cold = settings["demonstrations"]["questions"], settings["cold-start"]
+    episodes, cold, name = settings["demonstrations"]["questions"], settings["cold-start"], settings["world"]["student"]
     steps = math.ceil(episodes * (1 - cold["validation_share"]) / cold["batch_size"])
-    name = settings["world"]["student"]
 
     def planned(rollout: Mapping[str, Any]) -> StagePlan:
         recipe = Recipe("learn", "", "", "", {"kd": cold | {"student": name, "rollout": rollout}})

@@ -60,36 +60,34 @@ def reproduce(
     """
     from dgpo_cli.core.config import to_toml
     from dgpo_cli.core.extras import require
+    from dgpo_cli.offline.ownership import require_stages_place
     from dgpo_cli.offline.reproduce_rows import choose, recipe, row_specs
 
     console = Console(json_output=json, quiet=quiet)
-    for folder in (out, *([] if results is None else [results])):
-        require_place(folder)
+    if results is not None:
+        require_place(results)
     if search and seeds is not None:
         raise ConfigError("--search tries the grid on one seed, so --seeds has no effect", hint="give --first-seed N")
     settings = recipe(scale, teacher)
+    numbers = range(first_seed, first_seed + (1 if search else seeds or 3))
+    require_stages_place(*(out.resolve() / teacher / f"seed-{number}" for number in numbers))
     names = choose(row_specs(settings), None if methods is None else [m.strip() for m in methods.split(",")])
+    if not search:
+        require("matplotlib", "plots", "the page of `dgpo reproduce`")
     if dry_run:
         console.print(to_toml(settings))
         console.result({"rows": names, "settings": settings})
         return
-    if not search:
-        require("matplotlib", "plots", "the page of `dgpo reproduce`")
     from dgpo_cli.offline.reproduce import Ladder
 
     records = (results or out / "results").resolve() / teacher
     ladders = [
         Ladder(
-            out.resolve() / teacher / f"seed-{seed}",
-            records,
-            seed=seed,
-            device=device or "auto",
-            say=console.info,
-            bar=console.progress,
-            settings=settings,
+            out.resolve() / teacher / f"seed-{number}", records, seed=number, device=device or "auto", say=console.info,
+            bar=console.progress, settings=settings,
         )
-        for seed in range(first_seed, first_seed + (1 if search else seeds or 3))
-    ]
+        for number in numbers
+    ]  # fmt: skip
     for ladder in ladders:
         ladder.may_replace = replacing(console, replace)
     if search:
@@ -145,9 +143,11 @@ def _show(
         f"Written by `dgpo reproduce --scale {scale} --teacher {teacher}` from the records beside this page; "
         f"seeds {seeds}."
     )
-    notes = [source, method]
     text = page(
-        rows, title=f"The paper's rows, scale {scale}, {teacher} teacher", notes=notes, picture="learning-curves.png"
+        rows,
+        title=f"The paper's rows, scale {scale}, {teacher} teacher",
+        notes=[source, method],
+        picture="learning-curves.png",
     )
     write_atomic(folder / "README.md", text)
     console.print(f"records, page and curves: {folder}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgpo_cli.commands.common.given import given_names, said_names
+from dgpo_cli.commands.common.going_on import show_planned
 from dgpo_cli.commands.common.methods import describe_methods, require_method
 from dgpo_cli.commands.common.options import (
     BenchDirOption,
@@ -25,7 +26,6 @@ from dgpo_cli.commands.common.options import (
     choose_index,
     recorded,
     settings_from,
-    show_settings,
 )
 from dgpo_cli.commands.common.trained import as_trained
 from dgpo_cli.commands.common.training_options import (
@@ -138,7 +138,7 @@ def rl(
     given = given_names(config, set_, "rl", RLSettings)
     sizes = check_rl(settings, given=given, say=console.info, processes=processes())
     if dry_run:
-        console.result(show_settings(console, settings) | {"fitted": sizes})
+        show_planned(console, "rl", settings, {"fitted": sizes}, out=out, resume=resume, fresh=fresh)
         return
     from dgpo_cli.training.rl import run_rl
 

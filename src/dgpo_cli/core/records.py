@@ -148,8 +148,9 @@ class RecordFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _drop_torn_line(path)
-        if path.exists() and path.stat().st_size:
-            found = next(read_jsonl(path))[1]
+        first = next(read_jsonl(path), None) if path.exists() else None
+        if first is not None:
+            found = first[1]
             if found != as_read(self.header):
                 differing = sorted(k for k in found.keys() | self.header.keys() if found.get(k) != self.header.get(k))
                 raise InputError(

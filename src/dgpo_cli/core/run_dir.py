@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core import folders, schema, shell
-from dgpo_cli.core.config import load_toml, to_toml
+from dgpo_cli.core.config import to_toml
 from dgpo_cli.core.locks import Lock, is_held, lock_inside
 from dgpo_cli.core.places import portable
 from dgpo_cli.core.records import dump_line, to_json, write_atomic, write_jsonl_atomic
-from dgpo_cli.core.run_identity import Work, differences, plain
+from dgpo_cli.core.run_config import differing
+from dgpo_cli.core.run_identity import Work, plain
 from dgpo_cli.core.run_metrics import read_metrics
 from dgpo_cli.core.run_names import find_run
 from dgpo_cli.core.schema import read_record
-from dgpo_cli.core.setting_names import deciding
 from dgpo_cli.core.versions import git_commit, versions
-from dgpo_cli.errors import BusyError, ConfigError
+from dgpo_cli.errors import BusyError, ConfigError, InputError
 
 _DISCARDED = "discarded"  # status of a run that another one replaces in its folder
 _WITH_CONFIG = ("make-questions", "distill-data", "kd", "rl")  # commands that have the option
@@ -105,7 +105,7 @@ class RunDir:
             status = read_run(out)["status"] if (out / "run.json").is_file() and not fresh else _DISCARDED
             if status == _DISCARDED:
                 return run._begin(work)
-            _require_same(out, work)
+            require_same(out, work)
             run.resumed = True
         except BaseException:
             run.close()
@@ -130,7 +130,7 @@ class RunDir:
     @classmethod
     def _resume(cls, path: Path, work: Work) -> RunDir:
         _require_run(path)
-        _require_same(path, work)
+        require_same(path, work)
         return cls(path, resumed=True)
 
     def _begin(self, work: Work) -> RunDir:
@@ -261,23 +261,16 @@ def _is_over(path: Path) -> bool:
     return bool(read_run(path)["status"] == "finished") and not lock_inside(path).is_file()
 
 
-def differing(path: Path, work: Work) -> str:
-    """The differences between the run in `path` and this work, in one line."""
-    record = read_run(path)
-    there = load_toml(path / "config.toml") if (path / "config.toml").is_file() else {}
-    here = {place: digest for name, digest in work.inputs.items() for place in (name, portable(name))}
-    there, ours = (deciding(record["command"], settings) for settings in (there, portable(plain(work.config))))
-    found = differences(there, record.get("inputs"), ours, here)
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return ("; ".join(found[:3]) + more) or "another version of dgpo made it"
-
-
 def _left(before: Sequence[Path], work: Work) -> str:
     """Of runs, oldest first: whether the last of this command was ended early, and has other settings or inputs."""
     newest = next((path for path in reversed(before) if read_run(path)["command"] == work.command), None)
     if newest is None or read_run(newest)["status"] != "running" or is_locked(newest):
         return ""
-    return f"{newest} is unfinished and stays as it is: {differing(newest, work)}"
+    try:
+        why = differing(newest, read_run(newest), work)
+    except (InputError, ConfigError) as error:  # a remark, for which nobody's work ends
+        why = error.message
+    return f"{newest} is unfinished and stays as it is: {why}"
 
 
 def _require_run(path: Path) -> None:
@@ -285,10 +278,11 @@ def _require_run(path: Path) -> None:
         raise ConfigError(f"{path} is not a run folder", hint="`dgpo runs` lists them")
 
 
-def _require_same(path: Path, work: Work) -> None:
+def require_same(path: Path, work: Work) -> None:
+    """Raises ConfigError, which names the differences, where the run in `path` does other work."""
     if read_run(path)["digest"] != work.digest:
         raise ConfigError(
-            f"the run {path} has other settings than this command: {differing(path, work)}",
+            f"the run {path} has other settings than this command: {differing(path, read_run(path), work)}",
             hint=f"repeat its settings: {shell.command('--config', path / 'config.toml')}"
             if work.command in _WITH_CONFIG
             else "give the options that it began with, or start anew with another --out, or with --fresh",

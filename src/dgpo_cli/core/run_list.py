@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dgpo_cli.core import folders
-from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.locks import Lock
+from dgpo_cli.core.run_config import read_config
 from dgpo_cli.core.run_dir import is_locked, list_runs, read_run
 from dgpo_cli.core.run_metrics import measured, read_metrics
 from dgpo_cli.core.run_names import find_runs, short_names
@@ -60,7 +60,7 @@ def summarize_runs(root: Path) -> list[RunSummary]:
 
 def _summarize(path: Path, name: str) -> RunSummary:
     record, rows = read_run(path), read_metrics(path)
-    config = load_toml(path / "config.toml") if (path / "config.toml").is_file() else {}
+    config = read_config(path)
     scores = [em for row in rows if (em := measured(row, "eval_em")) is not None]
     em = measured(record.get("result", {}), "em")
     command = record["command"]

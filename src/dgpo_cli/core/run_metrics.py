@@ -10,7 +10,10 @@ from dgpo_cli.core import schema
 from dgpo_cli.core.records import parse_line
 
 METRICS_FILE = "metrics.jsonl"
-_ROW = schema.record({"step": schema.whole(0)})
+_ALARM = schema.record(  # of the collapse guard
+    dict.fromkeys(("alarm", "metric", "action"), schema.text()) | dict.fromkeys(("mean", "threshold"), schema.number())
+)
+_ROW = schema.record({"step": schema.whole(0)}, also=lambda row: _ALARM.fault(row, "") if "alarm" in row else "")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -199,6 +199,14 @@ class Trajectory:
         )
 
 
+def recorded(row: Any) -> Trajectory:
+    """The trajectory of a row that is kept under its key. Raises ValueError, saying what is wrong, on another row."""
+    trajectory = Trajectory.from_json(row)
+    if row["key"] != trajectory.key:
+        raise ValueError(f"`key` is {schema.shown(row['key'])}, and the episode is {schema.shown(trajectory.key)}")
+    return trajectory
+
+
 _SEARCH = schema.record(
     {
         "query": schema.text(),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dgpo_cli.core.config import load_toml
+from dgpo_cli.core.run_config import read_config
 from dgpo_cli.evaluation.published import (
     ARCAP,
     ARCAP_REASONS,
@@ -45,11 +45,11 @@ def published_row(source: ModelSource) -> PublishedRow | None:
 
 def _training_method(source: ModelSource) -> str | None:
     """The method that trained the weights of a run folder (its best/); None for any other model."""
-    config = Path(source.location).parent / "config.toml"
-    if not source.local or Path(source.location).name != "best" or not config.is_file():
+    place = Path(source.location)
+    if not source.local or place.name != "best":
         return None
-    method = load_toml(config).get("method")
-    return method if isinstance(method, str) else None
+    method: str | None = read_config(place.parent).get("method")
+    return method
 
 
 def published_em(row: PublishedRow | None, conditions: Conditions) -> PublishedEM | None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile
-from dgpo_cli.core.trajectory import Trajectory, attempts, refuse_broken_search
+from dgpo_cli.core.trajectory import Trajectory, attempts, recorded, refuse_broken_search
 from dgpo_cli.core.types import Question
 from dgpo_cli.errors import InputError
 from dgpo_cli.evaluation.outcome import Outcome, grade
@@ -87,5 +87,5 @@ def _record(trajectory: Trajectory, outcome: Outcome) -> dict[str, Any]:
 def _recorded(
     records: RecordFile, with_turns: Callable[[Trajectory], Trajectory] | None
 ) -> Iterator[tuple[str, Outcome]]:
-    for trajectory in records.made(Trajectory.from_json):
+    for trajectory in records.made(recorded):
         yield trajectory.key, grade(trajectory if with_turns is None else with_turns(trajectory))

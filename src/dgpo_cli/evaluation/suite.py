@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.device import Precision
+from dgpo_cli.core.places import is_file, is_there
 from dgpo_cli.core.types import Question, question_to_json
 from dgpo_cli.engine.registry import IN_PROCESS, require_engine_name
 from dgpo_cli.engine.turnwise.model_server import ModelServerAccess
@@ -101,7 +102,7 @@ def parse_benchmarks(text: str) -> dict[str, str]:
     name: their answers would be one file.
     """
     asked: dict[str, str] = {}
-    parts = [text] if Path(text).is_file() else text.split(",")  # a comma may stand in the name of a file
+    parts = [text] if is_file(text) else text.split(",")  # a comma may stand in the name of a file
     for part in filter(None, (part.strip() for part in parts)):
         for one in SEVEN if part == "all" else [part]:
             name, place = name_and_place(one)
@@ -122,7 +123,7 @@ def parse_indexes(text: str, benchmarks: Collection[str]) -> dict[str, str]:
     default: str | None = None
     named: dict[str, str] = {}
     last: str | None = None  # the benchmark just named
-    parts = [text] if Path(text).exists() else text.split(",")  # a comma may stand in the name of a folder
+    parts = [text] if is_there(text) else text.split(",")  # a comma may stand in the name of a folder
     for part in filter(None, (part.strip() for part in parts)):
         name, separator, location = part.partition("=")
         if separator and "/" not in name and not is_server(part):  # an address may hold = after its first slash

@@ -12,11 +12,12 @@ import torch
 
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core import folders
-from dgpo_cli.core.config import load_toml, to_toml
+from dgpo_cli.core.config import to_toml
 from dgpo_cli.core.disk import check_space
 from dgpo_cli.core.hub import unreachable
 from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
+from dgpo_cli.core.run_config import CONFIG_FILE, read_config
 from dgpo_cli.core.run_dir import list_runs, read_run
 from dgpo_cli.core.run_metrics import measured, read_metrics
 from dgpo_cli.core.schema import read_record
@@ -143,10 +144,10 @@ def history(source: ModelSource, runs_root: Path) -> tuple[list[Stage], str]:
     seen: set[Path] = set()
     while True:
         run = _run_of(source)
-        if run is None or run.resolve() in seen or not (run / "config.toml").is_file():
+        if run is None or run.resolve() in seen or not (run / CONFIG_FILE).is_file():
             break
         seen.add(run.resolve())
-        config = load_toml(run / "config.toml")
+        config = read_config(run)
         student, teacher = config.get("student"), config.get("teacher")
         method = str(config.get("method", read_run(run)["command"]))
         asked = _public(teacher) if teacher is not None and _asks_teacher(method, config) else None
@@ -191,8 +192,8 @@ def _writer(trajectories: object) -> str | None:
     if not isinstance(trajectories, str):
         return None
     path = Path(trajectories)
-    run = next((place for place in (path, path.parent) if (place / "config.toml").is_file()), None)
-    config = {} if run is None else load_toml(run / "config.toml")
+    run = next((place for place in (path, path.parent) if (place / CONFIG_FILE).is_file()), None)
+    config = {} if run is None else read_config(run)
     teacher = config.get("teacher")
     if teacher == GOLD:
         return SCRIPT

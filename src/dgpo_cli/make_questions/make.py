@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.progress import Progress, Steps
 from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
 from dgpo_cli.core.text import comparable
@@ -79,7 +80,7 @@ def make_questions(
     meta = {"settings": asdict(settings), "index": index.digest}
     steps = Steps(progress)
     with RecordFile(folder / RECORDS, key="key", schema="made questions", meta=meta) as records:
-        kept = sum(row["fate"] == Fate.KEPT.name for row in records.rows())
+        kept = sum(row["fate"] == Fate.KEPT.name for row in records.made(_checked))
         for start in range(0, len(drawn), settings.wave):
             steps(start, len(drawn), f"{kept:,} questions")
             wave = drawn[start : start + settings.wave]
@@ -91,7 +92,7 @@ def make_questions(
                     records.append(_record(task, candidate, fate))
                     kept += fate is Fate.KEPT
         steps(len(drawn), len(drawn), f"{kept:,} questions")
-        made = _write_files(records.rows(), folder, len(drawn))
+        made = _write_files(records.made(_checked), folder, len(drawn))
     if not made.kept:
         (why, number), *_ = sum(made.fates.values(), Counter()).most_common(1)
         change = "more --passages, a larger -k or a stronger --teacher"
@@ -148,6 +149,22 @@ def _record(task: QuestionTask, candidate: Candidate | None, fate: Fate) -> dict
         "fate": fate.name,
         "question": made,
     }
+
+
+_ROW = schema.record(
+    {
+        "fate": schema.one_of(*Fate.__members__),
+        "side": schema.one_of(*SIDES),
+        "hops": schema.whole(1, 2),
+        "question": schema.maybe(schema.record({"question": schema.text(empty=False)})),
+    },
+    also=lambda row: "a kept one has no `question`" if row["fate"] == "KEPT" and row["question"] is None else "",
+)
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    schema.require(row, _ROW)
+    return row
 
 
 def _write_files(rows: Iterator[Mapping[str, Any]], folder: Path, passages: int) -> MadeQuestions:

@@ -125,8 +125,8 @@ def _write(path: Path, header: Header, folder: Path, digest: str) -> None:
 
     from dgpo_cli.models import gguf_tokenizer
 
-    tokenizer = gguf_tokenizer.build(header.metadata, path)
     try:
+        tokenizer = gguf_tokenizer.build(header.metadata, path)
         # The progress bar of this one function has no switch.
         with quiet_loading(), contextlib.redirect_stderr(io.StringIO()):
             loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -24,6 +24,7 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _MAX_ENTRIES = 1 << 20  # ours, elements of an array, keys, or tensors; the largest vocabularies have a quarter of it
 _MAX_DIMENSIONS = 4
+_LISTS = {"tokenizer.ggml.tokens": str, "tokenizer.ggml.merges": str, "tokenizer.ggml.token_type": int}
 # Weights in a block, and its bytes, by number of the form of storage.
 _FORMS: dict[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2),
@@ -201,6 +202,10 @@ def _require_model(path: Path, header: Header) -> None:
             f"{path} scales its rotary embeddings, which a GGUF file does not state in full",
             hint="take the same model as safetensors, from the hub or a folder",
         )
+    for name, kind in _LISTS.items():
+        values = header.metadata.get(name, [])
+        if not isinstance(values, list) or not set(map(type, values)) <= {kind}:
+            raise ModelError(f"{path} is damaged: {name} is no list of {kind.__name__}", hint="download it again")
     wanted = _expected(path, header)
     for name, shape in wanted.items():
         found = header.tensors.get(name)

@@ -22,7 +22,8 @@ from dgpo_cli.core.locks import Lock, lock_inside
 from dgpo_cli.core.progress import Bar, Say
 from dgpo_cli.core.recipes import shipped
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.core.run_dir import RunDir, differing, read_run
+from dgpo_cli.core.run_config import differing
+from dgpo_cli.core.run_dir import RunDir, read_run
 from dgpo_cli.core.run_identity import Work
 from dgpo_cli.errors import BusyError, ConfigError
 from dgpo_cli.evaluation.measured import MeasuredModel
@@ -30,25 +31,19 @@ from dgpo_cli.evaluation.measurement import measure
 from dgpo_cli.evaluation.suite import Benchmark, EvalSettings
 from dgpo_cli.evaluation.summary import Report
 from dgpo_cli.models.devices import load_frozen, training_device
+from dgpo_cli.offline.ownership import FILES, FOLDERS, MARK, MadeWorld, made_world, require_own
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.open import open_index
 from dgpo_cli.training.run.progress_line import best_validation
 
-_FOLDERS = ("world", "index", "models", "runs")
-_FILES = ("demonstrations.jsonl", "reading.jsonl", "results.json", "budgets.json")
-_MARK = ".stages"  # of a folder whose parts were made here, and may be replaced and deleted
-
-_WORLD = schema.record({"digest": schema.text()}, {"seed": schema.maybe(schema.whole())})
-_FINISHED = schema.record({"result": schema.map_of(schema.ANYTHING)})
+_TRAINED = schema.record({"seconds": schema.number(0), "best": schema.maybe(schema.number())})
+_RESULTS = {  # what is read of the result of a finished run, by command; of an evaluation, the row that it is
+    "kd": _TRAINED,
+    "rl": _TRAINED,
+    "distill-data": schema.record(dict.fromkeys(("episodes", "kept"), schema.whole(0))),
+    "make-questions": schema.record({"questions": schema.map_of(schema.whole(0))}),
+}
 _BUDGETS = schema.map_of(schema.record({"weights": schema.text(), "seconds": schema.number(0)}))
-
-
-@dataclass(frozen=True, slots=True)
-class MadeWorld:
-    """What a world was made from."""
-
-    digest: str
-    seed: int | None  # where one is drawn
 
 
 MeasuredRow = TypeVar("MeasuredRow")
@@ -65,8 +60,10 @@ class PathResult(Generic[MeasuredRow]):
     reused: list[str]  # stages that were done before
 
 
-def read_row(kind: Callable[..., MeasuredRow], record: Mapping[str, Any]) -> MeasuredRow:
-    """A row from the JSON of its dataclass, where the pair of its interval is a list."""
+def read_row(kind: type[MeasuredRow], record: Mapping[str, Any], place: str) -> MeasuredRow:
+    """A row from the JSON of its dataclass, where the pair of its interval is a list. Raises InputError."""
+    pair = schema.tuple_of(schema.number(), schema.number())
+    schema.check(record, schema.of(kind, em_interval=pair), f"{place} is damaged", hint=f"delete {place}")
     return kind(**{**record, "em_interval": tuple(record["em_interval"])})
 
 
@@ -103,7 +100,7 @@ class Project:
         """
         with Lock.inside(self.folder, hint="wait for it, or give another --out"):
             self._own()
-            for part in _FOLDERS:
+            for part in FOLDERS:
                 folders.settle(self.folder / part)
             for folder in (self.folder, self.world_folder):
                 folders.sweep(folder)
@@ -114,21 +111,15 @@ class Project:
 
     def _own(self) -> None:
         """Mark the folder before anything is made in it; one of earlier versions is known by its world."""
-        if (self.folder / _MARK).is_file():
-            return
-        theirs = [part for part in (*_FOLDERS, *_FILES) if (self.folder / part).exists()]
-        if theirs and self.made_world() is None:
-            raise ConfigError(
-                f"{self.folder / theirs[0]} was not made by this command, which would replace it",
-                hint="give --out a folder that does not exist yet",
-            )
-        write_atomic(self.folder / _MARK, "")
+        require_own(self.folder)
+        if not (self.folder / MARK).is_file():
+            write_atomic(self.folder / MARK, "")
 
     def forget(self) -> None:
         """Delete everything that was made; anything else in the folder stays."""
-        for part in _FOLDERS:
+        for part in FOLDERS:
             folders.remove(self.folder / part)
-        for part in _FILES:
+        for part in FILES:
             (self.folder / part).unlink(missing_ok=True)
 
     def finished(
@@ -160,9 +151,9 @@ class Project:
         same = record.get("digest") == wanted.digest
         if same and record["status"] == "finished":
             self._reuse(stage)
-            return dict(record["result"])
+            return self.result(stage)
         if record and not same:
-            self._replace(path, record["status"] == "finished", differing(path, wanted))
+            self._replace(path, record["status"] == "finished", differing(path, record, wanted))
         started = time.perf_counter()
         with RunDir.open(command, config, out=path, fresh=not same, inputs=seen) as run:
             work(run)
@@ -184,16 +175,14 @@ class Project:
 
     def result(self, stage: str) -> Mapping[str, Any]:
         path = self.path(stage)
-        record = schema.check(read_run(path), _FINISHED, f"{path / 'run.json'} is damaged", hint=f"delete {path}")
+        record = read_run(path)
+        kind = schema.record({"result": _RESULTS.get(record["command"], schema.map_of(schema.ANYTHING))})
+        schema.check(record, kind, f"{path / 'run.json'} is damaged", hint=f"delete {path}")
         return dict(record["result"])
 
     def made_world(self) -> MadeWorld | None:
         """None without a world."""
-        stamp = self.world_folder / "world.json"
-        if not stamp.is_file():
-            return None
-        made = schema.read_record(stamp, _WORLD, hint=f"delete {stamp}")
-        return MadeWorld(made["digest"], made.get("seed"))
+        return made_world(self.world_folder)
 
     def _reuse(self, what: str) -> None:
         self.reused.append(what)

@@ -22,6 +22,7 @@ from dgpo_cli.core.run_identity import config_digest
 from dgpo_cli.core.types import question_to_json
 from dgpo_cli.evaluation.stats import paired_difference
 from dgpo_cli.evaluation.summary import Report
+from dgpo_cli.models.contents import file_digest
 from dgpo_cli.models.sources import resolve
 from dgpo_cli.offline.project import PathResult, read_row
 from dgpo_cli.offline.stages import Stages
@@ -153,8 +154,8 @@ class RealPath(Stages):
         stamp = self.world_folder / "world.json"
         sides = {"train": parts.training, "validation": parts.validation, "test": parts.test}
         rows = {side: [question_to_json(question) for question in questions] for side, questions in sides.items()}
-        sizes = {name: path.stat().st_size for name, (_, path) in sets.items()}
-        digest = config_digest("real", {"questions": rows, "corpora": sizes})
+        corpora = {name: file_digest(path) for name, (_, path) in sets.items()}
+        digest = config_digest("real", {"questions": rows, "corpora": corpora})
         if (made := self.made_world()) is not None and made.digest == digest:
             self._reuse("questions, passages and index")
             return
@@ -235,7 +236,7 @@ class RealPath(Stages):
     def measure(self, name: str, model: Path, count: int | None = None) -> RealRow:
         """Greedy answers to the first `count` test questions."""
         found = self.measured(name, model, count, lambda report: asdict(RealRow.of(report)), stop_repeats=True)
-        row = read_row(RealRow, found)
+        row = read_row(RealRow, found, str(self.path(f"eval-{name}")))
         self._say(
             f"{name}: EM {percent(row.em)}, F1 {percent(row.f1)}, {row.searches:.2f} searches, "
             f"{percent(row.answered)} answered, {row.questions} questions"

@@ -220,7 +220,7 @@ def read_record(path: Path) -> Record | None:
     found = _found(path, _RECORD)
     if found is None:
         return None
-    result = read_row(Row, found["result"])
+    result = read_row(Row, found["result"], str(path))
     points = tuple((float(x), float(y)) for x, y in found["validation"])
     return Record(found["row"], found["seed"], found["digest"], result, found["train_seconds"], points)
 

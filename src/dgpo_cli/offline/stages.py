@@ -239,7 +239,7 @@ class Stages(Project):
         """EM on held-out test questions, greedy."""
         count = self.recipe["world"]["test_questions"]
         found = self.measured(name, model, count, lambda report: asdict(Row.of(report)), wave=200)
-        return read_row(Row, found)
+        return read_row(Row, found, str(self.path(f"eval-{name}")))
 
     def validation_curve(self, stage: str) -> list[tuple[float, float]]:
         """Validation EM over training seconds."""

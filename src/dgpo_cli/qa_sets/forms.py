@@ -1,14 +1,17 @@
 """The forms in which question files come, each turned into rows of FlashRAG's form.
 
-JSONL and JSON lists of FlashRAG's rows; CSV and TSV with a header that names `question` and `answer`; SQuAD's JSON;
-BEIR's queries.jsonl beside its qrels/, or one of those qrels. All may be .gz or .zst. A question that SQuAD calls
-impossible is unanswerable; its plausible answers are wrong and not read. BEIR names gold passages, no answers.
+JSONL and JSON lists of FlashRAG's rows, or of rows as NQ-open, HotpotQA, MuSiQue and TriviaQA have them; CSV and TSV
+with a header that names `question` and `answer`; SQuAD's JSON; BEIR's queries.jsonl beside its qrels/, or one of those
+qrels. All may be .gz or .zst. A question that SQuAD calls impossible is unanswerable; its plausible answers are wrong
+and not read. BEIR names gold passages, no answers.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from json import JSONDecodeError
 from pathlib import Path
@@ -20,12 +23,15 @@ from dgpo_cli.core.records import read_jsonl
 from dgpo_cli.core.text import text_key
 from dgpo_cli.core.untrusted import LARGEST_TABLE, open_file, parse_json, unmarked
 from dgpo_cli.errors import InputError, reason
+from dgpo_cli.qa_sets.own_names import under_flashrags_names
 
 FORM = '{"id": ..., "question": ..., "golden_answers": [...]}'
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = tuple(ending + packed for ending in ENDINGS for packed in ("", *PACKED))
 _BEIR_QUERIES = "queries.jsonl"
 _QRELS = ("test.tsv", "dev.tsv", "train.tsv")  # the first that is there is evaluated
+_HEAD = 1 << 16  # bytes of a first line
+_PACKED, _SMALL = 100, 1 << 24  # times smaller, where it is more than so many bytes: text packs ten times, a bomb 1,000
 _QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, as "line 3"; and what it says
@@ -39,13 +45,13 @@ def rows(path: Path) -> Iterator[Row]:
     elif ending == ".tsv" and _header(path) == _QRELS_HEADER:
         yield from _beir(path.parent.parent, path)
     elif ending in (".csv", ".tsv"):
-        yield from _table(path, "\t" if ending == ".tsv" else ",")
+        yield from _table(path, _delimiter(path, ending))
     elif ending == ".json":
         yield from _json(path)
     elif plain_name(path) == _BEIR_QUERIES and (path.parent / "qrels").is_dir():
         yield from _beir(path.parent, None)
     else:
-        yield from ((f"line {number}", row) for number, row in read_jsonl(path))
+        yield from ((f"line {number}", under_flashrags_names(row)) for number, row in read_jsonl(path))
 
 
 def at(path: Path | str, place: str) -> str:
@@ -64,9 +70,10 @@ def _first_file(candidates: Iterator[Path]) -> Path | None:
 def _text(path: Path) -> str:
     try:
         with open_file(path) as raw:
-            content = decompressing(raw, path).read(LARGEST_TABLE + 1)
-        if len(content) > LARGEST_TABLE:
-            raise InputError(f"{path}: more than {LARGEST_TABLE:,} bytes", hint="divide it, or write it as .jsonl")
+            most = min(LARGEST_TABLE, max(_SMALL, _PACKED * os.fstat(raw.fileno()).st_size))
+            content = decompressing(raw, path).read(most + 1)
+        if len(content) > most:
+            raise InputError(f"{path}: more than {most:,} bytes in it", hint="divide it, or write it as .jsonl")
         return unmarked(content).decode("utf-8")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
@@ -75,8 +82,23 @@ def _text(path: Path) -> str:
         raise InputError(f"{path}: {reason(error)}", hint="give a readable question file") from error
 
 
+def _first_line(path: Path) -> str:
+    """The beginning of it; "" where the file cannot be read, which is told when all of it is."""
+    try:
+        with open_file(path) as raw:
+            return unmarked(decompressing(raw, path).readline(_HEAD)).decode("utf-8", "replace")
+    except ERRORS:
+        return ""
+
+
 def _header(path: Path) -> list[str]:
-    return _text(path).partition("\n")[0].strip().split("\t")
+    return _first_line(path).strip().split("\t")
+
+
+def _delimiter(path: Path, ending: str) -> str:
+    """Of .csv a semicolon where the first line has more of them than of commas, as spreadsheets write in Europe."""
+    first = _first_line(path)
+    return "\t" if ending == ".tsv" else ";" if first.count(";") > first.count(",") else ","
 
 
 def _table(path: Path, delimiter: str) -> Iterator[Row]:
@@ -106,6 +128,8 @@ def _cells(path: Path, delimiter: str, hint: str) -> Iterator[tuple[str, dict[st
                 continue
             if not names:
                 names = [cell.strip().lower() for cell in cells]
+                if twice := next((name for name, times in Counter(names).items() if name and times > 1), None):
+                    raise csv.Error(f"two columns are called {twice}")
                 continue
             if len(cells) != len(names):
                 raise csv.Error(f"{len(cells)} columns, the first line names {len(names)}")
@@ -137,8 +161,10 @@ def _json(path: Path) -> Iterator[Row]:
         if not isinstance(wrong := error.__cause__, JSONDecodeError):
             raise
         raise InputError(f"{path}:{wrong.lineno}: not JSON ({wrong})", hint=hint) from error
+    if isinstance(held, dict) and isinstance(held.get("Data"), list):  # TriviaQA's
+        held = held["Data"]
     if isinstance(held, list) and all(isinstance(row, dict) for row in held):
-        yield from ((f"question {number}", row) for number, row in enumerate(held, start=1))
+        yield from ((f"question {number}", under_flashrags_names(row)) for number, row in enumerate(held, start=1))
     elif isinstance(held, dict) and isinstance(held.get("data"), list):
         yield from _squad(path, held["data"])
     else:

@@ -14,6 +14,7 @@ from typing import Any
 from dgpo_cli.core import schema
 from dgpo_cli.core.compression import plain_name
 from dgpo_cli.core.hub import unreachable
+from dgpo_cli.core.places import is_file
 from dgpo_cli.core.text import is_empty_answer, text_key
 from dgpo_cli.core.types import QUESTION_EXTRAS, Question, question_from_json
 from dgpo_cli.errors import ConfigError, InputError
@@ -161,7 +162,7 @@ def name_and_place(asked: str) -> tuple[str, str]:
 
 
 def _is_file(name: str) -> bool:
-    return name.endswith(SUFFIXES) or Path(name).is_file()
+    return name.endswith(SUFFIXES) or is_file(name)
 
 
 def _limited(questions: list[Question], limit: int | None, seed: int | None) -> list[Question]:
@@ -231,7 +232,7 @@ def training_set(chosen: str, bench_dir: Path | None = None) -> list[Question]:
     `bench_dir` has the files of the sets. Raises ConfigError where it has no effect, since no set is named.
     """
     questions: list[Question] = []
-    parts = [chosen] if Path(chosen).is_file() else chosen.split(",")  # a comma may stand in the name of a file
+    parts = [chosen] if is_file(chosen) else chosen.split(",")  # a comma may stand in the name of a file
     names = [name for part in parts if (name := part.strip())]
     require_asked_of(bench_dir, names)
     for name in names:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from dgpo_cli.core import registry
 from dgpo_cli.core.config import apply_options
+from dgpo_cli.core.places import is_there
 from dgpo_cli.retrieval.base import IndexedRetriever, ServedRetriever
 
 RETRIEVERS: dict[str, str] = {
@@ -38,7 +39,7 @@ def is_address(location: str | Path) -> bool:
 
 def is_server(location: str | Path) -> bool:
     """Whether a location is no index folder: an address, or "package.module:Class", with its settings after a "?"."""
-    outside = registry.is_outside(str(location).partition("?")[0]) and not Path(location).exists()
+    outside = registry.is_outside(str(location).partition("?")[0]) and not is_there(str(location))
     return is_address(location) or outside
 
 

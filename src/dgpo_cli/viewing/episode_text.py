@@ -111,14 +111,15 @@ def attempt(trajectory: Trajectory, codec: Codec | None, tokens: Tokens, *, more
 
 def steps(trajectory: Trajectory, codec: Codec, tokens: Tokens) -> list[ShownStep]:
     """The stretches of an episode, in order."""
-    turns = iter(codec.with_turns(trajectory).known_turns)
+    # A turn that the record does not know, as where a bit of it flipped, is shown as one without an action.
+    actions = {turn.start: turn.action for turn in codec.with_turns(trajectory).known_turns}
     found: list[ShownStep] = []
     made = 0
     for written, start, stop in trajectory.spans():
         search = None
         kind: str
         if written:
-            kind = next(turns).action or "think"
+            kind = actions.get(start) or "think"
             if kind == "search" and made < len(trajectory.searches):
                 search, made = made, made + 1
         elif not found:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.figures import duration
 from dgpo_cli.core.records import parse_line
+from dgpo_cli.core.run_config import read_config
 from dgpo_cli.core.run_dir import read_run
 from dgpo_cli.core.run_list import status_of
 from dgpo_cli.core.run_metrics import METRICS_FILE, measured, metrics_row
@@ -207,7 +207,7 @@ class WatchedRun:
         if found == self._record:
             return False
         record = read_run(self.path)
-        config = load_toml(self.path / "config.toml") if (self.path / "config.toml").is_file() else {}
+        config = read_config(self.path)
         if self.records is None or self.records.record.get("created") != record["created"]:  # another run in its place
             self.records = RunRecords(self.path, record, config, [], [], self.path.name)
             self.files, self._metrics = [], Tail(self.path / METRICS_FILE, METRICS_BYTES)

@@ -7,16 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgpo_cli.core.config import load_toml
+from dgpo_cli.core import schema
 from dgpo_cli.core.records import read_records
+from dgpo_cli.core.run_config import read_config
 from dgpo_cli.core.run_dir import read_run
 from dgpo_cli.core.run_list import ROLLOUTS, ROLLOUTS_FILE, VALIDATION_FILE
 from dgpo_cli.core.run_metrics import read_metrics
-from dgpo_cli.core.schema import is_number
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.evaluation.outcome import Outcome, grade
 from dgpo_cli.evaluation.summary import Report
+
+_NAMED = schema.map_of(schema.ANYTHING)
+_HEADER = schema.record(
+    {"protocol": _NAMED},
+    dict.fromkeys(("settings", "index", "questions"), _NAMED) | {"tokenizer": schema.maybe(schema.text())},
+)
+_STEP = schema.record({"step": schema.whole(0)})
 
 
 class Kept(NamedTuple):
@@ -53,17 +60,18 @@ class RunRecords:
 
     def episodes(self) -> Iterator[Kept]:
         """Every episode in the order of its file. Raises InputError naming file and line."""
-        for file, schema in self.files:
-            header, rows = read_records(file, schema)
+        for file, kind in self.files:
+            header, rows = read_records(file, kind)
+            schema.check(header, _HEADER, f"{file}, its first line", hint="make the run again with --fresh")
             for line, row in rows:
-                yield kept(row, schema, header, f"{file}:{line}")
+                yield kept(row, kind, header, f"{file}:{line}")
 
 
-def kept(row: Mapping[str, Any], schema: str, header: Mapping[str, Any], place: str) -> Kept:
-    """The episode of a row of a record file. Raises InputError that names the place."""
+def kept(row: Mapping[str, Any], kind: str, header: Mapping[str, Any], place: str) -> Kept:
+    """The episode of a row of a record file of a `kind`. Raises InputError that names the place."""
     try:
         trajectory = Trajectory.from_json(row)
-        step = int(row["step"]) if schema == ROLLOUTS else None
+        step = schema.require(row, _STEP)["step"] if kind == ROLLOUTS else None
         tokens = _tokens(row.get("tokens", {}), len(trajectory.token_ids))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{place}: not an episode ({error!r})", hint="make the run again with --fresh") from error
@@ -79,7 +87,7 @@ def _tokens(given: Mapping[str, Any], length: int) -> dict[str, Sequence[float |
     """Raises ValueError for a list of another length; a value that is no finite number is not known."""
     if wrong := [name for name, values in given.items() if len(values) != length]:
         raise ValueError(f"tokens.{wrong[0]} has not {length} values")
-    return {name: [x if is_number(x) else None for x in values] for name, values in given.items()}
+    return {name: [x if schema.is_number(x) else None for x in values] for name, values in given.items()}
 
 
 def files_of(path: Path, command: str, config: Mapping[str, Any]) -> list[tuple[Path, str]]:
@@ -96,11 +104,11 @@ def open_run(path: Path) -> RunRecords:
     if not (path / "run.json").is_file():
         raise ConfigError(f"{path} is not a run folder", hint="`dgpo runs` lists them")
     record = read_run(path)
-    config = load_toml(path / "config.toml") if (path / "config.toml").is_file() else {}
+    config = read_config(path)
     files = files_of(path, record["command"], config)
     run = RunRecords(path, record, config, read_metrics(path), [entry for entry in files if entry[0].is_file()])
     if record["command"] == "eval":
-        run.headers = {file.stem: read_records(file, schema)[0] for file, schema in run.files}
+        run.headers = {file.stem: read_records(file, kind)[0] for file, kind in run.files}
     by_set: dict[str, list[Outcome]] = {}
     for key, group, trajectory, *_ in run.episodes():
         run.groups[key] = group
@@ -121,6 +129,6 @@ def answers(path: Path) -> tuple[list[Trajectory], int | None]:
     found = [one for one in open_run(path).episodes() if one.key == one.trajectory.key]
     if not found:
         raise InputError(f"{path} holds no answers of an evaluation", hint="`dgpo runs` lists the runs")
-    told = {one.header.get("settings", {}).get("top_k") for one in found}
-    known = told.pop() if len(told) == 1 else None
+    told = [one.header.get("settings", {}).get("top_k") for one in found]
+    known = told[0] if all(one == told[0] for one in told) else None
     return [one.trajectory for one in found], known if type(known) is int and known > 0 else None

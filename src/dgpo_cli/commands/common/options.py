@@ -14,6 +14,7 @@ from dgpo_cli.console import Console
 from dgpo_cli.core import schema
 from dgpo_cli.core.config import apply_options, parse_options
 from dgpo_cli.core.device import device_name
+from dgpo_cli.core.places import is_there
 from dgpo_cli.core.recipes import config_of, merged
 from dgpo_cli.core.run_names import find_run
 from dgpo_cli.core.setting_names import as_today
@@ -156,4 +157,4 @@ def tell_run(console: Console, run: RunDir, state: str = "") -> None:
 
 def absolute(path: str) -> str:
     """A location as it is recorded: an existing local path made absolute, a name or an address unchanged."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
+    return str(Path(path).resolve()) if is_there(path) else path

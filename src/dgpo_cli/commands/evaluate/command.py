@@ -27,6 +27,7 @@ from dgpo_cli.commands.common.trained import AskOption, ask_options, tell_rerank
 from dgpo_cli.commands.evaluate import run
 from dgpo_cli.console import Console
 from dgpo_cli.core import shell
+from dgpo_cli.core.places import is_file
 from dgpo_cli.core.workspace import Workspace
 
 
@@ -148,7 +149,7 @@ def evaluate(
     if dry_run:
         run.show_plan(console, settings, benchmarks)
         return
-    own = absolute(asked) if Path(asked).is_file() else asked
+    own = absolute(asked) if is_file(asked) else asked
     Workspace().remember(by="dgpo eval", bench=own, bench_dir=None if bench_dir is None else absolute(str(bench_dir)))
     report = run.measure(
         console, settings, benchmarks, server=server, out=out, resume=resume, fresh=fresh, at_once=at_once

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dgpo_cli.commands.common.going_on import show_planned
 from dgpo_cli.commands.common.options import (
     ConfigOption,
     DeviceOption,
@@ -21,7 +22,6 @@ from dgpo_cli.commands.common.options import (
     SetOption,
     recorded,
     settings_from,
-    show_settings,
     tell_run,
 )
 from dgpo_cli.commands.common.teacher import NameOption, TokenizerOption, UrlOption, teacher_key
@@ -109,7 +109,7 @@ def make_questions(
             say=console.info,
         )
     if dry_run:
-        console.result(show_settings(console, settings))
+        show_planned(console, "make-questions", settings, {}, out=out, resume=resume, fresh=fresh)
         return
     if corpus is not None:
         index_documents(console, corpus, Path(settings.index))

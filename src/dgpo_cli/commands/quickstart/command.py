@@ -22,7 +22,6 @@ from dgpo_cli.commands.quickstart.real import run_real
 from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import duration, percent, percent_range
-from dgpo_cli.core.folders import require_place
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,9 +71,10 @@ def quickstart(
     """
     from dgpo_cli.core.config import to_toml
     from dgpo_cli.core.recipes import shipped
+    from dgpo_cli.offline.ownership import require_stages_place
 
     console = Console(json_output=json, quiet=quiet)
-    require_place(out)
+    require_stages_place(out.resolve())
     if real or rl or bench_dir is not None:
         if search or not real:
             flag = "--search" if search else "--rl" if rl else "--bench-dir"

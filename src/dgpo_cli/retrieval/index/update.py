@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.errors import ConfigError
+from dgpo_cli.retrieval.corpus.known import FILE as KNOWN
 from dgpo_cli.retrieval.corpus.known import read_known
 from dgpo_cli.retrieval.corpus.reader import corpus_digest, recorded_location
 from dgpo_cli.retrieval.dense import probe, vectors
@@ -42,20 +43,23 @@ def update_index(
 
     Returns its manifest and the counts of the work, None where nothing had changed. Vectors of a compressed index are
     gone, so that such an index, and one in Milvus, is encoded as a whole. Raises RetrievalError where `out` is no whole
-    index, ConfigError where it is one of another corpus.
+    index, ConfigError where it is one of another corpus, which is still where it was.
     """
     started = time.perf_counter()
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder", hint="--update is for a folder of files; give --overwrite instead")
     with alone(out):
-        former = read_manifest(out)
-        if former.corpus != recorded_location(folder):
+        former, place = read_manifest(out), recorded_location(folder)
+        same = former.corpus_digest == corpus_digest(folder)
+        # A folder that is gone from where it was has been moved, or its project has.
+        moved = (out / KNOWN).is_file() and not Path(former.corpus).exists()
+        if not same and not moved and former.corpus != place:
             raise ConfigError(
                 f"{out} holds an index of another corpus ({former.corpus})",
                 hint="give --out of this corpus's index, or --overwrite to replace it",
             )
         kind, config = configured(former.retriever, former.settings)
-        if former.corpus_digest == corpus_digest(folder) and not (strict and former.skipped):
+        if same and not (strict and former.skipped):
             return former, None
         check_hashes(out, former, whole=True)
         kept = PassageStore(out)
@@ -68,7 +72,7 @@ def update_index(
                 of_dense = encoder_config_of(former.retriever, config)
                 encoded = _encode_missing(out, former, kept, writing, store, of_dense, progress)
             state = kind.build(writing, store, config, progress)
-            built = write_manifest(writing, former.retriever, config, state, former.corpus, report, started)
+            built = write_manifest(writing, former.retriever, config, state, place, report, started)
     read = len(report.files) - (known.given if known is not None else 0)
     return built, IndexUpdate(len(report.files), read, built.passages, encoded)
 

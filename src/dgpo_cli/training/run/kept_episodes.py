@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dgpo_cli.core import schema
 from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
 from dgpo_cli.core.run_list import ROLLOUTS, ROLLOUTS_FILE
 from dgpo_cli.core.trajectory import Trajectory
@@ -32,6 +33,9 @@ _FIELDS = {
 _DIGITS = 5  # significant ones; a float32 has up to nine, which nobody reads and which double the file
 
 
+_STEP = schema.record({"step": schema.whole(0)})
+
+
 class KeptEpisodes:
     """`each` episodes of a step; where that makes more than MAX_KEPT in `steps` steps, of every n-th step."""
 
@@ -45,7 +49,7 @@ class KeptEpisodes:
         if not self.path.exists():
             return
         with self._open() as records:
-            rows = [row for row in records.rows() if row["step"] <= after_step]
+            rows = [row for row in records.made(_of_a_step) if row["step"] <= after_step]
             if len(rows) == len(records.keys):
                 return
             header = records.header
@@ -75,6 +79,11 @@ class KeptEpisodes:
         kept = replace(trajectory, logprobs=None if told is None else tuple(map(_short, told)))
         tokens = {name: [_short(x) for x in values.tolist()] for name, values in fields.items()}
         return {"key": f"{step}/{trajectory.key}", "step": step} | kept.to_json() | {"tokens": tokens}
+
+
+def _of_a_step(row: dict[str, Any]) -> dict[str, Any]:
+    schema.require(row, _STEP)
+    return row
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from dgpo_cli.core.config import load_toml
+from dgpo_cli.core.run_config import read_config
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import ConfigError
 
@@ -48,7 +48,7 @@ def tracked(run: RunDir, names: tuple[str, ...], say: Callable[[str], None]) -> 
     from dgpo_cli.models.devices import training_device
 
     training_device()  # accelerate's trackers ask its state which of several processes this is
-    config = _flat(load_toml(run.path / "config.toml"))
+    config = _flat(read_config(run.path))
     sent = {_row_key(row["step"], row) for row in run.metrics()} if run.resumed else set()
     trackers: list[GeneralTracker] = []
 

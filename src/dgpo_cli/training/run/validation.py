@@ -14,7 +14,7 @@ from dgpo_cli.agent.agent import Agent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile, as_read, read_jsonl
 from dgpo_cli.core.run_list import VALIDATION_FILE
-from dgpo_cli.core.trajectory import Trajectory, attempt_key, refuse_broken_search, write_trajectories
+from dgpo_cli.core.trajectory import Trajectory, attempt_key, recorded, refuse_broken_search, write_trajectories
 from dgpo_cli.core.types import Question
 from dgpo_cli.models.processes import ALONE, Processes
 from dgpo_cli.training.source import Roll
@@ -104,7 +104,7 @@ def _recorded_roll(
     ):
         file.unlink()
     with RecordFile(file, key="key", schema="unfinished validation", meta=meta) as records:
-        made = {t.key: t for t in records.made(Trajectory.from_json)}
+        made = {t.key: t for t in records.made(recorded)}
         missing = [pair for pair in pairs if attempt_key(*pair) not in made]
         before = len(pairs) - len(missing)
 

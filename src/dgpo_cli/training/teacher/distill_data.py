@@ -13,7 +13,7 @@ from dgpo_cli.core.figures import percent
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.run_dir import RunDir
-from dgpo_cli.core.trajectory import Trajectory, attempts, refuse_broken_search, write_trajectories
+from dgpo_cli.core.trajectory import attempts, recorded, refuse_broken_search, write_trajectories
 from dgpo_cli.core.types import Question
 from dgpo_cli.engine.turnwise.model_server import ModelServer
 from dgpo_cli.formats.abstention import is_unanswerable
@@ -219,7 +219,7 @@ def distill_data(
             made_now += 1
             right += trajectory.score is not None and trajectory.score.correct
         place = {key: number for number, key in enumerate(asked)}
-        made = [t for t in records.made(Trajectory.from_json) if t.key in place]
+        made = [t for t in records.made(recorded) if t.key in place]
     made.sort(key=lambda t: place[t.key])
     taken = [t for t in made if kept(t, keep, agent.codec, always_search=always_search)]
     write_trajectories(folder / "trajectories.jsonl", taken, meta)

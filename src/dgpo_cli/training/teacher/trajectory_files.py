@@ -42,7 +42,9 @@ def trajectory_file(path: Path) -> Path:
 
 def recorded_limits(path: Path) -> dict[str, int]:
     """Limits that a trajectory file was written under. Raises InputError."""
-    header, _ = read_records(trajectory_file(path), "trajectories")
+    file = trajectory_file(path)
+    header, _ = read_records(file, "trajectories")
+    check(header, _HEADER, f"{file}:1", hint=_AGAIN)
     return Protocol.from_json(header["protocol"]).limits
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any
 
 from dgpo_cli.core.extras import require
@@ -47,14 +48,22 @@ def _word(package: io.BytesIO) -> Document:
     """By way of HTML, which mammoth makes of styles, lists, tables, notes and tracked changes."""
     import mammoth
     from mammoth.documents import NoteReference
-    from mammoth.transforms import get_descendants_of_type
+    from mammoth.transforms import get_descendants
 
     def once(document: Any) -> Any:
-        """Each note is written where it is referred to, so one large note could be written a million times."""
-        references = get_descendants_of_type(document, NoteReference)
-        many = Counter((found.note_type, found.note_id) for found in references).most_common(1)
+        """A note, an address or the name of a style is written wherever something refers to it, so a large one could be
+        written a million times.
+        """
+        found, budget = get_descendants(document), Budget()
+        references = [one for one in found if isinstance(one, NoteReference)]
+        many = Counter((one.note_type, one.note_id) for one in references).most_common(1)
         if many and many[0][1] > 1:
             raise Unreadable(f"broken DOCX (a note with {many[0][1]:,} references)")
+        for body in (document.notes.resolve(reference).body for reference in references):
+            found += [one for top in body for one in (top, *get_descendants(top))]
+        for one in found:
+            for name in ("href", "anchor", "target_frame", "style_name"):
+                budget.spend(getattr(one, name, None) or "")
         return document
 
     made = mammoth.convert_to_html(
@@ -86,7 +95,9 @@ def _shape_texts(shape: Any, budget: Budget) -> Iterator[str]:
     elif shape.has_text_frame:
         yield shape.text_frame.text.replace("\v", "\n")
     elif getattr(shape, "has_table", False):
-        yield table(([cell.text_frame.text for cell in row.cells] for row in shape.table.rows), budget)
+        # Asked for a row by its number, the library counts to it from the first one.
+        rows = groupby(shape.table.iter_cells(), key=lambda cell: cell._tc.getparent())
+        yield table(([cell.text_frame.text for cell in cells] for _, cells in rows), budget)
 
 
 def _excel(package: io.BytesIO) -> Document:

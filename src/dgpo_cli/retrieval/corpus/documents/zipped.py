@@ -17,6 +17,8 @@ MOST_FILES = 20_000  # in an archive, ours; a book or a deck has hundreds
 MOST_BYTES = 1 << 25  # of all texts in an archive, unpacked; a thousand pages take a third of it
 _ENTRY = b"PK\x01\x02"  # begins each entry of an archive's directory, which the library reads whole
 _WITH_A_PASSWORD = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # an Office file with a password is one of Microsoft's old form
+MOST_FIELDS = 100  # of a Word document inside each other, ours; Word allows twenty
+_FIELD = re.compile(r"fldCharType\s*=\s*[\"']([^\"'<]{0,20})")
 _STEP = 1 << 16  # bytes unpacked at once
 _ENCODING = re.compile(rb"^<\?xml[^>]{0,200}?encoding\s*=\s*[\"']([\w.-]+)")
 
@@ -84,3 +86,20 @@ def _check_xml(content: bytes, kind: str, name: str) -> None:
     text = decoded(content)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise Unreadable(f"broken {kind} ({name} defines a document type)")
+    _check_fields(text, kind, name)
+
+
+def _check_fields(text: str, kind: str, name: str) -> None:
+    """A Word document's fields end: what comes in an open one costs the library a step for each that is open, and each
+    part of a field is read together with those before it.
+    """
+    opened = parts = 0
+    for found in _FIELD.finditer(text):
+        if found[1] == "end":
+            opened = max(0, opened - 1)
+        elif found[1] == "separate":
+            parts += 1
+        else:
+            opened, parts = opened + 1, 0
+        if max(opened, parts) > MOST_FIELDS:
+            raise Unreadable(f"broken {kind} ({name} has more than {MOST_FIELDS} fields inside each other)")
