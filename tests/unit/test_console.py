@@ -144,6 +144,17 @@ def test_progress_without_a_terminal_speaks_soon_and_then_once_a_minute(
     ]
 
 
+def test_work_that_a_time_limit_ends_has_no_rate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 1.0, 61.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with Console().progress("kd_longer", "s") as progress:
+        progress(0, 600)
+        progress(60, 600, "loss 0.013")
+    assert capsys.readouterr().err == "kd_longer: 60/600 s (9 min left); loss 0.013\n"
+
+
 def test_progress_speaks_while_nothing_is_reported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,7 @@ class Estimate:
 
     def rate(self, now: float) -> str:
         speed = self._speed(now)
-        return rate(speed, self._unit) if speed else ""
+        return rate(speed, self._unit) if speed and self._unit != "s" else ""  # seconds of a limit pass by themselves
 
     def left(self, total: int, now: float) -> str:
         speed = self._speed(now)
@@ -106,6 +106,7 @@ class Lines:
 
     def __init__(self, description: str, unit: str, say: Say) -> None:
         self._description, self._say, self._estimate = description, say, Estimate(unit)
+        self._counted_in = " s" if unit == "s" else ""
         self._began = self._told_at = time.monotonic()
         self._wait = _FIRST_LINE_S
         self._at: tuple[int, int, str] | None = None
@@ -145,5 +146,5 @@ class Lines:
             return
         done, total, note = self._at
         figures = ", ".join(filter(None, (self._estimate.rate(now), self._estimate.left(total, now)))) or so_far
-        counted = f"{done:,}/{f'{total:,}' if total else '?'} ({figures})"
+        counted = f"{done:,}/{f'{total:,}' if total else '?'}{self._counted_in} ({figures})"
         self._say(f"{self._description}: {counted}{f'; {note}' if note else ''}")
