@@ -105,12 +105,12 @@ def places(offline: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 @pytest.fixture
 def around(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with things that a value may name by mistake; servers that would run until Ctrl-C end at once."""
-    from dgpo_cli.export import export
+    from dgpo_cli.export import request
     from dgpo_cli.serving import mcp_tools, run
 
     monkeypatch.setattr(run, "serve", lambda *_, **told: told["ready"]())
     monkeypatch.setattr(mcp_tools, "serve_stdio", lambda *_: None)
-    monkeypatch.setattr(export, "check_push", lambda *_: (_ for _ in ()).throw(cli.ConfigError("no network")))
+    monkeypatch.setattr(request, "check_push", lambda *_: (_ for _ in ()).throw(cli.ConfigError("no network")))
     monkeypatch.setattr(cli, "app", typer.main.get_command(cli.app))  # built once
     monkeypatch.setenv("COLUMNS", "80")
     for name, content in (("file", b"a file\n"), ("empty", b""), ("secret", b"x"), ("bytes", bytes(range(256)))):

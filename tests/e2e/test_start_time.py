@@ -105,3 +105,52 @@ def test_help_starts_at_once(tmp_path: Path) -> None:
 def test_chat_without_a_model_says_so_at_once(tmp_path: Path) -> None:
     status, heavy, said = started(["chat", "-q"], tmp_path, START_UNITS)
     assert (status, heavy) == (1, []) and said.startswith("error: no model given")
+
+
+REFUSED = {
+    "serve a model that is none": "serve --model nosuch --index {index}",
+    "serve an index that is none": "serve --index nosuch",
+    "serve an agent over an index that is none": "serve --model {student} --index nosuch",
+    "serve with a setting that is none": "serve --index {index} -o nosuch=1",
+    "mcp": "mcp --model nosuch --index {index}",
+    "export a model that is none": "export nosuch out",
+    "export into a folder of something else": "export {student} {world}",
+    "export in a dtype that is none": "export {student} out --dtype float8",
+    "export in a form that is none": "export {student} out --gguf --quantize q3",
+    "search with a reranker that is none": "search x --index {index} -o rerank.model=nosuch",
+    "index with an encoder that is none": "index {world}/corpus.jsonl --out i --retriever dense --encoder nosuch",
+    "quickstart over a folder of something else": "quickstart --out {taken}",
+    "learn into a folder of something else": "learn {world} --out {taken}",
+    "reproduce into a folder of something else": "reproduce --out {taken}",
+    "a dry run of it": "learn {world} --out {taken} --dry-run",
+    "chat": "chat --model {student} --index nosuch",
+    "audit": "audit {world}/test.jsonl --index nosuch",
+    "report": "report nosuch",
+    "make-questions": "make-questions {world} --teacher nosuch",
+}
+PROBE_ALL = """
+import json, sys
+from dgpo_cli.cli import main
+for argv in {every!r}:
+    try:
+        main(argv)
+        status = 0
+    except SystemExit as ended:
+        status = ended.code
+    print(json.dumps([status, sorted(m for m in {heavy!r} if m in sys.modules)]), file=sys.stderr)
+"""
+
+
+def test_what_is_refused_is_refused_before_a_library_that_computes_is_imported(
+    places: dict[str, Path], tmp_path: Path
+) -> None:
+    """One process after the other is what a user starts; one for all of them finds the first that imports too much."""
+    for taken in ("taken", "taken/fair/seed-0"):
+        (tmp_path / taken / "runs").mkdir(parents=True)
+    every = [line.format(**places, taken=tmp_path / "taken").split() for line in REFUSED.values()]
+    _, said = timed(PROBE_ALL.format(every=every, heavy=HEAVY), tmp_path)
+    found = [json.loads(line) for line in said.splitlines() if line.startswith("[")]
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    assert len(found) == len(errors) == len(REFUSED), said
+    assert dict(zip(REFUSED, found, strict=True)) == {name: [1, []] for name in REFUSED}, said
+    assert not (tmp_path / "out").exists()

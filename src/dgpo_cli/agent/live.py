@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from dgpo_cli.agent.agent import Agent
 from dgpo_cli.agent.episode import RunningEpisode
 from dgpo_cli.agent.loop import Listener, Rollout
 from dgpo_cli.core.types import SearchCall, StopReason
 from dgpo_cli.engine.base import Event, Sampling
+
+if TYPE_CHECKING:
+    from dgpo_cli.agent.agent import Agent
 
 LookUp = Callable[[str], Future[SearchCall]]
 """Begins a search. Whoever steps is to be woken when it is done; a failure is a call with its `error`."""

@@ -40,16 +40,21 @@ def export(
     `dgpo export rl-0003 my-agent --gguf --quantize q8_0`
     """
     from dgpo_cli.errors import ConfigError
-    from dgpo_cli.export import export as pipeline
+    from dgpo_cli.export.request import check_push, claimed, form_of
+    from dgpo_cli.models.sources import resolve
 
     console = Console(json_output=json, quiet=quiet)
     if public and push is None:
         raise ConfigError("--public belongs to --push", hint="dgpo export RUN DIR --push OWNER/NAME --public")
     if quantize is not None and not gguf:
         raise ConfigError("--quantize belongs to --gguf", hint="dgpo export RUN DIR --gguf --quantize q8_0")
-    with pipeline.claimed(directory, overwrite=overwrite):
+    with claimed(directory, overwrite=overwrite):
+        form_of(dtype, quantize)
+        resolve(run)
         if push is not None:
-            pipeline.check_push(push)
+            check_push(push)
+        from dgpo_cli.export import export as pipeline  # after the checks: it imports libraries that compute
+
         console.info(f"reading {run}")
         result = pipeline.export(run, directory, dtype=dtype, as_gguf=gguf, quantize=quantize)
     size = f"{result['parameters']:,} parameters as {result['dtype']}, {result['bytes'] / 1e6:,.1f} MB"

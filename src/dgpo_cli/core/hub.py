@@ -8,10 +8,11 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core.http import opener
-from dgpo_cli.errors import ModelError
+from dgpo_cli.errors import ModelError, first_line
 
 TIMEOUT_S = 4.0
 
@@ -33,6 +34,29 @@ def unreachable() -> str | None:
     except (OSError, ValueError) as error:
         return f"{constants.ENDPOINT} does not answer ({error})"
     return None
+
+
+def cached(repo: str, file: str) -> str | None:
+    """Path of a repository's file in the hub library's cache; None if it is not there. Raises ValueError for no id."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, file)
+    return found if isinstance(found, str) else None
+
+
+def absent(name: str) -> str | None:
+    """Why a folder or a repository of the hub is no model that can be had; None where that is not known beforehand.
+
+    Without a library that computes: those take seconds to import.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return None if (folder / "config.json").is_file() else "it has no config.json"
+    reason = unreachable()
+    try:
+        return None if reason is None or cached(name, "config.json") else f"it is not cached, and {reason}"
+    except ValueError as error:
+        return first_line(error)
 
 
 @contextmanager

@@ -7,24 +7,10 @@ from pathlib import Path
 
 from dgpo_cli.core.hub import quiet_loading
 from dgpo_cli.core.records import write_atomic
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.export.request import FORMS
 from dgpo_cli.models import gguf_writing
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import LoadedModel, write_text_side
-
-QUANTIZED = ("q8_0",)
-_OF_DTYPE = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-
-
-def form_of(dtype: str | None, quantize: str | None) -> str | None:
-    """The form of storage that flags name; None for that of the weights. Raises ConfigError."""
-    if quantize is None:
-        return None if dtype is None else _OF_DTYPE[dtype]
-    if quantize not in QUANTIZED:
-        raise ConfigError(f"unknown form {quantize!r}", hint=f"give --quantize {QUANTIZED[0]}, or --dtype float16")
-    if dtype is not None:
-        raise ConfigError(f"--quantize {quantize} and --dtype {dtype} are two forms", hint="give one of them")
-    return quantize
 
 
 def write_folder(
@@ -34,7 +20,7 @@ def write_folder(
 
     `base` is the hub's id of the model that training began from.
     """
-    form = form or _OF_DTYPE[str(loaded.model.dtype).removeprefix("torch.")]
+    form = form or FORMS[str(loaded.model.dtype).removeprefix("torch.")]
     file = folder / f"{name}-{form}.gguf"
     about = {"name": name, "license": licence, "source.huggingface.repository": base}
     gguf_writing.write(

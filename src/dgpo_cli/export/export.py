@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,17 @@ from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core import folders
 from dgpo_cli.core.config import to_toml
 from dgpo_cli.core.disk import check_space
-from dgpo_cli.core.hub import unreachable
-from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_config import CONFIG_FILE, read_config
 from dgpo_cli.core.run_dir import list_runs, read_run
 from dgpo_cli.core.run_metrics import measured, read_metrics
 from dgpo_cli.core.schema import read_record
-from dgpo_cli.errors import ConfigError, ModelError, first_line
+from dgpo_cli.errors import ModelError, first_line
 from dgpo_cli.evaluation.measured import weights_digest
 from dgpo_cli.evaluation.measurement import REPORT
-from dgpo_cli.export.as_gguf import form_of, write_folder
+from dgpo_cli.export.as_gguf import write_folder
 from dgpo_cli.export.model_card import SCRIPT, CardFacts, Measurement, Stage, render
+from dgpo_cli.export.request import form_of
 from dgpo_cli.formats.protocol import LIMITS
 from dgpo_cli.models import gguf
 from dgpo_cli.models.aliases import ALIASES
@@ -35,29 +33,7 @@ from dgpo_cli.objectives.registry import OBJECTIVES, create
 from dgpo_cli.training.settings import deviations
 from dgpo_cli.training.teacher.settings import GOLD
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPACE_FACTOR = 1.1  # ours: tokenizer and card in addition to the weights
-
-
-@contextmanager
-def claimed(target: Path, *, overwrite: bool) -> Iterator[None]:
-    """`target` for this process alone, what a killed export left of it settled.
-
-    Raises ConfigError if something is there that must not be replaced: with `overwrite` a model folder may be.
-    """
-    with Lock.beside(target, hint="wait for it, or give another folder"):
-        folders.settle(target)
-        _check_target(target, overwrite=overwrite)
-        yield
-
-
-def _check_target(target: Path, *, overwrite: bool) -> None:
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not target.is_dir() or not (target / "config.json").is_file():
-        raise ConfigError(f"{target} exists and is no model folder", hint="give a folder that does not exist yet")
-    if not overwrite:
-        raise ConfigError(f"{target} holds a model already", hint="add --overwrite to replace it")
 
 
 def export(
@@ -74,12 +50,10 @@ def export(
     `dtype` None keeps the one that the weights are saved in. `as_gguf` writes them as one GGUF file, which `quantize`
     may round further.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}", hint=f"choose one of: {', '.join(DTYPES)}")
     form = form_of(dtype, quantize)
     source = resolve(name, runs_root)
     kept = as_gguf or dtype is None
-    loaded = load_model(source, device=torch.device("cpu"), dtype=None if kept else DTYPES[str(dtype)])
+    loaded = load_model(source, device=torch.device("cpu"), dtype=None if kept else getattr(torch, str(dtype)))
     target.parent.mkdir(parents=True, exist_ok=True)
     size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     check_space(target.parent, int(size * SPACE_FACTOR))
@@ -265,19 +239,6 @@ def push(folder: Path, repo: str, *, public: bool) -> str:
             f"{repo} cannot be pushed: {reason}", hint=f"the folder {folder} is complete; try again"
         ) from error
     return f"https://huggingface.co/{repo}"
-
-
-def check_push(repo: str) -> None:
-    """Raises ModelError or ConfigError before anything is written if a push could not work."""
-    from huggingface_hub import get_token
-
-    if repo.count("/") != 1 or not all(repo.split("/")):
-        raise ConfigError(f"{repo!r} is no hub id", hint="give --push OWNER/NAME")
-    reason = unreachable()
-    if reason is not None:
-        raise ModelError(f"nothing can be pushed: {reason}", hint="leave --push out; the folder can be uploaded later")
-    if get_token() is None:
-        raise ModelError("nothing can be pushed: not logged in to the hub", hint="run `hf auth login`")
 
 
 def _run_of(source: ModelSource) -> Path | None:

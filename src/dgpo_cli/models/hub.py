@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dgpo_cli.core.hub import unreachable
+from dgpo_cli.core.hub import cached, unreachable
 from dgpo_cli.core.schema import map_of, read_record, record, text
 from dgpo_cli.errors import ModelError
 
@@ -13,14 +13,14 @@ _INDEX = record({"weight_map": map_of(text(empty=False))})
 
 def is_cached(repo: str) -> bool:
     """Whether configuration and all weights of a model are in the hub library's cache."""
-    if not isinstance(_cached(repo, "config.json"), str):
+    if cached(repo, "config.json") is None:
         return False
-    index = _cached(repo, "model.safetensors.index.json")
-    if not isinstance(index, str):
-        return isinstance(_cached(repo, "model.safetensors"), str)
+    index = cached(repo, "model.safetensors.index.json")
+    if index is None:
+        return cached(repo, "model.safetensors") is not None
     weights = read_record(Path(index), _INDEX, hint="download the model again", error=ModelError)
     shards = set(weights["weight_map"].values())
-    return all(isinstance(_cached(repo, shard), str) for shard in shards)
+    return all(cached(repo, shard) is not None for shard in shards)
 
 
 def must_be_local(repo: str) -> bool:
@@ -28,7 +28,7 @@ def must_be_local(repo: str) -> bool:
     reason = unreachable()
     if reason is None:
         return False
-    if not isinstance(_cached(repo, "config.json"), str):
+    if cached(repo, "config.json") is None:
         raise ModelError(
             f"{repo} is not cached, and {reason}",
             hint="connect once, or give a local folder or an earlier run: `dgpo models` shows what is here",
@@ -38,7 +38,7 @@ def must_be_local(repo: str) -> bool:
 
 def is_readable(repo: str) -> bool:
     """Whether files of the repository can be read, from the hub or from its cache."""
-    return unreachable() is None or isinstance(_cached(repo, "config.json"), str)
+    return unreachable() is None or cached(repo, "config.json") is not None
 
 
 def fetch(repo: str, file: str) -> str | None:
@@ -50,9 +50,3 @@ def fetch(repo: str, file: str) -> str | None:
         return hf_hub_download(repo, file, local_files_only=must_be_local(repo))
     except EntryNotFoundError:  # also where the cache holds only other files of the repository
         return None
-
-
-def _cached(repo: str, file: str) -> object:
-    from huggingface_hub import try_to_load_from_cache
-
-    return try_to_load_from_cache(repo, file)

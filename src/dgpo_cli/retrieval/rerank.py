@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from dgpo_cli.core.config import setting
-from dgpo_cli.core.hub import unreachable
+from dgpo_cli.core.hub import absent, unreachable
 from dgpo_cli.core.machine_faults import pass_on
 from dgpo_cli.core.text import composed
 from dgpo_cli.core.types import Hit
@@ -54,12 +54,15 @@ class Reranked:
 
     def __init__(self, retriever: Retriever, config: RerankConfig) -> None:
         """Raises RetrievalError for a model that cannot be loaded, ConfigError for one that gives no single score."""
+        assert config.model is not None, "without a model there is nothing to rerank by"
+        hint = "give -o rerank.model= a cached hub id, or a local folder with safetensors and a tokenizer"
+        if what := absent(config.model):
+            raise RetrievalError(f"reranker {config.model!r} cannot be loaded: {what}", hint=hint)
         from safetensors import SafetensorError
         from transformers import AutoModelForSequenceClassification
 
         from dgpo_cli.retrieval.dense.encoder import load_safely
 
-        assert config.model is not None, "without a model there is nothing to rerank by"
         self._retriever, self._config = retriever, config
         reason = None if Path(config.model).is_dir() else unreachable()
         try:
@@ -69,10 +72,7 @@ class Reranked:
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             pass_on(error)
             what = f"it is not cached, and {reason}" if reason else first_line(error)
-            raise RetrievalError(
-                f"reranker {config.model!r} cannot be loaded: {what}",
-                hint="give -o rerank.model= a cached hub id, or a local folder with safetensors and a tokenizer",
-            ) from error
+            raise RetrievalError(f"reranker {config.model!r} cannot be loaded: {what}", hint=hint) from error
         if about["missing_keys"] or self._model.config.num_labels != 1:
             what = "it has no head of its own" if about["missing_keys"] else f"it has {self._model.config.num_labels}"
             raise ConfigError(

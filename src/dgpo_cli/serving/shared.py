@@ -16,9 +16,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from dgpo_cli.agent.agent import Agent
 from dgpo_cli.agent.events import Event, Finished
 from dgpo_cli.agent.live import AskedEpisode, LiveRollout
 from dgpo_cli.core.types import Hit, Question, SearchCall
@@ -26,6 +25,9 @@ from dgpo_cli.errors import DgpoError, RetrievalError
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.serving.door import ReplyRefused
 from dgpo_cli.serving.metrics import Metrics
+
+if TYPE_CHECKING:
+    from dgpo_cli.agent.agent import Agent
 
 Search = Callable[[Sequence[str], int], Awaitable[list[list[Hit]]]]
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dgpo_cli.core import schema
-from dgpo_cli.core.hub import quiet_loading, unreachable, without_pickle
+from dgpo_cli.core.hub import absent, quiet_loading, unreachable, without_pickle
 from dgpo_cli.core.machine import GIB, MARGIN, free_main
 from dgpo_cli.core.machine_faults import pass_on, require_openable
 from dgpo_cli.core.text import composed
@@ -59,6 +59,9 @@ class Encoder:
     """
 
     def __init__(self, config: EncoderConfig) -> None:
+        hint = "give --encoder a cached hub id, or a local folder with safetensors and a tokenizer"
+        if what := absent(config.encoder):
+            raise RetrievalError(f"encoder {config.encoder!r} cannot be loaded: {what}", hint=hint)
         from safetensors import SafetensorError
         from transformers import AutoModel
 
@@ -72,10 +75,7 @@ class Encoder:
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             pass_on(error)
             what = f"it is not cached, and {reason}" if offline else first_line(error)
-            raise RetrievalError(
-                f"encoder {config.encoder!r} cannot be loaded: {what}",
-                hint="give --encoder a cached hub id, or a local folder with safetensors and a tokenizer",
-            ) from error
+            raise RetrievalError(f"encoder {config.encoder!r} cannot be loaded: {what}", hint=hint) from error
         # A pooler is on top of the hidden states that are pooled here, and checkpoints often come without one.
         missing = sorted(key for key in about["missing_keys"] if not key.startswith("pooler."))
         if missing:
