@@ -15,11 +15,12 @@ from dgpo_cli.core.records import RecordFile
 from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.trajectory import attempts, recorded, refuse_broken_search, write_trajectories
 from dgpo_cli.core.types import Question
+from dgpo_cli.engine.registry import IN_PROCESS
 from dgpo_cli.engine.turnwise.model_server import ModelServer
 from dgpo_cli.formats.abstention import is_unanswerable
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.codec import Codec
-from dgpo_cli.models.sources import context_of, load_protocol, resolve
+from dgpo_cli.models.sources import ModelSource, context_of, load_protocol, resolve
 from dgpo_cli.models.tokenizer_file import tokenizer_file
 from dgpo_cli.qa_sets import training_set
 from dgpo_cli.qa_sets.demonstrations import Demonstration, read_demonstrations
@@ -31,6 +32,7 @@ from dgpo_cli.training.teacher.settings import GOLD, DistillDataSettings
 if TYPE_CHECKING:
     from dgpo_cli.agent.agent import Agent
     from dgpo_cli.engine.base import Engine
+    from dgpo_cli.retrieval.base import Retriever
 
 _log = logging.getLogger(__name__)
 
@@ -110,53 +112,92 @@ def _teacher(
 ) -> tuple[Agent, dict[str, str]]:
     """The teacher, and what a record says about where its token ids are from."""
     from dgpo_cli.agent.agent import Agent
-    from dgpo_cli.engine.registry import IN_PROCESS, loading_engine
-    from dgpo_cli.engine.turnwise.opening import served_engine
-    from dgpo_cli.models.devices import inference_dtype, load_frozen, training_device
-    from dgpo_cli.models.load import load_tokenizer, untrained
-    from dgpo_cli.training.teacher.written import file_script, gold_script, written_engine
+    from dgpo_cli.models.load import load_tokenizer
 
     retriever = open_index(settings.index, device=settings.device, rerank=settings.rerank).retriever
-    rollout, seed = settings.rollout, settings.seed
     if not settings.written and settings.teacher_url is None and settings.engine == IN_PROCESS:
-        loaded = load_frozen(
-            settings.teacher,
-            device=settings.device,
-            precision=settings.precision,
-            eight_bit=settings.teacher_8bit,
-            form=settings.format,
-        )
-        if loaded.raw is not None:
-            _log.warning("%s", loaded.raw)
-        protocol = _asked(settings, loaded.protocol, questions, trained=loaded.trained_with_protocol)
-        codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, protocol))
-        return Agent.of(loaded.model, codec, retriever, rollout, seed=seed, at_once=at_once), {}
+        return _loaded(settings, run, questions, retriever, at_once), {}
     source = resolve(settings.tokenizer or settings.teacher)
     own, trained = load_protocol(source, settings.format)
     tokenizer = load_tokenizer(source)
     codec = Codec(tokenizer, dated(run, tokenizer, _asked(settings, own, questions, trained=trained)))
+    rollout = settings.rollout
     if settings.written:
-        file = settings.demonstrations
-        script = gold_script(questions, codec) if file is None else file_script(file, codec.format)
-        capacity = min(rollout.max_tokens, context_of(source.name) or rollout.max_tokens)
-        engine: Engine = written_engine(codec, script, capacity)
+        engine, origin = _writing(settings, questions, codec, source)
         rollout = replace(rollout, stop_repeats=False)  # what a person or a rule wrote again was meant
-        return Agent(engine, codec, retriever, rollout, seed=seed), {
-            "written_by": settings.demonstrations or settings.teacher
-        }
-    if settings.teacher_url is None:
-        if not trained:
-            _log.warning("%s", untrained(settings.teacher))
-        weights = str(inference_dtype(training_device(settings.device))).removeprefix("torch.")
-        engine = loading_engine(settings.engine).open(
-            source, codec, max_tokens=rollout.max_tokens, dtype=weights, seed=seed
-        )
-        return Agent(engine, codec, retriever, rollout, seed=seed), {}
-    server = ModelServer(settings.teacher_url, settings.teacher, key)
-    engine, sampled = served_engine(
-        server, codec, settings.server, max_tokens=rollout.max_tokens, tokenizer=source.name
+    elif settings.teacher_url is None:
+        engine, origin = _running(settings, codec, source, trained=trained), {}
+    else:
+        engine, origin = _answering(settings, settings.teacher_url, codec, source, key)
+    return Agent(engine, codec, retriever, rollout, seed=settings.seed), origin
+
+
+def _loaded(
+    settings: DistillDataSettings,
+    run: RunDir,
+    questions: Sequence[Question],
+    retriever: Retriever,
+    at_once: int | None,
+) -> Agent:
+    """A teacher that runs in this process."""
+    from dgpo_cli.agent.agent import Agent
+    from dgpo_cli.models.devices import load_frozen
+
+    loaded = load_frozen(
+        settings.teacher,
+        device=settings.device,
+        precision=settings.precision,
+        eight_bit=settings.teacher_8bit,
+        form=settings.format,
     )
-    return Agent(engine, codec, retriever, rollout, seed=seed), {"token_ids": "sampled" if sampled else "from text"}
+    if loaded.raw is not None:
+        _log.warning("%s", loaded.raw)
+    protocol = _asked(settings, loaded.protocol, questions, trained=loaded.trained_with_protocol)
+    codec = Codec(loaded.tokenizer, dated(run, loaded.tokenizer, protocol))
+    return Agent.of(loaded.model, codec, retriever, settings.rollout, seed=settings.seed, at_once=at_once)
+
+
+def _writing(
+    settings: DistillDataSettings, questions: Sequence[Question], codec: Codec, source: ModelSource
+) -> tuple[Engine, dict[str, str]]:
+    """Demonstrations of a file, or those that follow from the gold passages."""
+    from dgpo_cli.training.teacher.written import file_script, gold_script, written_engine
+
+    file = settings.demonstrations
+    script = gold_script(questions, codec) if file is None else file_script(file, codec.format)
+    longest = settings.rollout.max_tokens
+    engine = written_engine(codec, script, min(longest, context_of(source.name) or longest))
+    return engine, {"written_by": file or settings.teacher}
+
+
+def _running(settings: DistillDataSettings, codec: Codec, source: ModelSource, *, trained: bool) -> Engine:
+    """A teacher that another engine runs."""
+    from dgpo_cli.engine.registry import loading_engine
+    from dgpo_cli.models.devices import inference_dtype, training_device
+    from dgpo_cli.models.load import untrained
+
+    if not trained:
+        _log.warning("%s", untrained(settings.teacher))
+    weights = str(inference_dtype(training_device(settings.device))).removeprefix("torch.")
+    return loading_engine(settings.engine).open(
+        source, codec, max_tokens=settings.rollout.max_tokens, dtype=weights, seed=settings.seed
+    )
+
+
+def _answering(
+    settings: DistillDataSettings, url: str, codec: Codec, source: ModelSource, key: str | None
+) -> tuple[Engine, dict[str, str]]:
+    """A teacher that a server has."""
+    from dgpo_cli.engine.turnwise.opening import served_engine
+
+    engine, sampled = served_engine(
+        ModelServer(url, settings.teacher, key),
+        codec,
+        settings.server,
+        max_tokens=settings.rollout.max_tokens,
+        tokenizer=source.name,
+    )
+    return engine, {"token_ids": "sampled" if sampled else "from text"}
 
 
 def _asked(
