@@ -179,3 +179,7 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     write(tmp_path / "c", {"run": "of an earlier form"}, questions(range(4)), lambda i, _: True)
     with pytest.raises(InputError, match="does not say how it was made"):
         read_side(str(tmp_path / "c"))
+    for number, protocol in enumerate((None, [1], "tags")):
+        write(tmp_path / f"p{number}", header("a") | {"protocol": protocol}, questions(range(4)), lambda i, _: True)
+        with pytest.raises(InputError, match=r"nq\.jsonl does not say how it was made: `protocol` is"):
+            read_side(str(tmp_path / f"p{number}"))

@@ -71,6 +71,8 @@ def test_a_header_without_a_protocol_is_named(tmp_path: Path) -> None:
     for read in (read_trajectories, recorded_limits):
         with pytest.raises(InputError, match=r"t\.jsonl:1: `protocol` is \[?.*not an object"):
             read(write(tmp_path / "t.jsonl", row(), header={"protocol": 3}))
+        with pytest.raises(InputError, match=r"t\.jsonl:1: the protocol: `prompt` is 5, not a text"):
+            read(write(tmp_path / "t.jsonl", row(), header={"protocol": DEFAULT.to_json() | {"prompt": 5}}))
 
 
 def test_token_ids_are_those_of_the_model(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ ROLLOUT = (  # in the order of the report; `wave` is left out: it moves rounding
     "max_prompt_tokens", "max_tokens", "capacity", "stop_repeats", "computed_in",
 )  # fmt: skip
 
-_HEADER = record(dict.fromkeys(("model", "settings", "index", "questions"), map_of(ANYTHING)))
+_HEADER = record(
+    dict.fromkeys(("model", "settings", "index", "questions"), map_of(ANYTHING)), {"protocol": map_of(ANYTHING)}
+)
 _ROW = record({"question": QUESTION, "score": record({"correct": FLAG})})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,17 +43,25 @@ def trajectory_file(path: Path) -> Path:
 
 def recorded_limits(path: Path) -> dict[str, int]:
     """Limits that a trajectory file was written under. Raises InputError."""
+    _, _, protocol, _ = _read(path)
+    return protocol.limits
+
+
+def _read(path: Path) -> tuple[Path, dict[str, Any], Protocol, Iterator[tuple[int, dict[str, Any]]]]:
+    """File, header, the agent text in it, and (line number, row). Raises InputError."""
     file = trajectory_file(path)
-    header, _ = read_records(file, "trajectories")
+    header, rows = read_records(file, "trajectories")
     check(header, _HEADER, f"{file}:1", hint=_AGAIN)
-    return Protocol.from_json(header["protocol"]).limits
+    try:
+        protocol = Protocol.from_json(header["protocol"])
+    except InputError as error:
+        raise InputError(f"{file}:1: {error.message}", hint=_AGAIN) from error
+    return file, header, protocol, rows
 
 
 def read_trajectories(path: Path) -> TrajectorySet:
     """Trajectories with written tokens, and the line numbers of the others. Raises InputError naming the line."""
-    file = trajectory_file(path)
-    header, rows = read_records(file, "trajectories")
-    check(header, _HEADER, f"{file}:1", hint=_AGAIN)
+    file, header, _, rows = _read(path)
     lines: dict[str, int] = {}
     trajectories, unwritten = [], []
     for line, row in rows:
