@@ -52,7 +52,7 @@ def learn(
     device: DeviceOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier call made in that folder.")] = False,
     replace: ReplaceFlag = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what it would take, then stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take, then stop.")] = False,
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:

@@ -108,7 +108,7 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
         section, _, outside = path.partition(".")  # reward.package.module:Attribute
         keys = [key.strip() for key in ([section, outside] if is_outside(outside.strip()) else path.split("."))]
         if not separator or not all(keys):
-            raise ConfigError(f"-o {option!r} is not key=value", hint="write it like -o objective.kl_coef=0.1")
+            raise ConfigError(f"-o {option!r} is not key=value", hint="write it like -o NAME=VALUE")
         place = result
         for key in keys[:-1]:
             place = place.setdefault(key, {})

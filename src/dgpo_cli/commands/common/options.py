@@ -33,7 +33,7 @@ OutOption = Annotated[Path | None, typer.Option(help="Run folder to write; a new
 ConfigOption = Annotated[Path | None, typer.Option(help="A recipe, or an earlier run's config.toml.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("-o", "--set", metavar="NAME=VALUE", help="Any other setting, e.g. -o objective.kl_coef=0.1."),
+    typer.Option("-o", "--set", metavar="NAME=VALUE", help="Any other setting, e.g. -o rollout.wave=16."),
 ]
 DeviceOption = Annotated[str | None, typer.Option(callback=device_name, help="auto, cpu, cuda, cuda:1, ...")]
 
