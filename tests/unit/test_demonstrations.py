@@ -423,7 +423,8 @@ def test_what_is_not_kept_is_told_by_reason_and_line(made, dgpo):
     told = " ".join(ended.err.split())
     assert "3 of 4 demonstrations are not kept" in told
     assert "the answer is none of golden_answers (1, first on line 2)" in told
-    assert "the answer was not read (2, first on line 3)" in told
+    assert "no search found anything (1, first on line 3)" in told
+    assert "the answer was not read (1, first on line 4)" in told
     (made / "d.jsonl").write_text(json.dumps(rows[1]) + "\n")
     ended = dgpo(*BASE, "--demonstrations", "d.jsonl", "--fresh")
     assert ended.status == 1 and len(ended.errors) == 1, ended.err

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.offline import ROLLOUT
+from tests.tiny import bpe_tokenizer
 
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.commands.common.given import given_names
@@ -18,7 +19,10 @@ from dgpo_cli.core.config import apply_options, parse_options
 from dgpo_cli.core.machine import GIB
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.errors import ConfigError, ModelError
+from dgpo_cli.formats.tags import DEFAULT
+from dgpo_cli.make_questions.settings import MakeQuestionsSettings
 from dgpo_cli.models import half
+from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.shapes import SHAPES, shape_from
 from dgpo_cli.planning import checks
 from dgpo_cli.planning.effects import require_effect
@@ -182,6 +186,19 @@ def test_one_that_may_not_fit_at_its_longest_is_refused():
     with pytest.raises(ConfigError) as caught:
         fitted_wave(asked(), 1, Room("cpu", GIB // 2), given=False, setting="", say=None)
     assert "smaller model" in caught.value.hint
+
+
+def test_each_command_is_told_the_name_that_it_has_for_the_length(offline, monkeypatch):
+    """`make-questions` has no episodes: its own max_tokens is what it takes."""
+    room = Room("cpu", int(sum(asked(capacity=1024).parts(1, longest=True).values())) + 1)
+    monkeypatch.setattr(Room, "on", classmethod(lambda cls, *_: room))
+    monkeypatch.setattr(checks, "_codec", lambda *_: Codec(bpe_tokenizer(), DEFAULT))
+    monkeypatch.setattr(checks, "_writing", lambda *_, **__: asked(capacity=2048))
+    with pytest.raises(ConfigError) as caught:
+        checks.check_asked("x", 8, 2048, device="cpu", precision="auto", eight_bit=False, say=None)
+    assert caught.value.hint == "this fits: -o max_tokens=1024"
+    name, _, value = caught.value.hint.partition("-o ")[2].partition("=")
+    assert apply_options(MakeQuestionsSettings, {"index": "i", "no_model": True, name: value}).max_tokens == 1024
 
 
 # --- what a refusal names does fit ----------------------------------------------------------------------------------

@@ -188,7 +188,8 @@ def check_asked(
     """As `check_distill`, for a model that answers plain requests of up to `max_tokens`, `wave` of them at once."""
     rollout = RolloutSettings(max_turns=0, max_tokens=max_tokens, wave=wave)
     writing = _writing(model, rollout, (), _codec(model), device, precision, eight_bit=eight_bit)
-    return _wave(writing, wave, device, wave, given=False, setting="-o wave=", say=say)
+    room = Room.on(device)
+    return fitted_wave(writing, wave, room, given=False, setting="-o wave=", length="-o max_tokens=", say=say)
 
 
 def _writing(

@@ -107,19 +107,26 @@ class Writing:
 
 
 def fitted_wave(
-    writing: Writing, wave: int, room: Room, *, given: bool, setting: str, say: Callable[[str], None] | None
+    writing: Writing,
+    wave: int,
+    room: Room,
+    *,
+    given: bool,
+    setting: str,
+    length: str = "-o rollout.max_tokens=",
+    say: Callable[[str], None] | None,
 ) -> int:
     """Number of episodes to keep open at once: `wave`, or fewer, with a warning, where those are not expected to fit.
 
-    `setting` is how the user gives that number; one that was `given` is not changed. Raises ConfigError where not even
-    one fits at its longest, or what was given does not.
+    `setting` is how the user gives that number, and `length` that of an episode's tokens; one that was `given` is not
+    changed. Raises ConfigError where not even one fits at its longest, or what was given does not.
     """
     one = writing.parts(1, longest=True)
     if sum(one.values()) > room.bytes:
         raise ConfigError(
             f"{writing.name} and one episode of {writing.capacity} tokens need {needed(one)}, and "
             f"{room.bytes / GIB:.1f} GiB of {room.device} memory are free for them",
-            hint=_smaller(writing, room),
+            hint=_smaller(writing, room, length),
         )
     found = next(slots for slots in _halves(wave) if slots == 1 or sum(writing.parts(slots).values()) <= room.bytes)
     if found < wave and given:
@@ -141,7 +148,7 @@ def _halves(wave: int) -> Sequence[int]:
     return [max(1, wave >> n) for n in range(wave.bit_length())]
 
 
-def _smaller(writing: Writing, room: Room) -> str:
+def _smaller(writing: Writing, room: Room, length: str) -> str:
     """Shorter episodes that fit, where there are such."""
     for tokens in (2048, 1024):
         if tokens < writing.capacity:
@@ -149,7 +156,7 @@ def _smaller(writing: Writing, room: Room) -> str:
                 writing.name, writing.shape, writing.eight_bit, writing.device, writing.half, tokens, tokens
             )
             if sum(at_most.parts(1).values()) <= room.bytes:
-                return f"this fits: -o rollout.max_tokens={tokens}"
+                return f"this fits: {length}{tokens}"
     return "take a smaller model, or free some memory: `dgpo doctor` shows what is here"
 
 

@@ -70,15 +70,20 @@ def require_shown(path: Path, demonstrations: Sequence[Demonstration], folder: P
         return
     told = f"{path}: {sum(map(len, found.values()))} of {len(played)} demonstrations are not kept: {_listed(found)}"
     if not kept:
-        raise InputError(told, hint="mend them, give the index that they were made with, or --keep all")
+        hint = "mend them, or give the index that they were made with"
+        full = NO_ANSWER[StopReason.MAX_TOKENS] in found
+        raise InputError(told, hint="give a larger -o rollout.max_tokens, or shorter ones" if full else hint)
     _log.warning("%s", told)
 
 
 def _why(trajectory: Trajectory) -> str:
     if trajectory.stop is not StopReason.ANSWERED:
         return NO_ANSWER.get(trajectory.stop, trajectory.stop.value)
-    right = trajectory.score is not None and trajectory.score.correct
-    return "the answer was not read" if right else "the answer is none of golden_answers"
+    if trajectory.score is None or not trajectory.score.correct:
+        return "the answer is none of golden_answers"
+    if not any(call.hits for call in trajectory.searches):
+        return "no search found anything"
+    return "supporting passages were not found" if trajectory.question.is_judged else "the answer was not read"
 
 
 def _listed(found: Mapping[str, Sequence[int]]) -> str:
