@@ -126,7 +126,7 @@ def root(
 ) -> None:
     """Train and run compact language models that search like agents.
 
-    The path: **index** a corpus, let a teacher make **distill-data**, cold-start a student with
+    The path: **index** a corpus, let a teacher answer questions (**distill-data**), cold-start a student with
     **kd**, improve it with **rl**, measure it with **eval**, talk to it with
     **chat**. All of it offline, in minutes: **dgpo quickstart**; from your own documents: **dgpo learn**.
     """

@@ -237,6 +237,18 @@ def test_runs_are_named_as_everywhere_or_are_the_last_ones(dgpo, folder: Path) -
     assert f"of the last runs: {', '.join(names)}" in said.err
 
 
+def test_runs_that_only_made_questions_are_passed_over(dgpo, folder: Path) -> None:
+    """Their `validation.jsonl` holds questions, no episodes."""
+    with RunDir.open("make-questions", {"index": "i"}) as run:
+        (run.path / "validation.jsonl").write_text('{"id": "1", "question": "Who?", "golden_answers": ["A"]}\n')
+        run.finish({})
+    assert dgpo("report").errors == ["error: no run below this folder has curves or episodes"]
+    said = f"{folder}/runs/make-questions-0001 is a run of `dgpo make-questions`, which has neither curves nor episodes"
+    assert dgpo("report", "runs/make-questions-0001").errors == [f"error: {said}"]
+    make(folder / "quickstart" / "runs")
+    assert set(json.loads(dgpo("report", "--json").out)["names"]) == {"first", "second", "train"}
+
+
 def test_damaged_runs_are_left_out_of_the_last_ones_and_named(dgpo, folder: Path) -> None:
     make(folder / "runs")
     (folder / "runs" / "train" / "run.json").write_text("{")

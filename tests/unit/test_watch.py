@@ -251,3 +251,10 @@ def test_settings_without_effect_are_refused(dgpo) -> None:
         "error: --watch writes no page, so --out has no effect"
     ]
     assert dgpo("report", "--port", "8123").errors == ["error: --port is the port of --watch"]
+
+
+def test_runs_that_only_made_questions_are_not_followed(run: RunDir) -> None:
+    with RunDir.open("make-questions", {"index": "i"}) as other:
+        (other.path / "validation.jsonl").write_text('{"id": "1", "question": "Who?", "golden_answers": ["A"]}\n')
+    state = watched().state()
+    assert [one.name for one in state.runs] == ["rl-0001"] and state.warnings == []

@@ -53,7 +53,7 @@ def reproduce(
     json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Make every row of the paper's table and its ablations from one start, and compare them.
+    """Make every row of the paper's table and its ablations on the offline world, and compare them.
 
     Finished rows are kept as small records: the same command goes on after an interruption, also on another machine
     that has the records. Example: `dgpo reproduce --seeds 3 --methods kd,ppo,dgpo`

@@ -213,6 +213,6 @@ def read_records(path: Path, schema: str) -> tuple[dict[str, Any], Iterator[tupl
         raise InputError(
             f"{path} is not a file of {schema}: its header says {header.get('schema')!r}, "
             f"version {header.get('version')}",
-            hint=f"give a {schema} file that this version of dgpo wrote",
+            hint=f"give a file of {schema} that this version of dgpo wrote",
         )
     return header, lines

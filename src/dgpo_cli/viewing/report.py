@@ -29,7 +29,7 @@ from dgpo_cli.evaluation.tables import Cell, Table
 from dgpo_cli.viewing.charts import Chart, Curve, charts, curves
 from dgpo_cli.viewing.episode_text import ShownAttempt, ShownQuestion, attempt
 from dgpo_cli.viewing.report_page import render
-from dgpo_cli.viewing.run_records import RunRecords, open_run
+from dgpo_cli.viewing.run_records import SHOWN, RunRecords, open_run
 
 if TYPE_CHECKING:
     from dgpo_cli.models.codec import Codec
@@ -109,14 +109,15 @@ def _last_runs() -> tuple[list[Path], list[str]]:
     """Those that can be read, and a line about those that cannot. Raises ConfigError if none can."""
     summaries = summarize_runs(Path())
     problems = {summary.name: summary.problem for summary in summaries if summary.status == "damaged"}
-    made = [summary.path for summary in summaries if summary.status != "damaged"]
+    made = [summary.path for summary in summaries if summary.status != "damaged" and summary.command in SHOWN]
     left_out = []
     if problems:
         name, problem = next(iter(problems.items()))
         left_out = [f"Left out, since damaged: {', '.join(problems)} ({name}: {problem})."]
     if not made:
+        none = "no run below this folder has curves or episodes" if summaries else "there are no runs below this folder"
         raise ConfigError(
-            left_out[0].rstrip(".") if left_out else "there are no runs below this folder",
+            left_out[0].rstrip(".") if left_out else none,
             hint="make some with `dgpo quickstart`, or name a RUN",
         )
     return made[-LAST:], left_out

@@ -18,6 +18,7 @@ from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.evaluation.outcome import Outcome, grade
 from dgpo_cli.evaluation.summary import Report
 
+SHOWN = ("kd", "rl", "eval", "distill-data")  # commands whose runs keep curves or episodes
 _NAMED = schema.map_of(schema.ANYTHING)
 _HEADER = schema.record(
     {"protocol": _NAMED},
@@ -90,6 +91,14 @@ def _tokens(given: Mapping[str, Any], length: int) -> dict[str, Sequence[float |
     return {name: [x if schema.is_number(x) else None for x in values] for name, values in given.items()}
 
 
+def is_shown(path: Path) -> bool:
+    """Whether a run can have curves or episodes. Also where its record cannot be read: whoever opens it says so."""
+    try:
+        return read_run(path)["command"] in SHOWN
+    except (ConfigError, InputError):
+        return True
+
+
 def files_of(path: Path, command: str, config: Mapping[str, Any]) -> list[tuple[Path, str]]:
     """Files in which a run may keep its episodes, and the schema of their records."""
     if command == "eval":
@@ -104,10 +113,15 @@ def open_run(path: Path) -> RunRecords:
     if not (path / "run.json").is_file():
         raise ConfigError(f"{path} is not a run folder", hint="`dgpo runs` lists them")
     record = read_run(path)
+    if (command := record["command"]) not in SHOWN:
+        raise ConfigError(
+            f"{path} is a run of `dgpo {command}`, which has neither curves nor episodes",
+            hint=f"give a run of {', '.join(SHOWN)}: `dgpo runs` lists them",
+        )
     config = read_config(path)
-    files = files_of(path, record["command"], config)
+    files = files_of(path, command, config)
     run = RunRecords(path, record, config, read_metrics(path), [entry for entry in files if entry[0].is_file()])
-    if record["command"] == "eval":
+    if command == "eval":
         run.headers = {file.stem: read_records(file, kind)[0] for file, kind in run.files}
     by_set: dict[str, list[Outcome]] = {}
     for key, group, trajectory, *_ in run.episodes():

@@ -29,7 +29,7 @@ from dgpo_cli.viewing.charts import Chart, Curve, charts
 from dgpo_cli.viewing.episode_text import ShownAttempt, attempt
 from dgpo_cli.viewing.following import RunProgress, WatchedEpisode, WatchedRun, inside
 from dgpo_cli.viewing.report import LAST, alarms, summary
-from dgpo_cli.viewing.run_records import Kept
+from dgpo_cli.viewing.run_records import Kept, is_shown
 
 if TYPE_CHECKING:
     from dgpo_cli.models.codec import Codec
@@ -133,7 +133,7 @@ class Watch:
 
     def _search(self) -> None:
         """The runs that were at work last, in the order in which they were seen first."""
-        chosen = self._given or sorted(find_runs(self._root), key=_last_written)[-LAST:]
+        chosen = self._given or sorted(filter(is_shown, find_runs(self._root)), key=_last_written)[-LAST:]
         for path in chosen:
             if path not in self._followed:
                 self._followed[path] = WatchedRun(path, len(self._followed), self._most)
