@@ -111,6 +111,15 @@ def test_out_never_mixes_with_a_folder_of_other_things(folder: Path) -> None:
     assert [p.name for p in Path("thesis").iterdir()] == ["chapter.txt"]
 
 
+def test_out_is_not_inside_another_run(folder: Path) -> None:
+    outer = begin(out=Path("mine"))
+    for out in (Path("mine/inner"), Path("mine/deep/er"), outer.path.resolve() / "inner"):
+        with pytest.raises(ConfigError, match="inner|er lies in the run mine"):
+            begin(out=out)
+    assert sorted(path.name for path in outer.path.iterdir()) == ["config.toml", "run.json"]
+    assert begin(out=Path("mine")).resumed
+
+
 def test_out_takes_a_folder_whose_run_was_killed_at_once(folder: Path) -> None:
     Path("mine").mkdir()
     Path("mine/.lock").write_text("123")

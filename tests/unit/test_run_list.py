@@ -156,6 +156,16 @@ def test_a_run_is_known_by_the_end_of_its_path(folder: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_name_is_never_blank_and_never_an_option(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert short_names([Path(), Path("runs"), Path("runs/-a"), Path("b")]) == [".", "runs", "./-a", "b"]
+    with RunDir.open("eval", {}, out=Path("runs/-a")) as run:
+        run.finish({})
+    assert find_run("./-a") == Path("runs/-a")
+    monkeypatch.chdir(folder / "runs" / "-a")
+    (found,) = summarize_runs(Path())
+    assert (found.name, find_run(found.name)) == (".", Path())
+
+
 def test_every_listed_name_is_the_run_that_it_names(folder: Path) -> None:
     quickstart()
     stage("runs/kd", "kd", {}, {})

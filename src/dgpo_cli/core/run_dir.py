@@ -25,7 +25,7 @@ from dgpo_cli.core.config import to_toml
 from dgpo_cli.core.locks import Lock, is_held, lock_inside
 from dgpo_cli.core.places import portable
 from dgpo_cli.core.records import dump_line, to_json, write_atomic, write_jsonl_atomic
-from dgpo_cli.core.run_config import differing
+from dgpo_cli.core.run_config import CONFIG_FILE, differing
 from dgpo_cli.core.run_identity import Work, plain
 from dgpo_cli.core.run_metrics import read_metrics
 from dgpo_cli.core.run_names import find_run
@@ -290,8 +290,14 @@ def require_same(path: Path, work: Work) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    if not (path / "run.json").is_file() and _is_used(path):
+    if (path / "run.json").is_file():
+        return
+    if _is_used(path):
         raise ConfigError(f"{path} exists and is no run folder", hint="give --out a folder that does not exist yet")
+    # A run inside another one is in no list of runs, and goes when that one is replaced or removed.
+    for around in path.resolve().parents:
+        if (around / "run.json").is_file() and (around / CONFIG_FILE).is_file():
+            raise ConfigError(f"{path} lies in the run {around.name}", hint="give an --out beside it, or outside it")
 
 
 def _is_used(path: Path) -> bool:

@@ -101,14 +101,18 @@ def find_run(name: str | Path, root: Path = ROOT) -> Path | None:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """For each path its shortest end that no other path has."""
+    """For each path its shortest end that no other path has; of the folder one is in, and of `runs`, the path itself.
+
+    A name is no option: ./ stands before one that begins like that.
+    """
     spoken = [_spoken(path) for path in paths]
     names = []
-    for parts in spoken:
+    for path, parts in zip(paths, spoken, strict=True):
         length = next(
             (n for n in range(1, len(parts)) if sum(other[-n:] == parts[-n:] for other in spoken) == 1), len(parts)
         )
-        names.append("/".join(parts[-length:]))
+        name = "/".join(parts[-length:]) or str(path)
+        names.append(f"./{name}" if name.startswith("-") else name)
     return names
 
 
