@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +51,14 @@ CASES = {
     "distill samples": (DISTILL + "--samples 0", "samples = 0 is not positive"),
     "no trajectories": (KD + "--data {here}/gone.jsonl", "gone.jsonl"),
     "not cached": (RL + "--student someone/model", "someone/model is not cached"),
+    "no such map": (KD + "-o lora.rank=4 -o lora.target_modules=q_prj", "the model has no 'q_prj'"),
+    "rank": (RL + "-o lora.rank=999", "lora.rank = 999 is more than"),
+    "flipped bit": (RL + "--index {flipped}", "was changed after it was written"),
+    "flipped bit, distill": (DISTILL + "--index {flipped}", "was changed after it was written"),
+    "flipped bit, questions": ("make-questions {flipped} --no-model", "was changed after it was written"),
+    "no passage": ("make-questions {here} --no-model", "holds no usable passage"),
+    "no gpu": ("quickstart --device cuda:99", "cuda:99"),
+    "no gpu, rows": ("reproduce --device cuda:99", "cuda:99"),
     "eval not cached": (EVAL + "--model someone/model", "someone/model is not cached"),
 }
 
@@ -57,7 +66,12 @@ CASES = {
 @pytest.fixture(scope="module")
 def places(offline, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("checks")
+    flipped = Path(shutil.copytree(offline.index, folder / "flipped")) / "passages.jsonl"
+    content = bytearray(flipped.read_bytes())
+    content[50] ^= 1
+    flipped.write_bytes(content)
     return {
+        "flipped": flipped.parent,
         "index": offline.index, "teacher": offline.teacher, "student": offline.student,
         "train": offline.questions("train"), "world": offline.folder / "world",
         "trajectories": write_one_trajectory(offline, folder / "t.jsonl"),
@@ -197,18 +211,19 @@ def test_a_dry_run_needs_what_the_run_will_need(dgpo, folder: Path, monkeypatch)
 @pytest.mark.parametrize(
     "argv",
     [
+        EVAL + "--limit 3",
         DISTILL + "--temperature 0.5",
         "make-questions {index} --no-model --passages 5",
         RL + "--lr 1e-5",
         KD + "--lr 1e-5",
     ],
-    ids=["distill-data", "make-questions", "rl", "kd"],
+    ids=["eval", "distill-data", "make-questions", "rl", "kd"],
 )
 @pytest.mark.usefixtures("no_weights")
 def test_a_run_of_other_settings_is_refused_alike(
     dgpo, folder: Path, places: dict[str, Path], argv: str, place: str, dry: str
 ) -> None:
-    RunDir.open(argv.split()[0], {"seed": 7}, out=Path("mine")).close()
+    RunDir.open(argv.split()[0], {"seed": 7, "device": "cuda"}, out=Path("mine")).close()
     before = sorted(Path("mine").iterdir())
     ended = dgpo(*f"{argv} {place} {dry}".format(**places).split())
     assert ended.status == 1 and "the run mine has other settings than this command" in ended.errors[0], ended.err

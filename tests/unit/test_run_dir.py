@@ -114,7 +114,7 @@ def test_out_never_mixes_with_a_folder_of_other_things(folder: Path) -> None:
 def test_out_is_not_inside_another_run(folder: Path) -> None:
     outer = begin(out=Path("mine"))
     for out in (Path("mine/inner"), Path("mine/deep/er"), outer.path.resolve() / "inner"):
-        with pytest.raises(ConfigError, match="inner|er lies in the run mine"):
+        with pytest.raises(ConfigError, match=r"er lies in the run mine"):
             begin(out=out)
     assert sorted(path.name for path in outer.path.iterdir()) == ["config.toml", "run.json"]
     assert begin(out=Path("mine")).resumed

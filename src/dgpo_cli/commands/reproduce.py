@@ -20,6 +20,7 @@ from dgpo_cli.commands.common.options import (
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import percent
 from dgpo_cli.core.folders import require_place
+from dgpo_cli.core.machine import free_on
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def reproduce(
     from dgpo_cli.offline.reproduce_rows import choose, recipe, row_specs
 
     console = Console(json_output=json, quiet=quiet)
-    if results is not None:
-        require_place(results)
+    require_place(results or out)
+    free_on(device or "auto")  # refuses a device that cannot be used
     if search and seeds is not None:
         raise ConfigError("--search tries the grid on one seed, so --seeds has no effect", hint="give --first-seed N")
     settings = recipe(scale, teacher)

@@ -36,11 +36,15 @@ def read_config(run: Path) -> dict[str, Any]:
     return found
 
 
-def differing(run: Path, record: Mapping[str, Any], work: Work) -> str:
-    """The differences between a run, of which `record` is the run.json, and this work, in one line."""
+def differing(run: Path, record: Mapping[str, Any], work: Work, *, partly: bool = False) -> str:
+    """The differences between a run, of which `record` is the run.json, and this work, in one line.
+
+    With `partly` the work lacks settings that are not known yet; "" where those that are known are alike.
+    """
     here = {place: digest for name, digest in work.inputs.items() for place in (name, portable(name))}
     both = (read_config(run), portable(plain(work.config)))
     there, ours = (deciding(record["command"], settings) for settings in both)
+    there = {name: value for name, value in there.items() if name in ours} if partly else there
     found = differences(there, record.get("inputs"), ours, here)
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return ("; ".join(found[:3]) + more) or "another version of dgpo made it"
+    return ("; ".join(found[:3]) + more) or ("" if partly else "another version of dgpo made it")

@@ -278,11 +278,12 @@ def _require_run(path: Path) -> None:
         raise ConfigError(f"{path} is not a run folder", hint="`dgpo runs` lists them")
 
 
-def require_same(path: Path, work: Work) -> None:
+def require_same(path: Path, work: Work, *, partly: bool = False) -> None:
     """Raises ConfigError, which names the differences, where the run in `path` does other work."""
-    if read_run(path)["digest"] != work.digest:
+    record = read_run(path)
+    if record["digest"] != work.digest and (why := differing(path, record, work, partly=partly)):
         raise ConfigError(
-            f"the run {path} has other settings than this command: {differing(path, read_run(path), work)}",
+            f"the run {path} has other settings than this command: {why}",
             hint=f"repeat its settings: {shell.command('--config', path / 'config.toml')}"
             if work.command in _WITH_CONFIG
             else "give the options that it began with, or start anew with another --out, or with --fresh",

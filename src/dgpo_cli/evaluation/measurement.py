@@ -72,12 +72,19 @@ def measure(
 
 def identity(settings: EvalSettings, benchmarks: Iterable[Benchmark], model: MeasuredModel) -> dict[str, Any]:
     """The settings that decide the answers: a run with the same identity is resumed, another one begins."""
-    return asdict(settings) | {
+    return asked(settings, benchmarks) | {
         "weights": model.weights,
         "protocol": model.protocol.digest,
         "computed_in": model.computed_in,  # what `precision` comes to on this machine
-        "corpora": {b.name: b.index.digest for b in benchmarks},
-        "questions": {b.name: b.questions_digest for b in benchmarks},
+    }
+
+
+def asked(settings: EvalSettings, benchmarks: Iterable[Benchmark]) -> dict[str, Any]:
+    """The part of `identity` that is known before the model is loaded."""
+    made = list(benchmarks)
+    return asdict(settings) | {
+        "corpora": {b.name: b.index.digest for b in made},
+        "questions": {b.name: b.questions_digest for b in made},
     }
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dgpo_cli.core import extras
-from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.lora_options import LoraOptions
 
 
@@ -25,16 +24,7 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions, *, seed: int) -> N
     assert options.rank is not None
     extras.require("peft", "lora", "lora.rank")
     maps = _linear_maps(model)
-    if unknown := [name for name in options.maps if name not in maps]:
-        raise ConfigError(
-            f"lora.target_modules: the model has no {unknown[0]!r}", hint=f"give some of {', '.join(maps)}"
-        )
-    narrowest = min(maps[name] for name in options.maps)
-    if options.rank > narrowest:
-        raise ConfigError(
-            f"lora.rank = {options.rank} is more than {narrowest}, the width of the narrowest map",
-            hint=f"give at most {narrowest}, or train the model itself, without lora.rank",
-        )
+    options.require_maps(maps)
     from peft import LoraConfig, inject_adapter_in_model
 
     alpha: Any = options.scale * options.rank  # peft divides it by the rank; it need not be whole

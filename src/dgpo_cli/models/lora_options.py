@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dgpo_cli.core.config import setting
@@ -28,6 +29,19 @@ class LoraOptions:
             raise ConfigError(f"lora.alpha = {self.alpha} is not positive", hint="give lora.alpha a value above 0")
         if self.target_modules == ():
             raise ConfigError("lora.target_modules names no map", hint=f"name some of {', '.join(LINEAR_MAPS)}")
+
+    def require_maps(self, maps: Mapping[str, int]) -> None:
+        """Raises ConfigError where a model of these linear maps, with the smaller width of each, cannot have it."""
+        if unknown := [name for name in self.maps if name not in maps]:
+            raise ConfigError(
+                f"lora.target_modules: the model has no {unknown[0]!r}", hint=f"give some of {', '.join(maps)}"
+            )
+        narrowest = min(maps[name] for name in self.maps)
+        if (self.rank or 0) > narrowest:
+            raise ConfigError(
+                f"lora.rank = {self.rank} is more than {narrowest}, the width of the narrowest map",
+                hint=f"give at most {narrowest}, or train the model itself, without lora.rank",
+            )
 
     @property
     def maps(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from dgpo_cli.core.schema import shown
 from dgpo_cli.errors import ConfigError, ModelError
 from dgpo_cli.models import gguf
 from dgpo_cli.models.gguf_header import Header, read_header
+from dgpo_cli.models.lora_options import LINEAR_MAPS
 from dgpo_cli.models.sources import config_values, resolve
 
 LARGEST = 1 << 24  # ours, of any size that a configuration names; the largest vocabulary known has not 300,000 tokens
@@ -37,6 +38,13 @@ class Shape:
     @property
     def head_width(self) -> int:
         return self.head_size or self.hidden // self.heads
+
+    @property
+    def linear_maps(self) -> dict[str, int]:
+        """Those of a layer, each with the smaller of its widths."""
+        query, inner = min(self.hidden, self.query_width), min(self.hidden, self.intermediate)
+        kv = min(self.hidden, self.kv_width)
+        return dict(zip(LINEAR_MAPS, (query, kv, kv, query, inner, inner, inner), strict=True))
 
     @property
     def query_width(self) -> int:

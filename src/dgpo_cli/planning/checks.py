@@ -12,12 +12,14 @@ from pathlib import Path
 
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.device import Precision
+from dgpo_cli.core.extras import require
 from dgpo_cli.core.progress import Say
 from dgpo_cli.core.types import Question
 from dgpo_cli.engine.registry import IN_PROCESS, require_engine
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.shapes import shape_of
 from dgpo_cli.models.sources import load_protocol
 from dgpo_cli.models.tokenizer_file import require_same_tokenizer, tokenizer_file
 from dgpo_cli.planning.models import longest_episode, readable, rolled_out
@@ -279,6 +281,9 @@ def sizes_of(
 
     Training sequences have at most `written` tokens or, where the run `rolls` them out itself, `episode` tokens.
     """
+    if settings.lora.rank is not None:
+        require("peft", "lora", "lora.rank")
+        settings.lora.require_maps(shape_of(settings.student).linear_maps)
     if settings.fit:  # tried out with the models themselves
         return {}
     room = Room.on(settings.device, settings.fit_gib, processes)

@@ -37,12 +37,13 @@ class OpenIndex:
 def check_index(location: str | Path) -> None:
     """Ask before models are loaded: a server must answer one search, a folder must hold a whole index.
 
-    Milvus, where the folder's rows are in it, must answer. Raises RetrievalError. Cheap, since no index is read.
+    Milvus, where the rows are in it, must answer. Raises RetrievalError. Cheap: of large files it reads a part.
     """
     if is_server(location):
         served_retriever(str(location)).check()
     else:
         manifest = read_manifest(Path(location))
+        check_hashes(Path(location), manifest, whole=False)
         if manifest.retriever == "milvus":
             from dgpo_cli.retrieval.remote.milvus.connection import connect
 

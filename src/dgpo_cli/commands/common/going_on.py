@@ -26,12 +26,21 @@ def show_planned(
     Raises ConfigError where a run would go on that was begun with other settings or inputs.
     """
     from dgpo_cli.agent.identity import contents
-    from dgpo_cli.core.run_dir import read_run, require_same
+    from dgpo_cli.core.run_dir import require_same
     from dgpo_cli.core.run_identity import Work
-    from dgpo_cli.core.run_names import find_run
 
-    place = out if resume is None else find_run(resume) or resume
-    if place is not None and not fresh and (place / "run.json").is_file() and read_run(place)["status"] != "discarded":
+    if (place := going_on(out, resume, fresh=fresh)) is not None:
         config = asdict(settings)
         require_same(place, Work(command, config, contents(config)))
     console.result(show_settings(console, settings) | dict(more))
+
+
+def going_on(out: Path | None, resume: Path | None, *, fresh: bool) -> Path | None:
+    """The run of a given place that would go on."""
+    from dgpo_cli.core.run_dir import read_run
+    from dgpo_cli.core.run_names import find_run
+
+    place = out if resume is None else find_run(resume) or resume
+    if place is None or fresh or not (place / "run.json").is_file() or read_run(place)["status"] == "discarded":
+        return None
+    return place

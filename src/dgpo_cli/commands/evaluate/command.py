@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dgpo_cli.commands.common.going_on import going_on
 from dgpo_cli.commands.common.next_steps import choose_bench
 from dgpo_cli.commands.common.options import (
     BenchDirOption,
@@ -147,7 +148,7 @@ def evaluate(
         form=settings.format,
     )
     if dry_run:
-        run.show_plan(console, settings, benchmarks)
+        run.show_plan(console, settings, benchmarks, going_on(out, resume, fresh=fresh))
         return
     own = absolute(asked) if is_file(asked) else asked
     Workspace().remember(by="dgpo eval", bench=own, bench_dir=None if bench_dir is None else absolute(str(bench_dir)))

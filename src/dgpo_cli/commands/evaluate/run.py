@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from dgpo_cli.commands.common.going_on import going_on
 from dgpo_cli.commands.common.options import show_settings, tell_run
 from dgpo_cli.console import Console
 from dgpo_cli.errors import ConfigError
@@ -48,11 +49,12 @@ def is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def show_plan(console: Console, settings: EvalSettings, benchmarks: Sequence[Benchmark]) -> None:
-    """--dry-run: the settings and what would be asked."""
+def show_plan(console: Console, settings: EvalSettings, benchmarks: Sequence[Benchmark], run: Path | None) -> None:
+    """--dry-run: the settings and what would be asked. Raises ConfigError as `measure` before it loads the model."""
     from dgpo_cli.evaluation.gold_context import gold_contexts
     from dgpo_cli.models.sources import resolve
 
+    _require_same(settings, benchmarks, run)
     source = resolve(settings.model)
     counts = {benchmark.name: len(benchmark.questions) for benchmark in benchmarks}
     result = show_settings(console, settings) | {"location": source.location, "num_questions": counts}
@@ -66,6 +68,20 @@ def show_plan(console: Console, settings: EvalSettings, benchmarks: Sequence[Ben
         rows = [[*row, result["gold"][row[0]]["questions"]] for row in rows]
     console.table("", columns, rows)
     console.result(result)
+
+
+def _require_same(settings: EvalSettings, benchmarks: Sequence[Benchmark], run: Path | None) -> None:
+    """Raises ConfigError where the run that would go on has other settings; what takes the weights to know is passed
+    over.
+    """
+    from dgpo_cli.agent.identity import contents
+    from dgpo_cli.core.run_dir import require_same
+    from dgpo_cli.core.run_identity import Work
+    from dgpo_cli.evaluation import measurement
+
+    if run is not None:
+        known = measurement.asked(settings, benchmarks)
+        require_same(run, Work("eval", known, contents(known)), partly=True)
 
 
 def measure(
@@ -88,6 +104,7 @@ def measure(
     from dgpo_cli.core.run_dir import RunDir
     from dgpo_cli.evaluation import measurement
 
+    _require_same(settings, benchmarks, going_on(out, resume, fresh=fresh))
     model = _measured(settings, server)
     if model.raw is not None:
         console.warn(model.raw)

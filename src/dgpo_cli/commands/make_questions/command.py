@@ -80,7 +80,7 @@ def make_questions(
     from dgpo_cli.make_questions.opening import open_author
     from dgpo_cli.make_questions.settings import MakeQuestionsSettings
     from dgpo_cli.planning.checks import check_asked
-    from dgpo_cli.retrieval.open import open_index
+    from dgpo_cli.retrieval.open import check_index, open_index
 
     console = Console(json_output=json, quiet=quiet)
     require_run_place(out, resume, fresh=fresh)
@@ -99,6 +99,8 @@ def make_questions(
     settings: MakeQuestionsSettings = settings_from(
         MakeQuestionsSettings, "make-questions", config=config, options=set_, values=values
     )
+    if corpus is None:
+        check_index(settings.index)
     at_once = None
     if settings.teacher is not None and settings.is_loaded:
         at_once = check_asked(

@@ -22,6 +22,7 @@ from dgpo_cli.commands.quickstart.real import run_real
 from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.console import Console
 from dgpo_cli.core.figures import duration, percent, percent_range
+from dgpo_cli.core.machine import free_on
 from dgpo_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def quickstart(
 
     console = Console(json_output=json, quiet=quiet)
     require_stages_place(out.resolve())
+    free_on(device or "auto")  # refuses a device that cannot be used
     if real or rl or bench_dir is not None:
         if search or not real:
             flag = "--search" if search else "--rl" if rl else "--bench-dir"

@@ -90,9 +90,12 @@ def read_corpus(
 
 
 def require_corpus(location: str) -> None:
-    """Cheap. Raises InputError where no file, folder or data set can be meant."""
-    if not location.startswith(PREFIX) and not Path(location).exists():
+    """Cheap. Raises InputError where no file, folder or data set can be meant, or a file or folder has no passage."""
+    if location.startswith(PREFIX):
+        return
+    if not Path(location).exists():
         raise InputError(f"{location}: No such file or directory", hint=HINT)
+    next(read_corpus(location, CorpusReport()), None)
 
 
 def corpus_digest(location: Path | str) -> str:
