@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tests.offline import write_one_trajectory
 
+from dgpo_cli.commands.common.options import recorded
 from dgpo_cli.core import recipes
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.errors import ConfigError
@@ -37,6 +38,38 @@ def test_a_dry_run_takes_the_recipes_settings(name, stage, offline, dgpo, folder
     given = {"student", "teacher", "questions"}
     assert recipes.merged(shown, {k: v for k, v in table.items() if k not in given}) == shown
     assert {table[k] for k in ("student", "teacher") if k in table} <= set(ALIASES)
+
+
+@pytest.mark.parametrize(
+    ("stage", "method", "given"),
+    [("rl", "ppo", ["--method", "ppo"]), ("rl", "grpo", ["-o", "method=grpo"]), ("kd", "gkd", ["--method", "gkd"])],
+)
+def test_another_method_takes_all_of_a_recipe_but_its_objective(stage, method, given, offline, dgpo, folder):
+    """Every row of the paper's table by the recipe of one card."""
+    data = write_one_trajectory(offline, folder / "trajectories.jsonl")
+    asked = [{"id": str(i), "question": "Who?", "golden_answers": ["A"]} for i in range(600)]
+    write_jsonl_atomic(folder / "questions.jsonl", asked)
+    name = "qwen3b-0.5b-24gb"
+    ended = dgpo(
+        stage, "--config", name, *given, "--student", str(offline.student), "--teacher", str(offline.teacher),
+        "--data", str(data if stage == "kd" else folder / "questions.jsonl"), "--index", str(offline.index),
+        "-o", "lr=0.5", "--dry-run", "--json",
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    shown, table = json.loads(ended.out), recipes.load(name).stages[stage]
+    assert (shown["method"], shown["objective"], shown["lr"]) == (method, {}, 0.5)
+    assert shown["micro_batch_tokens"] == table["micro_batch_tokens"]
+    assert f"its settings of the objective are those of {table['method']}, and left out for {method}" in ended.err
+
+
+def test_a_setting_of_the_objective_that_is_given_stays(tmp_path):
+    """-o is about the method that was chosen, and a file about its own."""
+    file = tmp_path / "mine.toml"
+    file.write_text('[rl]\nmethod = "dgpo"\nobjective = { kl_gate = "always" }\n')
+    assert recipes.config_of(file, "rl", "dgpo")["objective"] == recipes.config_of(file, "rl")["objective"]
+    assert "objective" not in recipes.config_of(file, "rl", "ppo")
+    given = recorded(file, ["objective.kl_coef=0.5"], "rl", "ppo")
+    assert given == {"method": "dgpo", "objective": {"kl_coef": "0.5"}}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ _OTHER = ("quickstart", "quickstart-real", "reproduce-tiny", "learn")  # setting
 _ABOUT = schema.record(
     {}, {"title": schema.text(), "card": schema.text(), "base": schema.text(empty=False)}, other=None
 )
+_log = logging.getLogger(__name__)
 _STAGE = schema.map_of(schema.ANYTHING)
 _RECIPE = schema.record({}, {"recipe": _ABOUT} | dict.fromkeys(STAGES, _STAGE))
 
@@ -70,10 +72,23 @@ def load(name: str, *, above: tuple[Path, ...] = ()) -> Recipe:
     return Recipe(path.stem, about.get("title", ""), about.get("card", ""), _header(path), stages)
 
 
-def config_of(given: Path | None, command: str) -> dict[str, Any]:
-    """What `--config` means to a command: a run's config.toml as it is, or the command's table of a recipe."""
+def config_of(given: Path | None, command: str, method: object = None) -> dict[str, Any]:
+    """What `--config` means to a command: a run's config.toml as it is, or the command's table of a recipe.
+
+    Where a `method` was chosen that is not its own, its settings of the objective are left out with a warning.
+    """
     if given is None:
         return {}
+    table = _table_of(given, command)
+    if "objective" in table and method is not None and table.get("method", method) != method:
+        _log.warning(
+            "%s: its settings of the objective are those of %s, and left out for %s", given, table["method"], method
+        )
+        del table["objective"]
+    return table
+
+
+def _table_of(given: Path, command: str) -> dict[str, Any]:
     run = None if given.is_file() or str(given) in names() else find_run(given)
     path = _path(str(given)) if run is None else run / "config.toml"
     table = load_toml(path)

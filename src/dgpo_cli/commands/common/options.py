@@ -110,9 +110,9 @@ def choose_index(console: Console, given: str | None) -> str:
     return choose(console, "index", given, hint="build one with `dgpo index CORPUS`, or give --index DIR")
 
 
-def recorded(config: Path | None, options: Sequence[str] | None, command: str) -> dict[str, Any]:
+def recorded(config: Path | None, options: Sequence[str] | None, command: str, method: object = None) -> dict[str, Any]:
     """What --config, a run's or a recipe's, and -o say to a command, the latter winning. Raises ConfigError."""
-    said = merged(config_of(config, command), as_today(command, parse_options(options or ())))
+    said = merged(config_of(config, command, method), as_today(command, parse_options(options or ())))
     place = "-o" if config is None else f"--config {config} and -o" if options else f"--config {config}"
     schema.check(said, _SAID, place, hint=f"`dgpo {command} --help` shows what is what", error=ConfigError)
     return said
@@ -126,13 +126,11 @@ def settings_from(
     options: Sequence[str] | None,
     values: Mapping[str, Any],
 ) -> Any:
-    """Settings of `kind`: those of --config, then -o, then flags that were given (not None).
-
-    Raises ConfigError for a setting that the command does not have.
-    """
+    """Settings of `kind`: --config, then -o, then flags that are not None. Raises ConfigError for an unknown one."""
     assert isinstance(kind, type) and is_dataclass(kind)
     given = {name: value for name, value in values.items() if value is not None}
-    chosen = merged(recorded(config, options, command), given)
+    method = given.get("method", parse_options(options or ()).get("method"))
+    chosen = merged(recorded(config, options, command, method), given)
     try:
         return apply_options(kind, chosen)
     except ConfigError as error:
