@@ -3,7 +3,7 @@
 #   make quickstart            install into .venv, then train a small search agent offline
 #   make real                  the same with a real language model of 135M on real questions; BENCH_DIR=DIR has them
 #   make test                  tests with coverage; lint, types, test-slow, docs, clean
-#   make docs-site            docs/ as a site in site/, with search and checked links; SITE=DIR puts it elsewhere
+#   make docs-site             docs/ as a site in site/, with search and checked links; SITE=DIR puts it elsewhere
 #   make test-fast             rules of the house, reference vectors and the units that need no training: under a minute
 #   make test-versions         the tests on the versions of a GPU machine that nothing reaches (torch 2.11), without optional packages
 #   make test-kill             every long command killed before each of its file operations, and given again; goes on with

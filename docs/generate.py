@@ -27,7 +27,7 @@ from dgpo_cli.training.settings import KDSettings, RLSettings
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {
     "DGPO_SEARCH_TOKEN": "token of the search server that is asked, and of `dgpo serve` without --token-file",
-    "DGPO_SEARCH_TIMEOUT": "seconds that a reply of a search server may take",
+    "DGPO_SEARCH_TIMEOUT": "seconds that a reply of a search server or of Milvus may take, 30 by default",
     "DGPO_TEACHER_KEY": "key of the model server in --teacher-url",
     "DGPO_MODEL_KEY": "key of the model server in --model-url",
     "DGPO_MILVUS_TOKEN": "token of the Milvus server that an index lies in",

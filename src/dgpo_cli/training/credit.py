@@ -1,7 +1,7 @@
 """Trajectories to samples: the credit of each written token.
 
-Deviation from the reference: advantages are whitened over written tokens only (the reference includes retrieved ones),
-and no episode of a batch is dropped.
+Deviation from the reference: where a method whitens advantages, it is over written tokens only (the reference includes
+retrieved ones), and no episode of a batch is dropped.
 """
 
 from __future__ import annotations
