@@ -1,5 +1,6 @@
 """The chat's input line, by keys that come through a pipe."""
 
+import io
 import stat
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from dgpo_cli.commands.chat import command
 from dgpo_cli.commands.chat import history as chat_history
 from dgpo_cli.commands.chat.history import history_file, kept_history
-from dgpo_cli.commands.chat.prompt import asking
+from dgpo_cli.commands.chat.prompt import MARK, asking
 from dgpo_cli.commands.chat.talk import COMMANDS
 from dgpo_cli.console import Console
 
@@ -28,6 +30,17 @@ def typed(*keys, history=None):
             pipe.send_bytes(some.encode(errors="surrogateescape"))
             lines.append(ask())
         return lines
+
+
+def test_a_terminal_that_moves_no_cursor_gets_plain_lines(monkeypatch, tmp_path, capsys):
+    given = {}
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("dgpo_cli.commands.chat.talk.converse", lambda *args, **named: given.update(named, ask=args[2]))
+    monkeypatch.setattr("dgpo_cli.models.sources.search_limits", lambda model: ({}, ""))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Who?\n"))
+    command._converse(Console(), None, tmp_path, "m")
+    assert given["ask"]() == "Who?" and given["repeats"] is False
+    assert capsys.readouterr().out == MARK
 
 
 def test_a_line_is_edited():

@@ -13,7 +13,7 @@ import pytest
 from dgpo_cli.console import Console, _Door
 from dgpo_cli.core.text import composed, contains_answer, f1, normalize_answer, text_key
 from dgpo_cli.core.types import Passage
-from dgpo_cli.core.untrusted import visible, visible_json
+from dgpo_cli.core.untrusted import unmarked, visible, visible_json
 from dgpo_cli.formats.registry import get
 from dgpo_cli.formats.tags import DEFAULT, TAGS
 from dgpo_cli.models.codec import Codec
@@ -52,6 +52,7 @@ SHAPES: dict[str, Callable[[int], str]] = {
     "controls": lambda n: "\x1b[2J" * (n // 4),
     "line-returns": lambda n: "\r\n" * (n // 2),
     "question-marks": lambda n: "?" * n,
+    "byte-order-marks": lambda n: "\ufeff" * n,
 }
 PAGES: dict[str, Callable[[int], str]] = {
     "meta": lambda n: "<meta " * (n // 6),
@@ -94,6 +95,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "text_key": text_key,
     "visible": visible,
     "visible_json": visible_json,
+    "unmarked": lambda text: [unmarked(text.encode()) for _ in range(20)],
     "passages": lambda text: list(passages(text)),
     "tool_calls": lambda text: TOOL_CALLS.parse(text, ended=True),
     "tool_calls-thought": lambda text: TOOL_CALLS.parse(f"<think>{text}", ended=True),

@@ -6,7 +6,6 @@ files, servers' replies, records of earlier runs, text that a model wrote.
 
 from __future__ import annotations
 
-import codecs
 import errno
 import io
 import json
@@ -33,6 +32,7 @@ _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
     "\ud800-\udfff]"
 )
+_MARKS = re.compile(rb"(?:\xef\xbb\xbf)++")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -58,9 +58,8 @@ def file_name(name: str) -> str:
 
 def unmarked(content: bytes) -> bytes:
     """Without byte order marks in front; files that were put together leave several."""
-    while content.startswith(codecs.BOM_UTF8):
-        content = content.removeprefix(codecs.BOM_UTF8)
-    return content
+    marks = _MARKS.match(content)
+    return content[marks.end() :] if marks else content
 
 
 def decoded(content: bytes, place: str) -> str:

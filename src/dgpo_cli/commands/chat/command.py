@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,13 +78,18 @@ def chat(
 
 def _converse(console: Console, talk: Chat, project: Path, model: str) -> None:
     """With a person. Everything that only a terminal needs is imported here."""
+    from prompt_toolkit.utils import is_dumb_terminal
+
     from dgpo_cli.commands.chat.history import kept_history
-    from dgpo_cli.commands.chat.prompt import asking, unheard_keyboard
+    from dgpo_cli.commands.chat.prompt import MARK, asking, unheard_keyboard
     from dgpo_cli.commands.chat.talk import COMMANDS, converse
     from dgpo_cli.models.sources import search_limits
 
-    ask = asking(kept_history(console), {name: argument for name, (argument, _) in COMMANDS.items()})
-    converse(console, talk, ask, unheard_keyboard, example_questions(project, 3), search_limits(model))
+    commands = {name: argument for name, (argument, _) in COMMANDS.items()}
+    dumb = is_dumb_terminal()  # it shows what moves the cursor, and the line that was typed stays
+    ask = partial(console.ask, MARK) if dumb else asking(kept_history(console), commands)
+    examples = example_questions(project, 3)
+    converse(console, talk, ask, unheard_keyboard, examples, search_limits(model), repeats=not dumb)
 
 
 def _piped(console: Console, talk: Chat) -> bool:

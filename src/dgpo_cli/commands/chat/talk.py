@@ -39,8 +39,11 @@ def converse(
     answering: Callable[[], AbstractContextManager[None]],
     examples: Sequence[str] = (),
     limits: tuple[dict[str, int], str] = ({}, ""),
+    *,
+    repeats: bool = True,
 ) -> None:
-    """Ask and answer until the user leaves. `answering` holds while the model works.
+    """Ask and answer until the user leaves. `answering` holds while the model works; `repeats` says that a line which
+    was typed is shown again.
 
     `limits` are those that the model was trained with, as `search_limits` tells them.
     """
@@ -64,7 +67,8 @@ def converse(
             continue
         if not line:
             continue
-        console.print(f"> {line}", style="bold")
+        if repeats:
+            console.print(f"> {line}", style="bold")
         if SAME.get(line, line) == "/quit":
             return
         try:
