@@ -264,3 +264,56 @@ def test_graphs_follow_the_masters(codec):
     model.to(torch.bfloat16)
     moved = InProcessEngine(model, codec, slots=1, capacity=150)
     assert write(moved) == write(moved)
+
+
+@pytest.mark.parametrize("seed", [2, 5])
+def test_an_episode_is_the_one_that_it_is_alone_whatever_goes_on_beside_it(codec, seed):
+    """Beginnings in common, turns that wait, places that others left, and episodes that somebody gave up."""
+    model, chance = qwen(len(codec.tokenizer), hidden=16), random.Random(seed)
+    begin = [chance.randrange(3, 300) for _ in range(40)]
+    prompts = [
+        [*begin[: chance.choice([1, 20, 40])], *(chance.randrange(3, 300) for _ in range(1 + i % 5))] for i in range(14)
+    ]
+    results = [[chance.randrange(3, 300) for _ in range(1 + chance.randrange(30))] for _ in prompts]
+
+    def sampling(i):
+        return Sampling(float(i % 2), 20, ("e",), seed=5, key=str(i))
+
+    def alone(i):
+        engine, text, ended = InProcessEngine(model, codec, slots=1, capacity=120, burst=1), [], 0
+        slot = engine.open(prompts[i], sampling(i))
+        while events := engine.step():
+            text += events[0].token_ids
+            ended += events[0].end is not None
+            if events[0].end is not None and ended == 1:
+                engine.extend(slot, results[i])
+        return text
+
+    engine = InProcessEngine(model, codec, slots=9, capacity=120, burst=8)
+    texts, turns, slots, waits, given_up = [[] for _ in prompts], [0] * 14, {}, {}, set()
+    queue = list(range(14))
+    while queue or slots:
+        while queue and engine.free_slots and chance.random() < 0.8:
+            i = queue.pop(0)
+            slots[engine.open(prompts[i], sampling(i))] = i
+        for event in engine.step():
+            i = slots[event.slot]
+            texts[i] += event.token_ids
+            turns[i] += event.end is not None
+            if event.end is not None and turns[i] == 2:
+                engine.close(event.slot)
+                del slots[event.slot]
+            elif event.end is not None:
+                waits[event.slot] = chance.randrange(4)
+        for slot in [slot for slot, left in waits.items() if not left]:
+            engine.extend(slot, results[slots[slot]])
+        waits = {slot: left - 1 for slot, left in waits.items() if left}
+        if slots and chance.random() < 0.3:
+            slot = chance.choice(list(slots))
+            engine.close(slot)
+            given_up.add(slots.pop(slot))
+            waits.pop(slot, None)
+    assert given_up and engine.free_slots == 9
+    for i, text in enumerate(texts):
+        expected = alone(i)
+        assert text == (expected[: len(text)] if i in given_up else expected)
