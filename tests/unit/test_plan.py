@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core import recipes
+from dgpo_cli.core.config import parse_options
 from dgpo_cli.engine import sampling
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.critic import Critic
@@ -21,7 +22,7 @@ from dgpo_cli.models.lora_options import LINEAR_MAPS, LoraOptions
 from dgpo_cli.models.random_init import configuration
 from dgpo_cli.models.shapes import SHAPES, shape_of
 from dgpo_cli.models.ways import WAYS
-from dgpo_cli.planning.plan import CARDS, card_of, plan
+from dgpo_cli.planning.plan import CARDS, card_of, fits, plan, require_fit
 from dgpo_cli.planning.timing import Card, Speed, episode_tokens, seconds_by_phase
 from dgpo_cli.training.sizes import memory
 from dgpo_cli.training.sizes.job import Job
@@ -108,6 +109,30 @@ def test_remedies_are_named_until_they_are_taken():
     after = {stage.stage: stage for stage in plan(recipe, taken, card)}
     assert not {"optimizer", "critic weights"} & after["rl"].remedies.keys()
     assert "optimizer" not in after["kd"].remedies
+
+
+@pytest.mark.parametrize("name", ["qwen3b-0.5b-24gb", "qwen3b-0.5b-80gb", "teacher-qwen3b-80gb", "paper-qwen3b-0.5b"])
+@pytest.mark.parametrize("gpu", ["8GB", "12GB", "16GB", "24GB", "48GB", "cpu:12GB"])
+def test_what_is_advised_leads_to_a_fit_and_nothing_is_missed(name, gpu):
+    """Advice is followed until it fits; where none is given, everything small at once does not fit either."""
+    card, recipe, taken = card_of(gpu), recipes.load(name), {}
+    small = ["teacher_8bit=true", "optimizer=adamw-8bit", "critic=shared", "lora.rank=16", "rollout.wave=8",
+             "gradient_checkpointing=true", "micro_batch_tokens=4096", "chunk_tokens=128"]  # fmt: skip
+    least = {stage.stage: fits(stage, card) for stage in plan(recipe, parse_options(small), card)}
+    while True:
+        try:
+            require_fit(plan(recipe, parse_options([f"{key}={value}" for key, value in taken.items()]), card), card)
+        except ConfigError as error:
+            stage = error.message.partition("]")[0].removeprefix("[")
+            if not error.hint.startswith("try -o "):
+                assert not least[stage], error.message
+                return
+            option, _, value = error.hint.removeprefix("try -o ").partition("=")
+            assert least[stage] and taken.get(option) != value
+            taken[option] = value
+        else:
+            assert all(least.values())
+            return
 
 
 def test_a_critic_that_shares_the_body_costs_no_pass_of_its_own():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dgpo_cli.agent.settings import RolloutSettings
-from dgpo_cli.core.config import apply_options
+from dgpo_cli.core.config import apply_options, parse_options
 from dgpo_cli.core.machine import GIB, free_main, num_cores
 from dgpo_cli.core.recipes import Recipe, merged
 from dgpo_cli.core.setting_names import as_today
@@ -51,10 +51,17 @@ class StagePlan:
     steps: int | None  # None where the number of trajectories decides
     remedies: dict[str, str]  # settings that still make a part smaller, by part
     longest: float | None = None  # bytes if every episode has its longest, where `parts` counts their usual length
+    least: float = 0.0  # bytes with all remedies, one after the other
 
     @property
     def total(self) -> float:
         return sum(self.parts.values())
+
+    @property
+    def remedy(self) -> str | None:
+        """The one for the largest part that has one."""
+        parts = sorted(self.parts, key=lambda name: -self.parts[name])
+        return next((self.remedies[name] for name in parts if name in self.remedies), None)
 
     @property
     def hours(self) -> float | None:
@@ -95,10 +102,29 @@ def plan(recipe: Recipe, options: Mapping[str, Any], card: Card) -> list[StagePl
     for stage, table in recipe.stages.items():
         kind, needed = _KINDS[stage]
         own = {key: value for key, value in as_today(stage, options).items() if key in known[stage]}
-        settings = apply_options(kind, needed | merged(table, own))
         student = recipe.stages.get("kd", {}).get("student", "qwen-0.5b-kd")
-        made.append(_stage(stage, settings, student, card))
+
+        def planned(
+            options: Mapping[str, Any],
+            stage: str = stage,
+            kind: Any = kind,
+            begun: Mapping[str, Any] = needed | merged(table, own),
+            student: str = student,
+        ) -> StagePlan:
+            return _stage(stage, apply_options(kind, merged(begun, options)), student, card)
+
+        now = planned({})
+        made.append(replace(now, least=_least(now, planned)))
     return made
+
+
+def _least(now: StagePlan, planned: Callable[[Mapping[str, Any]], StagePlan]) -> float:
+    """Bytes where every remedy is taken, the one for the largest part first, until there is none."""
+    taken: Mapping[str, Any] = {}
+    while (remedy := now.remedy) is not None:
+        taken = merged(taken, parse_options([remedy.removeprefix("-o ")]))
+        now = planned(taken)
+    return now.total
 
 
 def _in_context(settings: Any, name: str) -> Any:
@@ -177,7 +203,7 @@ def _remedies(settings: Any) -> dict[str, str]:
     """Settings that can still be reduced, by the part that they make smaller."""
     found = {}
     if not settings.teacher_8bit:
-        found["teacher"] = "-o teacher_8bit=true"
+        found["weights" if isinstance(settings, DistillDataSettings) else "teacher"] = "-o teacher_8bit=true"
     if settings.rollout.wave > 8:
         found["KV cache"] = f"-o rollout.wave={settings.rollout.wave // 2}"
     if isinstance(settings, DistillDataSettings):
@@ -207,15 +233,10 @@ def require_fit(plans: list[StagePlan], card: Card) -> None:
     for stage in plans:
         if fits(stage, card):
             continue
-        parts = sorted(stage.parts.items(), key=lambda item: -item[1])
-        largest, size = parts[0]
-        reducible = [name for name, _ in parts if name in stage.remedies]
-        # Generous: 8 bit halves a teacher and quarters moments at best, anything else cannot shrink below nothing.
-        shares = {"teacher": 0.5, "optimizer": 0.75}
-        spared = sum(stage.parts[name] * shares.get(name, 1.0) for name in reducible)
+        largest, size = max(stage.parts.items(), key=lambda item: item[1])
         hint = "no setting makes this fit: take a larger card, or smaller models"
-        if stage.total - spared <= card.gib * GIB:
-            hint = f"try {stage.remedies[reducible[0]]}"
+        if stage.least <= card.gib * GIB:
+            hint = f"try {stage.remedy}"
         raise ConfigError(
             f"[{stage.stage}] needs {stage.total / GIB:.1f} GiB of {card.gib:.0f}; the largest part is "
             f"{largest} with {size / GIB:.1f} GiB",
