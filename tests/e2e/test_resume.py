@@ -366,6 +366,20 @@ def test_best_weights_that_are_gone_are_made_from_the_state(offline, trajectorie
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
 
 
+def test_what_is_gone_and_cannot_be_made_again_is_told(offline, trajectories, tmp_path, caplog):
+    settings, folder = kd_settings(offline, trajectories), tmp_path / "run"
+    with pytest.raises(Killed):
+        train("kd", settings, folder, KilledAt(7))
+    config = (folder / "config.toml").read_text()
+    for name in ("metrics.jsonl", "config.toml"):
+        (folder / name).unlink()
+    with pytest.raises(Killed):
+        train("kd", settings, folder, KilledAt(2))
+    assert f"{folder}/metrics.jsonl is gone: what was logged before step" in caplog.text
+    assert f"{folder}/config.toml was gone: it is written again" in caplog.text
+    assert (folder / "config.toml").read_text() == config
+
+
 def test_a_damaged_state_is_refused_and_kept(offline, trajectories, tmp_path):
     settings = kd_settings(offline, trajectories)
     with pytest.raises(Killed):

@@ -195,7 +195,7 @@ def test_documents_of_which_none_can_be_read_are_refused_alike(dgpo, folder: Pat
     (folder / "docs").mkdir()
     (folder / "docs" / "picture.png").write_bytes(b"x")
     ended = dgpo("learn", "docs", *dry)
-    assert (ended.status, ended.errors) == (1, ["error: docs has no file that can be read"])
+    assert (ended.status, ended.errors) == (1, ["error: docs holds no usable passage: no file can be read"])
     assert not (folder / "agent").exists()
 
 

@@ -105,6 +105,14 @@ def test_a_row_of_no_step_is_named_when_a_run_goes_on(tmp_path: Path, step: str)
         kept(tmp_path, 1, 10).cut(1)
 
 
+def test_kept_episodes_that_are_gone_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept(tmp_path, 1, 10).cut(0)
+    kept(tmp_path, 0, 10).cut(2)
+    assert not caplog.text
+    kept(tmp_path, 1, 10).cut(2)
+    assert f"{tmp_path / 'rollouts.jsonl'} is gone: the episodes kept before step 3 are lost" in caplog.text
+
+
 def test_the_report_shows_rollouts_apart_from_evaluations(tmp_path: Path) -> None:
     pairs = [made(0, right=True), made(1, right=False)]
     with RunDir.open("rl", {"method": "dgpo", "student": "s"}, out=tmp_path / "rl") as run:

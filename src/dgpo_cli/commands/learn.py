@@ -73,7 +73,7 @@ def learn(
         raise ConfigError(f"{out} lies in the folder of documents", hint="give an --out outside it")
     require_stages_place(place)
     if not (files := Folder(folder).readable()):
-        raise InputError(f"{folder} has no file that can be read", hint="put .md, .txt, .pdf or other texts there")
+        raise InputError(f"{folder} holds no usable passage: no file can be read", hint="put .md or .pdf files there")
     require_models(student, teacher)  # before the documents are read
     settings = shipped("learn")
     settings["world"] |= {} if student is None else {"student": absolute(student)}

@@ -21,17 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from dgpo_cli.core import folders, schema, shell
-from dgpo_cli.core.config import to_toml
 from dgpo_cli.core.locks import Lock, is_held, lock_inside
 from dgpo_cli.core.places import portable
 from dgpo_cli.core.records import dump_line, to_json, write_atomic, write_jsonl_atomic
-from dgpo_cli.core.run_config import CONFIG_FILE, differing
-from dgpo_cli.core.run_identity import Work, plain
+from dgpo_cli.core.run_config import CONFIG_FILE, differing, remark, restore_config, write_config
+from dgpo_cli.core.run_identity import Work
 from dgpo_cli.core.run_metrics import read_metrics
 from dgpo_cli.core.run_names import find_run
 from dgpo_cli.core.schema import read_record
 from dgpo_cli.core.versions import git_commit, versions
-from dgpo_cli.errors import BusyError, ConfigError, InputError
+from dgpo_cli.errors import BusyError, ConfigError
 
 _DISCARDED = "discarded"  # status of a run that another one replaces in its folder
 _WITH_CONFIG = ("make-questions", "distill-data", "kd", "rl")  # commands that have the option
@@ -91,7 +90,7 @@ class RunDir:
         before = [] if fresh else list_runs(root)
         for path in reversed(before):
             if read_run(path)["digest"] == work.digest and not _is_over(path):
-                return cls(path, resumed=True)
+                return cls(path, resumed=True)._restored(work)
         run = cls._claim(root, command)._begin(work)
         run.left = _left(before, work)
         return run
@@ -107,6 +106,7 @@ class RunDir:
                 return run._begin(work)
             require_same(out, work)
             run.resumed = True
+            run._restored(work)
         except BaseException:
             run.close()
             raise
@@ -131,7 +131,11 @@ class RunDir:
     def _resume(cls, path: Path, work: Work) -> RunDir:
         _require_run(path)
         require_same(path, work)
-        return cls(path, resumed=True)
+        return cls(path, resumed=True)._restored(work)
+
+    def _restored(self, work: Work) -> RunDir:
+        restore_config(self.path, work)
+        return self
 
     def _begin(self, work: Work) -> RunDir:
         """Write the initial state of the run, replacing one that may be there; atomic, also under a kill."""
@@ -144,7 +148,7 @@ class RunDir:
                 shutil.rmtree(path)
             elif path != lock_inside(self.path) and path.name != "run.json":
                 path.unlink()
-        write_atomic(self.path / "config.toml", to_toml(portable(plain(work.config))))
+        write_config(self.path, work)
         record = {
             "command": work.command,
             "status": "running",
@@ -266,11 +270,7 @@ def _left(before: Sequence[Path], work: Work) -> str:
     newest = next((path for path in reversed(before) if read_run(path)["command"] == work.command), None)
     if newest is None or read_run(newest)["status"] != "running" or is_locked(newest):
         return ""
-    try:
-        why = differing(newest, read_run(newest), work)
-    except (InputError, ConfigError) as error:  # a remark, for which nobody's work ends
-        why = error.message
-    return f"{newest} is unfinished and stays as it is: {why}"
+    return f"{newest} is unfinished and stays as it is: {remark(newest, read_run(newest), work)}"
 
 
 def _require_run(path: Path) -> None:

@@ -7,6 +7,7 @@ same sample as an undisturbed one.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ _FIELDS = {
 _DIGITS = 5  # significant ones; a float32 has up to nine, which nobody reads and which double the file
 
 
+_log = logging.getLogger(__name__)
 _STEP = schema.record({"step": schema.whole(0)})
 
 
@@ -47,6 +49,8 @@ class KeptEpisodes:
     def cut(self, after_step: int) -> None:
         """Drop what a killed run kept beyond its last saved step, a torn last line included."""
         if not self.path.exists():
+            if after_step > 0 and self.each:
+                _log.warning("%s is gone: the episodes kept before step %d are lost", self.path, after_step + 1)
             return
         with self._open() as records:
             rows = [row for row in records.made(_of_a_step) if row["step"] <= after_step]

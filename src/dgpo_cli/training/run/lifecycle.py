@@ -16,6 +16,7 @@ from dgpo_cli.core import folders
 from dgpo_cli.core.disk import check_space
 from dgpo_cli.core.out_of_memory import is_out_of_memory
 from dgpo_cli.core.run_dir import FollowedRun, RunDir
+from dgpo_cli.core.run_metrics import METRICS_FILE
 from dgpo_cli.errors import ConfigError, DgpoError, TrainingError, first_line
 from dgpo_cli.formats.protocol import Protocol
 from dgpo_cli.models.devices import world
@@ -111,6 +112,7 @@ def run_training(
     rolls_back = guarding.action == "rollback"
     step, extra = _begin(run, learner, rolls_back)
     folder, look = run.folder, None
+    _tell_gone(run, step)
     folder.cut_metrics(step or -1)  # a row of step 0 is from before the first state
     if episodes is not None and learner.world.first:
         episodes.cut(step)
@@ -142,6 +144,15 @@ def run_training(
     )
     folder.finish(asdict(result))
     return result
+
+
+def _tell_gone(run: OpenRun, step: int) -> None:
+    """What is missing of a run that goes on after `step` and cannot be made again."""
+    log = run.folder.path / METRICS_FILE
+    if step and not log.is_file():
+        _log.warning("%s is gone: what was logged before step %d is lost", log, step + 1)
+    if not step and log.is_file() and run.say is not None:
+        run.say(f"{run.folder.path} has no saved state: it begins again with the first step")
 
 
 def _begin(run: OpenRun, learner: Learner, rolls_back: bool) -> tuple[int, Mapping[str, Any]]:
