@@ -23,6 +23,12 @@ def works(device: Device, **changed: str) -> dict[str, bool]:
     return {verdict.task: verdict.works for verdict in judge(device, checks)}
 
 
+def test_one_thread_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads, shown in ((1, "CPU only, 1 thread ("), (2, "CPU only, 2 threads (")):
+        monkeypatch.setattr("torch.get_num_threads", lambda count=threads: count)
+        assert doctor.describe_device(Device("CPU", 8.0, accelerated=False)).startswith(shown)
+
+
 def test_memory_decides_what_can_be_trained() -> None:
     # 0.49e9 parameters trained at 16 bytes are 7.8 GB; rl has two such models, and a 3.09e9 teacher at 2 or 1 bytes.
     rl, rl_8bit, kd = "dgpo rl", "dgpo rl --teacher-8bit", "dgpo kd, qwen-0.5b from qwen-3b"

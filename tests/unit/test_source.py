@@ -10,7 +10,7 @@ from dgpo_cli.errors import ConfigError
 from dgpo_cli.objectives.distillm import DistiLLM
 from dgpo_cli.objectives.gkd import GKD
 from dgpo_cli.training.replay import ReplayBuffer
-from dgpo_cli.training.source import MAX_DRAWS, Mixture, Rollouts, TeacherTrajectories
+from dgpo_cli.training.source import MAX_DRAWS, Mixture, Rollouts, TeacherTrajectories, require_batch
 
 
 def trajectory(name, sample=0, total=0.0, writer="teacher"):
@@ -130,3 +130,5 @@ def test_where_nothing_differs_the_last_batch_is_taken_after_a_bounded_number():
 def test_fewer_questions_than_a_batch_are_refused():
     with pytest.raises(ConfigError, match="6 questions are fewer than a batch of 7"):
         rollouts(Writer(), batch=7)
+    with pytest.raises(ConfigError, match="1 question is fewer than a batch of 2"):
+        require_batch([Question("1", "Who?", ("A",), "nq")], 2)

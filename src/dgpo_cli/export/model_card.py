@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgpo_cli.core import shell
-from dgpo_cli.core.figures import percent, percent_range
+from dgpo_cli.core.figures import counted, percent, percent_range
 from dgpo_cli.core.markdown import block, code, inline
 
 METHODS = {
@@ -158,7 +158,7 @@ def _history(stage: Stage) -> str:
     parts = [METHODS.get(stage.method, stage.method)]
     if stage.steps is not None:
         chosen = "" if stage.best_step in (None, stage.steps) else f", the weights of step {stage.best_step:,} kept"
-        parts.append(f"{stage.steps:,} steps{chosen}")
+        parts.append(f"{counted(stage.steps, 'step')}{chosen}")
     if stage.source is not None:
         parts.append(f"trajectories by {stage.source}")
     if stage.teacher is not None:

@@ -20,6 +20,7 @@ from typing import Literal
 
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core import hub
+from dgpo_cli.core.figures import counted
 from dgpo_cli.core.machine import GIB, free_main, main_memory, num_cores
 from dgpo_cli.core.progress import Progress
 from dgpo_cli.errors import ConfigError, first_line
@@ -85,7 +86,7 @@ def diagnose(folder: Path, *, progress: Progress | None = None) -> Diagnosis:
     device = find_device(total, free)
     probes: list[Callable[[], Check]] = [
         lambda: Check("python", "ok", f"{platform.python_version()} ({sys.executable})"),
-        lambda: Check("processor", "ok", f"{num_cores()} cores, {platform.machine()}"),
+        lambda: Check("processor", "ok", f"{counted(num_cores(), 'core')}, {platform.machine()}"),
         lambda: check_memory(total, free),
         lambda: Check("device", "ok" if device.accelerated else "note", describe_device(device)),
         lambda: check_disk(folder),
@@ -126,7 +127,7 @@ def describe_device(device: Device) -> str:
     import torch
 
     if not device.accelerated:
-        return f"CPU only, {torch.get_num_threads()} threads (torch {torch.__version__})"
+        return f"CPU only, {counted(torch.get_num_threads(), 'thread')} (torch {torch.__version__})"
     return f"{device.name}, {device.memory_gb:.0f} GB (torch {torch.__version__})"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dgpo_cli.agent.settings import RolloutSettings
 from dgpo_cli.core.device import Precision
+from dgpo_cli.core.figures import counted
 from dgpo_cli.core.machine import GIB
 from dgpo_cli.core.types import Question
 from dgpo_cli.errors import ConfigError
@@ -138,7 +139,7 @@ def fitted_wave(
     if say is None:
         return found
     if found < wave:
-        say(f"fitted to {room.bytes / GIB:.1f} GiB of free {room.device} memory: {found} episodes at once")
+        say(f"fitted to {room.bytes / GIB:.1f} GiB of free {room.device} memory: {counted(found, 'episode')} at once")
     elif sum(writing.parts(found, longest=True).values()) > room.bytes:
         say(f"{writing.told(found)}, and {room.bytes / GIB:.1f} GiB are free ({setting}{max(1, found // 2)} halves it)")
     return found

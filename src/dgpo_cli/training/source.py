@@ -117,8 +117,9 @@ class Mixture:
 def require_batch(questions: Sequence[Question], batch_size: int) -> None:
     """Raises ConfigError if there are fewer."""
     if len(questions) < batch_size:
+        fewer = "1 question is" if len(questions) == 1 else f"{len(questions)} questions are"
         raise ConfigError(
-            f"{len(questions)} questions are fewer than a batch of {batch_size}",
+            f"{fewer} fewer than a batch of {batch_size}",
             hint="give more questions with --data, or a smaller --batch-size",
         )
 

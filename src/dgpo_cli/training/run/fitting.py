@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from dgpo_cli.core import schema
+from dgpo_cli.core.figures import counted
 from dgpo_cli.core.machine import GIB
 from dgpo_cli.core.progress import Say
 from dgpo_cli.core.records import to_json, write_atomic
@@ -27,10 +28,10 @@ class Fit:
     attempts: list[tuple[str, Attempt]]
 
     def __str__(self) -> str:
-        wave = "" if self.wave is None else f" and {self.wave} episodes at once"
+        wave = "" if self.wave is None else f" and {counted(self.wave, 'episode')} at once"
         return (
             f"fit: micro-batches of {self.micro_batch_tokens} tokens{wave} within {self.limit_bytes / GIB:.2f} GiB "
-            f"({len(self.attempts)} sizes looked at)"
+            f"({counted(len(self.attempts), 'size')} looked at)"
         )
 
 
