@@ -23,6 +23,7 @@ from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.make_questions.settings import MakeQuestionsSettings
 from dgpo_cli.models import half
 from dgpo_cli.models.codec import Codec
+from dgpo_cli.models.lora_options import LoraOptions
 from dgpo_cli.models.shapes import SHAPES, shape_from
 from dgpo_cli.planning import checks
 from dgpo_cli.planning.effects import require_effect
@@ -272,6 +273,24 @@ def test_a_hint_names_no_more_than_it_takes():
     with pytest.raises(ConfigError) as caught:
         account(RLSettings, room, ()).fitted(made)
     assert caught.value.hint == "this would fit: -o critic=shared"
+
+
+def test_an_adapter_is_the_last_that_is_advised():
+    """A refusal that says that nothing fits would be wrong where an adapter does."""
+    small = RolloutSettings(max_tokens=1024)
+    tight = RLSettings(
+        student="smollm2-135m", index="x", questions="", method="ppo", critic="shared", optimizer="adamw-8bit",
+        rollout=small,
+    )  # fmt: skip
+    nothing = account(RLSettings, Room("cpu", 0), ())
+    least = nothing._reduced(replace(tight, lora=LoraOptions(rank=16)))[1]
+    room = Room("cpu", int(nothing.need(least)) + 1)
+    with pytest.raises(ConfigError) as caught:
+        account(RLSettings, room, ()).fitted(tight)
+    assert caught.value.hint == "this would fit: -o lora.rank=16"
+    with pytest.raises(ConfigError, match="this run needs") as caught:
+        account(RLSettings, room, ()).fitted(replace(tight, freeze_embeddings=True))
+    assert "lora" not in caught.value.hint
 
 
 # --- at the start of a command --------------------------------------------------------------------------------------

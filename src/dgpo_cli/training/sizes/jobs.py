@@ -214,7 +214,8 @@ class Account(Generic[Training]):
             tried = _apply(now, option)
             if self.need(tried) < self.need(now):
                 taken.append(option)
-                now = tried
+                further, now = free._reduced(tried)  # what saved nothing before may save now
+                found |= further
             if self.fits(now):
                 return message, self._named(settings, found, taken)
         return message, "take smaller models, or a machine with more memory: `dgpo doctor` shows what works here"
@@ -269,13 +270,20 @@ def _otherwise(settings: TrainSettings) -> list[str]:
     if isinstance(settings, RLSettings) and settings.critic == "own":
         found.append("-o critic=shared")
     shorter = [tokens for tokens in (2048, 1024) if tokens < settings.rollout.max_tokens]
-    return [*found, *(f"-o rollout.max_tokens={tokens}" for tokens in shorter)]
+    adapter = settings.lora.rank is None and not settings.freeze_embeddings
+    return [
+        *found,
+        *(f"-o rollout.max_tokens={tokens}" for tokens in shorter),
+        *(["-o lora.rank=16"] if adapter else []),
+    ]
 
 
 def _apply(settings: Training, option: str) -> Training:
     if option == "--teacher-8bit":
         return replace(settings, teacher_8bit=True)
     name, _, value = option.removeprefix("-o ").partition("=")
+    if name == "lora.rank":
+        return replace(settings, lora=replace(settings.lora, rank=int(value)))
     if name == "rollout.max_tokens":
         return replace(settings, rollout=replace(settings.rollout, max_tokens=int(value)))
     return replace(settings, **{name: value})  # type: ignore[arg-type]
