@@ -228,7 +228,7 @@ def test_a_file_says_question_and_steps(tmp_path):
         ({"steps": "search"}, "`steps` is 'search', not a list"),
         ({"steps": [{"search": "a"}]}, "step 1, the last one, does not answer"),
         ({"steps": [{"answer": "a"}, {"answer": "b"}]}, "step 1 of 2 answers"),
-        ({"steps": [{"think": "t"}, {"answer": "b"}]}, "step 1 has neither search and answer"),
+        ({"steps": [{"think": "t"}, {"answer": "b"}]}, "step 1 has neither search nor answer"),
         ({"steps": [{"search": "a", "answer": "b"}]}, "step 1 has both search and answer"),
         ({"steps": [{"serach": "a"}, {"answer": "b"}]}, "`steps[0].serach` is not known"),
         ({"steps": [{"search": 3}, {"answer": "b"}]}, "`steps[0].search` is 3, not a non-empty text"),

@@ -37,8 +37,12 @@ def test_an_id_is_made_from_the_text_and_stays(tmp_path: Path) -> None:
 
 
 def test_whole_hops_as_a_table_writes_them(tmp_path: Path) -> None:
-    (question,) = read_questions(lines(tmp_path / "a.jsonl", ROW | {"hops": 2.0}))
+    floats = {"id": 7.0, "hops": 2.0, "supporting_ids": [3.0, "x", 4]}
+    (question,) = read_questions(lines(tmp_path / "a.jsonl", ROW | floats))
     assert question.hops == 2 and isinstance(question.hops, int)
+    assert (question.id, question.supporting_ids) == ("7", ("3", "x", "4"))
+    with pytest.raises(InputError, match=r"`id` is 1\.5"):
+        read_questions(lines(tmp_path / "b.jsonl", ROW | {"id": 1.5}))
 
 
 def test_csv_and_tsv(tmp_path: Path) -> None:
@@ -288,6 +292,7 @@ def test_the_file_of_triviaqa(tmp_path: Path) -> None:
         ({"question": "who?", "answer": {"aliases": ["x"]}}, "`golden_answers` is None, not a list"),
         ({"question": "who?", "answer": "x", "supporting_facts": [[["a"], 0]]}, r"`supporting_titles\[0\]` is a list"),
         ({"question": "who?"}, "`golden_answers` is missing"),
+        ({"question": "who?", "answer": "x", "answerable": "no"}, "`unanswerable` is 'no', not true or false"),
     ],
 )
 def test_rows_of_no_known_form_are_refused_for_what_they_hold(

@@ -90,7 +90,7 @@ def _steps(given: Sequence[Mapping[str, str]]) -> tuple[Step, ...]:
 def _step(fields: Mapping[str, str], number: int) -> Step:
     actions: list[Literal["search", "answer"]] = [name for name in ("search", "answer") if name in fields]
     if len(actions) != 1:
-        raise ValueError(f"step {number} has {'both' if actions else 'neither'} search and answer")
+        raise ValueError(f"step {number} has {'both search and' if actions else 'neither search nor'} answer")
     texts = {"think": fields.get("think", ""), actions[0]: fields[actions[0]]}
     for name, text in texts.items():
         if any(get(form).escape(text)[1] for form in FORMATS):

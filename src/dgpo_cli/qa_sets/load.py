@@ -88,12 +88,17 @@ _ANSWERED = schema.record(
 
 def question_of(row: Mapping[str, Any], qa_set: str, answers_needed: bool = True) -> Question:
     """Raises ValueError, saying what is wrong, if the row is not a question."""
-    hops = row.get("hops")
-    given = _with_abstention(row) | (
-        {"hops": int(hops)} if isinstance(hops, float) and hops.is_integer() else {}
-    )  # of a table
+    given = _with_abstention(row)
+    given |= {name: _whole(given[name]) for name in ("id", "hops", "supporting_ids") if name in given}
     schema.require(given, _ANSWERED if answers_needed else _ASKED)
     return question_from_json({"id": _made_id(row["question"])} | given, qa_set)
+
+
+def _whole(value: Any) -> Any:
+    """A whole number, alone or in a list, that a table made a float of, as it was."""
+    if isinstance(value, list):
+        return [_whole(one) if isinstance(one, float) else one for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _with_abstention(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,9 @@ def under_flashrags_names(row: Mapping[str, Any]) -> Mapping[str, Any]:
         if name not in row and known is not None:
             found[name] = row[known]
     given = next((name for name in _ANSWERS if name in row), None)
-    if row.get("answerable") is False:  # MuSiQue's; the answer beside it is that of the question it was made from
-        found["unanswerable"] = True
+    told = row.get("answerable")
+    if told not in (None, True):  # MuSiQue's; the answer beside it is that of the question it was made from
+        found["unanswerable"] = True if told is False else told
     elif given is not None:
         found["golden_answers"] = _with_aliases(_texts(row[given]), row.get("answer_aliases"))
     titles = _titles(row)
