@@ -170,9 +170,9 @@ def test_progress_speaks_while_nothing_is_reported(
         return found.splitlines()
 
     with Console().progress("kd (kd)", "step") as progress:
-        assert said(1) == ["kd (kd): 0 s so far"]
+        assert re.fullmatch(r"kd \(kd\): \d+ s so far", said(1)[0])
         progress(0, 60)
-        assert said(2)[-1] == "kd (kd): 0/60 (0 s so far)"
+        assert re.fullmatch(r"kd \(kd\): 0/60 \(\d+ s so far\)", said(2)[-1])
         progress(1, 60, "loss 2.500")
         assert re.fullmatch(r"kd \(kd\): 1/60 \([\d.]+ s/step, \d+ (s|min) left\); loss 2.500", said(7)[-1])
     capsys.readouterr()
