@@ -334,7 +334,7 @@ def test_a_validation_that_is_killed_goes_on_where_it_stopped(offline, tmp_path)
     assert (
         evaluator(agent, questions, folder=folder, model=model, progress=lambda d, t, n="": asked.append(d))() == whole
     )
-    assert min(asked) > kept and max(asked) == 8, (asked, kept)
+    assert min(asked) >= kept and max(asked) == 8, (asked, kept)
     assert [path.name for path in folder.iterdir()] == ["validation.jsonl"]
 
     def rows(name):

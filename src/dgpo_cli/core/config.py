@@ -32,8 +32,8 @@ class FieldNote:
     help: str
 
 
-# Above 0; 0 or more; 0 or more, infinite too; from 0 up to below 1; from 0 to 1.
-Range = Literal["positive", "not negative", "bound", "share", "up to 1"]
+# Above 0; 0 or more; 0 or more, infinite too; from 0 up to below 1; from 0 to 1; any number.
+Range = Literal["positive", "not negative", "bound", "share", "up to 1", "finite"]
 
 
 def note(help: str = "", *, source: str = "", range: Range | None = None) -> dict[str, str]:
@@ -66,6 +66,8 @@ def require_ranges(settings: object) -> None:
                 raise ConfigError(f"{name} = {value} is negative", hint=f"give {name} 0 or more")
             case "bound" if not value >= 0:
                 raise ConfigError(f"{name} = {value} is negative", hint=f"give {name} 0 or more")
+            case "finite" if not math.isfinite(value):
+                raise ConfigError(f"{name} = {value} is no number", hint=f"give {name} a number")
             case "up to 1" if not 0 <= value <= 1:
                 raise ConfigError(f"{name} = {value} is out of range", hint=f"give {name} from 0 to 1")
             case "share" if not 0 <= value < 1:

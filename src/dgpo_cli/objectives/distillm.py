@@ -44,9 +44,7 @@ class DistiLLM(Objective):
         increment: float = setting(
             0.1, "added to the share when the validation loss rises", source=_CODE, range="up to 1"
         )
-        tolerance: float = setting(
-            0.1, "rise of the validation loss, in nats per token", source=_CODE, range="not negative"
-        )
+        tolerance: float = setting(0.1, "rise of the validation loss, in nats per token", source=_CODE, range="finite")
         schedule: Literal["decreasing", "constant", "increasing"] = setting(
             "decreasing", "how the newly written part of it moves", source=_CODE
         )
