@@ -117,8 +117,7 @@ def test_lines_on_a_terminal_end_between_words(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_bar_has_its_figures_below_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     console, shown = screen(monkeypatch)
-    clock = iter([0.0, 60.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    clock(monkeypatch, 0.0, 60.0)
     with console.progress("teacher's episodes", "episode") as progress:
         progress(3, 12000)
         progress(2500, 12000, "EM 45.0 %, 1,234 tokens/s")
@@ -128,11 +127,16 @@ def test_the_bar_has_its_figures_below_and_fits(monkeypatch: pytest.MonkeyPatch)
     assert bars and all("left" in line and len(line) <= 80 for line in bars)
 
 
+def clock(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+    """What the clock shows each time that it is asked."""
+    times = iter(seconds)
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+
+
 def test_progress_without_a_terminal_speaks_soon_and_then_once_a_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([0.0, 1.0, 6.0, 20.0, 66.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    clock(monkeypatch, 0.0, 1.0, 6.0, 20.0, 66.0)
     with Console().progress("reading", "passage") as progress:
         progress(0, 4100)
         progress(50, 4100)
@@ -147,8 +151,7 @@ def test_progress_without_a_terminal_speaks_soon_and_then_once_a_minute(
 def test_work_that_a_time_limit_ends_has_no_rate(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([0.0, 1.0, 61.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    clock(monkeypatch, 0.0, 1.0, 61.0)
     with Console().progress("kd_longer", "s") as progress:
         progress(0, 600)
         progress(60, 600, "loss 0.013")
@@ -187,8 +190,7 @@ def test_work_that_goes_on_counts_its_own_share_alone(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loading takes 100 s; 900 of 1,000 were there, and 10 more take 60 s."""
-    clock = iter([0.0, 100.0, 160.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    clock(monkeypatch, 0.0, 100.0, 160.0)
     with Console().progress("questions", "question") as progress:
         progress(900, 1000)
         progress(910, 1000)
@@ -197,8 +199,7 @@ def test_work_that_goes_on_counts_its_own_share_alone(
 
 def test_a_bar_knows_the_time_left_of_steps_that_take_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     console, shown = screen(monkeypatch)
-    clock = iter([0.0, 600.0, 900.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    clock(monkeypatch, 0.0, 600.0, 900.0)
     with console.progress("rl (dgpo)", "step") as progress:
         progress(20, 60)
         progress(21, 60)
@@ -214,8 +215,7 @@ def test_json_holds_what_python_cannot_confuse() -> None:
 def test_a_second_pass_has_a_rate_of_its_own(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([0.0, 0.0, 20.0, 30.0, 90.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    clock(monkeypatch, 0.0, 0.0, 20.0, 30.0, 90.0)
     with Console().progress("loading", "passage") as progress:
         for done in (0, 100, 10, 25):
             progress(done, 110)

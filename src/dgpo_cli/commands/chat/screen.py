@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dgpo_cli.agent import events, transcript
 from dgpo_cli.console import Console
+from dgpo_cli.core.figures import counted
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.types import Hit, SearchCall
 from dgpo_cli.formats.base import Format
@@ -50,9 +51,9 @@ class Screen:
         """Show how it ended, and the passage that holds its answer."""
         self.end()
         if episode.truncated_observations:
-            number = episode.truncated_observations
-            what = "search result was" if number == 1 else "search results were"
-            self._console.print(f"{number} {what} cut to fit", style="yellow")
+            cut = counted(episode.truncated_observations, "search result")
+            verb = "was" if episode.truncated_observations == 1 else "were"
+            self._console.print(f"{cut} {verb} cut to fit", style="yellow")
         self._console.print()
         found = episode.answer is not None
         self._console.print(f"  {transcript.outcome(episode)}  ", style="bold reverse green" if found else "bold red")
