@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.offline import write_one_trajectory
 
-from dgpo_cli.commands.common.options import recorded
+from dgpo_cli.commands.common.given import recorded
 from dgpo_cli.core import recipes
 from dgpo_cli.core.records import write_jsonl_atomic
 from dgpo_cli.errors import ConfigError
@@ -70,6 +70,17 @@ def test_a_setting_of_the_objective_that_is_given_stays(tmp_path):
     assert "objective" not in recipes.config_of(file, "rl", "ppo")
     given = recorded(file, ["objective.kl_coef=0.5"], "rl", "ppo")
     assert given == {"method": "dgpo", "objective": {"kl_coef": "0.5"}}
+
+
+def test_a_recipe_without_a_method_is_for_the_default_one(dgpo, folder, offline):
+    (folder / "mine.toml").write_text('[rl]\nobjective = { kl_gate = "always" }\n')
+    ask = ("rl", "--config", "mine.toml", "--student", str(offline.student), "--teacher", str(offline.teacher))
+    ask = (*ask, "--index", str(offline.index), "--data", str(offline.questions("train")), "--batch-size", "2")
+    own = dgpo(*ask, "--dry-run", "--json")
+    assert json.loads(own.out)["objective"] == {"kl_gate": "always"}, own.err
+    other = dgpo(*ask, "--method", "ppo", "--dry-run", "--json")
+    assert json.loads(other.out)["objective"] == {}, other.err
+    assert "mine.toml: its settings of the objective are those of dgpo, and left out for ppo" in other.err
 
 
 @pytest.mark.parametrize("name", NAMES)

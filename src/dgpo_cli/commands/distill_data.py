@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dgpo_cli.commands.common.given import given_names, said_names
+from dgpo_cli.commands.common.given import given_names, recorded, said_names, settings_from
 from dgpo_cli.commands.common.going_on import show_planned
 from dgpo_cli.commands.common.next_steps import after_distill_data
 from dgpo_cli.commands.common.options import (
@@ -24,8 +24,6 @@ from dgpo_cli.commands.common.options import (
     SetOption,
     absolute,
     choose_index,
-    recorded,
-    settings_from,
     tell_run,
 )
 from dgpo_cli.commands.common.teacher import (

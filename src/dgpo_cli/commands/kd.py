@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgpo_cli.commands.common.given import given_names, said_names
+from dgpo_cli.commands.common.given import given_names, recorded, said_names, settings_from
 from dgpo_cli.commands.common.going_on import show_planned
 from dgpo_cli.commands.common.methods import describe_methods, require_method
 from dgpo_cli.commands.common.options import (
@@ -24,8 +24,6 @@ from dgpo_cli.commands.common.options import (
     absolute,
     choose,
     choose_index,
-    recorded,
-    settings_from,
 )
 from dgpo_cli.commands.common.trained import as_trained
 from dgpo_cli.commands.common.training_options import (

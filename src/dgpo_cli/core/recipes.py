@@ -72,18 +72,18 @@ def load(name: str, *, above: tuple[Path, ...] = ()) -> Recipe:
     return Recipe(path.stem, about.get("title", ""), about.get("card", ""), _header(path), stages)
 
 
-def config_of(given: Path | None, command: str, method: object = None) -> dict[str, Any]:
+def config_of(given: Path | None, command: str, method: object = None, default: object = None) -> dict[str, Any]:
     """What `--config` means to a command: a run's config.toml as it is, or the command's table of a recipe.
 
-    Where a `method` was chosen that is not its own, its settings of the objective are left out with a warning.
+    Where a `method` was chosen that is not its own, its settings of the objective are left out with a warning. One that
+    names no method is meant for the command's `default`.
     """
     if given is None:
         return {}
     table = _table_of(given, command)
-    if "objective" in table and method is not None and table.get("method", method) != method:
-        _log.warning(
-            "%s: its settings of the objective are those of %s, and left out for %s", given, table["method"], method
-        )
+    own = table.get("method", default or method)
+    if "objective" in table and method is not None and own != method:
+        _log.warning("%s: its settings of the objective are those of %s, and left out for %s", given, own, method)
         del table["objective"]
     return table
 

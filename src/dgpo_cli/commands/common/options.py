@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,13 +11,9 @@ import typer
 
 from dgpo_cli.commands.common.origins import tell_origin
 from dgpo_cli.console import Console
-from dgpo_cli.core import schema
-from dgpo_cli.core.config import apply_options, parse_options
 from dgpo_cli.core.device import device_name
 from dgpo_cli.core.places import is_there
-from dgpo_cli.core.recipes import config_of, merged
 from dgpo_cli.core.run_names import find_run
-from dgpo_cli.core.setting_names import as_today
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.errors import ConfigError
 
@@ -52,22 +48,6 @@ BenchDirOption = Annotated[
 
 
 _NO_RUNS = ("index", "questions", "bench")  # keys whose values are never runs
-# What commands look at before all settings are converted.
-_PLACES = (
-    "student",
-    "teacher",
-    "index",
-    "questions",
-    "bench_dir",
-    "trajectories",
-    "demonstrations",
-    "teacher_url",
-    "tokenizer",
-)
-_TABLES = ("rollout", "server")
-_SAID = schema.record(
-    {}, dict.fromkeys(_PLACES, schema.text(empty=False)) | dict.fromkeys(_TABLES, schema.map_of(schema.ANYTHING))
-)
 
 
 ReplaceFlag = Annotated[
@@ -108,33 +88,6 @@ def run_or_name(value: str) -> str:
 
 def choose_index(console: Console, given: str | None) -> str:
     return choose(console, "index", given, hint="build one with `dgpo index CORPUS`, or give --index DIR")
-
-
-def recorded(config: Path | None, options: Sequence[str] | None, command: str, method: object = None) -> dict[str, Any]:
-    """What --config, a run's or a recipe's, and -o say to a command, the latter winning. Raises ConfigError."""
-    said = merged(config_of(config, command, method), as_today(command, parse_options(options or ())))
-    place = "-o" if config is None else f"--config {config} and -o" if options else f"--config {config}"
-    schema.check(said, _SAID, place, hint=f"`dgpo {command} --help` shows what is what", error=ConfigError)
-    return said
-
-
-def settings_from(
-    kind: Callable[..., Any],
-    command: str,
-    *,
-    config: Path | None,
-    options: Sequence[str] | None,
-    values: Mapping[str, Any],
-) -> Any:
-    """Settings of `kind`: --config, then -o, then flags that are not None. Raises ConfigError for an unknown one."""
-    assert isinstance(kind, type) and is_dataclass(kind)
-    given = {name: value for name, value in values.items() if value is not None}
-    method = given.get("method", parse_options(options or ()).get("method"))
-    chosen = merged(recorded(config, options, command, method), given)
-    try:
-        return apply_options(kind, chosen)
-    except ConfigError as error:
-        raise ConfigError(error.message.replace(kind.__qualname__, f"`dgpo {command}`"), error.hint) from error
 
 
 def show_settings(console: Console, settings: Any) -> dict[str, Any]:

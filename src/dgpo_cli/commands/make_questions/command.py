@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dgpo_cli.commands.common.given import recorded, settings_from
 from dgpo_cli.commands.common.going_on import show_planned
 from dgpo_cli.commands.common.options import (
     ConfigOption,
@@ -19,8 +20,6 @@ from dgpo_cli.commands.common.options import (
     QuietFlag,
     ResumeOption,
     SeedOption,
-    recorded,
-    settings_from,
     tell_run,
 )
 from dgpo_cli.commands.common.teacher import NameOption, TokenizerOption, UrlOption, teacher_key
