@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from tests.offline import write_one_trajectory
 
 from dgpo_cli.formats.tags import TINYWORLD
 from dgpo_cli.models.load import load_model, save_model
@@ -189,6 +190,14 @@ def test_a_model_that_was_never_trained_to_search_is_told_of(dgpo, offline, fold
     raw = [part.replace("prompt_tokens=64", "prompt_tokens=300") for part in commands["rl"]]  # its text is longer
     ended = dgpo(*raw, "--student", "./raw", "--method", "ppo", *steps)
     assert " ".join(ended.err.split()).count(line) == 1
+    ended = dgpo(*commands["rl"], "--teacher", "./raw", *steps)
+    assert " ".join(ended.err.split()).count(line) == 1 and "pulls the student to the same" in ended.err
+    data = str(write_one_trajectory(offline, folder / "one.jsonl"))
+    both = ("--student", "./raw", "--teacher", "./raw", "--data", data, "--batch-size", "1", "--steps", "1")
+    writes = ("--index", str(offline.index), *room)
+    for method, more, lines in (("seqkd", (), 0), ("kd", (), 1), ("gkd", writes, 2)):
+        ended = dgpo("kd", *both, "--method", method, *more)
+        assert ended.status == 0 and " ".join(ended.err.split()).count(line) == lines, (method, ended.err)
     raw = [part.replace("prompt_tokens=64", "prompt_tokens=300") for part in commands["distill-data"]]
     ended = dgpo(*raw, "--teacher", "./raw", "--limit", "1", "--out", "asked")
     assert ended.status == 0 and " ".join(ended.err.split()).count(line) == 1, ended.err

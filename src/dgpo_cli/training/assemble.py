@@ -5,6 +5,7 @@ What a method trains on, trajectories of a teacher (`kd`) or questions (`rl`), i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Protocol as Interface
@@ -34,6 +35,8 @@ from dgpo_cli.training.run.lifecycle import TrainingResult, run_training, text_o
 from dgpo_cli.training.run.open_run import OpenRun
 from dgpo_cli.training.settings import TrainSettings, deviations
 from dgpo_cli.training.source import Source
+
+_log = logging.getLogger(__name__)
 
 
 class Material(Interface):
@@ -76,6 +79,8 @@ class Material(Interface):
 def load_models(settings: TrainSettings, objective: Objective) -> tuple[LoadedModel, LoadedModel | None]:
     """Student, and teacher where the method needs one. Raises ModelError, and InputError for other tokens."""
     student = load_model(settings.student, device=training_device(settings.device), precision=settings.precision)
+    if student.raw is not None and objective.on_policy:
+        _log.warning("%s; without a search there is little to learn from what it writes", student.raw)
     if not needs_teacher(objective):
         return student, None
     assert settings.teacher is not None
@@ -83,6 +88,8 @@ def load_models(settings: TrainSettings, objective: Objective) -> tuple[LoadedMo
         settings.teacher, device=settings.device, precision=settings.precision, eight_bit=settings.teacher_8bit
     )
     require_same_tokenizer(student.tokenizer, teacher.tokenizer)
+    if teacher.raw is not None:
+        _log.warning("%s; as the teacher it pulls the student to the same", teacher.raw)
     return student, teacher
 
 

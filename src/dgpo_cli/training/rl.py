@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,8 +35,6 @@ from dgpo_cli.training.settings import RLSettings
 from dgpo_cli.training.sizes.jobs import Sizes, with_sizes
 from dgpo_cli.training.source import Rollouts, Source, require_batch
 
-_log = logging.getLogger(__name__)
-
 
 def run_rl(
     settings: RLSettings,
@@ -63,8 +60,6 @@ def run_rl(
     student, teacher = load_models(settings, material.objective)
     if teacher is not None:
         student = with_agent_text(student, teacher)
-    if student.raw is not None:
-        _log.warning("%s; without a search there is little to reward", student.raw)
     with smaller_next_time(run, settings):
         return assemble(settings, opened, material, student, teacher, retriever)
 
