@@ -4,7 +4,7 @@
 
 Work at batch 8: prefill of 250 tokens a row, decoding of 64 more, a whole turn (both) beside `generate`, and training
 (seqkd over sequences of 443 tokens, 103 of them written). Without a folder the model has SmolLM2-135M's sizes and
-random weights, which take as long.
+random weights, which take as long. "plain order" is bf16 without models/reordered.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -27,8 +29,10 @@ from rollout import PlainCodec
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dgpo_cli.engine.base import Sampling
+from dgpo_cli.engine.in_process import weights
 from dgpo_cli.engine.in_process.engine import InProcessEngine
 from dgpo_cli.models.half import compute_in_half, processor_has_bf16
+from dgpo_cli.models.reordered import reorder
 from dgpo_cli.objectives import registry
 from dgpo_cli.training.batch import Sample, pack
 from dgpo_cli.training.learner import Learner, Optimizer
@@ -61,10 +65,11 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def turn(model: PreTrainedModel, taken: dict[str, list[float]]) -> float:
+def turn(model: PreTrainedModel, taken: dict[str, list[float]], *, plain_order: bool = False) -> float:
     """Seconds of a turn of all rows; adds those of its two parts."""
     vocabulary = model.config.vocab_size
-    engine = InProcessEngine(model, PlainCodec(vocabulary), slots=ROWS, capacity=1024)
+    with patch.object(weights, "can_reorder", lambda *_: False) if plain_order else nullcontext():
+        engine = InProcessEngine(model, PlainCodec(vocabulary), slots=ROWS, capacity=1024)
     for row in range(ROWS):
         engine.open(ids(PROMPT, row, vocabulary).tolist(), Sampling(0.0, NEW, (), key=str(row)))
     prefill = cpu_seconds(engine.step)
@@ -130,14 +135,19 @@ def main() -> None:
     full = model_of(asked.model)
     half = copy.deepcopy(full)
     compute_in_half(half)
-    read = copy.deepcopy(full).to(torch.bfloat16)  # as models are loaded that are only read
-    parts: dict[str, dict[str, list[float]]] = {name: {} for name in ("float32", "bf16", "bf16, only read")}
+    plain = copy.deepcopy(full).to(torch.bfloat16)
+    read = copy.deepcopy(plain)  # as models are loaded that are only read
+    reorder(read.get_decoder())
+    names = ("float32", "bf16", "bf16, only read", "bf16, plain order", "bf16, only read, plain order")
+    parts: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     ways: dict[str, Ways] = {
         "turn": {
             "transformers": lambda: generate(full),
             "float32": lambda: turn(full, parts["float32"]),
             "bf16": lambda: turn(half, parts["bf16"]),
+            "bf16, plain order": lambda: turn(half, parts["bf16, plain order"], plain_order=True),
             "bf16, only read": lambda: turn(read, parts["bf16, only read"]),
+            "bf16, only read, plain order": lambda: turn(plain, parts["bf16, only read, plain order"]),
         },
         "training": {
             "transformers": lambda: plain_step(full),

@@ -16,6 +16,7 @@ from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.half import pays_off
 from dgpo_cli.models.load import LoadedModel, load_config, load_model
 from dgpo_cli.models.processes import Processes
+from dgpo_cli.models.reordered import can_reorder, reorder
 
 # A process that waits for another's share of a step is not stuck; if one dies, the launcher ends the others.
 PATIENCE = timedelta(hours=2)  # ours
@@ -91,4 +92,7 @@ def load_frozen(
     """A model that is asked and not trained, in the dtype of `inference_dtype`. Raises ModelError, see `load_model`."""
     where = training_device(device)
     dtype = inference_dtype(where, None if eight_bit else name, precision)
-    return load_model(name, device=where, dtype=dtype, eight_bit=eight_bit, form=form)
+    loaded = load_model(name, device=where, dtype=dtype, eight_bit=eight_bit, form=form)
+    if can_reorder(where, loaded.model.dtype):
+        reorder(loaded.model.get_decoder())
+    return loaded

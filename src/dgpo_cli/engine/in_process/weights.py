@@ -11,6 +11,7 @@ from transformers import AutoModel, PreTrainedModel
 from dgpo_cli.models.half import compute_dtype
 from dgpo_cli.models.lm_head import head_weight
 from dgpo_cli.models.lora import has_adapter, merged_parameters
+from dgpo_cli.models.reordered import Reordered, can_reorder, reorder
 
 
 class Weights:
@@ -28,9 +29,12 @@ class Weights:
         self.dtype = dtype
         self._model = model
         self._rounded: Any = None
+        self._reordered: dict[str, Reordered] = {}
         if dtype != parameter.dtype or has_adapter(model):
             with torch.device("meta"):
                 body = AutoModel.from_config(model.get_decoder().config, dtype=dtype)
+            if can_reorder(self.device, dtype):
+                self._reordered = reorder(body)
             self._rounded = body.to_empty(device=parameter.device).requires_grad_(False).eval()
             tied = head_weight(model) is model.get_input_embeddings().weight
             self._rounded_head = body.get_input_embeddings().weight if tied else head_weight(model).detach().to(dtype)
@@ -56,6 +60,8 @@ class Weights:
         source = merged_parameters(self._model.get_decoder())  # other objects after a sharded update
         names, targets = zip(*self._rounded.named_parameters(), strict=True)
         torch._foreach_copy_(list(targets), [source[name].detach() for name in names])
+        for name, linear in self._reordered.items():
+            linear.take(source[f"{name}.weight"])
         if self._rounded_head is not self._rounded.get_input_embeddings().weight:
             self._rounded_head.copy_(head_weight(self._model).detach())
 
