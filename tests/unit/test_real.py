@@ -8,12 +8,15 @@ import pytest
 import torch
 from tests.tiny import bpe_tokenizer, qwen
 
+from dgpo_cli.core.hub import unreachable
+from dgpo_cli.core.records import read_jsonl
 from dgpo_cli.core.text import normalize_answer
 from dgpo_cli.errors import InputError
 from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.load import save_model
 from dgpo_cli.offline.real import RealPath
-from dgpo_cli.qa_sets.real import files, split
+from dgpo_cli.qa_sets import read_questions
+from dgpo_cli.qa_sets.real import HUB, HUB_SETS, files, split
 from dgpo_cli.viewing.report import write_report
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -94,6 +97,56 @@ def test_a_folder_without_passages(tmp_path):
         files(tmp_path)
 
 
+def write_hub(cache: Path) -> None:
+    """The sets of the hub in its library's cache: 12 questions each, of 24 paragraphs in all."""
+    repository, revision = cache / f"datasets--{HUB.replace('/', '--')}", "a" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    snapshot = repository / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    for name in HUB_SETS:
+        rows = []
+        for one, other in zip(TOWNS[::2], TOWNS[1::2], strict=True):
+            pairs = [(f"{town} {name}", f"{town} {name} is a town. Its mayor is Ora {town}.") for town in (one, other)]
+            question = {"id": one, "question": f"Who is the mayor of {one} {name}?", "answer": f"Ora {one}"}
+            if name == "musique":
+                parts = [
+                    {"title": t, "paragraph_text": text, "is_supporting": i == 0} for i, (t, text) in enumerate(pairs)
+                ]
+                rows.append(question | {"answer_aliases": [], "answerable": True, "paragraphs": parts})
+            else:
+                facts = [[pairs[0][0], 0]]
+                rows.append(question | {"supporting_facts": facts, "context": [[t, [text]] for t, text in pairs]})
+        (snapshot / f"{name}.json").write_text(json.dumps(rows))
+
+
+def test_without_a_folder_the_sets_come_from_the_hub(tmp_path, model, monkeypatch, dgpo):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    unreachable.cache_clear()
+    for more in ((), ("--dry-run",)):
+        ended = dgpo("quickstart", "--real", "--out", str(tmp_path / "out"), *more)
+        assert ended.status == 1 and "questions and passages of hotpotqa are not cached, and HF_HUB_OFF" in ended.err
+        assert "--bench-dir DIR" in ended.err and "Traceback" not in ended.err
+    write_hub(tmp_path / "hub")
+    assert dgpo("quickstart", "--real", "--dry-run").status == 0
+    work, said = path_of(tmp_path / "out", None, model)
+    work.prepare()
+    assert said == [
+        "index: 72 passages of hotpotqa, 2wikimultihopqa, musique; questions: 21 train, 3 validation, 12 test"
+    ]
+    test = read_questions(tmp_path / "out" / "world" / "test.jsonl")
+    passages = {row["id"]: row["contents"] for _, row in read_jsonl(tmp_path / "out" / "world" / "corpus.jsonl")}
+    for question in test:
+        (gold,) = question.supporting_ids
+        assert question.answers[0] in passages[gold] and passages[gold].startswith(f'"{question.supporting_titles[0]}"')
+    work.prepare()
+    assert "done before" in said[-1]
+    unreachable.cache_clear()
+
+
 # --- the path -------------------------------------------------------------------------------------------------------
 
 
@@ -127,7 +180,7 @@ def model(tmp_path_factory):
     return folder
 
 
-def path_of(folder: Path, bench: Path, model: Path, bar=None):
+def path_of(folder: Path, bench: Path | None, model: Path, bar=None):
     said = []
     silent = nullcontext(lambda *_: None)
     work = RealPath(folder, bench, seed=0, device="cpu", say=said.append, bar=bar or (lambda *_: silent),

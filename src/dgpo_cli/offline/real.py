@@ -27,7 +27,7 @@ from dgpo_cli.models.sources import resolve
 from dgpo_cli.offline.project import PathResult, read_row
 from dgpo_cli.offline.stages import Stages
 from dgpo_cli.qa_sets import read_questions
-from dgpo_cli.qa_sets.real import corpus_rows, files, split
+from dgpo_cli.qa_sets.real import corpus_rows, files, hub_files, split
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.training.teacher.distill_data import run_distill_data
 from dgpo_cli.training.teacher.settings import GOLD, DistillDataSettings
@@ -73,14 +73,14 @@ class RealRow:
 
 
 class RealPath(Stages):
-    """`bench_dir` holds questions and corpora; what is made from them lies in `folder`."""
+    """`bench_dir` holds questions and passages, else the hub does; what is made from them lies in `folder`."""
 
     bench, recipe_name = "real", "quickstart-real"
 
     def __init__(
         self,
         folder: Path,
-        bench_dir: Path,
+        bench_dir: Path | None,
         *,
         seed: int,
         device: str,
@@ -149,12 +149,12 @@ class RealPath(Stages):
     def prepare(self) -> None:
         """Corpus, index, and the questions of each side."""
         world = self.recipe["world"]
-        sets = files(self.bench_dir)
+        sets = hub_files() if self.bench_dir is None else files(self.bench_dir)
         parts = split(sets, test=world["test_questions"], validation=world["validation_questions"], seed=self.seed)
         stamp = self.world_folder / "world.json"
         sides = {"train": parts.training, "validation": parts.validation, "test": parts.test}
         rows = {side: [question_to_json(question) for question in questions] for side, questions in sides.items()}
-        corpora = {name: file_digest(path) for name, (_, path) in sets.items()}
+        corpora = {name: file_digest(found.corpus or found.questions) for name, found in sets.items()}
         digest = config_digest("real", {"questions": rows, "corpora": corpora})
         if (made := self.made_world()) is not None and made.digest == digest:
             self._reuse("questions, passages and index")

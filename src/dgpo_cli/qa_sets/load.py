@@ -33,13 +33,13 @@ def read_questions(path: Path, qa_set: str | None = None, *, answers: bool = Tru
     InputError naming file and line; a file without a question is one too, and so is an id that occurs twice: records
     are kept by id. With `answers` so is a question without an accepted answer, which can only be searched for.
     """
-    return _questions(rows(path), path, qa_set, _stem(path), answers)
+    return questions_of(rows(path), path, qa_set, _stem(path), answers)
 
 
-def _questions(
+def questions_of(
     found: Iterable[Row], path: Path | str, qa_set: str | None, default_set: str, answers: bool = True
 ) -> list[Question]:
-    """`path` is what messages call the place of the rows."""
+    """As `read_questions`, of rows; `path` is what messages call their place."""
     name = qa_set or default_set
     questions = []
     places: dict[str, str] = {}
@@ -136,7 +136,7 @@ def load_questions(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit} leaves no question", hint="give a limit of 1 or more")
     if is_hub_set(name):
-        return _limited(_questions(hub_questions(name), name, None, set_name(name)), limit, seed)
+        return _limited(questions_of(hub_questions(name), name, None, set_name(name)), limit, seed)
     if _is_file(name):
         return _limited(read_questions(Path(name)), limit, seed)
     known = canonical_name(name)
@@ -208,18 +208,20 @@ def _download(name: str, split: str) -> Path:
             f"{name} has no {split} split",
             hint=f"it has {', '.join(QA_SETS[name].splits)}; or give files: --bench-dir DIR",
         )
+    return hub_file(HUB, f"{name}/{split}.jsonl", f"questions of {name} ({split})")
+
+
+def hub_file(repo: str, file: str, what: str) -> Path:
+    """A file of a data set of the hub in the local cache. Raises InputError saying why `what` cannot be had."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     reason = unreachable()
     try:
-        file = hf_hub_download(HUB, f"{name}/{split}.jsonl", repo_type="dataset", local_files_only=reason is not None)
+        return Path(hf_hub_download(repo, file, repo_type="dataset", local_files_only=reason is not None))
     except (OSError, EntryNotFoundError) as error:
-        what = f"are not cached, and {reason}" if reason else f"cannot be had from {HUB}: {error}"
-        raise InputError(
-            f"questions of {name} ({split}) {what}", hint="give files of the same form: --bench-dir DIR"
-        ) from error
-    return Path(file)
+        why = f"are not cached, and {reason}" if reason else f"cannot be had from {repo}: {error}"
+        raise InputError(f"{what} {why}", hint="give files of the same form: --bench-dir DIR") from error
 
 
 def require_asked_of(bench_dir: Path | None, asked: Sequence[str]) -> None:

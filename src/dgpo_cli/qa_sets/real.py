@@ -1,7 +1,8 @@
 """Questions about real passages, split into test, validation and training, and the one corpus that they share.
 
-Every set whose questions name their supporting passages and whose passages lie next to them takes part. Questions that
-share a text or the whole of their supporting passages fall on one side of the split.
+Every set of a folder takes part whose questions carry their paragraphs, or name their supporting passages while the
+passages lie next to them; without a folder, sets of the hub. Questions that share a text or the whole of their
+supporting passages fall on one side of the split.
 """
 
 from __future__ import annotations
@@ -12,16 +13,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dgpo_cli.core.records import read_jsonl
 from dgpo_cli.core.text import normalize_answer
 from dgpo_cli.core.types import Question
 from dgpo_cli.errors import InputError
+from dgpo_cli.qa_sets import paragraphs
 from dgpo_cli.qa_sets.forms import SUFFIXES
-from dgpo_cli.qa_sets.load import read_questions
+from dgpo_cli.qa_sets.load import hub_file, read_questions
 
 SETS = ("hotpotqa", "2wikimultihopqa", "musique", "popqa_hipporag2")
+# 1,000 questions of each with their paragraphs, the samples of HippoRAG (arXiv 2405.14831)
+HUB, HUB_SETS = "osunlp/HippoRAG_2", ("hotpotqa", "2wikimultihopqa", "musique")
+
+
+class Files(NamedTuple):
+    questions: Path
+    corpus: Path | None  # None: the questions carry their paragraphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +42,27 @@ class Split:
     training: list[Question]
 
 
-def files(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Questions and corpus by set. Raises InputError if the folder holds no set with both."""
+def files(folder: Path) -> dict[str, Files]:
+    """The sets of a folder. Raises InputError if it holds none with its passages."""
     found = {}
     for name in SETS:
         questions, corpus = _file(folder, name), _file(folder, f"corpus_{name}")
-        if questions is not None and corpus is not None:
-            found[name] = (questions, corpus)
+        if questions is not None and (corpus is not None or paragraphs.are_carried(questions)):
+            found[name] = Files(questions, corpus)
     if not found:
         raise InputError(
             f"{folder} holds no questions with their passages",
-            hint=f"put NAME.jsonl and corpus_NAME.jsonl there for one or more of {', '.join(SETS)}",
+            hint=f"put NAME.jsonl and corpus_NAME.jsonl there for one or more of {', '.join(SETS)}; or NAME.json as "
+            "HotpotQA, 2WikiMultiHopQA and MuSiQue publish it, with the paragraphs in it",
         )
+    return found
+
+
+def hub_files() -> dict[str, Files]:
+    """The sets of the hub, in the local cache. Raises InputError where they cannot be had."""
+    found = {}
+    for name in HUB_SETS:
+        found[name] = Files(hub_file(HUB, f"{name}.json", f"questions and passages of {name}"), None)
     return found
 
 
@@ -52,22 +70,27 @@ def _file(folder: Path, name: str) -> Path | None:
     return next((path for suffix in SUFFIXES if (path := folder / f"{name}{suffix}").is_file()), None)
 
 
-def corpus_rows(sets: Mapping[str, tuple[Path, Path]]) -> Iterator[dict[str, Any]]:
+def corpus_rows(sets: Mapping[str, Files]) -> Iterator[dict[str, Any]]:
     """Passages of all sets, with the set's name in their ids. Raises InputError naming file and line."""
-    for name, (_, corpus) in sets.items():
-        for line, row in read_jsonl(corpus):
-            if not {"id", "contents"} <= row.keys():
-                raise InputError(f"{corpus}:{line}: not a passage", hint='write {"id": ..., "contents": ...}')
+    for name, (questions, corpus) in sets.items():
+        for row in paragraphs.read(questions, name)[1] if corpus is None else _passages(corpus):
             yield {"id": f"{name}-{row['id']}", "contents": row["contents"]}
 
 
-def split(sets: Mapping[str, tuple[Path, Path]], *, test: int, validation: int, seed: int) -> Split:
+def _passages(corpus: Path) -> Iterator[Mapping[str, Any]]:
+    for line, row in read_jsonl(corpus):
+        if not {"id", "contents"} <= row.keys():
+            raise InputError(f"{corpus}:{line}: not a passage", hint='write {"id": ..., "contents": ...}')
+        yield row
+
+
+def split(sets: Mapping[str, Files], *, test: int, validation: int, seed: int) -> Split:
     """`test` and `validation` are numbers of questions of each set, of which a half goes to training at least.
 
     Questions that name no supporting passage are left out. Raises InputError for a set with fewer than four questions.
     """
     sides: dict[str, list[list[Question]]] = {"test": [], "validation": [], "training": []}
-    groups = _groups(_own_ids([q for name, (path, _) in sets.items() for q in _supported(name, path)]))
+    groups = _groups(_own_ids([q for name, found in sets.items() for q in _supported(name, found)]))
     for name in sets:
         own = [group for group in groups if group[0].qa_set == name]
         random.Random(f"real {seed} {name}").shuffle(own)
@@ -84,10 +107,11 @@ def split(sets: Mapping[str, tuple[Path, Path]], *, test: int, validation: int, 
     return Split(**{side: _in_turn(parts) for side, parts in sides.items()})
 
 
-def _supported(name: str, path: Path) -> list[Question]:
+def _supported(name: str, found: Files) -> list[Question]:
+    read = read_questions(found.questions, name) if found.corpus else paragraphs.read(found.questions, name)[0]
     return [
         replace(question, supporting_ids=tuple(f"{name}-{i}" for i in question.supporting_ids))
-        for question in read_questions(path, name)
+        for question in read
         if question.supporting_titles and question.supporting_ids
     ]
 

@@ -60,7 +60,7 @@ def quickstart(
         bool, typer.Option("--rl", help="With --real: go on with a teacher and rows of rewards, for hours.")
     ] = False,
     bench_dir: Annotated[
-        Path | None, typer.Option(help="With --real: folder with NAME.jsonl[.gz] and corpus_NAME.jsonl[.gz].")
+        Path | None, typer.Option(help="With --real: folder with questions and passages, instead of the hub.")
     ] = None,
     dry_run: DryRunFlag = False,
     json: JsonFlag = False,
@@ -68,7 +68,7 @@ def quickstart(
 ) -> None:
     """Watch a weak student learn to search, offline: world, teacher, cold start, RL, one table.
 
-    A second call reuses what is done. Examples: `dgpo quickstart` · `dgpo quickstart --real --bench-dir data`
+    A second call reuses what is done. Examples: `dgpo quickstart` · `dgpo quickstart --real`
     """
     from dgpo_cli.core.config import to_toml
     from dgpo_cli.core.recipes import shipped

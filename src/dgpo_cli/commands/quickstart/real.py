@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from dgpo_cli.commands.common.options import replacing
 from dgpo_cli.commands.quickstart.remember import remember
 from dgpo_cli.console import Console
 from dgpo_cli.core import shell
-from dgpo_cli.errors import ConfigError
+from dgpo_cli.errors import InputError
 
 if TYPE_CHECKING:
     from dgpo_cli.offline.project import PathResult
@@ -33,23 +34,22 @@ def run_real(
     """The short path, or with `rl` the longer one; says at the end how to talk to the model."""
     from dgpo_cli.core.config import to_toml
     from dgpo_cli.core.recipes import shipped
-    from dgpo_cli.qa_sets.real import files
+    from dgpo_cli.qa_sets.real import HUB, HUB_SETS, files
 
-    if bench_dir is None:
-        raise ConfigError(
-            "--real needs questions and the passages that answer them",
-            hint="give --bench-dir DIR with NAME.jsonl and corpus_NAME.jsonl, such as hotpotqa",
-        )
-    sets = files(bench_dir)
     if dry_run:
         settings = shipped("quickstart-real")
+        sets = _require_hub(HUB, HUB_SETS) if bench_dir is None else list(files(bench_dir))
         console.print(to_toml(settings))
-        console.result(settings | {"sets": list(sets)})
+        console.result(settings | {"sets": sets})
         return
+    if bench_dir is None:
+        console.info(f"questions and passages: {', '.join(HUB_SETS)} of {HUB} on the hub (or give --bench-dir DIR)")
+    else:
+        files(bench_dir)  # raises an error before anything is made
     from dgpo_cli.offline.real import RealPath
 
-    folders = (out.resolve(), bench_dir.resolve())
-    work = RealPath(*folders, seed=seed, device=device, say=console.info, bar=console.progress)
+    place = None if bench_dir is None else bench_dir.resolve()
+    work = RealPath(out.resolve(), place, seed=seed, device=device, say=console.info, bar=console.progress)
     work.may_replace = replacing(console, replace)
     with work.alone():
         if fresh:
@@ -75,9 +75,26 @@ def run_real(
         f"Look at what it did:             dgpo report {shell.word(runs / 'eval-cold-start')}"
     )
     if not rl:
-        longer = shell.command("dgpo", "quickstart", "--real", "--rl", "--bench-dir", bench_dir, "--out", out)
+        given = () if bench_dir is None else ("--bench-dir", bench_dir)
+        longer = shell.command("dgpo", "quickstart", "--real", "--rl", *given, "--out", out)
         console.print(f"Go on with rewards, for hours:   {longer}")
     console.result(asdict(result))
+
+
+def _require_hub(repo: str, sets: Sequence[str]) -> list[str]:
+    """The sets. Raises InputError where one is neither in the hub library's cache nor can be fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from dgpo_cli.core.hub import unreachable
+
+    for name in sets:
+        kept = try_to_load_from_cache(repo, f"{name}.json", repo_type="dataset")
+        if not isinstance(kept, str) and (reason := unreachable()):
+            raise InputError(
+                f"questions and passages of {name} are not cached, and {reason}",
+                hint="give files of the same form: --bench-dir DIR",
+            )
+    return list(sets)
 
 
 def _show(console: Console, result: PathResult[RealRow]) -> None:
