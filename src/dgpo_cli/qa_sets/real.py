@@ -60,10 +60,8 @@ def files(folder: Path) -> dict[str, Files]:
 
 def hub_files() -> dict[str, Files]:
     """The sets of the hub, in the local cache. Raises InputError where they cannot be had."""
-    found = {}
-    for name in HUB_SETS:
-        found[name] = Files(hub_file(HUB, f"{name}.json", f"questions and passages of {name}"), None)
-    return found
+    what = "questions and passages of"
+    return {name: Files(hub_file(HUB, f"{name}.json", f"{what} {name}"), None) for name in HUB_SETS}
 
 
 def _file(folder: Path, name: str) -> Path | None:
