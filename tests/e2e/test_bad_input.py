@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -295,13 +294,15 @@ def test_two_processes_do_not_write_one_run(made: Path, folder: Path, dgpo: Call
 def test_a_full_disk_leaves_what_can_go_on(made: Path, folder: Path, dgpo: Callable[..., Any], limit: int) -> None:
     """A limit on the size of a file stands in for a full disk: the system refuses the write in the same way."""
     argv = [sys.executable, "-m", "dgpo_cli", *KD.format(made=made).split(), "--batch-size", "4"]
+    # Set by the child: code of ours between fork and exec would run beside threads that other tests left behind.
+    limited = "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)); "
+    limited += "os.execv(sys.argv[2], sys.argv[2:])"
     ended = subprocess.run(
-        argv,
+        [sys.executable, "-c", limited, str(limit), *argv],
         capture_output=True,
         text=True,
         check=False,
         env={name: value for name, value in os.environ.items() if not name.startswith("COV")},  # it writes large files
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
     assert ended.returncode == 1, ended.stderr
