@@ -10,7 +10,7 @@ LEFT_OUT = {"student (reads, cannot search)"}  # 0.0 in every seed
 
 
 def figures(text: str, heading: str) -> dict[str, list[str]]:
-    """The first table after `heading`: by row, the first number of each cell."""
+    """The first table after `heading`: by row, the first number of each cell, or its words."""
     lines = text[text.index(heading) :].splitlines()
     start = next(place for place, line in enumerate(lines) if line.startswith("| "))
     rows = {}
@@ -18,7 +18,7 @@ def figures(text: str, heading: str) -> dict[str, list[str]]:
         if not line.startswith("|"):
             break
         name, *cells = (cell.strip().strip("*") for cell in line.strip("|").split("|"))
-        rows[name] = [re.match(r"[\d.]+", cell)[0] for cell in cells]
+        rows[name] = [re.match(r"[\d.]+|.*", cell)[0] for cell in cells]
     return rows
 
 
