@@ -1,10 +1,11 @@
-"""bf16 on a CPU beside float32 and plain transformers: CPU seconds of one core, rounds of the ways interleaved.
+"""bf16 on a CPU beside float32 and plain transformers: CPU seconds of one core, the ways in turns.
 
     python benchmarks/cpu_bf16.py [--model FOLDER] [--rounds 3] [--json FILE]
 
 Work at batch 8: prefill of 250 tokens a row, decoding of 64 more, a whole turn (both) beside `generate`, and training
 (seqkd over sequences of 443 tokens, 103 of them written). Without a folder the model has SmolLM2-135M's sizes and
-random weights, which take as long. "plain order" is bf16 without models/reordered.py.
+random weights, which take as long. "plain order" is bf16 without models/reordered.py. Rounds are interleaved, and
+engines decode in turns of one step: on a shared machine the same step can take twice as long ten seconds later.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -65,26 +67,28 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def turn(model: PreTrainedModel, taken: dict[str, list[float]], *, plain_order: bool = False) -> float:
-    """Seconds of a turn of all rows; adds those of its two parts."""
+def engine_of(model: PreTrainedModel, plain_order: bool) -> InProcessEngine:
+    """An engine with all rows open."""
     vocabulary = model.config.vocab_size
     with patch.object(weights, "can_reorder", lambda *_: False) if plain_order else nullcontext():
         engine = InProcessEngine(model, PlainCodec(vocabulary), slots=ROWS, capacity=1024)
     for row in range(ROWS):
         engine.open(ids(PROMPT, row, vocabulary).tolist(), Sampling(0.0, NEW, (), key=str(row)))
-    prefill = cpu_seconds(engine.step)
-    written = ROWS
+    return engine
 
-    def rest() -> None:
-        nonlocal written
-        while events := engine.step():
-            written += len(events)
 
-    decode = cpu_seconds(rest)
-    assert written == ROWS * NEW, written
-    taken.setdefault("prefill", []).append(prefill)
-    taken.setdefault("decode", []).append(decode)
-    return prefill + decode
+def step(engine: InProcessEngine) -> None:
+    """One token of each row."""
+    assert len(engine.step()) == ROWS
+
+
+def turns(models: dict[str, PreTrainedModel]) -> dict[str, dict[str, float]]:
+    """Seconds of a turn of all rows and of its parts, by part and name of the engine; of steps the median counts."""
+    engines = {name: engine_of(model, "plain order" in name) for name, model in models.items()}
+    prefill = {name: cpu_seconds(partial(step, engine)) for name, engine in engines.items()}
+    steps = [{name: cpu_seconds(partial(step, engine)) for name, engine in engines.items()} for _ in range(NEW - 1)]
+    decode = {name: statistics.median(taken[name] for taken in steps) * len(steps) for name in engines}
+    return {"prefill": prefill, "decode": decode, "turn": {name: prefill[name] + decode[name] for name in engines}}
 
 
 def generate(model: PreTrainedModel) -> float:
@@ -138,33 +142,23 @@ def main() -> None:
     plain = copy.deepcopy(full).to(torch.bfloat16)
     read = copy.deepcopy(plain)  # as models are loaded that are only read
     reorder(read.get_decoder())
-    names = ("float32", "bf16", "bf16, only read", "bf16, plain order", "bf16, only read, plain order")
-    parts: dict[str, dict[str, list[float]]] = {name: {} for name in names}
-    ways: dict[str, Ways] = {
-        "turn": {
-            "transformers": lambda: generate(full),
-            "float32": lambda: turn(full, parts["float32"]),
-            "bf16": lambda: turn(half, parts["bf16"]),
-            "bf16, plain order": lambda: turn(half, parts["bf16, plain order"], plain_order=True),
-            "bf16, only read": lambda: turn(read, parts["bf16, only read"]),
-            "bf16, only read, plain order": lambda: turn(plain, parts["bf16, only read, plain order"]),
-        },
-        "training": {
-            "transformers": lambda: plain_step(full),
-            "float32": lambda: ours(full),
-            "bf16": lambda: ours(half),
-        },
+    models = {"float32": full, "bf16": half, "bf16, plain order": half, "bf16, only read": read,
+              "bf16, only read, plain order": plain}  # fmt: skip
+    training: Ways = {
+        "transformers": lambda: plain_step(full),
+        "float32": lambda: ours(full),
+        "bf16": lambda: ours(half),
     }
     tokens = {"turn": ROWS * (PROMPT + NEW), "training": SEQUENCES * LENGTH, "prefill": ROWS * PROMPT,
               "decode": ROWS * (NEW - 1)}  # fmt: skip
-    taken: dict[str, dict[str, list[float]]] = {work: {name: [] for name in of} for work, of in ways.items()}
+    taken: dict[str, dict[str, list[float]]] = {work: {} for work in tokens}
     for number in range(asked.rounds + 1):  # the first is a warm-up
-        for work, of in ways.items():
-            for name, run in of.items():
-                seconds = run()
-                taken[work][name] += [seconds] if number else []
-    for part in ("prefill", "decode"):
-        taken[part] = {name: of[part][1:] for name, of in parts.items()}
+        measured = turns(models)
+        measured["turn"]["transformers"] = generate(full)
+        measured["training"] = {name: run() for name, run in training.items()}
+        for work, of in measured.items() if number else ():
+            for name, seconds in of.items():
+                taken[work].setdefault(name, []).append(seconds)
     rows = [
         {"work": work, "way": name, "cpu_s": round(statistics.median(seconds), 3),
          "tokens_per_cpu_s": round(tokens[work] / statistics.median(seconds), 1)}
