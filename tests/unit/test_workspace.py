@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,21 @@ def test_a_damaged_memory_is_named_with_the_remedy(tmp_path: Path, content: byte
     with pytest.raises(InputError, match="is damaged") as caught:
         Workspace(tmp_path).resolve("index", None)
     assert caught.value.hint == f"delete {tmp_path / 'workspace.json'}"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
+def test_where_nothing_can_be_kept_what_was_made_is_not_called_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    workspace = Workspace(tmp_path / ".dgpo")
+    workspace.remember(by="dgpo index", index="old")
+    monkeypatch.setattr("dgpo_cli.core.workspace.write_atomic", refuse)
+    workspace.remember(by="dgpo index", index="new")
+    assert os.strerror(number) in caplog.text and str(workspace.path) in caplog.text
+    assert workspace.resolve("index", None).value == "old"
 
 
 def test_a_quickstart_without_a_set_of_test_questions_forgets_what_was_asked_before(

@@ -49,8 +49,9 @@ class Workspace:
         """
         try:
             self._remember(by, values)
-        except PermissionError as error:
-            _log.warning("the next command will not know of this one by itself: %s: %s", error.strerror, error.filename)
+        except OSError as error:
+            where = error.filename or self.path  # a full disk names no file
+            _log.warning("the next command will not know of this one by itself: %s: %s", error.strerror, where)
 
     def _remember(self, by: str, values: Mapping[str, str | Path | None]) -> None:
         with Lock(lock_inside(self.path.parent), self.path, wait_s=_WAIT_S):  # values that another command stored stay
