@@ -1,8 +1,11 @@
 """dgpo: train and run compact language models that search like agents."""
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # that of `typing` would be imported before core/interrupts.py can answer Ctrl-C
 if TYPE_CHECKING:
+    from typing import Any
+
     from dgpo_cli.library import (
         Agent,
         LoadedModel,

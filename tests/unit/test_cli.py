@@ -288,6 +288,15 @@ def test_ctrl_c_before_the_command_began_is_silent(folder: Path) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", ""), ended.stderr
 
 
+def test_next_to_nothing_is_imported_before_ctrl_c_is_answered() -> None:
+    """Until then it ends in a traceback; `typing` and `re` alone made that as long as all of Python's own start."""
+    program = "import sys; before = {*sys.modules}; import dgpo_cli.core.interrupts; print(*{*sys.modules} - before)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    imported = set(ended.stdout.split())
+    assert {"dgpo_cli", "dgpo_cli.core.interrupts"} <= imported
+    assert not {"typing", "re"} & imported
+
+
 @pytest.mark.slow
 def test_ctrl_c_in_the_first_seconds_is_130(folder: Path) -> None:
     for number in range(30):
