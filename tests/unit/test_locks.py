@@ -150,6 +150,27 @@ def test_what_a_kill_leaves_is_settled(tmp_path: Path, there: list[str], left: l
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([".other.old", *(["best"] if kept else [])])
 
 
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_kill_while_a_linked_place_was_replaced_is_settled_where_the_link_leads(tmp_path: Path, reads: bool) -> None:
+    link, disk = tmp_path / "index", tmp_path / "disk"
+    link.symlink_to(disk / "index")
+    made(disk / ".index.old", "whole")
+    if reads:
+        folders.recover_to_read(link, lock_beside(link))
+    else:
+        folders.settle(link)
+    assert link.is_symlink() and (link / "x").read_text() == "whole"
+    assert [p.name for p in disk.iterdir()] == ["index"]
+
+
+def test_what_killed_writers_left_of_a_linked_file_is_deleted_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "page.html").symlink_to("disk/page.html")
+    (tmp_path / "disk" / ".page.html.77.writing").write_text("half")
+    with folders.sole_writer(tmp_path / "page.html"):
+        assert [p.name for p in (tmp_path / "disk").iterdir()] == [".page.html.lock"]
+
+
 def test_a_reader_puts_back_what_a_killed_replacement_hid(tmp_path: Path) -> None:
     made(tmp_path / ".index.old", "whole")
     folders.recover_to_read(tmp_path / "index", lock_beside(tmp_path / "index"))

@@ -88,6 +88,7 @@ def settle(directory: Path) -> None:
 
 def recover(directory: Path) -> None:
     """Put back what a replacement that was killed between its renames left under another name."""
+    directory = _real(directory)
     old = beside(directory, "old")
     if old.is_dir() and not directory.exists():
         old.rename(directory)
@@ -114,6 +115,7 @@ def sweep(folder: Path) -> None:
 @contextmanager
 def sole_writer(file: Path) -> Iterator[None]:
     """Lock a file for this process alone and delete what killed writers of it left next to it. Raises BusyError."""
+    file = _real(file)
     with Lock.beside(file):
         for path in file.parent.glob(f".{escape(file.name)}.*.writing"):
             if is_unfinished(path):
