@@ -74,6 +74,8 @@ def test_csv_and_tsv(tmp_path: Path) -> None:
         ("question,answer,hops\nwho?,Holt,two\n", r"bad\.csv:2: .*hops"),
         ('question,answer\n"who?,Holt\n', r"bad\.csv:2: unexpected end"),
         ("question,answer\n", "holds no question"),
+        ("question,answer\nwho?,\"['Holt', 'M. Holt']\"\n", r"bad\.csv:2: its answers are no list in JSON"),
+        ("question,answer\nwho?,\"['Holt' 'M. Holt']\"\n", r"bad\.csv:2: its answers are no list in JSON"),
         ("", "holds no question"),
     ],
 )
@@ -82,6 +84,42 @@ def test_a_bad_table_is_refused_by_line(tmp_path: Path, content: str, problem: s
     path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=problem):
         read_questions(path)
+
+
+def test_an_ending_in_capitals_is_the_same_ending(tmp_path: Path) -> None:
+    path = tmp_path / "Mine.CSV"
+    path.write_text("question,answer\nwho?,Holt\n", encoding="utf-8")
+    (question,) = load_questions(str(path))
+    assert (question.text, question.answers, question.qa_set) == ("who?", ("Holt",), "Mine")
+
+
+def test_popqas_own_table(tmp_path: Path) -> None:
+    path = tmp_path / "popQA.tsv"
+    path.write_text('id\tobj\tquestion\tpossible_answers\n4\tHolt\twho?\t"[""Holt"", ""M. Holt""]"\n', encoding="utf-8")
+    assert read_questions(path) == [Question("4", "who?", ("Holt", "M. Holt"), "popQA")]
+
+
+@pytest.mark.parametrize("name", ["own.parquet", "own.XLSX"])
+def test_a_table_that_is_no_text_is_refused_for_what_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04\xff\x00")
+    with pytest.raises(InputError, match=r"questions are not read from \.") as told:
+        load_questions(str(tmp_path / name))
+    assert told.value.hint == "write the table as .csv or .jsonl"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('question\tanswer\n"Heroes" is by whom?\tBowie\n', "quotation mark"),
+        ("Who sang Heroes?\tBowie\n", "a first line that names the columns"),
+    ],
+)
+def test_the_hint_is_about_the_fault_of_the_table(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "own.tsv"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        read_questions(path)
+    assert told in (error.value.hint or "")
 
 
 def test_a_table_that_is_not_utf8_names_the_line(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from dgpo_cli.core.compression import ERRORS, decompressing, plain_name
 from dgpo_cli.core.compression import SUFFIXES as PACKED
 from dgpo_cli.core.records import read_jsonl
+from dgpo_cli.core.schema import shown
 from dgpo_cli.core.text import text_key
 from dgpo_cli.core.untrusted import LARGEST_TABLE, open_file, parse_json, unmarked
 from dgpo_cli.errors import InputError, reason
@@ -33,15 +34,19 @@ _QRELS = ("test.tsv", "dev.tsv", "train.tsv")  # the first that is there is eval
 _HEAD = 1 << 16  # bytes of a first line
 _PACKED, _SMALL = 100, 1 << 24  # times smaller, where it is more than so many bytes: text packs ten times, a bomb 1,000
 _QRELS_HEADER = ["query-id", "corpus-id", "score"]
+_ANSWERS = ("golden_answers", "answers", "answer", "possible_answers")  # columns of a table; the last is PopQA's
+_NOT_TEXT = (".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods")
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, as "line 3"; and what it says
 
 
 def rows(path: Path) -> Iterator[Row]:
     """Raises InputError naming file and line where the file is not of its form."""
-    ending = Path(plain_name(path)).suffix
+    ending = Path(plain_name(path)).suffix.lower()
     if path.is_dir():
         yield from _beir(path, None)
+    elif ending in _NOT_TEXT:
+        raise InputError(f"{path}: questions are not read from {ending}", hint="write the table as .csv or .jsonl")
     elif ending == ".tsv" and _header(path) == _QRELS_HEADER:
         yield from _beir(path.parent.parent, path)
     elif ending in (".csv", ".tsv"):
@@ -106,16 +111,21 @@ def _table(path: Path, delimiter: str) -> Iterator[Row]:
 
     Where `unanswerable` is true, none is needed.
     """
-    hint = "give it a first line that names the columns: question, answer, and id if you have one"
+    hint, place = "give it a first line that names the columns: question, answer, and id if you have one", ""
     for place, row in _cells(path, delimiter, hint):
-        answers = row.pop("golden_answers", None) or row.pop("answers", None) or row.pop("answer", None)
-        held = {name: _value(name, cell) for name, cell in row.items()}
+        answers = next((row[name] for name in _ANSWERS if name in row), None)
+        held = {name: _value(name, cell) for name, cell in row.items() if name not in _ANSWERS}
         if held.get("unanswerable") is True and answers is None:
             answers = "[]"
         if "question" not in row or answers is None:
             missing = "question" if "question" not in row else "answer"
             raise InputError(f"{at(path, place)}: not a question: no {missing}", hint=hint)
+        if answers[:2] in ("['", '["') and _answers(answers) == [answers]:
+            wrong = f"{at(path, place)}: its answers are no list in JSON: {shown(answers)}"
+            raise InputError(wrong, hint='write one answer, or a list like ["Oslo", "Rome"]')
         yield place, held | {"golden_answers": _answers(answers)}
+    if not place:
+        raise InputError(f"{path} holds no question", hint=hint)
 
 
 def _cells(path: Path, delimiter: str, hint: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -129,13 +139,15 @@ def _cells(path: Path, delimiter: str, hint: str) -> Iterator[tuple[str, dict[st
             if not names:
                 names = [cell.strip().lower() for cell in cells]
                 if twice := next((name for name, times in Counter(names).items() if name and times > 1), None):
-                    raise csv.Error(f"two columns are called {twice}")
+                    raise InputError(f"{path}:{reader.line_num}: two columns are called {twice}", hint=hint)
                 continue
             if len(cells) != len(names):
-                raise csv.Error(f"{len(cells)} columns, the first line names {len(names)}")
+                wrong = f"{len(cells)} columns, the first line names {len(names)}"
+                raise InputError(f"{path}:{reader.line_num}: {wrong}", hint=hint)
             yield f"line {reader.line_num}", {n: c.strip() for n, c in zip(names, cells, strict=True) if c.strip()}
     except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: {error}", hint=hint) from error
+        quoted = 'a cell with a quotation mark in it is written like "say ""no"" twice"'
+        raise InputError(f"{path}:{reader.line_num}: {error}", hint=quoted) from error
 
 
 def _answers(cell: str) -> object:
@@ -154,7 +166,7 @@ def _value(name: str, cell: str) -> object:
 
 
 def _json(path: Path) -> Iterator[Row]:
-    text, hint = _text(path), f"give SQuAD's JSON, or a list of {FORM}"
+    text, hint = _text(path), f"give SQuAD's JSON, or a list of {FORM}; one on each line is .jsonl"
     try:
         held = parse_json(text, str(path), hint)
     except InputError as error:

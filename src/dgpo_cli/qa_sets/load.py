@@ -63,7 +63,7 @@ def questions_of(
 
 def _stem(path: Path) -> str:
     plain = plain_name(path)
-    return next((plain.removesuffix(ending) for ending in ENDINGS if plain.endswith(ending)), plain)
+    return next((plain[: -len(ending)] for ending in ENDINGS if plain.lower().endswith(ending)), plain)
 
 
 def _warn_of_empty(path: Path | str, questions: Sequence[Question]) -> None:
