@@ -98,6 +98,10 @@ def unfinished_run(here: Path, made: Path) -> None:
     RunDir.open("kd", {}, out=here / "run").close()
 
 
+def eval_run(here: Path, made: Path) -> None:
+    RunDir.open("eval", {}, out=here / "run").close()
+
+
 CASES = [
     # corpora and indexes
     Case("missing corpus", "index nowhere.jsonl", "nowhere.jsonl: No such file or directory"),
@@ -175,6 +179,7 @@ CASES = [
         "m",
         lambda h, m: cut(copy(m / "student", h / "m") / "model.safetensors", 5000),
     ),
+    Case("run that trains no model", EVAL + "--model run", "a run of `dgpo eval`, which trains no model", eval_run),
     Case("run without weights", EVAL + "--model run", "has no weights", unfinished_run),
     Case("tokenizers that differ", KD + "--teacher {made}/stranger", "different tokenizers"),
     Case("tokenizers that differ, rl", RL + "--teacher {made}/stranger", "different tokenizers"),

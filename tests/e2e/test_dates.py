@@ -11,7 +11,7 @@ import pytest
 
 from dgpo_cli.agent import identity
 from dgpo_cli.core.records import write_jsonl_atomic
-from dgpo_cli.core.run_dir import read_run
+from dgpo_cli.core.run_record import read_run
 from dgpo_cli.formats.tags import DEFAULT
 from dgpo_cli.models.codec import Codec
 from dgpo_cli.models.load import save_model

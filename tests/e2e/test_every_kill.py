@@ -23,7 +23,7 @@ from tests.retrieval_corpora import write_corpus
 from tests.tiny_encoder import make_encoder
 
 from dgpo_cli.core.folders import replacing
-from dgpo_cli.core.run_dir import read_run
+from dgpo_cli.core.run_record import read_run
 from dgpo_cli.qa_sets import read_questions
 from dgpo_cli.retrieval.index.build import build_index
 from dgpo_cli.training.teacher.distill_data import distill_data

@@ -10,7 +10,8 @@ import pytest
 from tests.e2e.test_resume import assert_same_run, assert_same_trajectories
 from tests.offline import ROLLOUT
 
-from dgpo_cli.core.run_dir import list_runs, read_run
+from dgpo_cli.core.run_dir import list_runs
+from dgpo_cli.core.run_record import read_run
 
 pytestmark = pytest.mark.slow
 FLAGS = [

@@ -20,7 +20,8 @@ from tests.e2e.test_resume import (  # noqa: F401 - a fixture
 from tests.processes import together
 from torch.distributed.tensor import DTensor
 
-from dgpo_cli.core.run_dir import RunDir, read_run
+from dgpo_cli.core.run_dir import RunDir
+from dgpo_cli.core.run_record import read_run
 from dgpo_cli.core.types import Score
 from dgpo_cli.errors import DgpoError, TrainingError
 from dgpo_cli.formats.base import Turn

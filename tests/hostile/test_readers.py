@@ -16,8 +16,9 @@ import pytest
 
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.records import read_jsonl
-from dgpo_cli.core.run_dir import RunDir, read_run
+from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.run_metrics import read_metrics
+from dgpo_cli.core.run_record import read_run
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.types import Passage, Question, StopReason
 from dgpo_cli.core.untrusted import questions_in

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from dgpo_cli.core.records import RecordFile, write_jsonl_atomic
+from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.core.types import Question, StopReason
-from dgpo_cli.errors import InputError
+from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.evaluation.compare import compare, read_side
 from dgpo_cli.evaluation.comparison_tables import heading, notes, table
 from dgpo_cli.evaluation.run import evaluate
@@ -165,6 +166,15 @@ def test_a_run_is_found_by_its_name_and_its_gold_records_are_not_answers(tmp_pat
     write_jsonl_atomic(tmp_path / "runs" / "eval-0001" / "other.jsonl", [{"schema": "trajectories", "version": 1}])
     assert list(read_side("eval-0001").benchmarks) == ["nq"]
     assert list(read_side("runs/eval-0001/nq.jsonl").benchmarks) == ["nq"]
+
+
+def test_a_training_run_is_called_what_it_is(tmp_path):
+    with RunDir.open("rl", {}, out=tmp_path / "rl") as run:
+        meta = {"schema": "evaluation", "version": 1, "step": 3}
+        write_jsonl_atomic(run.path / "validation.jsonl", [meta])
+    for given in (run.path, run.path / "validation.jsonl"):
+        with pytest.raises(ConfigError, match="rl is a run of `dgpo rl`, not of `dgpo eval`"):
+            read_side(str(given))
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):

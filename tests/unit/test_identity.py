@@ -10,8 +10,9 @@ import pytest
 
 from dgpo_cli.agent.identity import contents
 from dgpo_cli.core.places import portable
-from dgpo_cli.core.run_dir import RunDir, read_run
+from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.run_identity import config_digest
+from dgpo_cli.core.run_record import read_run
 from dgpo_cli.core.workspace import Workspace
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.contents import folder_digest

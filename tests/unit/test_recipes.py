@@ -10,6 +10,7 @@ from tests.offline import write_one_trajectory
 from dgpo_cli.commands.common.given import recorded
 from dgpo_cli.core import recipes
 from dgpo_cli.core.records import write_jsonl_atomic
+from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.aliases import ALIASES
 from dgpo_cli.planning.plan import GIB, card_of, fits, plan
@@ -112,6 +113,14 @@ def test_a_file_goes_before_a_shipped_recipe_and_a_run_is_taken_whole(folder):
     assert (own["lr"], own["teacher"], own["objective"]["kl_coef"]) == (3e-6, "qwen-7b", 0.001)
     Path("config.toml").write_text('student = "a"\n[objective]\nclip = 0.1\n[rollout]\nwave = 2\n')
     assert recipes.config_of(Path("config.toml"), "rl")["objective"] == {"clip": 0.1}
+
+
+def test_the_settings_of_a_run_are_for_its_own_command(folder):
+    RunDir.open("kd", {"lr": 1e-3}).close()
+    for given in ("kd-0001", "runs/kd-0001", "runs/kd-0001/config.toml"):
+        assert recipes.config_of(Path(given), "kd") == {"lr": 1e-3}
+        with pytest.raises(ConfigError, match=r"^runs/kd-0001 is a run of `dgpo kd`, not of `dgpo rl`$"):
+            recipes.config_of(Path(given), "rl")
 
 
 @pytest.mark.parametrize(

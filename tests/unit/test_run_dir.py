@@ -15,8 +15,9 @@ import typer
 
 from dgpo_cli.core.config import load_toml
 from dgpo_cli.core.disk import check_space
-from dgpo_cli.core.run_dir import RunDir, is_locked, list_runs, read_run
+from dgpo_cli.core.run_dir import RunDir, is_locked, list_runs
 from dgpo_cli.core.run_identity import config_digest
+from dgpo_cli.core.run_record import read_run
 from dgpo_cli.errors import ConfigError, InputError
 
 CONFIG: dict[str, Any] = {"student": "a", "lr": 0.1, "seed": 3, "inner": {"k": 2, "none": None}}
@@ -71,6 +72,14 @@ def test_resume_takes_the_named_run_only_if_it_does_the_same(folder: Path) -> No
         begin({"student": "b"}, resume=second.path)
     with pytest.raises(ConfigError, match="not a run folder"):
         begin(resume=Path("runs"))
+
+
+def test_a_run_of_another_command_is_called_that(folder: Path) -> None:
+    run = begin().path
+    for place in ({"resume": run}, {"out": run}):
+        with pytest.raises(ConfigError, match=f"^{run} is a run of `dgpo kd`, not of `dgpo eval`$") as told:
+            RunDir.open("eval", CONFIG, **place)
+        assert "--config" not in str(told.value.hint)
 
 
 def test_out_names_the_folder(folder: Path) -> None:

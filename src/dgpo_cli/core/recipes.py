@@ -15,7 +15,9 @@ from typing import Any
 
 from dgpo_cli.core import schema
 from dgpo_cli.core.config import load_toml
+from dgpo_cli.core.run_config import CONFIG_FILE
 from dgpo_cli.core.run_names import find_run
+from dgpo_cli.core.run_record import require_command
 from dgpo_cli.core.setting_names import as_today
 from dgpo_cli.errors import ConfigError
 
@@ -90,7 +92,10 @@ def config_of(given: Path | None, command: str, method: object = None, default: 
 
 def _table_of(given: Path, command: str) -> dict[str, Any]:
     run = None if given.is_file() or str(given) in names() else find_run(given)
-    path = _path(str(given)) if run is None else run / "config.toml"
+    path = _path(str(given)) if run is None else run / CONFIG_FILE
+    if path.name == CONFIG_FILE and (path.parent / "run.json").is_file():
+        hint = f"give a run of `dgpo {command}` (`dgpo runs` lists them), or a recipe"
+        require_command(path.parent, command, hint=hint)
     table = load_toml(path)
     if path.parent != FOLDER and not {"recipe", *STAGES} & {k for k, v in table.items() if isinstance(v, dict)}:
         return as_today(command, table)

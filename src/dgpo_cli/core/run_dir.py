@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dgpo_cli.core import folders, schema, shell
+from dgpo_cli.core import folders, shell
 from dgpo_cli.core.locks import Lock, is_held, lock_inside
 from dgpo_cli.core.places import portable
 from dgpo_cli.core.records import dump_line, to_json, write_atomic, write_jsonl_atomic
@@ -28,27 +28,12 @@ from dgpo_cli.core.run_config import CONFIG_FILE, differing, remark, restore_con
 from dgpo_cli.core.run_identity import Work
 from dgpo_cli.core.run_metrics import read_metrics
 from dgpo_cli.core.run_names import find_run
-from dgpo_cli.core.schema import read_record
+from dgpo_cli.core.run_record import DISCARDED, read_run, require_command
 from dgpo_cli.core.versions import git_commit, versions
 from dgpo_cli.errors import BusyError, ConfigError
 
-_DISCARDED = "discarded"  # status of a run that another one replaces in its folder
 _WITH_CONFIG = ("make-questions", "distill-data", "kd", "rl")  # commands that have the option
 _WHEN_BUSY = "wait for it, or start a second run with --fresh and, where you gave --out, in another folder"
-_RUN = schema.record(
-    {
-        "command": schema.text(empty=False),
-        "status": schema.one_of("running", "finished", _DISCARDED),
-        "digest": schema.text(),
-        "created": schema.text(),
-    },
-    {
-        "seed": schema.maybe(schema.whole()),
-        "result": schema.map_of(schema.ANYTHING),
-        "inputs": schema.map_of(schema.text()),
-        "date": schema.text(),  # that the chat template is rendered with, YYYY-MM-DD
-    },
-)
 
 
 class RunDir:
@@ -101,8 +86,8 @@ class RunDir:
         run = cls(out)
         try:
             _refuse_foreign(out)  # again, since another process may have had the folder until now
-            status = read_run(out)["status"] if (out / "run.json").is_file() and not fresh else _DISCARDED
-            if status == _DISCARDED:
+            status = read_run(out)["status"] if (out / "run.json").is_file() and not fresh else DISCARDED
+            if status == DISCARDED:
                 return run._begin(work)
             require_same(out, work)
             run.resumed = True
@@ -141,7 +126,7 @@ class RunDir:
         """Write the initial state of the run, replacing one that may be there; atomic, also under a kill."""
         begun = datetime.now(UTC).isoformat(timespec="seconds")
         if (self.path / "run.json").is_file():
-            mark = {"command": work.command, "status": _DISCARDED, "digest": "", "created": begun}
+            mark = {"command": work.command, "status": DISCARDED, "digest": "", "created": begun}
             write_atomic(self.path / "run.json", json.dumps(mark) + "\n")
         for path in self.path.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -254,12 +239,6 @@ def is_locked(path: Path) -> bool:
     return is_held(lock_inside(path))
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    """The content of run.json. Raises InputError if it is damaged."""
-    record: dict[str, Any] = read_record(path / "run.json", _RUN, hint=f"move the folder {path} away")
-    return record
-
-
 def _is_over(path: Path) -> bool:
     """True if run and command finished; a lock file without a holder is of a command killed at its end."""
     return bool(read_run(path)["status"] == "finished") and not lock_inside(path).is_file()
@@ -281,6 +260,7 @@ def _require_run(path: Path) -> None:
 def require_same(path: Path, work: Work, *, partly: bool = False) -> None:
     """Raises ConfigError, which names the differences, where the run in `path` does other work."""
     record = read_run(path)
+    require_command(path, work.command, hint="give one of this command (`dgpo runs` lists them), or another --out")
     if record["digest"] != work.digest and (why := differing(path, record, work, partly=partly)):
         raise ConfigError(
             f"the run {path} has other settings than this command: {why}",

@@ -11,9 +11,10 @@ from typing import Any, Literal
 from dgpo_cli.core import folders
 from dgpo_cli.core.locks import Lock
 from dgpo_cli.core.run_config import read_config
-from dgpo_cli.core.run_dir import is_locked, list_runs, read_run
+from dgpo_cli.core.run_dir import is_locked, list_runs
 from dgpo_cli.core.run_metrics import measured, read_metrics
 from dgpo_cli.core.run_names import find_runs, short_names
+from dgpo_cli.core.run_record import read_run
 from dgpo_cli.errors import ConfigError, InputError
 
 ROLLOUTS_FILE, ROLLOUTS = "rollouts.jsonl", "rollouts"  # episodes of rl's steps, and the schema of their records

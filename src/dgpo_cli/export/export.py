@@ -15,8 +15,9 @@ from dgpo_cli.core.config import to_toml
 from dgpo_cli.core.disk import check_space
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_config import CONFIG_FILE, read_config
-from dgpo_cli.core.run_dir import list_runs, read_run
+from dgpo_cli.core.run_dir import list_runs
 from dgpo_cli.core.run_metrics import measured, read_metrics
+from dgpo_cli.core.run_record import read_run
 from dgpo_cli.core.schema import read_record
 from dgpo_cli.errors import ModelError, first_line
 from dgpo_cli.evaluation.measured import weights_digest

@@ -14,6 +14,7 @@ from dgpo_cli.core import folders, schema
 from dgpo_cli.core.extras import installing
 from dgpo_cli.core.locks import lock_beside, lock_inside
 from dgpo_cli.core.run_names import find_run, find_runs
+from dgpo_cli.core.run_record import read_run
 from dgpo_cli.core.schema import shown
 from dgpo_cli.errors import ConfigError, InputError, ModelError
 from dgpo_cli.formats.protocol import PROTOCOL_FILE, Protocol
@@ -59,6 +60,12 @@ def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
         if (folder / "config.json").is_file():
             return ModelSource(name, str(folder), local=True)
         if (folder / "run.json").is_file():
+            made_by = read_run(folder)["command"]
+            if made_by not in ("kd", "rl"):
+                raise ModelError(
+                    f"{folder} is a run of `dgpo {made_by}`, which trains no model",
+                    hint="give a run of `dgpo kd` or `dgpo rl`: `dgpo runs` lists them",
+                )
             raise ModelError(
                 f"the run {folder} has no weights", hint="let it get to its first evaluation; see `dgpo runs`"
             )
@@ -69,9 +76,8 @@ def resolve(name: str, runs_root: Path = Path("runs")) -> ModelSource:
         return ModelSource(name, name, local=False)
     near = difflib.get_close_matches(name, [*ALIASES, *(path.name for path in find_runs())], n=3)
     suggestion = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ModelError(
-        f"unknown model {name!r}", hint=f"{suggestion}`dgpo models` lists names; folders and hub ids work too"
-    )
+    known = "`dgpo models` lists names, `dgpo runs` runs; folders and hub ids work too"
+    raise ModelError(f"unknown model {name!r}", hint=suggestion + known)
 
 
 def _of_alias(name: str) -> ModelSource:

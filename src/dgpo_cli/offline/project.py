@@ -23,8 +23,9 @@ from dgpo_cli.core.progress import Bar, Say
 from dgpo_cli.core.recipes import shipped
 from dgpo_cli.core.records import write_atomic
 from dgpo_cli.core.run_config import differing
-from dgpo_cli.core.run_dir import RunDir, read_run
+from dgpo_cli.core.run_dir import RunDir
 from dgpo_cli.core.run_identity import Work
+from dgpo_cli.core.run_record import read_run
 from dgpo_cli.errors import BusyError, ConfigError
 from dgpo_cli.evaluation.measured import MeasuredModel
 from dgpo_cli.evaluation.measurement import measure

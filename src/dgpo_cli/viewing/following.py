@@ -14,9 +14,9 @@ from typing import Any
 from dgpo_cli.core.figures import duration
 from dgpo_cli.core.records import parse_line
 from dgpo_cli.core.run_config import read_config
-from dgpo_cli.core.run_dir import read_run
 from dgpo_cli.core.run_list import status_of
 from dgpo_cli.core.run_metrics import METRICS_FILE, measured, metrics_row
+from dgpo_cli.core.run_record import read_run
 from dgpo_cli.core.tail import Tail
 from dgpo_cli.core.untrusted import open_file
 from dgpo_cli.errors import ConfigError, InputError

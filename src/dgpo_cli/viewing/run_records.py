@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from dgpo_cli.core import schema
 from dgpo_cli.core.records import read_records
 from dgpo_cli.core.run_config import read_config
-from dgpo_cli.core.run_dir import read_run
 from dgpo_cli.core.run_list import ROLLOUTS, ROLLOUTS_FILE, VALIDATION_FILE
 from dgpo_cli.core.run_metrics import read_metrics
+from dgpo_cli.core.run_record import read_run
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.errors import ConfigError, InputError
 from dgpo_cli.evaluation.outcome import Outcome, grade

@@ -37,8 +37,8 @@ def show_planned(
 
 def going_on(out: Path | None, resume: Path | None, *, fresh: bool) -> Path | None:
     """The run of a given place that would go on."""
-    from dgpo_cli.core.run_dir import read_run
     from dgpo_cli.core.run_names import find_run
+    from dgpo_cli.core.run_record import read_run
 
     place = out if resume is None else find_run(resume) or resume
     if place is None or fresh or not (place / "run.json").is_file() or read_run(place)["status"] == "discarded":
