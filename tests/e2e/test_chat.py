@@ -132,6 +132,14 @@ def test_another_number_of_passages_than_in_training_is_told(capsys, talk):
     assert converse(capsys, talk, "/k 9", limits=({"top_k": 3}, "the paper's"))[1] == ""
 
 
+def test_a_question_that_is_too_long_is_told_as_that(capsys, codec, shelf):
+    settings = RolloutSettings(temperature=0, wave=1, max_prompt_tokens=5)
+    script = turns_by_question(SCRIPTS)
+    talk = Chat(lambda: Agent(ScriptedEngine(codec, script), codec, shelf, settings))
+    out, _ = converse(capsys, talk, "tower?")
+    assert "(no answer: the question is too long)" in out and "context" not in out
+
+
 def test_the_commands(capsys, talk, shelf, tmp_path):
     transcript, records = tmp_path / "chat.md", tmp_path / "chat.jsonl"
     out, err = converse(

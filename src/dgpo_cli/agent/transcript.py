@@ -29,7 +29,14 @@ def outcome(trajectory: Trajectory) -> str:
     """The answer, or the reason why there is none."""
     if trajectory.answer is not None:
         return trajectory.answer or "(an empty answer)"
-    return f"(no answer: {NO_ANSWER.get(trajectory.stop, trajectory.stop.value)})"
+    return f"(no answer: {why_none(trajectory)})"
+
+
+def why_none(trajectory: Trajectory) -> str:
+    """Why an episode ended without an answer; what is longer than the longest prompt was not read at all."""
+    if trajectory.stop is StopReason.MAX_TOKENS and not any(trajectory.written):
+        return "the question is too long"
+    return NO_ANSWER.get(trajectory.stop, trajectory.stop.value)
 
 
 def hits(call: SearchCall) -> list[str]:
