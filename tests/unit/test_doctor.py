@@ -44,6 +44,7 @@ def test_free_memory_is_compared_and_not_all_of_it() -> None:
     assert works(Device("CPU", 64.0, accelerated=False, free_gb=40.0))["dgpo rl"]
     assert not works(Device("CPU", 64.0, accelerated=False, free_gb=8.0))["dgpo rl"]
     assert doctor.check_memory(64.0, 1.0).status == "problem"
+    assert doctor.check_memory(64.0, 16.0).found == "14.9 of 59.6 GiB are free"  # the unit of what fits into it
 
 
 def test_memory_that_a_gpu_shares_is_counted_as_by_a_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,11 +103,16 @@ def diagnose(folder: Path, *, progress: Progress | None = None) -> Diagnosis:
 
 
 def check_memory(memory: float, free: float) -> Check:
-    """Both in GB."""
-    found = f"{free:.1f} of {memory:.1f} GB are free"
+    """Both in GB; told in GiB, as what fits into it is."""
+    found = f"{_gib(free):.1f} of {_gib(memory):.1f} GiB are free"
     if free >= QUICKSTART_GB:
         return Check("memory", "ok", found)
-    return Check("memory", "problem", found, f"the quickstart needs about {QUICKSTART_GB:.0f} GB: close other programs")
+    needed = f"the quickstart needs about {_gib(QUICKSTART_GB):.1f} GiB: close other programs"
+    return Check("memory", "problem", found, needed)
+
+
+def _gib(gigabytes: float) -> float:
+    return gigabytes * 1e9 / GIB
 
 
 def find_device(memory: float, free: float) -> Device:
@@ -128,7 +133,7 @@ def describe_device(device: Device) -> str:
 
     if not device.accelerated:
         return f"CPU only, {counted(torch.get_num_threads(), 'thread')} (torch {torch.__version__})"
-    return f"{device.name}, {device.memory_gb:.0f} GB (torch {torch.__version__})"
+    return f"{device.name}, {_gib(device.memory_gb):.0f} GiB (torch {torch.__version__})"
 
 
 def check_disk(folder: Path) -> Check:
