@@ -35,6 +35,7 @@ from dgpo_cli.commands import (
     search,
 )
 from dgpo_cli.commands.chat import command as chat
+from dgpo_cli.commands.common.few_kernels import keep_few_kernels
 from dgpo_cli.commands.common.help import Command, Group
 from dgpo_cli.commands.common.milvus import use_milvus_environment
 from dgpo_cli.commands.common.search_environment import use_search_environment
@@ -141,6 +142,7 @@ def root(
             hint="unset both, or start with `accelerate launch`",
         )
     use_search_environment()
+    keep_few_kernels()
     if processes() > 1 and context.invoked_subcommand not in _TOGETHER:
         raise ConfigError(
             f"{processes()} processes were launched, and `dgpo {context.invoked_subcommand or ''}` runs in one",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dgpo_cli.core.host_memory import give_back
 from dgpo_cli.core.trajectory import Trajectory
 from dgpo_cli.training.batch import Sample
 from dgpo_cli.training.credit import samples_of
@@ -108,6 +109,8 @@ def run_step(learner: Learner, source: Source, plan: Plan, step: int, look: Look
     for name in {name for update in updates for name in update}:
         values = [update[name] for update in updates if name in update]
         metrics[name] = sum(values) / len(values)
+    if learner.device.type == "cpu":
+        give_back()
     clock.append(time.perf_counter())
     names = ("seconds_rollout", "seconds_signals", "seconds_update")
     metrics |= {name: after - before for name, before, after in zip(names, clock, clock[1:], strict=False)}

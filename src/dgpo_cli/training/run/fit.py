@@ -7,7 +7,6 @@ process killed. Peaks are the device's own: allocated bytes on CUDA, highest res
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+from dgpo_cli.core.host_memory import give_back
 from dgpo_cli.core.machine import GIB, MARGIN, free_on
 from dgpo_cli.errors import ConfigError
 from dgpo_cli.models.processes import ALONE
@@ -67,7 +67,7 @@ class Memory:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            ctypes.CDLL(None).malloc_trim(0)
+            give_back()
             Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> int:
