@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from tests.unit.test_degenerate_steps import Fixed
+from tests.unit.test_train_step import learner, trajectories
 
 from dgpo_cli.commands.common.few_kernels import keep_few_kernels
 from dgpo_cli.core.machine import GIB
 from dgpo_cli.models.half import processor_has_bf16
+from dgpo_cli.training.loop import Plan, run_step
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and asks glibc")
 
@@ -26,11 +29,12 @@ def resident():
 """
 
 
-def run(program: str, **environment: str) -> list[int]:
+def run(program: str) -> list[int]:
+    variable = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"  # another test's command may have set it
+    environment = {name: value for name, value in os.environ.items() if name != variable}
     ended = subprocess.run(
-        [sys.executable, "-c", _RESIDENT + program],
-        capture_output=True, text=True, check=True, env=os.environ | environment,
-    )  # fmt: skip
+        [sys.executable, "-c", _RESIDENT + program], capture_output=True, text=True, check=True, env=environment
+    )
     return [int(word) for word in ended.stdout.split()]
 
 
@@ -73,3 +77,14 @@ def test_a_number_of_kernels_that_the_user_set_stands(monkeypatch: pytest.Monkey
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
     keep_few_kernels()
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+
+
+@pytest.mark.parametrize(("long_s", "times"), [(0.0, 1), (3600.0, 0)])
+def test_a_long_step_on_a_cpu_gives_back_what_it_freed(
+    monkeypatch: pytest.MonkeyPatch, long_s: float, times: int
+) -> None:
+    given: list[None] = []
+    monkeypatch.setattr("dgpo_cli.training.loop.give_back", lambda: given.append(None))
+    monkeypatch.setattr("dgpo_cli.training.loop._LONG_S", long_s)
+    run_step(learner("seqkd", {}), Fixed("seqkd", trajectories()), Plan(1), 0)
+    assert len(given) == times

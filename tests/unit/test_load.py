@@ -94,7 +94,8 @@ def test_an_unknown_name_is_told_the_nearest_aliases_and_runs(folder):
 def test_what_is_no_model_is_said_to_be_none(folder):
     (folder / "empty").mkdir()
     (folder / "runs" / "rl-0001").mkdir(parents=True)
-    (folder / "runs" / "rl-0001" / "run.json").write_text("{}")
+    record = {"command": "rl", "status": "running", "digest": "x", "created": "2026-11-29"}
+    (folder / "runs" / "rl-0001" / "run.json").write_text(json.dumps(record))
     fails("empty", "no config.json", load=False)
     fails("./absent", "does not exist", load=False)
     fails("/absent/model", "does not exist", load=False)

@@ -16,6 +16,8 @@ from dgpo_cli.training.learner import Learner
 from dgpo_cli.training.source import Source
 from dgpo_cli.training.step import optimizer_step
 
+_LONG_S = 1.0  # seconds: of a shorter step there is little to give back, and that would take a part of its time
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -109,7 +111,7 @@ def run_step(learner: Learner, source: Source, plan: Plan, step: int, look: Look
     for name in {name for update in updates for name in update}:
         values = [update[name] for update in updates if name in update]
         metrics[name] = sum(values) / len(values)
-    if learner.device.type == "cpu":
+    if learner.device.type == "cpu" and time.perf_counter() - clock[0] > _LONG_S:
         give_back()
     clock.append(time.perf_counter())
     names = ("seconds_rollout", "seconds_signals", "seconds_update")
