@@ -259,8 +259,8 @@ def _require_run(path: Path) -> None:
 
 def require_same(path: Path, work: Work, *, partly: bool = False) -> None:
     """Raises ConfigError, which names the differences, where the run in `path` does other work."""
-    record = read_run(path)
-    require_command(path, work.command, hint="give one of this command (`dgpo runs` lists them), or another --out")
+    hint = "give one of this command (`dgpo runs` lists them), or another --out"
+    record = require_command(path, work.command, hint=hint)
     if record["digest"] != work.digest and (why := differing(path, record, work, partly=partly)):
         raise ConfigError(
             f"the run {path} has other settings than this command: {why}",

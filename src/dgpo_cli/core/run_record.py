@@ -32,8 +32,9 @@ def read_run(path: Path) -> dict[str, Any]:
     return record
 
 
-def require_command(path: Path, command: str, *, hint: str) -> None:
-    """Raises ConfigError for a run of another command."""
-    made_by = read_run(path)["command"]
-    if made_by != command:
+def require_command(path: Path, command: str, *, hint: str) -> dict[str, Any]:
+    """What `read_run` returns. Raises ConfigError for a run of another command."""
+    record = read_run(path)
+    if (made_by := record["command"]) != command:
         raise ConfigError(f"{path} is a run of `dgpo {made_by}`, not of `dgpo {command}`", hint=hint)
+    return record

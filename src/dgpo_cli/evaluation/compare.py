@@ -13,7 +13,7 @@ from typing import Any
 
 from dgpo_cli.core.records import read_jsonl, read_records, to_json
 from dgpo_cli.core.run_names import find_run
-from dgpo_cli.core.run_record import read_run, require_command
+from dgpo_cli.core.run_record import require_command
 from dgpo_cli.core.schema import ANYTHING, FLAG, check, map_of, record
 from dgpo_cli.core.types import QUESTION, question_from_json
 from dgpo_cli.errors import InputError
@@ -60,16 +60,16 @@ def read_side(given: str, root: Path = Path("runs")) -> Side:
     if not path.exists():
         path = root / given if (root / given).is_dir() else find_run(given) or path
     folder = path.parent if path.is_file() else path
-    is_run = (folder / "run.json").is_file()
-    if is_run:
-        require_command(folder, "eval", hint="evaluate its model with `dgpo eval`, or give a run that did")
+    finished = None
+    if (folder / "run.json").is_file():
+        hint = "evaluate its model with `dgpo eval`, or give a run that did"
+        finished = require_command(folder, "eval", hint=hint)["status"] == "finished"
     files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
     read = [_read(file) for file in files if path.is_file() or _is_evaluation(file)]
     if not any(answers.right for _, answers in read):
         raise InputError(
             f"{given} holds no answers of an evaluation", hint="give a run of `dgpo eval` (`dgpo runs` lists them)"
         )
-    finished = read_run(folder)["status"] == "finished" if is_run else None
     return Side(path, finished, {name: answers for name, answers in read if answers.right})
 
 

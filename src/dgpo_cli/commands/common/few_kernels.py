@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-_KEPT = 256  # ours: twice what the passes of a step and the widths of a rollout ask for at once
+_KEPT = 256  # ours: a pass asks for some twenty at once, and the widths of a rollout come again
 
 
 def keep_few_kernels() -> None:
